@@ -1,0 +1,1 @@
+"""One module for each subcommand: it parses arguments, calls the library and prints."""

@@ -1,0 +1,87 @@
+"""What subcommands share: options declared once, and one way to end in an error."""
+
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Annotated, Any
+
+import typer
+
+from wsurgery.errors import WsurgeryError
+
+Input = Annotated[
+    str | None,
+    typer.Argument(metavar="[IN]", help="A safetensors file, a sharded folder, or - (default) for standard input."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use. Default: all cores. Never changes the result.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+def say(message: str) -> None:
+    """Print a message for people: on standard error, unless --quiet."""
+    if not _quiet:
+        typer.echo(message, err=True)
+
+
+_quiet = False
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make `function` a subcommand.
+
+    A parameter whose type is a dataclass is replaced by one option for each of its fields, so that a group of options
+    is declared once and arrives as one object. `--quiet` and `--debug` are added. An error that the user caused ends
+    in one line on standard error and its exit status; `--debug` shows the traceback.
+    """
+    hints = typing.get_type_hints(function, include_extras=True)
+    groups: dict[str, Any] = {}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            inner = typing.get_type_hints(hints[name], include_extras=True)
+            for field in fields(hints[name]):
+                default = inspect.Parameter.empty if field.default is MISSING else field.default
+                flat.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=inner[field.name]))
+        else:
+            flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+    for name, help_text in (("quiet", "Print nothing but errors."), ("debug", "Show the traceback of an error.")):
+        annotation = Annotated[bool, typer.Option(f"--{name}", help=help_text)]
+        flat.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation))
+
+    def run(**given: Any) -> None:
+        global _quiet
+        _quiet, debug = given.pop("quiet"), given.pop("debug")
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        try:
+            function(**given)
+            sys.stdout.flush()
+        except (WsurgeryError, OSError, KeyboardInterrupt) as error:
+            if debug:
+                raise
+            typer.echo(f"wsurgery {function.__name__.replace('_', '-')}: {_one_line(error)}", err=True)
+            if isinstance(error, BrokenPipeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
+            raise typer.Exit(getattr(error, "exit_status", 1)) from None
+
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return run
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, BrokenPipeError):
+        return "standard output was closed by its reader before the end"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'input/output'}: {error.strerror}"
+    return str(error)

@@ -1,0 +1,7 @@
+"""Which tensor is what: its block, its role, and the selection of a part. From names, shapes and dtypes alone."""
+
+from wsurgery.anatomy.blocks import HEAD, UNPLACED, block_map, find_block, first_convolution
+from wsurgery.anatomy.roles import role_map
+from wsurgery.anatomy.selection import Selection, globs_for
+
+__all__ = ["HEAD", "UNPLACED", "Selection", "block_map", "find_block", "first_convolution", "globs_for", "role_map"]

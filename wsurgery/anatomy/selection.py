@@ -1,0 +1,100 @@
+"""The part of a checkpoint that a command acts on."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from wsurgery.anatomy.blocks import UNPLACED, block_map, find_block
+from wsurgery.anatomy.roles import ROLES, Described, matches_role, role_map
+from wsurgery.errors import UsageError, printable
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the selectors of the command line say. Each one given narrows the part; none at all means everything."""
+
+    upto: str | None = None  # this block and all before it
+    blocks: str | None = None  # block names, comma-separated
+    role: str | None = None  # roles, comma-separated
+    only: tuple[str, ...] = ()  # globs of tensor names: at least one must match
+    except_: tuple[str, ...] = ()  # globs of tensor names: none may match
+
+    def names(self, tensors: Mapping[str, Described]) -> set[str]:
+        """Return the names of the selected tensors.
+
+        Raises:
+            UsageError: a block, role or glob that matches nothing, or selectors that together leave nothing.
+        """
+        chosen = set(tensors)
+        if self.upto or self.blocks:
+            blocks = block_map({name: tensor.shape for name, tensor in tensors.items()})
+            if self.upto:
+                chosen &= _upto(find_block(self.upto, blocks), blocks)
+            if self.blocks:
+                wanted = {find_block(word, blocks) for word in self.blocks.split(",")}
+                chosen &= {name for name, block in blocks.items() if block in wanted}
+        if self.role:
+            chosen &= _with_roles(self.role.split(","), role_map(tensors))
+        if self.only:
+            chosen &= set().union(*(_matching(glob, tensors) for glob in self.only))
+        for glob in self.except_:
+            chosen -= _matching(glob, tensors)
+        if not chosen and tensors:
+            raise UsageError("the selectors together leave no tensor: wsurgery show lists blocks, roles and names")
+        return chosen
+
+
+def globs_for(names: Collection[str], universe: Iterable[str]) -> list[str]:
+    """Write `names` as the shortest globs, module by module, that match nothing else in `universe`."""
+    universe, chosen = list(universe), set(names)
+    globs: list[str] = []
+
+    def visit(prefix: str) -> None:
+        inside = [name for name in universe if name.startswith(prefix)]
+        if chosen.issuperset(inside):
+            globs.append(f"{_escape(prefix)}*")
+            return
+        for part in dict.fromkeys(name[len(prefix) :].partition(".")[0] for name in inside):
+            if prefix + part in chosen:
+                globs.append(_escape(prefix + part))
+            if any(name.startswith(f"{prefix}{part}.") and name in chosen for name in inside):
+                visit(f"{prefix}{part}.")
+
+    if chosen:
+        visit("")
+    return globs
+
+
+def _upto(last: str, blocks: Mapping[str, str]) -> set[str]:
+    lost = [name for name, block in blocks.items() if block == UNPLACED]
+    if lost:
+        raise UsageError(
+            f"{printable(lost[0])} (and {len(lost) - 1} more) has no known place in the network, so --upto {last} "
+            "would be a guess: name the part with --only instead"
+        )
+    order = list(dict.fromkeys(blocks.values()))
+    kept = set(order[: order.index(last) + 1])
+    return {name for name, block in blocks.items() if block in kept}
+
+
+def _with_roles(wanted: Iterable[str], roles: Mapping[str, str]) -> set[str]:
+    chosen: set[str] = set()
+    for role in wanted:
+        found = {name for name, actual in roles.items() if matches_role(actual, role)}
+        if not found:
+            present = ", ".join(known for known in ROLES if known in roles.values())
+            raise UsageError(f"no tensor has the role {printable(role)!r}: the roles here are {present}")
+        chosen |= found
+    return chosen
+
+
+def _matching(glob: str, names: Iterable[str]) -> set[str]:
+    found = {name for name in names if fnmatchcase(name, glob)}
+    if not found:
+        some = ", ".join(printable(name, 60) for name in list(names)[:3])
+        raise UsageError(f"{printable(glob)!r} matches no tensor: the names here are like {some}")
+    return found
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

@@ -1,0 +1,7 @@
+"""The safetensors format as a stream: header, reader, writer, provenance."""
+
+from wsurgery.checkpoint.header import Header, TensorInfo
+from wsurgery.checkpoint.reader import Checkpoint, open_checkpoint, stdin_is_piped
+from wsurgery.checkpoint.writer import AtomicFile, open_output
+
+__all__ = ["AtomicFile", "Checkpoint", "Header", "TensorInfo", "open_checkpoint", "open_output", "stdin_is_piped"]

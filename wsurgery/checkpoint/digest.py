@@ -1,0 +1,19 @@
+"""Digests: of a file's bytes, and of a checkpoint's content."""
+
+from pathlib import Path
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE3 of a file's bytes, on all cores, as 64 hexadecimal digits."""
+    from blake3 import blake3
+
+    hasher = blake3(max_threads=blake3.AUTO)
+    hasher.update_mmap(path)
+    return hasher.hexdigest()
+
+
+def bytes_digest(data: bytes) -> str:
+    """BLAKE3 of bytes in memory, as 64 hexadecimal digits."""
+    from blake3 import blake3
+
+    return blake3(data).hexdigest()

@@ -1,0 +1,180 @@
+"""The header of a safetensors file: parsed with every number checked, written the same way every time.
+
+The format: 8 bytes little-endian length n, n bytes of JSON, then the tensors' bytes without gaps. A checkpoint is
+untrusted input, so nothing is allocated from a number that has not been checked. What the reference library (safetensors
+0.8) rejects is rejected here.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wsurgery.checkpoint.dtypes import BITS
+from wsurgery.errors import WsurgeryError, printable
+
+LENGTH_BYTES = 8
+MAX_HEADER = 100_000_000  # bytes, the reference library's limit
+_MAX_SIZE = 2**64 - 1  # the reference library counts in 64 bits
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor as the header describes it: its bytes are data[start:end]."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return self.end - self.start
+
+    def placed(self, start: int) -> "TensorInfo":
+        """Return the same tensor with its bytes at `start`."""
+        return TensorInfo(self.name, self.dtype, self.shape, start, start + nbytes(self.dtype, self.shape))
+
+
+@dataclass(frozen=True)
+class Header:
+    """A parsed header. `tensors` is in file order, by offset."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+    @property
+    def data_bytes(self) -> int:
+        """Number of bytes that follow the header."""
+        return max((tensor.end for tensor in self.tensors.values()), default=0)
+
+
+def nbytes(dtype: str, shape: Iterable[int]) -> int:
+    """Bytes that a tensor of `dtype` and `shape` takes.
+
+    Raises:
+        ValueError: its elements do not fill whole bytes.
+    """
+    bits = math.prod(shape) * BITS[dtype]
+    if bits % 8:
+        raise ValueError(f"{bits} bits do not fill whole bytes")
+    return bits // 8
+
+
+def header_length(prefix: bytes) -> int:
+    """Read the length of the header from the first 8 bytes of a file.
+
+    Raises:
+        WsurgeryError: too few bytes, or a length that no safetensors file has.
+    """
+    if not prefix:
+        raise WsurgeryError("is empty")
+    if len(prefix) < LENGTH_BYTES:
+        raise WsurgeryError(f"ends after {len(prefix)} bytes: not a safetensors file")
+    length = int.from_bytes(prefix, "little")
+    if prefix[:4] == b"PK\x03\x04" or prefix[:1] == b"\x80":
+        raise WsurgeryError("is a PyTorch pickle, not a safetensors file: run wsurgery convert on it first")
+    if length > MAX_HEADER:
+        raise WsurgeryError(f"claims a header of {length} bytes: not a safetensors file")
+    return length
+
+
+def parse_header(text: bytes) -> Header:
+    """Parse and check the JSON of a header.
+
+    Raises:
+        WsurgeryError: anything that the format forbids, with the tensor's name where there is one.
+    """
+    try:
+        fields = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise WsurgeryError("has a header that is not UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise WsurgeryError(f"has a header that is not JSON: {printable(str(error))}") from None
+    if not text.startswith(b"{") or not isinstance(fields, dict):
+        raise WsurgeryError("has a header that is not a JSON object")
+    metadata = fields.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise WsurgeryError("has __metadata__ that is not a map from strings to strings")
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise WsurgeryError("has a tensor name that is not valid Unicode") from None
+    tensors = sorted((_tensor(name, entry) for name, entry in fields.items()), key=lambda t: (t.start, t.end))
+    end = 0
+    for tensor in tensors:
+        if tensor.start != end:
+            what = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
+            raise WsurgeryError(f"has a broken header: {printable(tensor.name)} starts at byte {tensor.start} and {what}")
+        end = tensor.end
+    return Header({tensor.name: tensor for tensor in tensors}, metadata)
+
+
+def format_header(tensors: Iterable[TensorInfo], metadata: Mapping[str, str]) -> bytes:
+    """Write a header, its length included, for tensors whose bytes follow one another in this order.
+
+    Keys are sorted, the JSON is compact and padded with spaces to a multiple of 8 bytes, so that equal contents give
+    equal bytes.
+    """
+    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for tensor in tensors:
+        placed = tensor.placed(start)
+        fields[placed.name] = {"data_offsets": [placed.start, placed.end], "dtype": placed.dtype, "shape": placed.shape}
+        start = placed.end
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise WsurgeryError(f"a header of {len(text)} bytes is over the format's limit of {MAX_HEADER}")
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def _tensor(name: str, entry: Any) -> TensorInfo:
+    def broken(what: str) -> WsurgeryError:
+        return WsurgeryError(f"has a broken header: {printable(name)} {what}")
+
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise broken("is not described by dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise broken(f"has the unknown dtype {printable(str(dtype), 40)}")
+    if not _are_sizes(shape):
+        raise broken("has a shape that is not a list of sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise broken("has data_offsets that are not a range")
+    if len(shape) > 1 and 0 not in shape and sum(size.bit_length() - 1 for size in shape) >= 64:
+        raise broken("has a shape whose size overflows")
+    try:
+        size = nbytes(dtype, shape)
+    except ValueError as error:
+        raise broken(f"is {dtype} {tuple(shape)}: {error}") from None
+    if size > _MAX_SIZE:
+        raise broken("has a shape whose size overflows")
+    if size != offsets[1] - offsets[0]:
+        raise broken(f"is {dtype} {tuple(shape)}, {size} bytes, but data_offsets give it {offsets[1] - offsets[0]}")
+    return TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= _MAX_SIZE for item in value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} stands in it twice")
+    return fields
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")

@@ -1,0 +1,133 @@
+"""The history that every checkpoint carries in its `__metadata__`, under the key `wsurgery`.
+
+`{"architecture": {"name", "num_classes", "in_chans", "args"}, "freeze": [globs], "log": [records]}`. One record is
+`{"command", "arguments", "seed", "version", "inputs": [...]}`. An input without a history of its own is recorded by
+name, size and digest; one with a history by the digest of its header, which carries the chain. So a pipe and the same
+steps through files give the same bytes. Nothing depends on the time, the host or an absolute path.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from wsurgery import __version__
+from wsurgery.checkpoint.reader import STDIN, Checkpoint
+from wsurgery.errors import WsurgeryError
+
+KEY = "wsurgery"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class History:
+    """What the `wsurgery` entry says, and the entries of other tools, which are kept."""
+
+    architecture: dict[str, Any] | None = None
+    freeze: tuple[str, ...] = ()
+    log: tuple[Record, ...] = ()
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "History":
+        """Read the history of an open checkpoint.
+
+        Raises:
+            WsurgeryError: the entry is not what wsurgery writes.
+        """
+        metadata = dict(checkpoint.header.metadata)
+        text = metadata.pop(KEY, "{}")
+        try:
+            entry = json.loads(text)
+            log, freeze, architecture = entry.get("log", []), entry.get("freeze", []), entry.get("architecture")
+            well_formed = (
+                all(isinstance(record, dict) and isinstance(record.get("command"), str) for record in log)
+                and all(isinstance(glob, str) for glob in freeze)
+                and (architecture is None or isinstance(architecture["name"], str))
+            )
+        except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+            well_formed = False
+        if not well_formed:
+            raise WsurgeryError(f"{checkpoint.label} has a {KEY!r} metadata entry that is not wsurgery's")
+        return cls(architecture, tuple(freeze), tuple(log), metadata)
+
+    def metadata(self) -> dict[str, str]:
+        """Return the whole `__metadata__`; `format` = `pt` is added for other tools where it is missing."""
+        entry: dict[str, Any] = {"log": list(self.log)}
+        if self.architecture:
+            entry["architecture"] = self.architecture
+        if self.freeze:
+            entry["freeze"] = list(self.freeze)
+        text = json.dumps(entry, separators=(",", ":"), sort_keys=True)
+        return {"format": "pt", **self.others, KEY: text}
+
+    def count(self, command: str) -> int:
+        """How often `command` stands in the log: a second shuffle must not repeat the first one's draws."""
+        return sum(record["command"] == command for record in self.log)
+
+    def then(self, record: Record) -> "History":
+        """Return the history with one more record."""
+        return replace(self, log=(*self.log, record))
+
+
+def make_record(command: str, arguments: Sequence[str], *, seed: int | None, inputs: Sequence[Record]) -> Record:
+    """Describe one run of a command.
+
+    Args:
+        command: the subcommand's name.
+        arguments: its arguments as typed in a shell, without input and output files, seed and threads.
+        seed: the seed that it drew from, None where it drew nothing.
+        inputs: what `describe_input` says of each input, the one that flows through first.
+    """
+    record: Record = {"command": command, "arguments": list(arguments), "version": __version__, "inputs": list(inputs)}
+    return record if seed is None else {**record, "seed": seed}
+
+
+def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool) -> Record:
+    """Describe an input for a record.
+
+    Args:
+        checkpoint: the open input.
+        history: its history.
+        flows: whether its log goes on in the output. If it does not, its log is kept inside the description, so that
+            every parent can be traced.
+    """
+    from wsurgery.checkpoint.digest import bytes_digest, file_digest
+
+    if flows and (history.log or not checkpoint.seekable):
+        return {"name": STDIN, "header": bytes_digest(checkpoint.header_bytes)}
+    if checkpoint.path is None or not checkpoint.seekable:
+        return {"name": STDIN, "header": bytes_digest(checkpoint.header_bytes), "log": list(history.log)}
+    path = checkpoint.path
+    described: Record = {"name": path.name, "size": path.stat().st_size, "blake3": file_digest(path)}
+    return {**described, "log": list(history.log)} if history.log and not flows else described
+
+
+def as_pipeline(log: Sequence[Record]) -> str:
+    """Write a log as the shell pipeline that it records; a file that was made by wsurgery is shown as `<(its pipeline)`."""
+    stages = []
+    for record in log:
+        words = ["wsurgery", record["command"]]
+        files = [_input_word(given) for given in record.get("inputs", [])]
+        words += [shlex.quote(argument) for argument in record.get("arguments", [])]
+        if "seed" in record:
+            words += ["--seed", str(record["seed"])]
+        stages.append(" ".join(_with_files(record["command"], words, files)))
+    return " \\\n  | ".join(stages)
+
+
+def _input_word(given: Record) -> str:
+    if given.get("log"):
+        return f"<({as_pipeline(given['log'])})"
+    return shlex.quote(str(given.get("name", STDIN)))
+
+
+def _with_files(command: str, words: list[str], files: list[str]) -> list[str]:
+    if command == "transfuse":  # inputs: the stream that flows through, then the source
+        into = [] if len(files) < 2 else ["--into", files[0]]
+        return [*words[:2], files[-1], *words[2:], *into] if files else words
+    return [*words[:2], *(name for name in files if name != STDIN), *words[2:]]
+
+

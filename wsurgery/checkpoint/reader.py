@@ -1,0 +1,171 @@
+"""Reading a checkpoint as a stream: its header first, then one tensor at a time."""
+
+import os
+import stat
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+from wsurgery.checkpoint.header import LENGTH_BYTES, Header, TensorInfo, header_length, parse_header
+from wsurgery.errors import UsageError, WsurgeryError, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+STDIN = "-"
+_BLOCK = 1 << 20  # bytes moved at a time
+
+
+class Checkpoint:
+    """An open safetensors file or stream.
+
+    A file is read at any place; standard input only forwards, in file order. Use as a context manager.
+
+    Attributes:
+        label: what messages call it, `standard input` or the file's name.
+        header: tensors in file order, and `__metadata__`.
+        header_bytes: the header as it stands in the file, length included.
+        path: the file, or None for standard input.
+        seekable: whether tensors can be read in any order.
+    """
+
+    def __init__(self, stream: BinaryIO, path: Path | None) -> None:
+        self.stream, self.path = stream, path
+        self.label = printable(str(path)) if path else "standard input"
+        self.seekable = path is not None and path.is_file()  # not so for a named pipe
+        self._position = 0  # in the data, for a stream
+        try:
+            prefix = _read_up_to(stream, LENGTH_BYTES)
+            size = os.fstat(stream.fileno()).st_size if self.seekable else None
+            length = header_length(prefix)
+            if size is not None and LENGTH_BYTES + length > size:
+                raise WsurgeryError(f"ends inside its header: {size} bytes")
+            text = _read_up_to(stream, length)
+            if len(text) < length:
+                raise WsurgeryError(f"ends inside its header, after {LENGTH_BYTES + len(text)} bytes")
+            self.header_bytes = prefix + text
+            self.header: Header = parse_header(text)
+            if size is not None and size - len(self.header_bytes) != self.header.data_bytes:
+                have, want = size - len(self.header_bytes), self.header.data_bytes
+                raise WsurgeryError(f"holds {have} bytes of tensors where its header describes {want}")
+        except WsurgeryError as error:
+            stream.close()
+            hint = " (did the command before it fail?)" if not path and "is empty" in str(error) else ""
+            raise type(error)(f"{self.label} {error}{hint}") from None
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Tensors by name, in file order."""
+        return self.header.tensors
+
+    def read(self, tensor: TensorInfo) -> bytearray:
+        """Read one tensor's bytes.
+
+        Raises:
+            WsurgeryError: the input ends early.
+        """
+        buffer = bytearray(tensor.nbytes)
+        self._seek(tensor)
+        view, done = memoryview(buffer), 0
+        while done < len(view):
+            n = self.stream.readinto(view[done : done + _BLOCK])  # type: ignore[attr-defined]
+            if not n:
+                raise self._ends_early(tensor)
+            done += n
+        self._position = tensor.end
+        return buffer
+
+    def read_array(self, name: str) -> "np.ndarray":
+        """Read one tensor as an array of its shape and own dtype."""
+        import numpy as np
+
+        from wsurgery.checkpoint.dtypes import numpy_dtype
+
+        tensor = self.tensors[name]
+        return np.frombuffer(self.read(tensor), numpy_dtype(tensor.dtype)).reshape(tensor.shape)
+
+    def pieces(self, tensor: TensorInfo) -> Iterator[memoryview]:
+        """Read one tensor's bytes in pieces of at most 1 MiB; each is valid until the next is asked for."""
+        self._seek(tensor)
+        buffer, left = memoryview(bytearray(min(_BLOCK, tensor.nbytes))), tensor.nbytes
+        while left:
+            n = self.stream.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
+            if not n:
+                raise self._ends_early(tensor)
+            left -= n
+            self._position += n
+            yield buffer[:n]
+
+    def finish(self) -> None:
+        """Read a stream to its end.
+
+        Raises:
+            WsurgeryError: it ends early or goes on after the last tensor.
+        """
+        if self.seekable:
+            return
+        for tensor in self.tensors.values():
+            if tensor.end > self._position:
+                for _ in self.pieces(tensor):
+                    pass
+        if self.stream.read(1):
+            raise WsurgeryError(f"{self.label} goes on after its last tensor")
+
+    def _seek(self, tensor: TensorInfo) -> None:
+        if self.seekable:
+            self.stream.seek(len(self.header_bytes) + tensor.start)
+            self._position = tensor.start
+            return
+        if tensor.start < self._position:
+            raise RuntimeError(f"{tensor.name} was asked for after the stream had passed it")
+        for earlier in self.tensors.values():
+            if self._position < earlier.end <= tensor.start:
+                for _ in self.pieces(earlier):
+                    pass
+
+    def _ends_early(self, tensor: TensorInfo) -> WsurgeryError:
+        return WsurgeryError(f"{self.label} ends early, inside {printable(tensor.name)}")
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.stream.close()
+
+
+def open_checkpoint(source: str | Path | None) -> Checkpoint:
+    """Open a checkpoint: a safetensors file, or standard input for `-` or None.
+
+    Raises:
+        WsurgeryError: not a safetensors file, or broken.
+        UsageError: nothing was named and standard input is a terminal.
+    """
+    if source is None or str(source) == STDIN:
+        if source is None and not stdin_is_piped():
+            raise UsageError("no input: name a safetensors file, or pipe one in")
+        return Checkpoint(open(0, "rb", buffering=0, closefd=False), None)
+    path = Path(source)
+    if path.is_dir():
+        raise WsurgeryError(f"{printable(str(path))} is a folder: name one of its safetensors files")
+    return Checkpoint(path.open("rb", buffering=0), path)
+
+
+def stdin_is_piped() -> bool:
+    """Whether standard input is a pipe, a socket or a redirected file, as opposed to a terminal or a device."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def _read_up_to(stream: BinaryIO, n: int) -> bytes:
+    parts = []
+    while n and (part := stream.read(min(n, _BLOCK))):
+        parts.append(part)
+        n -= len(part)
+    return b"".join(parts)
+
+

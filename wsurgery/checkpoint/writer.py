@@ -1,0 +1,121 @@
+"""Writing a checkpoint: to standard output as a stream, or to a file that appears whole or not at all."""
+
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from wsurgery.checkpoint.header import TensorInfo, format_header
+from wsurgery.errors import UsageError, printable
+
+
+class AtomicFile:
+    """Context manager that writes a file and gives it its name only when all of it is on disk.
+
+    On Linux the bytes go to a file without a name (`O_TMPFILE`), so that even `kill -9` leaves nothing behind; where
+    the file system has no such files, to a temporary name in the same folder. A device or a named pipe is written,
+    never replaced.
+    """
+
+    def __init__(self, path: Path, *, force: bool = False) -> None:
+        self.path = Path(os.path.realpath(path))  # a link is followed, not replaced
+        self.temporary: Path | None = None
+        exists = self.path.exists()
+        self.special = exists and not stat.S_ISREG(self.path.stat().st_mode)
+        if self.path.is_dir():
+            raise UsageError(f"{printable(str(path))} is a folder: name a file in it")
+        if exists and not self.special and not force:
+            raise UsageError(f"{printable(str(path))} exists: add --force to overwrite it")
+        self.force = force
+        self.stream = self._open()
+
+    def _open(self) -> BinaryIO:
+        if self.special:
+            return self.path.open("wb", buffering=0)
+        try:
+            descriptor = os.open(self.path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+        except (AttributeError, IsADirectoryError, OSError) as error:
+            if isinstance(error, (FileNotFoundError, PermissionError)):
+                raise
+            self.temporary = self._unused_name()
+            descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        return open(descriptor, "wb", buffering=0)
+
+    def _unused_name(self) -> Path:
+        return Path(tempfile.mktemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent))
+
+    def __enter__(self) -> BinaryIO:
+        return self.stream
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None and not self.special:
+                os.fsync(self.stream.fileno())
+                self._publish()
+        finally:
+            self.stream.close()
+            if self.temporary is not None:
+                self.temporary.unlink(missing_ok=True)
+
+    def _publish(self) -> None:
+        if self.temporary is None:
+            if not self.force:
+                return self._link(self.path)
+            self.temporary = self._unused_name()  # a link cannot replace a file, a rename can
+            self._link(self.temporary)
+        if not self.force and self.path.exists():
+            raise UsageError(f"{printable(str(self.path))} appeared meanwhile: add --force to overwrite it")
+        os.rename(self.temporary, self.path)
+        self.temporary = None
+
+    def _link(self, path: Path) -> None:
+        try:
+            os.link(f"/proc/self/fd/{self.stream.fileno()}", path, follow_symlinks=True)
+        except FileExistsError:
+            raise UsageError(f"{printable(str(path))} appeared meanwhile: add --force to overwrite it") from None
+
+
+class StandardOutput:
+    """Context manager around standard output that takes back what it wrote to a redirected file when it fails."""
+
+    def __enter__(self) -> BinaryIO:
+        self.stream = open(1, "wb", buffering=0, closefd=False)
+        self.regular = stat.S_ISREG(os.fstat(1).st_mode)
+        self.start = os.lseek(1, 0, os.SEEK_CUR) if self.regular else 0
+        return self.stream
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and self.regular:
+            os.ftruncate(1, self.start)
+
+
+def open_output(path: Path | None, *, force: bool = False) -> AtomicFile | StandardOutput:
+    """Open a file, or standard output for None.
+
+    Raises:
+        UsageError: the file exists and `force` is off, or standard output is a terminal.
+    """
+    if path is not None and str(path) != "-":
+        return AtomicFile(path, force=force)
+    if sys.stdout.isatty():
+        raise UsageError("a checkpoint does not go to a terminal: name a file with -o, or pipe it on")
+    return StandardOutput()
+
+
+def write_all(stream: BinaryIO, data: bytes | bytearray | memoryview) -> None:
+    """Write every byte of `data` to an unbuffered stream."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[stream.write(view) :]
+
+
+def write_checkpoint(path: Path, tensors: Iterable[tuple[TensorInfo, bytes]], metadata: Mapping[str, str], *, force: bool = False) -> None:
+    """Write tensors that are in memory to a file, atomically and with the same bytes every time."""
+    tensors = list(tensors)
+    with AtomicFile(path, force=force) as stream:
+        write_all(stream, format_header([tensor for tensor, _ in tensors], metadata))
+        for _, data in tensors:
+            write_all(stream, data)

@@ -1,0 +1,1 @@
+"""Pictures and tables of what training did: curves, filters, similarity, and the report that gathers them."""

@@ -1,0 +1,102 @@
+"""Convergence: AUC or loss against optimiser steps, one line an arm, with a band over its seeds."""
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Literal, NamedTuple
+
+from matplotlib.figure import Figure
+
+from wsurgery.errors import UsageError, printable
+from wsurgery.figures.runs import Run
+from wsurgery.figures.style import FAINT, house_style, line_styles, plain_text
+
+Metric = Literal["auc", "loss"]
+_LABELS: dict[str, str] = {"auc": "macro AUC, validation split", "loss": "training loss (binary cross-entropy, nats)"}
+SD_FROM = 4  # seeds; a standard deviation of fewer says little
+
+
+class Spread(NamedTuple):
+    """A mean over seeds and how far they spread: `kind` is "range", "sd", or "" for one value."""
+
+    mean: float
+    low: float
+    high: float
+    kind: str
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Summarise seeds: mean with their range for fewer than 4, else with ± 1 sample standard deviation."""
+    mean = fmean(values)
+    if len(values) >= SD_FROM:
+        return Spread(mean, mean - stdev(values), mean + stdev(values), "sd")
+    return Spread(mean, min(values), max(values), "range" if len(values) > 1 else "")
+
+
+def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Group runs by arm, both in the order given."""
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    return arms
+
+
+def seed_curve(runs: Sequence[Run], metric: Metric) -> dict[int, Spread]:
+    """Summarise the runs of one arm at each step that all of them have. A run that stopped early ends the curve.
+
+    Raises:
+        UsageError: there is no such step.
+    """
+    curves = [getattr(run, metric) for run in runs]
+    common = [step for step in curves[0] if all(step in curve for curve in curves)]
+    if not common:
+        raise UsageError(f"runs of {printable(runs[0].arm)} share no step with a known {metric}: draw them one by one")
+    return {step: spread([curve[step] for curve in curves]) for step in common}
+
+
+def band_caption(runs: Sequence[Run]) -> str:
+    """Say what the bands are."""
+    sizes = [len(arm) for arm in by_arm(runs).values()]
+    words = {False: "smallest to largest seed", True: "±1 standard deviation of the seeds"}
+    kinds = [words[large] for large in sorted({n >= SD_FROM for n in sizes if n > 1})]
+    seeds = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    if not kinds:
+        return "one seed an arm, no band"
+    return f"mean of {seeds} seeds; band: {' or '.join(kinds)}{f' (from {SD_FROM} seeds on)' if len(kinds) > 1 else ''}"
+
+
+@house_style
+def draw_curves(runs: Sequence[Run], *, metric: Metric = "auc", threshold: float | None = None) -> Figure:
+    """Draw one line an arm: the mean over its seeds, with a band.
+
+    Args:
+        runs: any number of arms and seeds.
+        metric: what to draw.
+        threshold: an AUC at which to draw a dashed line.
+    """
+    figure = Figure(figsize=(5.4, 4.0))
+    axes = figure.subplots()
+    arms = by_arm(runs)
+    styles = line_styles(arms)
+    for arm, members in arms.items():
+        curve = seed_curve(members, metric)
+        steps, points = list(curve), list(curve.values())
+        few = len(steps) <= 40  # markers on every logged loss would hide the line
+        style = styles[arm] if few else {**styles[arm], "marker": ""}
+        axes.plot(steps, [point.mean for point in points], label=plain_text(arm), **style)
+        if len(members) > 1:
+            low, high = [point.low for point in points], [point.high for point in points]
+            axes.fill_between(steps, low, high, color=styles[arm]["color"], alpha=0.15, linewidth=0)
+    if threshold is not None:
+        axes.axhline(threshold, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
+        axes.annotate(
+            f"{threshold:.2f}",
+            (1, threshold),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            color=FAINT,
+        )
+    axes.set_xlabel("optimiser steps")
+    axes.set_ylabel(_LABELS[metric])
+    figure.legend(loc="outside lower center", ncols=min(len(arms), 3), title=band_caption(runs), title_fontsize="small")
+    return figure

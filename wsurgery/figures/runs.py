@@ -1,0 +1,173 @@
+"""Reading what training, evaluation and comparison have written, for figures and reports."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsurgery.errors import UsageError, WsurgeryError, printable
+
+_ARM_ORDER = ("random", "transfer", "meanvar", "shuffle", "sample", "transfuse-", "gabor", "freeze-")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        folder: where it is.
+        arm: what was trained, the name of the parent folder.
+        seed: the name of the folder.
+        auc: optimiser step → macro AUC on the validation split, 0 to 1, in the order of training.
+        loss: optimiser step → training loss.
+    """
+
+    folder: Path
+    arm: str
+    seed: str
+    auc: dict[int, float]
+    loss: dict[int, float]
+
+    @property
+    def last_step(self) -> int:
+        """The last step at which the network was evaluated."""
+        return max(self.auc)
+
+    def steps_to(self, threshold: float) -> int | None:
+        """Return the first evaluated step with a macro AUC of at least `threshold`; None (censored) if none."""
+        return next((step for step, auc in self.auc.items() if auc >= threshold), None)
+
+
+@dataclass(frozen=True)
+class LayerSimilarity:
+    """One layer of a `cca --json` result. Similarities are mean canonical correlations, 0 to 1.
+
+    Attributes:
+        layer: its name.
+        value: the similarity, or None where it is not defined (a layer with no live channel).
+        se: standard error of `value`.
+        floor: what unrelated networks would score under the same draws.
+        ceiling: what a network scores against itself under the same draws.
+        normalised: (value − floor) / (ceiling − floor).
+    """
+
+    layer: str
+    value: float | None
+    se: float | None
+    floor: float | None
+    ceiling: float | None
+    normalised: float | None
+
+
+def read_run(folder: Path) -> Run:
+    """Read the log of a run, finished or not.
+
+    Raises:
+        WsurgeryError: there is no log, a line of it is broken, or it holds no evaluation.
+    """
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise WsurgeryError(f"{printable(str(folder))} has no log.jsonl: name a folder that `wsurgery train` wrote")
+    auc: dict[int, float] = {}
+    loss: dict[int, float] = {}
+    previous = 0
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        where = f"{printable(str(path))} line {number}"
+        try:
+            record = json.loads(line)
+            step = record["step"]
+        except (ValueError, KeyError, TypeError):
+            raise WsurgeryError(f"{where} is not a JSON object with a step: train again to mend it") from None
+        if not isinstance(step, int) or step < previous:
+            raise WsurgeryError(f"{where}: step {printable(repr(step))} after step {previous}: two runs share this log")
+        previous = step
+        for key, curve in (("macro_auc", auc), ("loss", loss)):
+            value = _number(record, key, where)
+            if value is not None:
+                curve[step] = value
+    if not auc:
+        raise WsurgeryError(f"{printable(str(path))} holds no evaluation yet: wait, or train with --eval-every")
+    resolved = folder.resolve()
+    return Run(folder, resolved.parent.name, resolved.name, auc, loss)
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """Read every finished run under `folder`/runs/ARM/SEED, the arms of the paper first, seeds in numeric order.
+
+    Raises:
+        UsageError: there is none.
+        WsurgeryError: a run is broken or has not ended.
+    """
+    runs = []
+    folders = [path for path in (folder / "runs").glob("*/*") if path.is_dir()]
+    for seed in sorted(folders, key=lambda path: (arm_order(path.parent.name), _natural(path.name))):
+        runs.append(read_run(seed))
+        if not (seed / "metrics.json").is_file():
+            raise WsurgeryError(
+                f"{printable(str(seed))} has not ended (no metrics.json): repeat its train command to go on"
+            )
+    if not runs:
+        raise UsageError(f"{printable(str(folder))} holds no runs: a report is made from FOLDER/runs/ARM/SEED")
+    return runs
+
+
+def arm_order(arm: str) -> tuple[int, list[tuple[int, str]]]:
+    """Return a sorting key for arms: those of the paper in the order in which it explains them, then the others."""
+    known = [arm.startswith(name) if name.endswith("-") else arm == name for name in _ARM_ORDER]
+    return (known.index(True) if any(known) else len(known)), _natural(arm)
+
+
+def read_test_auc(folder: Path) -> float | None:
+    """Return the macro AUC of a run's `eval.json`, the output of `eval --json`; None where there is none."""
+    path = folder / "eval.json"
+    return _number(_read_object(path), "macro_auc", printable(str(path))) if path.is_file() else None
+
+
+def read_similarities(path: Path) -> list[LayerSimilarity]:
+    """Read the output of `cca --json`, layers from the lowest up. Of several metrics, the first is taken.
+
+    Raises:
+        WsurgeryError: not such a file.
+    """
+    layers = _read_object(path).get("layers")
+    where = printable(str(path))
+    if not isinstance(layers, list) or not all(
+        isinstance(layer, dict) and isinstance(layer.get("layer"), str) for layer in layers
+    ):
+        raise WsurgeryError(f"{where} has no list of layers: write it with `wsurgery cca A B --data SPEC --json`")
+    found: dict[str, LayerSimilarity] = {}
+    for layer in layers:
+        numbers = [_number(layer, key, where) for key in ("value", "se", "floor", "ceiling", "normalised")]
+        found.setdefault(layer["layer"], LayerSimilarity(layer["layer"], *numbers))
+    return list(found.values())
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise WsurgeryError(
+            f"{printable(str(path))} line {error.lineno} is not JSON ({error.msg}): make the file again"
+        ) from None
+    except UnicodeDecodeError:
+        raise WsurgeryError(f"{printable(str(path))} is not JSON: make the file again") from None
+    if not isinstance(content, dict):
+        raise WsurgeryError(f"{printable(str(path))} is not a JSON object: make the file again")
+    return content
+
+
+def _number(record: dict[str, Any], key: str, where: str) -> float | None:
+    """Return a field as a number. None: absent, null, or not finite (a diverged loss)."""
+    value = record.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise WsurgeryError(f"{where}: {key} is {printable(repr(value))} where a number is due")
+    return float(value) if math.isfinite(value) else None
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Sort seed 10 after seed 9."""
+    return [(int(part or 0), word) for word, part in re.findall(r"(\D*)(\d*)", text)]

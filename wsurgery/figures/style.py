@@ -1,0 +1,104 @@
+"""One look for every figure, and figures as files with the same bytes every time."""
+
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from wsurgery.checkpoint import AtomicFile
+from wsurgery.checkpoint.writer import write_all
+from wsurgery.errors import UsageError, printable
+
+INK = "#1f2328"
+FAINT = "#8c959f"
+# Okabe and Ito's colour-blind-safe palette without its yellow, which is lost on white.
+PALETTE = (INK, "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+_MARKERS = "os^DvPX"
+_KNOWN = ("random", "transfer", "meanvar", "transfuse-block1", "gabor", "shuffle", "sample")
+_DASHES = ("--", ":", "-.")
+_NO_DATE = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+_LOOK: Any = {
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "grid.alpha": 0.3,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,  # text stays text
+    "savefig.dpi": 200,
+    "savefig.transparent": False,
+    "svg.hashsalt": "wsurgery",  # element ids are random without it
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+# A decorator: whatever makes or saves a figure runs in it, for matplotlib looks up most of this only then.
+house_style = matplotlib.rc_context(_LOOK)
+
+
+def line_styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Give each arm its colour, line and marker, as keyword arguments of `Axes.plot`.
+
+    The arms of the paper always have the same ones. Others are dashed and share out the palette in alphabetical order.
+    """
+    styles: dict[str, dict[str, Any]] = {}
+    arms = set(arms)
+    for i, arm in enumerate((*_KNOWN, *sorted(arms.difference(_KNOWN)))):
+        lap, colour = divmod(i, len(PALETTE))
+        dashes = _DASHES[(lap - 1) % len(_DASHES)] if lap else "-"
+        if arm in arms:
+            styles[arm] = {"color": PALETTE[colour], "marker": _MARKERS[colour], "linestyle": dashes}
+    return styles
+
+
+def plain_text(text: str) -> str:
+    """Show a name as it is: to matplotlib, dollars are mathematics and a leading underscore hides a legend entry."""
+    text = printable(text, 40).replace("$", r"\$")
+    return "\u200b" + text if text.startswith("_") else text
+
+
+@house_style
+def save(figure: Figure, path: Path, *, force: bool = False) -> None:
+    """Write a figure as PDF, SVG or PNG, as the suffix of `path` says, atomically and without a date.
+
+    Raises:
+        UsageError: another suffix, or the file exists and `force` is off.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _NO_DATE:
+        raise UsageError(f"{printable(str(path))}: a figure is a .pdf, .svg or .png file")
+    rendered = io.BytesIO()
+    figure.savefig(rendered, format=suffix[1:], metadata=_NO_DATE[suffix])
+    with AtomicFile(path, force=force) as stream:
+        write_all(stream, rendered.getvalue())
+
+
+@house_style
+def inline_svg(figure: Figure, description: str) -> str:
+    """Return a figure as an `<svg>` element for HTML, its ink in the page's own text colour.
+
+    Args:
+        figure: the figure; its size in inches is its largest size on the page.
+        description: what a screen reader says instead; must be escaped already.
+    """
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata=_NO_DATE[".svg"], transparent=True)
+    svg = text.getvalue().replace(INK, "currentColor")
+    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+    width, height = figure.get_size_inches() * 72
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{description}">{body}'

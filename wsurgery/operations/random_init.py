@@ -1,0 +1,52 @@
+"""Fresh random weights from role and shape alone, as timm initialises its ResNets."""
+
+import math
+
+import numpy as np
+
+from wsurgery.operations.batch_norm import batch_norm_identity
+from wsurgery.operations.random_streams import RandomStream, chunk_slice, chunks
+from wsurgery.operations.rewrite import Array, Map
+
+EMBEDDING_STD = 0.02
+
+
+def random_init(x: Array, *, role: str, fan_in: int, random: RandomStream, run: Map = map) -> Array:
+    """Replace a tensor by fresh random values.
+
+    Convolutions are He-normal over fan_out (each group's for depthwise ones); linear layers and biases are uniform in
+    ±1/√fan_in, torch's default; norms are the identity; embeddings and other tables are Gaussian with standard deviation
+    0.02; other vectors are ones; integers are kept, but for batch norm's counter.
+
+    Args:
+        x: the tensor that is replaced, for its shape and dtype (and, for batch norm, the part it plays).
+        role: as `anatomy.role_map` gives it.
+        fan_in: inputs of one output: of the tensor itself for weights, of the weight beside it for biases.
+        random: where the numbers come from; its tensor name tells the part of a norm.
+        run: `map` over chunks.
+    """
+    part = random.tensor.rpartition(".")[2]
+    if role == "batch_norm":
+        return batch_norm_identity(x, part=part)
+    if role == "integer":
+        return x
+    if role == "norm" or (role == "other" and x.ndim <= 1):
+        return np.full(x.shape, 0 if part == "bias" else 1, x.dtype)
+    if role in ("linear", "bias"):
+        return _fill(x, lambda rng, n: rng.uniform(-1, 1, n) / math.sqrt(max(fan_in, 1)), random, run)
+    std = EMBEDDING_STD
+    if role in ("conv", "depthwise"):
+        fan_out = math.prod(x.shape[2:]) * (1 if role == "depthwise" else x.shape[0])
+        std = math.sqrt(2 / max(fan_out, 1))
+    return _fill(x, lambda rng, n: rng.standard_normal(n, dtype=np.float32) * np.float32(std), random, run)
+
+
+def _fill(x: Array, draw, random: RandomStream, run: Map) -> Array:  # type: ignore[no-untyped-def]
+    result = np.empty(x.size, x.dtype)
+
+    def fill(chunk: int) -> None:
+        part = result[chunk_slice(chunk)]
+        part[...] = draw(random.generator(chunk), part.size)
+
+    list(run(fill, chunks(x.size)))
+    return result.reshape(x.shape)

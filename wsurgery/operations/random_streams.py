@@ -1,0 +1,48 @@
+"""Random numbers that depend on what is drawn for, never on who draws or when.
+
+Every tensor has its own stream, cut in chunks with a generator each, so that the result does not depend on the number of
+threads, the order of tensors, sharding, or pipe versus file.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+CHUNK = 1 << 18  # elements; part of what defines the result
+
+
+@dataclass(frozen=True)
+class RandomStream:
+    """The stream of one tensor in one operation.
+
+    Attributes:
+        seed: the user's seed.
+        operation: name of the operation.
+        occurrence: how often the operation already stands in the file's history.
+        tensor: the tensor's name.
+    """
+
+    seed: int
+    operation: str
+    occurrence: int
+    tensor: str
+
+    def generator(self, chunk: int, purpose: str = "values") -> np.random.Generator:
+        """Return the generator of one chunk; the same arguments give the same numbers on every machine."""
+        key = json.dumps([self.seed, self.operation, self.occurrence, self.tensor, purpose, chunk])
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
+
+
+def chunks(elements: int) -> range:
+    """Return the numbers of the chunks that cover `elements`."""
+    return range(-(-elements // CHUNK))
+
+
+def chunk_slice(chunk: int) -> slice:
+    """Return the elements of one chunk."""
+    return slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+
+

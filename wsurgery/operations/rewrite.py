@@ -1,0 +1,131 @@
+"""Stream a checkpoint through edits: one tensor at a time, all cores, in the memory of a few tensors."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsurgery.checkpoint import Checkpoint, TensorInfo, open_output
+from wsurgery.checkpoint.dtypes import numpy_dtype
+from wsurgery.checkpoint.header import format_header
+from wsurgery.checkpoint.writer import write_all
+from wsurgery.errors import WsurgeryError, printable
+from wsurgery.operations.random_streams import CHUNK
+from wsurgery.progress import Progress
+
+Array = NDArray[Any]
+Map = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]  # the built-in `map`, or a thread pool's
+Compute = Callable[[Array, Map], Array]
+
+_AHEAD = 8 << 20  # bytes of small tensors that may be in work at once
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One tensor of the output.
+
+    Attributes:
+        tensor: its name, dtype and shape as written.
+        source: the checkpoint that its bytes come from.
+        origin: the tensor there.
+        compute: what is done to it; it gets the tensor in its own dtype and shape, and a `map` over chunks. None copies
+            the bytes.
+    """
+
+    tensor: TensorInfo
+    source: Checkpoint
+    origin: TensorInfo
+    compute: Compute | None = None
+
+
+def rewrite(
+    edits: Sequence[Edit],
+    metadata: Mapping[str, str],
+    output: Path | None,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+) -> None:
+    """Write the edited tensors, in the order of `edits`, to a file or (None) to standard output.
+
+    Edits that read from one stream must stand in its order. The result does not depend on `threads`.
+
+    Raises:
+        WsurgeryError: an input ends early, or an operation cannot work on a tensor.
+        UsageError: the output exists and `force` is off.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    total = sum(edit.tensor.nbytes for edit in edits)
+    with (
+        open_output(output, force=force) as stream,
+        ThreadPoolExecutor(threads) as pool,
+        ThreadPoolExecutor(1) as writer,
+        Progress(total, "writing") as progress,
+    ):
+        write_all(stream, format_header([edit.tensor for edit in edits], metadata))
+        written: Future[None] | None = None
+        for edit, data in _results(edits, pool):
+            if written:
+                written.result()
+            if data is None:
+                _copy(edit, stream)
+                written = None
+            else:
+                written = writer.submit(write_all, stream, data)
+            progress.advance(edit.tensor.nbytes)
+        if written:
+            written.result()
+        for source in dict.fromkeys(edit.source for edit in edits):
+            source.finish()
+
+
+def _results(edits: Sequence[Edit], pool: ThreadPoolExecutor) -> Iterator[tuple[Edit, memoryview | None]]:
+    """Yield each edit with its new bytes, or with None where the bytes are to be copied.
+
+    Small tensors are computed several at a time, large ones one after another in chunks.
+    """
+    pending: deque[tuple[Edit, Future[memoryview]]] = deque()
+    for edit in edits:
+        if edit.compute is None:
+            yield from _drain(pending, 0)
+            yield edit, None
+            continue
+        try:
+            array = edit.source.read_array(edit.origin.name)
+            if array.size > CHUNK:
+                yield from _drain(pending, 0)
+                yield edit, _compute(edit, array, pool.map)
+            else:
+                pending.append((edit, pool.submit(_compute, edit, array, map)))
+                yield from _drain(pending, _AHEAD)
+        except TypeError as error:  # sub-byte elements
+            raise WsurgeryError(f"{printable(edit.origin.name)}: {error}") from None
+    yield from _drain(pending, 0)
+
+
+def _drain(pending: deque[tuple[Edit, Future[memoryview]]], allowed: int) -> Iterator[tuple[Edit, memoryview]]:
+    while pending and sum(edit.tensor.nbytes for edit, _ in pending) + len(pending) * 1024 > allowed:
+        edit, future = pending.popleft()
+        yield edit, future.result()
+
+
+def _compute(edit: Edit, array: Array, run: Map) -> memoryview:
+    assert edit.compute is not None
+    try:
+        result = np.ascontiguousarray(edit.compute(array, run))
+    except WsurgeryError as error:
+        raise type(error)(f"{printable(edit.tensor.name)} {error}") from None
+    if result.shape != edit.tensor.shape or result.dtype != numpy_dtype(edit.tensor.dtype):
+        raise RuntimeError(f"{edit.tensor.name}: the operation gave {result.dtype} {result.shape}, promised {edit.tensor}")
+    return memoryview(result.reshape(-1).view(np.uint8))
+
+
+def _copy(edit: Edit, stream: BinaryIO) -> None:
+    for piece in edit.source.pieces(edit.origin):
+        write_all(stream, piece)

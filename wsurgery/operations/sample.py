@@ -1,0 +1,28 @@
+"""The paper's Sampling Init: every element an iid draw from the tensor's values (appendix F.2)."""
+
+import numpy as np
+
+from wsurgery.operations.random_streams import RandomStream, chunk_slice, chunks
+from wsurgery.operations.rewrite import Array, Map
+
+
+def sample(x: Array, *, random: RandomStream, run: Map = map) -> Array:
+    """Draw every element from the tensor's own values, with replacement.
+
+    Args:
+        x: any dtype of whole bytes, any shape, at least one element.
+        random: where the draws come from.
+        run: `map` over chunks.
+
+    Returns:
+        Same shape and dtype; every element is one of `x`, bit for bit.
+    """
+    flat = x.reshape(-1)
+    result = np.empty_like(flat)
+
+    def fill(chunk: int) -> None:
+        part = result[chunk_slice(chunk)]
+        part[...] = flat[random.generator(chunk).integers(flat.size, size=part.size)]
+
+    list(run(fill, chunks(flat.size)))
+    return result.reshape(x.shape)

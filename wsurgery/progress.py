@@ -1,0 +1,39 @@
+"""A progress bar that stays out of the way: on a terminal only, and only for work that takes longer than two seconds."""
+
+import sys
+import time
+from typing import Any
+
+PATIENCE = 2.0  # seconds
+
+
+class Progress:
+    """Context manager that counts `total` steps of work, shown on standard error as `label`."""
+
+    def __init__(self, total: int, label: str) -> None:
+        self.total, self.label, self.done = total, label, 0
+        self.start = time.monotonic()
+        self.wanted = sys.stderr.isatty()
+        self.bar: Any = None
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more steps as done."""
+        self.done += n
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done)
+        elif self.wanted and time.monotonic() - self.start > PATIENCE:
+            from rich.console import Console
+            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+            self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task(self.label, total=self.total, completed=self.done)
+            self.bar.start()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,1 @@
+"""How alike two networks' representations are, layer by layer."""
