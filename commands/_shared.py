@@ -2,25 +2,111 @@
 
 import inspect
 import os
+import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsurgery.anatomy import Selection
 from wsurgery.errors import WsurgeryError
+
+if TYPE_CHECKING:
+    from wsurgery.checkpoint import Checkpoint
+    from wsurgery.checkpoint.provenance import History, Record
+    from wsurgery.operations.rewrite import Edit
 
 Input = Annotated[
     str | None,
     typer.Argument(metavar="[IN]", help="A safetensors file, a sharded folder, or - (default) for standard input."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to use. Default: all cores. Never changes the result.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads to use. Default: all cores. Never changes the result.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Data = Annotated[str, typer.Option("--data", metavar="SPEC", help="A manifest, or scheme:argument?key=value.")]
+
+
+class BatchNorm(str, Enum):
+    """What happens to batch norm when everything else is resampled."""
+
+    identity = "identity"
+    meanvar = "meanvar"
+    keep = "keep"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The selectors: the part of the checkpoint to act on."""
+
+    upto: Annotated[str | None, typer.Option(metavar="BLOCK", help="This block and all before it.")] = None
+    blocks: Annotated[str | None, typer.Option(metavar="B,...", help="These blocks.")] = None
+    role: Annotated[str | None, typer.Option(metavar="R,...", help="Roles: conv, linear, norm, batch_norm, ...")] = None
+    only: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Tensors of these names; repeatable.")] = None
+    except_: Annotated[
+        list[str] | None, typer.Option("--except", metavar="GLOB", help="Not these tensors; repeatable.")
+    ] = None
+
+    @property
+    def selection(self) -> Selection:
+        """The selection that the options ask for."""
+        return Selection(self.upto, self.blocks, self.role, tuple(self.only or ()), tuple(self.except_ or ()))
+
+    @property
+    def arguments(self) -> list[str]:
+        """The options as typed, for the record."""
+        single = [("--upto", self.upto), ("--blocks", self.blocks), ("--role", self.role)]
+        many = [("--only", glob) for glob in self.only or ()] + [("--except", glob) for glob in self.except_ or ()]
+        return [word for option, value in single + many if value is not None for word in (option, value)]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a surgery command writes, and how."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="Write this file. Default: standard output, or on a terminal a file named after the edit.",
+        ),
+    ] = None
+    force: Force = False
+    threads: Threads = None
+
+
+def write_surgery(
+    edits: "Sequence[Edit]", history: "History", record: "Record", output: Output, *, name_from: "Checkpoint"
+) -> None:
+    """Write a surgery command's result: edited tensors, and the history with one more record.
+
+    On a terminal without -o the file is named after its input and what was done: `resnet50.transfuse-block2.safetensors`.
+    """
+    from wsurgery.operations.rewrite import rewrite
+
+    path = output.output
+    if path is None and sys.stdout.isatty():
+        stem = name_from.path.name.removesuffix(".safetensors") if name_from.path else "stdin"
+        path = Path(f"{stem}.{_described(record)}.safetensors")
+    rewrite(edits, history.then(record).metadata(), path, force=output.force, threads=output.threads)
+    if path is not None and path != output.output:
+        say(str(path))
+
+
+def _described(record: "Record") -> str:
+    arguments = dict(zip(record["arguments"][::2], record["arguments"][1::2], strict=False))
+    part = "-".join(arguments[key] for key in ("--upto", "--blocks") if key in arguments)
+    return re.sub(r"[^\w.,=-]+", "_", f"{record['command']}-{part}" if part else record["command"])
 
 
 def say(message: str) -> None:
@@ -48,7 +134,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             inner = typing.get_type_hints(hints[name], include_extras=True)
             for field in fields(hints[name]):
                 default = inspect.Parameter.empty if field.default is MISSING else field.default
-                flat.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=inner[field.name]))
+                flat.append(
+                    inspect.Parameter(
+                        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=inner[field.name]
+                    )
+                )
         else:
             flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
     for name, help_text in (("quiet", "Print nothing but errors."), ("debug", "Show the traceback of an error.")):

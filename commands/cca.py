@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-
 from wsurgery.commands._shared import Device, Force, Json, Seed, Threads, command, say
 
 if TYPE_CHECKING:
@@ -57,8 +56,8 @@ def cca(
 
     with AtomicFile(output, force=force) if output else nullcontext() as stream:
         import torch
-
         from wsurgery.data.dataset import load_dataset
+
         from wsurgery.models import load
         from wsurgery.similarity.compare import compare
 

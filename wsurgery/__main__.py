@@ -16,11 +16,15 @@ def _print_version(wanted: bool) -> None:
 
 def build_app() -> typer.Typer:
     """Collect the subcommands: a module `reset_bn` holds a function `reset_bn`, typed as `reset-bn`."""
-    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
+    app = typer.Typer(
+        no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+    )
 
     @app.callback()
     def wsurgery(
-        version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+        version: bool = typer.Option(
+            False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ) -> None:
         """Edit network weights with small commands joined by pipes, then train and compare.
 

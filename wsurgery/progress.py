@@ -15,6 +15,7 @@ class Progress:
         self.start = time.monotonic()
         self.wanted = sys.stderr.isatty()
         self.bar: Any = None
+        self.task: Any = None
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more steps as done."""

@@ -41,7 +41,8 @@ def numpy_dtype(dtype: str) -> "np.dtype[Any]":
     if dtype in _ML_DTYPES:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, _ML_DTYPES[dtype]))
+        scalar: type[np.generic] = getattr(ml_dtypes, _ML_DTYPES[dtype])
+        return np.dtype(scalar)
     raise TypeError(f"{dtype} elements are smaller than a byte: they can be copied, not computed with")
 
 

@@ -113,7 +113,9 @@ def parse_header(text: bytes) -> Header:
     for tensor in tensors:
         if tensor.start != end:
             what = "overlaps the tensor before it" if tensor.start < end else "leaves a gap before it"
-            raise WsurgeryError(f"has a broken header: {printable(tensor.name)} starts at byte {tensor.start} and {what}")
+            raise WsurgeryError(
+                f"has a broken header: {printable(tensor.name)} starts at byte {tensor.start} and {what}"
+            )
         end = tensor.end
     return Header({tensor.name: tensor for tensor in tensors}, metadata)
 

@@ -10,7 +10,6 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from wsurgery import __version__
@@ -129,5 +128,3 @@ def _with_files(command: str, words: list[str], files: list[str]) -> list[str]:
         into = [] if len(files) < 2 else ["--into", files[0]]
         return [*words[:2], files[-1], *words[2:], *into] if files else words
     return [*words[:2], *(name for name in files if name != STDIN), *words[2:]]
-
-

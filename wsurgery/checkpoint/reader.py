@@ -2,10 +2,8 @@
 
 import os
 import stat
-
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from wsurgery.checkpoint.header import LENGTH_BYTES, Header, TensorInfo, header_length, parse_header
@@ -131,8 +129,10 @@ class Checkpoint:
     def __enter__(self) -> "Checkpoint":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.stream.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        with self.stream:
+            if kind is None:
+                self.finish()
 
 
 def open_checkpoint(source: str | Path | None) -> Checkpoint:
@@ -167,5 +167,3 @@ def _read_up_to(stream: BinaryIO, n: int) -> bytes:
         parts.append(part)
         n -= len(part)
     return b"".join(parts)
-
-

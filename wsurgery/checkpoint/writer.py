@@ -72,10 +72,13 @@ class AtomicFile:
         self.temporary = None
 
     def _link(self, path: Path) -> None:
+        descriptors = os.open("/proc/self/fd", os.O_RDONLY)  # given a folder, os.link follows the link that names our file
         try:
-            os.link(f"/proc/self/fd/{self.stream.fileno()}", path, follow_symlinks=True)
+            os.link(str(self.stream.fileno()), path, src_dir_fd=descriptors)
         except FileExistsError:
             raise UsageError(f"{printable(str(path))} appeared meanwhile: add --force to overwrite it") from None
+        finally:
+            os.close(descriptors)
 
 
 class StandardOutput:
@@ -112,7 +115,9 @@ def write_all(stream: BinaryIO, data: bytes | bytearray | memoryview) -> None:
         view = view[stream.write(view) :]
 
 
-def write_checkpoint(path: Path, tensors: Iterable[tuple[TensorInfo, bytes]], metadata: Mapping[str, str], *, force: bool = False) -> None:
+def write_checkpoint(
+    path: Path, tensors: Iterable[tuple[TensorInfo, bytes]], metadata: Mapping[str, str], *, force: bool = False
+) -> None:
     """Write tensors that are in memory to a file, atomically and with the same bytes every time."""
     tensors = list(tensors)
     with AtomicFile(path, force=force) as stream:

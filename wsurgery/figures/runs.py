@@ -41,7 +41,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class LayerSimilarity:
+class LayerScore:
     """One layer of a `cca --json` result. Similarities are mean canonical correlations, 0 to 1.
 
     Attributes:
@@ -125,7 +125,7 @@ def read_test_auc(folder: Path) -> float | None:
     return _number(_read_object(path), "macro_auc", printable(str(path))) if path.is_file() else None
 
 
-def read_similarities(path: Path) -> list[LayerSimilarity]:
+def read_similarities(path: Path) -> list[LayerScore]:
     """Read the output of `cca --json`, layers from the lowest up. Of several metrics, the first is taken.
 
     Raises:
@@ -137,10 +137,10 @@ def read_similarities(path: Path) -> list[LayerSimilarity]:
         isinstance(layer, dict) and isinstance(layer.get("layer"), str) for layer in layers
     ):
         raise WsurgeryError(f"{where} has no list of layers: write it with `wsurgery cca A B --data SPEC --json`")
-    found: dict[str, LayerSimilarity] = {}
+    found: dict[str, LayerScore] = {}
     for layer in layers:
         numbers = [_number(layer, key, where) for key in ("value", "se", "floor", "ceiling", "normalised")]
-        found.setdefault(layer["layer"], LayerSimilarity(layer["layer"], *numbers))
+        found.setdefault(layer["layer"], LayerScore(layer["layer"], *numbers))
     return list(found.values())
 
 

@@ -5,10 +5,10 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from wsurgery.figures.runs import LayerSimilarity
+from wsurgery.figures.runs import LayerScore
 from wsurgery.figures.style import FAINT, house_style, line_styles, plain_text
 
-Series = Mapping[str, Sequence[Sequence[LayerSimilarity]]]  # name → one result for each seed
+Series = Mapping[str, Sequence[Sequence[LayerScore]]]  # name → one result for each seed
 
 
 def layer_names(series: Series) -> list[str]:
@@ -16,7 +16,7 @@ def layer_names(series: Series) -> list[str]:
     return list(dict.fromkeys(layer.layer for results in series.values() for result in results for layer in result))
 
 
-def layer_means(results: Sequence[Sequence[LayerSimilarity]], field: str) -> dict[str, float]:
+def layer_means(results: Sequence[Sequence[LayerScore]], field: str) -> dict[str, float]:
     """Average `field` over the seeds, for each layer where every seed has it."""
     found: dict[str, list[float | None]] = {}
     for result in results:
@@ -71,7 +71,7 @@ def draw_similarities(series: Series) -> Figure:
     return figure
 
 
-def _whisker(results: Sequence[Sequence[LayerSimilarity]], name: str, mean: float) -> tuple[float, float]:
+def _whisker(results: Sequence[Sequence[LayerScore]], name: str, mean: float) -> tuple[float, float]:
     """Return how far to reach below and above the mean."""
     layers = [layer for result in results for layer in result if layer.layer == name]
     if len(layers) == 1:

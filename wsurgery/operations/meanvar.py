@@ -29,10 +29,14 @@ def meanvar(x: Array, *, random: RandomStream, run: Map = map, positive: bool = 
     stats = moments(x, run)
     mean, std = stats.mean, stats.std
     if not (math.isfinite(mean) and math.isfinite(std)):
-        raise WsurgeryError("holds NaN or infinity, so it has no mean and variance to draw from: leave it out with --except")
+        raise WsurgeryError(
+            "holds NaN or infinity, so it has no mean and variance to draw from: leave it out with --except"
+        )
     if positive:
         if mean <= 0:
-            raise WsurgeryError(f"is a running variance with mean {mean:g}, which cannot be resampled: use --bn identity or keep")
+            raise WsurgeryError(
+                f"is a running variance with mean {mean:g}, which cannot be resampled: use --bn identity or keep"
+            )
         spread = math.log1p((std / mean) ** 2)
         mean, std = math.log(mean) - spread / 2, math.sqrt(spread)
     working = np.float64 if x.dtype == np.float64 else np.float32

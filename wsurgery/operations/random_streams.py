@@ -44,5 +44,3 @@ def chunks(elements: int) -> range:
 def chunk_slice(chunk: int) -> slice:
     """Return the elements of one chunk."""
     return slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-
-

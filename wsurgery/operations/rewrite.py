@@ -118,12 +118,14 @@ def _drain(pending: deque[tuple[Edit, Future[memoryview]]], allowed: int) -> Ite
 def _compute(edit: Edit, array: Array, run: Map) -> memoryview:
     assert edit.compute is not None
     try:
-        result = np.ascontiguousarray(edit.compute(array, run))
+        result = np.asarray(edit.compute(array, run), order="C")
     except WsurgeryError as error:
         raise type(error)(f"{printable(edit.tensor.name)} {error}") from None
     if result.shape != edit.tensor.shape or result.dtype != numpy_dtype(edit.tensor.dtype):
-        raise RuntimeError(f"{edit.tensor.name}: the operation gave {result.dtype} {result.shape}, promised {edit.tensor}")
-    return memoryview(result.reshape(-1).view(np.uint8))
+        raise RuntimeError(
+            f"{edit.tensor.name}: the operation gave {result.dtype} {result.shape}, promised {edit.tensor}"
+        )
+    return result.reshape(-1).view(np.uint8).data
 
 
 def _copy(edit: Edit, stream: BinaryIO) -> None:

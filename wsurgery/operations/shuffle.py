@@ -20,7 +20,11 @@ def shuffle(x: Array, *, random: RandomStream, run: Map = map) -> Array:
     Returns:
         The same elements, bit for bit, in the same shape and dtype.
     """
-    flat = x.reshape(-1).view(f"V{x.dtype.itemsize}") if x.dtype.itemsize not in (1, 2, 4, 8) else x.reshape(-1).view(f"u{x.dtype.itemsize}")
+    flat = (
+        x.reshape(-1).view(f"V{x.dtype.itemsize}")
+        if x.dtype.itemsize not in (1, 2, 4, 8)
+        else x.reshape(-1).view(f"u{x.dtype.itemsize}")
+    )
     if flat.size <= CHUNK:
         result = flat.copy()
         random.generator(0).shuffle(result)

@@ -1,0 +1,27 @@
+"""`wsurgery curves`: AUC or loss against optimiser steps."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from wsurgery.commands._shared import Force, command
+
+
+@command
+def curves(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, ARM/SEED: one line an ARM.")],
+    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The figure: .pdf, .svg or .png.")],
+    metric: Annotated[Literal["auc", "loss"], typer.Option(help="What to draw.")] = "auc",
+    threshold: Annotated[float | None, typer.Option(help="Draw a line at this AUC.")] = None,
+    force: Force = False,
+) -> None:
+    """Draw convergence curves: the mean over the seeds of each arm, with a band.
+
+    Example: wsurgery curves runs/random/* runs/transfer/* -o curves.pdf --threshold 0.9
+    """
+    from wsurgery.figures.curves import draw_curves
+    from wsurgery.figures.runs import read_run
+    from wsurgery.figures.style import save
+
+    figure = draw_curves([read_run(run) for run in runs], metric=metric, threshold=threshold)
+    save(figure, output, force=force)

@@ -1,0 +1,24 @@
+"""`wsurgery filters`: first-layer filters as pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from wsurgery.commands._shared import Force, command
+
+
+@command
+def filters(
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT…", help="Safetensors files.")],
+    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The figure: .pdf, .svg or .png.")],
+    force: Force = False,
+) -> None:
+    """Draw the filters of the first convolution, checkpoints side by side, each with one scale for all its filters.
+
+    Example: wsurgery filters run/init.safetensors run/last.safetensors -o filters.png
+    """
+    from wsurgery.figures.filters import draw_filters, read_first_filters
+    from wsurgery.figures.style import save
+
+    labelled = [("/".join(path.with_suffix("").parts[-3:]), read_first_filters(path)) for path in checkpoints]
+    save(draw_filters(labelled), output, force=force)

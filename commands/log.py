@@ -1,0 +1,26 @@
+"""`wsurgery log`."""
+
+import json as json_module
+
+import typer
+from wsurgery.commands._shared import Input, Json, command, say
+
+
+@command
+def log(source: Input = None, json: Json = False) -> None:
+    """Print the history of a checkpoint as the shell pipeline that made it.
+
+    Example: wsurgery log init.safetensors
+    """
+    from wsurgery.checkpoint import open_checkpoint
+    from wsurgery.checkpoint.provenance import History, as_pipeline
+    from wsurgery.errors import printable
+
+    with open_checkpoint(source) as checkpoint:
+        records = History.of(checkpoint).log
+        if json:
+            typer.echo(json_module.dumps(list(records), indent=2))
+        elif records:
+            typer.echo("\n".join(printable(line, 10_000) for line in as_pipeline(records).splitlines()))
+        else:
+            say(f"{checkpoint.label} has no history: wsurgery did not make it")

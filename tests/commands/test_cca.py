@@ -1,0 +1,120 @@
+import json
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import wsurgery.models
+from wsurgery.__main__ import build_app
+
+pytest.importorskip("wsurgery.data.dataset")
+if not hasattr(wsurgery.models, "load"):
+    pytest.skip("there are no models", allow_module_level=True)
+
+FIELDS = [
+    "layer",
+    "metric",
+    "value",
+    "se",
+    "floor",
+    "ceiling",
+    "normalised",
+    "c_a",
+    "c_b",
+    "d",
+    "p",
+    "images",
+    "rank_a",
+    "rank_b",
+    "dead_a",
+    "dead_b",
+    "repeats",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cca")
+    rng, lines = np.random.default_rng(0), ["path,patient,split,ill"]
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,{i},{'test' if i < 20 else 'train'},{i % 2}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    for name, seed in (("a", 1), ("b", 2)):
+        model = timm.create_model("cbr_small", num_classes=1)
+        for i, tensor in enumerate(model.parameters()):
+            tensor.data = 0.1 * tensor.new_tensor(np.random.default_rng([seed, i]).standard_normal(tensor.shape))
+        save_file(model.state_dict(), folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture
+def run(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WSURGERY_CACHE", str(tmp_path))
+    a, b, data = folder / "a.safetensors", folder / "b.safetensors", folder / "manifest.csv"
+    given = [
+        "cca",
+        str(a),
+        str(b),
+        "--data",
+        str(data),
+        "--arch",
+        "cbr_small",
+        "--device",
+        "cpu",
+        "-d",
+        "8",
+        "--threads",
+        "1",
+    ]
+    return lambda *more: CliRunner().invoke(build_app(), [*given, "--layers", "block1,pool2", *more])
+
+
+def test_json_on_standard_output_says_all_that_is_needed_to_run_it_again(run, folder):
+    result = run("--json", "--repeats", "3")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [layer["layer"] for layer in found["layers"]] == ["block1", "pool2"]
+    for layer in found["layers"]:
+        assert set(FIELDS) <= set(layer)
+        assert 0 < layer["floor"] < layer["value"] < layer["ceiling"] <= 1
+        assert (layer["images"], len(layer["repeats"])) == (20, 3)
+    assert found["a"]["name"] == "a.safetensors"
+    assert found["a"]["blake3"] != found["b"]["blake3"]
+    assert found["arguments"]["repeats"] == 3
+    assert found["data"]["split"] == "test"
+    assert run("--json", "--repeats", "3").stdout == result.stdout
+
+
+def test_a_table_for_people_and_the_json_in_a_file(run, tmp_path):
+    result = run("-o", str(tmp_path / "cca.json"))
+    assert result.exit_code == 0, result.stderr
+    assert "ceiling" in result.stdout
+    assert "pool2" in result.stdout
+    layers = json.loads((tmp_path / "cca.json").read_text())["layers"]
+    assert f"{layers[0]['value']:.3f}" in result.stdout
+    again = run("-o", str(tmp_path / "cca.json"))
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+
+
+def test_errors_are_one_line_and_leave_no_file(run, tmp_path):
+    for more, status, words in (
+        (["--layers", "block9"], 2, "block1, block2"),
+        (["-p", "10", "--images", "2"], 2, "forces every correlation to 1"),
+        (["--channels", "some"], 2, "independent"),
+    ):
+        result = run(*more, "-o", str(tmp_path / "cca.json"))
+        assert (result.exit_code, result.stdout) == (status, "")
+        assert len(result.stderr.splitlines()) == 1
+        assert words in result.stderr
+        assert not (tmp_path / "cca.json").exists()
+
+
+def test_warnings_go_to_standard_error(run):
+    result = run("--json", "-p", "60")
+    assert "only 60 rows" in result.stderr
+    json.loads(result.stdout)

@@ -1,0 +1,194 @@
+"""Which edit each tensor of a checkpoint gets, for every surgery command."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal, Protocol
+
+import numpy as np
+
+from wsurgery.anatomy import Selection, role_map
+from wsurgery.anatomy.roles import Described
+from wsurgery.checkpoint import Checkpoint, TensorInfo
+from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
+from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.batch_norm import batch_norm_identity
+from wsurgery.operations.meanvar import meanvar
+from wsurgery.operations.random_init import random_init
+from wsurgery.operations.random_streams import RandomStream
+from wsurgery.operations.rewrite import Array, Compute, Edit, Map
+from wsurgery.operations.sample import sample
+from wsurgery.operations.shuffle import shuffle
+
+
+class Resampling(Protocol):
+    """An operation that draws a tensor anew from itself."""
+
+    def __call__(self, x: Array, *, random: RandomStream, run: Map) -> Array: ...  # noqa: D102
+
+
+RESAMPLINGS: Mapping[str, Resampling] = {"meanvar": meanvar, "shuffle": shuffle, "sample": sample}
+BatchNormMode = Literal["identity", "meanvar", "keep"]
+
+
+def copy(tensor: TensorInfo, source: Checkpoint) -> Edit:
+    """Leave a tensor as it is."""
+    return Edit(tensor, source, tensor)
+
+
+def resample(
+    checkpoint: Checkpoint, name: str, *, batch_norm: BatchNormMode, selection: Selection, seed: int, occurrence: int
+) -> list[Edit]:
+    """Resample the selected tensors with the operation `name` of `RESAMPLINGS`.
+
+    Batch norm goes to the identity, or is resampled by mean and variance, or kept. Integers and tensors of one element
+    have no spread and are copied.
+    """
+    chosen, roles = selection.names(checkpoint.tensors), role_map(checkpoint.tensors)
+    return [
+        Edit(
+            tensor,
+            checkpoint,
+            tensor,
+            resampling(tensor, roles[tensor.name], name, batch_norm, RandomStream(seed, name, occurrence, tensor.name))
+            if tensor.name in chosen
+            else None,
+        )
+        for tensor in checkpoint.tensors.values()
+    ]
+
+
+def resampling(
+    tensor: TensorInfo, role: str, name: str, batch_norm: BatchNormMode, random: RandomStream
+) -> Compute | None:
+    """Return what the operation `name` does to one tensor, None where it is copied."""
+    part = tensor.name.rpartition(".")[2]
+    if role == "batch_norm":
+        if batch_norm == "identity":
+            return _constant(partial(batch_norm_identity, part=part))
+        if batch_norm == "keep" or part == "num_batches_tracked" or tensor.elements < 2:
+            return None
+        positive = part == "running_var"
+        return lambda x, run: meanvar(x, random=random, run=run, positive=positive)
+    if not is_float(tensor.dtype) or tensor.elements < 2:
+        return None
+    operation = RESAMPLINGS[name]
+    return lambda x, run: operation(x, random=random, run=run)
+
+
+def reset_batch_norm(checkpoint: Checkpoint, *, selection: Selection) -> list[Edit]:
+    """Set the selected batch norms to the identity.
+
+    Raises:
+        UsageError: there is no batch norm in the selection.
+    """
+    chosen, roles = selection.names(checkpoint.tensors), role_map(checkpoint.tensors)
+    edits = [
+        Edit(
+            tensor,
+            checkpoint,
+            tensor,
+            _constant(partial(batch_norm_identity, part=tensor.name.rpartition(".")[2]))
+            if tensor.name in chosen and roles[tensor.name] == "batch_norm"
+            else None,
+        )
+        for tensor in checkpoint.tensors.values()
+    ]
+    if not any(edit.compute for edit in edits):
+        raise UsageError(f"{checkpoint.label} has no batch norm in the selected part: nothing to reset")
+    return edits
+
+
+def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection) -> list[Edit]:
+    """Take the selected tensors from `source`, all others from `into`, in the order of `into`.
+
+    Shapes outside the selection may differ. A dtype that differs is converted to `into`'s.
+
+    Raises:
+        WsurgeryError: the selected part of the two differs in names or shapes; the message shows the first tensor.
+        UsageError: both are streams, whose orders need not agree.
+    """
+    if not source.seekable and list(source.tensors) != list(into.tensors):
+        raise UsageError(f"{source.label} is read in the order of --into, so SOURCE must be a file here")
+    chosen = selection.names(into.tensors)
+    _require_counterparts(selection.names(source.tensors), chosen, source, into)
+    edits = []
+    for tensor in into.tensors.values():
+        origin = source.tensors.get(tensor.name)
+        if tensor.name not in chosen or origin is None:
+            edits.append(copy(tensor, into))
+            continue
+        compute = None if origin.dtype == tensor.dtype else _conversion(origin, tensor.dtype)
+        edits.append(Edit(tensor, source, origin, compute))
+    return edits
+
+
+def transfuse_rest(
+    source: Checkpoint, *, selection: Selection, rest: str, batch_norm: BatchNormMode, seed: int, occurrence: int
+) -> list[Edit]:
+    """Keep the selected tensors of `source`; the others become fresh random ones, or are resampled from themselves.
+
+    Args:
+        source: the pretrained checkpoint.
+        selection: what is kept.
+        rest: `random`, or an operation of `RESAMPLINGS`.
+        batch_norm: what a resampling does to batch norm.
+        seed: seed of the draws.
+        occurrence: how often `transfuse` stands in the history.
+    """
+    chosen, roles = selection.names(source.tensors), role_map(source.tensors)
+    edits = []
+    for tensor in source.tensors.values():
+        random = RandomStream(seed, f"transfuse {rest}", occurrence, tensor.name)
+        role = roles[tensor.name]
+        compute: Compute | None = None
+        if tensor.name not in chosen:
+            if rest == "random":
+                fan_in = _fan_in(tensor, source.tensors)
+                compute = partial(_random, role=role, fan_in=fan_in, random=random)
+            else:
+                compute = resampling(tensor, role, rest, batch_norm, random)
+        edits.append(Edit(tensor, source, tensor, compute))
+    return edits
+
+
+def _random(x: Array, run: Map, *, role: str, fan_in: int, random: RandomStream) -> Array:
+    return random_init(x, role=role, fan_in=fan_in, random=random, run=run)
+
+
+def _constant(operation: "partial[Array]") -> Compute:
+    return lambda x, run: operation(x)
+
+
+def _conversion(origin: TensorInfo, dtype: str) -> Compute:
+    if not (is_float(origin.dtype) and is_float(dtype)):
+        raise WsurgeryError(
+            f"{printable(origin.name)} is {origin.dtype} in the source and {dtype} in --into: add --except"
+        )
+    target = numpy_dtype(dtype)
+    return lambda x, run: x.astype(np.float32 if x.dtype.itemsize < 4 else x.dtype).astype(target)
+
+
+def _fan_in(tensor: TensorInfo, tensors: Mapping[str, Described]) -> int:
+    weight = tensors.get(f"{tensor.name.rpartition('.')[0]}.weight", tensor)
+    return math.prod(weight.shape[1:])
+
+
+def _require_counterparts(from_source: set[str], into: set[str], source: Checkpoint, target: Checkpoint) -> None:
+    for name, tensor in target.tensors.items():
+        other = source.tensors.get(name)
+        if name in into and other is not None and other.shape != tensor.shape:
+            raise WsurgeryError(
+                f"{printable(name)} is {other.shape} in {source.label} and {tensor.shape} in {target.label}: "
+                f"choose a lower --upto, or add --except {printable(name)}"
+            )
+    for missing, here, there in (
+        (into - set(source.tensors), target, source),
+        (from_source - set(target.tensors), source, target),
+    ):
+        lost = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
+        if lost:
+            raise WsurgeryError(
+                f"{printable(lost[0])} (and {len(lost) - 1} more of the selected part) is in {here.label} and not in "
+                f"{there.label}: the two are not the same architecture there"
+            )
