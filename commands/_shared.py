@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,6 +18,8 @@ from wsurgery.anatomy import Selection
 from wsurgery.errors import WsurgeryError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from wsurgery.checkpoint import Checkpoint
     from wsurgery.checkpoint.provenance import History, Record
     from wsurgery.operations.rewrite import Edit
@@ -84,23 +87,28 @@ class Output:
     force: Force = False
     threads: Threads = None
 
+    @contextmanager
+    def destination(self, default: str) -> Iterator[Path | None]:
+        """Give the file to write, None for standard output.
+
+        On a terminal without -o it is `default`, named after what was done (`resnet50.transfuse-block2.safetensors`), and
+        the name is printed when it is written.
+        """
+        named = self.output is not None or not sys.stdout.isatty()
+        yield self.output if named else Path(default)
+        if not named:
+            say(default)
+
 
 def write_surgery(
     edits: "Sequence[Edit]", history: "History", record: "Record", output: Output, *, name_from: "Checkpoint"
 ) -> None:
-    """Write a surgery command's result: edited tensors, and the history with one more record.
-
-    On a terminal without -o the file is named after its input and what was done: `resnet50.transfuse-block2.safetensors`.
-    """
+    """Write a surgery command's result: edited tensors, and the history with one more record."""
     from wsurgery.operations.rewrite import rewrite
 
-    path = output.output
-    if path is None and sys.stdout.isatty():
-        stem = name_from.path.name.removesuffix(".safetensors") if name_from.path else "stdin"
-        path = Path(f"{stem}.{_described(record)}.safetensors")
-    rewrite(edits, history.then(record).metadata(), path, force=output.force, threads=output.threads)
-    if path is not None and path != output.output:
-        say(str(path))
+    stem = name_from.path.name.removesuffix(".safetensors") if name_from.path else "stdin"
+    with output.destination(f"{stem}.{_described(record)}.safetensors") as path:
+        rewrite(edits, history.then(record).metadata(), path, force=output.force, threads=output.threads)
 
 
 def _described(record: "Record") -> str:
@@ -116,6 +124,13 @@ def say(message: str) -> None:
 
 
 _quiet = False
+
+
+def table_console() -> "Console":
+    """Return a console for tables on standard output; into a file or pipe they are as wide as they need."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 10_000, soft_wrap=True)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

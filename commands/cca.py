@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from wsurgery.commands._shared import Device, Force, Json, Seed, Threads, command, say
 
 if TYPE_CHECKING:
@@ -56,29 +57,30 @@ def cca(
 
     with AtomicFile(output, force=force) if output else nullcontext() as stream:
         import torch
-        from wsurgery.data.dataset import load_dataset
 
+        from wsurgery.data.dataset import load_dataset
         from wsurgery.models import load
         from wsurgery.similarity.compare import compare
+        from wsurgery.training.predict import choose_device
 
         if threads:
             torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         arguments = {"p": p, "d": d, "repeats": repeats, "channels": channels, "rows": rows, "seed": seed}
         names = layers.split(",") if layers else None
+        where = choose_device(device)
+        digests = file_digest(a), file_digest(b)
         network_a, network_b = load(a, arch=arch), load(b, arch=arch)
         dataset = load_dataset(data, split=split, image_size=image_size)
-        found = compare(network_a, network_b, dataset.images, layers=names, n_images=images, device=device, **arguments)
+        found = compare(network_a, network_b, dataset.images, layers=names, n_images=images, device=where, **arguments)
         for layer in found:
             for note in layer.notes:
                 say(f"{layer.layer}: {note}")
         result = {
             "version": __version__,
-            "a": {"name": a.name, "blake3": file_digest(a)},
-            "b": {"name": b.name, "blake3": file_digest(b)},
+            "a": {"name": a.name, "blake3": digests[0]},
+            "b": {"name": b.name, "blake3": digests[1]},
             "data": {"spec": data, "split": split, "image_size": dataset.images.shape[1], "digest": dataset.digest},
-            "arguments": {**arguments, "layers": names, "images": images, "arch": arch, "device": device},
+            "arguments": {**arguments, "layers": names, "images": images, "arch": arch, "device": str(where)},
             "layers": [asdict(layer) for layer in found],
         }
         text = dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -91,21 +93,19 @@ def cca(
 
 
 def _print_table(found: "list[LayerSimilarity]") -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
 
-    table = Table("layer", title="mean canonical correlation")
-    for heading in ("value", "± se", "floor", "ceiling", "normalised", "channels", "d", "p", "images", "rank", "dead"):
+    table = Table("layer", title="mean canonical correlation", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("value", "± se", "floor", "ceiling", "normalised", "channels", "rows", "dead"):
         table.add_column(heading, justify="right")
     for x in found:
         similarity = (number(score) for score in (x.value, x.se, x.floor, x.ceiling, x.normalised))
-        pairs = (
-            f"{in_a}" if in_a == in_b else f"{in_a}, {in_b}"
-            for in_a, in_b in ((x.c_a, x.c_b), (x.rank_a, x.rank_b), (x.dead_a, x.dead_b))
-        )
-        wide, rank, dead = pairs
-        table.add_row(x.layer, *similarity, wide, str(x.d), str(x.p), str(x.images), rank, dead)
+        channels = f"{x.d}/{x.c_a}" if x.c_a == x.c_b else f"{x.d}/{x.c_a},{x.c_b}"
+        dead = f"{x.dead_a}" if x.dead_a == x.dead_b else f"{x.dead_a},{x.dead_b}"
+        table.add_row(x.layer, *similarity, channels, str(x.p), dead)
     Console().print(table)

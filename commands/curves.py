@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
 from wsurgery.commands._shared import Force, command
 
 
@@ -12,7 +13,7 @@ def curves(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, ARM/SEED: one line an ARM.")],
     output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The figure: .pdf, .svg or .png.")],
     metric: Annotated[Literal["auc", "loss"], typer.Option(help="What to draw.")] = "auc",
-    threshold: Annotated[float | None, typer.Option(help="Draw a line at this AUC.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Draw a line at this value.")] = None,
     force: Force = False,
 ) -> None:
     """Draw convergence curves: the mean over the seeds of each arm, with a band.

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from wsurgery.commands._shared import Force, command
 
 

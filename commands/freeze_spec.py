@@ -4,8 +4,8 @@ import json as json_module
 from dataclasses import replace
 
 import typer
-from wsurgery.commands._shared import Input, Json, Output, Part, command, write_surgery
 
+from wsurgery.commands._shared import Input, Json, Output, Part, command, write_surgery
 from wsurgery.errors import UsageError
 
 

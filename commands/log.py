@@ -3,6 +3,7 @@
 import json as json_module
 
 import typer
+
 from wsurgery.commands._shared import Input, Json, command, say
 
 

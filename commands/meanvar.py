@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+
 from wsurgery.commands._resample import resample
 from wsurgery.commands._shared import BatchNorm, Input, Output, Part, Seed, command
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from wsurgery.commands._shared import Force, Json, command
+
+from wsurgery.commands._shared import Force, Json, command, table_console
 
 
 @command
@@ -22,8 +23,6 @@ def report(
     """
     from json import dumps
 
-    from rich.console import Console
-
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.writer import write_all
     from wsurgery.figures.page import render_page
@@ -36,7 +35,4 @@ def report(
     if json:
         typer.echo(dumps(as_json(found), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = 140  # a file has no width: nothing need wrap
-        console.print(terminal_table(found))
+        table_console().print(terminal_table(found))

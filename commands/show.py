@@ -5,7 +5,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from wsurgery.commands._shared import Input, Json, command
+
+from wsurgery.commands._shared import Input, Json, command, table_console
 
 if TYPE_CHECKING:
     from wsurgery.checkpoint import Checkpoint
@@ -64,7 +65,9 @@ def _describe(checkpoint: "Checkpoint", *, with_stats: bool) -> dict[str, Any]:
         "blocks": [
             {
                 "name": block,
-                "parameters": sum(checkpoint.tensors[name].elements for name in names if _is_parameter(name, roles[name])),
+                "parameters": sum(
+                    checkpoint.tensors[name].elements for name in names if _is_parameter(name, roles[name])
+                ),
                 "tensors": sorted(names, key=position.__getitem__),
             }
             for block, names in members.items()
@@ -91,13 +94,12 @@ def _statistics(checkpoint: "Checkpoint", name: str) -> dict[str, Any]:
 
 
 def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from wsurgery.errors import printable
 
-    console = Console()
+    console = table_console()
     architecture = description["architecture"]
     of_rows = {row["name"]: row for row in description["tensors"]}
     parameters = sum(block["parameters"] for block in description["blocks"])

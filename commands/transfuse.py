@@ -5,8 +5,8 @@ from enum import Enum
 from typing import Annotated
 
 import typer
-from wsurgery.commands._shared import BatchNorm, Output, Part, Seed, command, write_surgery
 
+from wsurgery.commands._shared import BatchNorm, Output, Part, Seed, command, write_surgery
 from wsurgery.errors import UsageError
 
 

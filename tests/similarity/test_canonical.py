@@ -120,6 +120,13 @@ def test_known_correlations_come_out_in_order():
     assert (int(rank_x), int(rank_y)) == (4, 3)
 
 
+def test_nothing_counts_beyond_the_smaller_rank():
+    correlations, rank_x, rank_y = canonical_correlations(*blocks(*case("rank deficient", np.random.default_rng(1))))
+    assert (int(rank_x), int(rank_y)) == (6, 9)
+    assert (correlations[:6] > 0).all()
+    assert (correlations[6:] == 0).all()
+
+
 def test_independent_gaussians_score_what_theory_says():
     # Wachter's law for p = 10,000 rows and d = 64 channels on both sides: mean canonical correlation .068.
     rng = np.random.default_rng(6)

@@ -80,6 +80,14 @@ def test_networks_of_different_widths_and_grids_meet_at_the_same_places(images):
 
 
 @pytest.mark.parametrize("rows", ["spatial", "whole"])
+def test_only_the_images_are_rolled_not_the_positions(images, rows):
+    alike = np.repeat(images[:1], 70, axis=0)
+    for layer in compare(Small(1), Small(2), alike, p=700, d=4, rows=rows):
+        assert layer.floor == pytest.approx(layer.value, abs=1e-9)
+        assert layer.value < 0.99
+
+
+@pytest.mark.parametrize("rows", ["spatial", "whole"])
 @pytest.mark.parametrize("channels", ["same", "all"])
 def test_a_network_against_itself_scores_one(images, channels, rows):
     for layer in compare(Small(1), Small(1), images, channels=channels, rows=rows, p=2000, d=4, repeats=3):

@@ -80,9 +80,9 @@ def header_length(prefix: bytes) -> int:
     if len(prefix) < LENGTH_BYTES:
         raise WsurgeryError(f"ends after {len(prefix)} bytes: not a safetensors file")
     length = int.from_bytes(prefix, "little")
-    if prefix[:4] == b"PK\x03\x04" or prefix[:1] == b"\x80":
-        raise WsurgeryError("is a PyTorch pickle, not a safetensors file: run wsurgery convert on it first")
     if length > MAX_HEADER:
+        if prefix.startswith((b"PK\x03\x04", b"\x80\x02")):
+            raise WsurgeryError("is a PyTorch pickle, not a safetensors file: run wsurgery convert on it first")
         raise WsurgeryError(f"claims a header of {length} bytes: not a safetensors file")
     return length
 

@@ -72,7 +72,9 @@ class AtomicFile:
         self.temporary = None
 
     def _link(self, path: Path) -> None:
-        descriptors = os.open("/proc/self/fd", os.O_RDONLY)  # given a folder, os.link follows the link that names our file
+        descriptors = os.open(
+            "/proc/self/fd", os.O_RDONLY
+        )  # given a folder, os.link follows the link that names our file
         try:
             os.link(str(self.stream.fileno()), path, src_dir_fd=descriptors)
         except FileExistsError:
@@ -116,11 +118,11 @@ def write_all(stream: BinaryIO, data: bytes | bytearray | memoryview) -> None:
 
 
 def write_checkpoint(
-    path: Path, tensors: Iterable[tuple[TensorInfo, bytes]], metadata: Mapping[str, str], *, force: bool = False
+    path: Path | None, tensors: Iterable[tuple[TensorInfo, bytes]], metadata: Mapping[str, str], *, force: bool = False
 ) -> None:
-    """Write tensors that are in memory to a file, atomically and with the same bytes every time."""
+    """Write tensors that are in memory to a file, atomically, or (None) to standard output."""
     tensors = list(tensors)
-    with AtomicFile(path, force=force) as stream:
+    with open_output(path, force=force) as stream:
         write_all(stream, format_header([tensor for tensor, _ in tensors], metadata))
         for _, data in tensors:
             write_all(stream, data)

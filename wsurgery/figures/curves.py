@@ -90,9 +90,8 @@ def draw_curves(runs: Sequence[Run], *, metric: Metric = "auc", threshold: float
         axes.axhline(threshold, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
         axes.annotate(
             f"{threshold:.2f}",
-            (1, threshold),
+            (0.01, threshold),
             xycoords=("axes fraction", "data"),
-            ha="right",
             va="bottom",
             color=FAINT,
         )

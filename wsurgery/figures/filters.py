@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from wsurgery.anatomy import first_convolution
 from wsurgery.checkpoint import open_checkpoint
@@ -76,8 +77,9 @@ def draw_filters(labelled: Sequence[tuple[str, npt.NDArray[np.float64]]]) -> Fig
     columns = min(len(grids), 4)
     rows = -(-len(grids) // columns)
     tallest = max(grid.pixels.shape[0] / grid.pixels.shape[1] for _, grid in grids)
-    figure = Figure(figsize=(2.2 * columns, (2.2 * tallest + 0.5) * rows))
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    size = (2.2 * columns, (2.2 * tallest + 0.5) * rows)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.12))
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
     for axes, (label, grid) in zip(panels, grids, strict=False):

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from wsurgery.errors import printable
-from wsurgery.figures.curves import band_caption, draw_curves
+from wsurgery.figures.curves import Spread, band_caption, draw_curves
 from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
 from wsurgery.figures.report import SPREAD_NOTE, Report
 from wsurgery.figures.runs import Run
@@ -74,9 +74,10 @@ def _arm_table(report: Report) -> str:
     rows = []
     for arm in report.arms.values():
         name = f"{_swatch(styles[arm.name]['color'])}{_text(arm.name)}<small>{_text(arm.description)}</small>"
-        cells = [", ".join(run.seed for run in arm.runs), in_words(arm.test_spread), in_words(arm.valid_spread)]
-        cells += [arm.steps_in_words(), against_random(arm, report.arms)]
-        rows.append([name, *map(_text, cells)])
+        seeds = ", ".join(run.seed for run in arm.runs)
+        steps, ratio = arm.steps_in_words(), against_random(arm, report.arms)
+        accuracy = [_two_lines(arm.test_spread), _two_lines(arm.valid_spread)]
+        rows.append([name, _text(seeds), *accuracy, _text(steps), _text(ratio)])
     page = _table(headings, rows) + f"<p class='note'>{_text(SPREAD_NOTE)} Against random: ratio of the medians.</p>"
     if all(arm.test_spread is None for arm in report.arms.values()):
         page += _missing(
@@ -181,7 +182,8 @@ def _claims(report: Report) -> str:
     seeds = fmean(len(arm.runs) for arm in report.arms.values())
     rule = (
         "The verdicts follow a fixed rule. Two sets of runs agree with a claim when their ranges do not overlap. "
-        f"That counts as shown from {ENOUGH_SEEDS} seeds on and as suggestive with fewer; here are {seeds:g} an arm."
+        f"That counts as shown from {ENOUGH_SEEDS} seeds on, where ranges that overlap may still be suggestive, and as "
+        f"suggestive with fewer; here are {seeds:.2g} an arm."
     )
     missing = [
         name for name in ("random", "transfer", "meanvar", "transfuse-block1", "gabor") if name not in report.arms
@@ -195,7 +197,12 @@ def _runs(report: Report) -> list[Run]:
 
 
 def _text(text: str) -> str:
-    return escape(printable(text))
+    return escape(printable(text, 10_000))
+
+
+def _two_lines(summary: Spread | None) -> str:
+    mean, _, detail = in_words(summary).partition(" ")
+    return f"{mean}<small>{detail}</small>"
 
 
 def _swatch(colour: str) -> str:

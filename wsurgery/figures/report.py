@@ -1,4 +1,4 @@
-"""The report on an experiment: what its runs came to, as a table for the terminal, as JSON, and the data of its page."""
+"""The report on an experiment: what its runs came to, as a table for the terminal, as JSON, and as data for its page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

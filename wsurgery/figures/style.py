@@ -19,6 +19,7 @@ FAINT = "#8c959f"
 PALETTE = (INK, "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _MARKERS = "os^DvPX"
 _KNOWN = ("random", "transfer", "meanvar", "transfuse-block1", "gabor", "shuffle", "sample")
+_SAME = {"pretrained-pair": "transfer", "random-pair": "random"}  # pairs of runs of these arms
 _DASHES = ("--", ":", "-.")
 _NO_DATE = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 _LOOK: Any = {
@@ -56,12 +57,11 @@ def line_styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     """
     styles: dict[str, dict[str, Any]] = {}
     arms = set(arms)
-    for i, arm in enumerate((*_KNOWN, *sorted(arms.difference(_KNOWN)))):
+    for i, arm in enumerate((*_KNOWN, *sorted(arms.difference(_KNOWN, _SAME)))):
         lap, colour = divmod(i, len(PALETTE))
         dashes = _DASHES[(lap - 1) % len(_DASHES)] if lap else "-"
-        if arm in arms:
-            styles[arm] = {"color": PALETTE[colour], "marker": _MARKERS[colour], "linestyle": dashes}
-    return styles
+        styles[arm] = {"color": PALETTE[colour], "marker": _MARKERS[colour], "linestyle": dashes}
+    return {arm: styles[_SAME.get(arm, arm)] for arm in arms}
 
 
 def plain_text(text: str) -> str:

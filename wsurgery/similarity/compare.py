@@ -35,7 +35,7 @@ class LayerSimilarity:
         metric: `mean_cca`.
         value: A against B; None where it is not defined (`notes` says why).
         se: standard error of `value` over the repeats; None for a single repeat.
-        floor: A against B on other images, under the same draws; None where there is but one image.
+        floor: A against B on other images at the same positions, under the same draws; None where there is one image.
         ceiling: A against A, under the same draws.
         normalised: (value − floor) / (ceiling − floor); None where that is not defined.
         c_a, c_b: channels of the layer in A and in B.

@@ -1,0 +1,94 @@
+"""`wsurgery data`: make, cache and describe data sets."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wsurgery.commands._shared import Force, Json, Threads, command, say
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+data = typer.Typer(no_args_is_help=True, help="Make, cache and describe data sets.")
+
+Data = Annotated[str, typer.Argument(metavar="DATA", help="A manifest, or scheme:argument?key=value.")]
+
+
+@command
+def data_make(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="scheme:argument?key=value.")],
+    output: Annotated[Path, typer.Option("-o", metavar="FOLDER", help="Where the images and manifest.csv go.")],
+    threads: Threads = None,
+    force: Force = False,
+) -> None:
+    """Make a data set: its images, and a manifest.csv that lists them.
+
+    Drawn here are synthetic:fundus (keys n, size, seed, contrast) and synthetic:textures (keys n, size, seed). An image
+    depends on its number and the keys only. Data that is there already is left as it is.
+
+    Example: wsurgery data make "synthetic:fundus?n=2000&size=64" -o fundus/
+    """
+    from wsurgery.data.sources import make_data
+
+    made = make_data(spec, output, force=force, threads=threads)
+    say(f"{output / 'manifest.csv'}" if made else f"{output / 'manifest.csv'} is there already: nothing to do")
+
+
+@command
+def data_cache(
+    data: Data,
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")],
+    threads: Threads = None,
+) -> None:
+    """Decode and scale all images once, each split for itself, so that train, eval and cca start at once.
+
+    Example: wsurgery data cache fundus/manifest.csv --image-size 64
+    """
+    from wsurgery.data.cache import cache_folder, decode
+    from wsurgery.data.sources import open_data
+
+    manifest = open_data(data, threads=threads)
+    for split in sorted(set(manifest.splits)):
+        images = decode(manifest.where(split), image_size, threads=threads)
+        say(f"{split}: {len(images)} images, {images.nbytes / 1e6:.1f} MB in {cache_folder()}")
+
+
+@command
+def data_show(data: Data, json: Json = False) -> None:
+    """Count images and patients, and each label's positives, negatives and unknowns, in each split.
+
+    Example: wsurgery data show fundus/manifest.csv
+    """
+    from json import dumps
+
+    from rich.console import Console
+
+    from wsurgery.data.manifest import summarise
+    from wsurgery.data.sources import open_data
+
+    summary = summarise(open_data(data))
+    if json:
+        typer.echo(dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        Console().print(_table(summary))
+
+
+def _table(summary: dict[str, Any]) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    splits = summary["splits"]
+    table = Table("", caption="labels: positive / negative / unknown")
+    for name in splits:
+        table.add_column(escape(name), justify="right")
+    for row in ("images", "patients"):
+        table.add_row(row, *(str(split[row]) for split in splits.values()), end_section=row == "patients")
+    for label in next(iter(splits.values()))["labels"]:
+        counts = (split["labels"][label] for split in splits.values())
+        table.add_row(escape(label), *(" / ".join(str(x) for x in count.values()) for count in counts))
+    return table
+
+
+for name, function in (("make", data_make), ("cache", data_cache), ("show", data_show)):
+    data.command(name)(function)

@@ -1,0 +1,106 @@
+"""`wsurgery eval`."""
+
+import os
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wsurgery.commands._shared import Data, Device, Force, Json, Threads, command, table_console
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wsurgery.data.dataset import Dataset
+
+
+@command
+def eval(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The checkpoint to evaluate.")],
+    data: Data,
+    split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Write each image's probabilities here.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: the images' own.")] = None,
+    arch: Annotated[str | None, typer.Option(help="The timm model, if the checkpoint does not say it.")] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Evaluate a checkpoint: AUC for each label with its 95 % confidence interval (DeLong), and their mean.
+
+    Example: wsurgery eval run/best.safetensors --data synthetic:fundus?n=2000 --predictions test.csv
+    """
+    import torch
+
+    from wsurgery.data.dataset import load_dataset
+    from wsurgery.errors import WsurgeryError
+    from wsurgery.models import load
+    from wsurgery.training.metrics import auc_per_label, delong_interval, macro
+    from wsurgery.training.predict import choose_device, predict
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    where = choose_device(device)
+    model = load(checkpoint, arch).to(where)
+    dataset = load_dataset(data, split=split, image_size=image_size)
+    logits = predict(model, dataset, device=where)
+    if logits.shape[1] != len(dataset.label_names):
+        raise WsurgeryError(f"{checkpoint} has {logits.shape[1]} outputs, the data {len(dataset.label_names)} labels")
+    aucs = auc_per_label(dataset.labels, logits, dataset.label_names)
+    intervals = [delong_interval(dataset.labels[:, i], logits[:, i]) for i in range(len(aucs))]
+    result = {
+        "labels": {name: {"auc": aucs[name], "ci": interval} for name, interval in zip(aucs, intervals, strict=True)},
+        "macro_auc": macro(aucs),
+        "n": len(dataset.images),
+        "split": split,
+    }
+    if predictions:
+        _write_predictions(predictions, dataset, logits, force=force)
+    if json:
+        typer.echo(dumps(result, indent=2))
+    else:
+        _print_table(result)
+
+
+def _write_predictions(path: Path, dataset: "Dataset", logits: "NDArray[np.float32]", *, force: bool) -> None:
+    import csv
+    import io
+
+    import numpy as np
+
+    from wsurgery.checkpoint import AtomicFile
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = dataset.label_names
+    writer.writerow(["path", "patient", *names, *(f"p_{name}" for name in names)])
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    rows = zip(dataset.paths, dataset.patients, dataset.labels, probabilities, strict=True)
+    for image, patient, labels, scores in rows:
+        known = ("" if np.isnan(label) else int(label) for label in labels)
+        writer.writerow([image, patient, *known, *(f"{score:.6g}" for score in scores)])
+    with AtomicFile(path, force=force) as stream:
+        stream.write(text.getvalue().encode())
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from wsurgery.errors import printable
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("label")
+    for column in ("AUC", "95 % interval"):
+        table.add_column(column, justify="right")
+    for name, label in result["labels"].items():
+        auc = "–" if label["auc"] is None else f"{label['auc']:.4f}"
+        interval = "–" if label["ci"] is None else "{:.4f} – {:.4f}".format(*label["ci"])
+        table.add_row(Text(printable(name)), auc, interval)
+    mean = result["macro_auc"]
+    table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", f"n = {result['n']}")
+    table_console().print(table)

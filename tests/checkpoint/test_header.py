@@ -1,0 +1,138 @@
+"""Laws of the header: what the reference library rejects is rejected; what is written is read back by it."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsurgery.checkpoint.dtypes import BITS
+from wsurgery.checkpoint.header import TensorInfo, format_header, parse_header
+from wsurgery.checkpoint.reader import open_checkpoint
+from wsurgery.errors import WsurgeryError
+
+GOOD = {
+    "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    "b": {"dtype": "U8", "shape": [], "data_offsets": [24, 25]},
+}
+
+
+def file_of(header: bytes, data: bytes = bytes(25)) -> bytes:
+    return len(header).to_bytes(8, "little") + header + data
+
+
+def reference_accepts(content: bytes) -> bool:
+    try:
+        safetensors.deserialize(content)
+    except Exception:
+        return False
+    return True
+
+
+def we_accept(content: bytes, folder) -> bool:
+    path = folder / "x.safetensors"
+    path.write_bytes(content)
+    try:
+        open_checkpoint(path).stream.close()
+    except WsurgeryError:
+        return False
+    return True
+
+
+def changed(**fields) -> bytes:
+    return json.dumps({**GOOD, "a": {**GOOD["a"], **fields}}).encode()
+
+
+BROKEN = {
+    "empty": b"",
+    "short": b"\x01\x02",
+    "huge length": (2**63).to_bytes(8, "little") + b"{}",
+    "length past the end": (1000).to_bytes(8, "little") + b"{}",
+    "not JSON": file_of(b"{nonsense}"),
+    "not an object": file_of(b"[1, 2]"),
+    "not UTF-8": file_of(b'{"\xff": 1}'),
+    "unknown dtype": file_of(changed(dtype="F31")),
+    "negative size": file_of(changed(shape=[-2, -3])),
+    "fractional size": file_of(changed(shape=[2.0, 3])),
+    "true as a size": file_of(changed(shape=[True, 6])),
+    "overflowing shape": file_of(changed(shape=[2**40, 2**40])),
+    "offsets reversed": file_of(changed(data_offsets=[24, 0])),
+    "offsets too short": file_of(changed(data_offsets=[0, 20])),
+    "overlap": file_of(changed(data_offsets=[1, 25])),
+    "gap": file_of(json.dumps({**GOOD, "b": {**GOOD["b"], "data_offsets": [25, 26]}}).encode(), bytes(26)),
+    "trailing bytes": file_of(json.dumps(GOOD).encode(), bytes(26)),
+    "truncated": file_of(json.dumps(GOOD).encode(), bytes(24)),
+    "metadata of numbers": file_of(json.dumps({**GOOD, "__metadata__": {"n": 1}}).encode()),
+    "deep nesting": file_of(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b""),
+    "half a byte": file_of(json.dumps({"a": {"dtype": "F4", "shape": [3], "data_offsets": [0, 2]}}).encode(), bytes(2)),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_what_the_reference_library_rejects_is_rejected(content, tmp_path):
+    assert not reference_accepts(content)
+    assert not we_accept(content, tmp_path)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_mutated_file_is_never_accepted_against_the_reference_library(tmp_path_factory, data):
+    content = bytearray(file_of(json.dumps(GOOD).encode()))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = bytes(content[: data.draw(st.integers(0, len(content)))]) if data.draw(st.booleans()) else bytes(content)
+    if not reference_accepts(content):
+        assert not we_accept(content, tmp_path_factory.getbasetemp())
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.text(min_size=1, max_size=8).filter(lambda t: t != "__metadata__"),
+            st.sampled_from(sorted(BITS)),
+            st.lists(st.integers(0, 4), max_size=3),
+        ),
+        max_size=6,
+        unique_by=lambda entry: entry[0],
+    ),
+    st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_reference_library_reads_what_is_written(entries, metadata):
+    infos = [TensorInfo(name, dtype, (*shape, 4), 0, 0) for name, dtype, shape in entries]  # times 4: whole bytes
+    header = format_header(infos, metadata)
+    parsed = parse_header(header[8:])
+    assert len(header) % 8 == 0
+    assert [(t.name, t.dtype, t.shape) for t in parsed.tensors.values() if t.nbytes] == [
+        (t.name, t.dtype, t.shape) for t in infos if 0 not in t.shape
+    ]
+    assert parsed.metadata == metadata
+    read = dict(safetensors.deserialize(header + bytes(parsed.data_bytes)))
+    assert {name: (value["dtype"], tuple(value["shape"])) for name, value in read.items()}.keys() == set(parsed.tensors)
+
+
+def test_equal_contents_give_equal_bytes():
+    infos = [TensorInfo("b", "F32", (2,), 0, 0), TensorInfo("a", "F32", (1,), 0, 0)]
+    assert format_header(infos, {"x": "1", "y": "2"}) == format_header(infos, {"y": "2", "x": "1"})
+
+
+def test_a_name_that_stands_twice_is_rejected_although_the_reference_library_takes_the_last(tmp_path):
+    twice = json.dumps(GOOD).encode()[:-1] + b',"b":' + json.dumps(GOOD["b"]).encode() + b"}"
+    assert not we_accept(file_of(twice), tmp_path)
+
+
+def test_a_pytorch_pickle_is_named_with_its_remedy(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(WsurgeryError, match="wsurgery convert"):
+        open_checkpoint(path)
+
+
+def test_arrays_equal_the_reference_librarys(resnet):
+    expected = safetensors.numpy.load_file(resnet)
+    with open_checkpoint(resnet) as checkpoint:
+        assert checkpoint.header.metadata["author"] == "someone else"
+        for name, value in expected.items():
+            np.testing.assert_array_equal(checkpoint.read_array(name), value)

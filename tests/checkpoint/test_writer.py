@@ -1,0 +1,78 @@
+"""A file appears whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from wsurgery.checkpoint.writer import AtomicFile
+from wsurgery.errors import UsageError
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), AtomicFile(tmp_path / "x") as stream:
+        stream.write(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_the_old_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+    with pytest.raises(RuntimeError), AtomicFile(tmp_path / "x", force=True) as stream:
+        stream.write(b"new")
+        raise RuntimeError
+    assert (tmp_path / "x").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_kill_9_leaves_nothing(tmp_path):
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom wsurgery.checkpoint.writer import AtomicFile\n"
+        "with AtomicFile(Path(sys.argv[1])) as stream:\n stream.write(b'half'); print('ready', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, tmp_path / "x"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_file_needs_force(tmp_path):
+    (tmp_path / "x").write_bytes(b"old")
+    with pytest.raises(UsageError, match="--force"):
+        AtomicFile(tmp_path / "x")
+    with AtomicFile(tmp_path / "x", force=True) as stream:
+        stream.write(b"new")
+    assert (tmp_path / "x").read_bytes() == b"new"
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
+    with pytest.raises(UsageError, match="meanwhile"), AtomicFile(tmp_path / "x") as stream:
+        stream.write(b"mine")
+        (tmp_path / "x").write_bytes(b"theirs")
+    assert (tmp_path / "x").read_bytes() == b"theirs"
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with AtomicFile(tmp_path / "x") as stream:
+            stream.write(b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_is_followed_and_a_device_is_written(tmp_path):
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with AtomicFile(tmp_path / "link", force=True) as stream:
+        stream.write(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+    (tmp_path / "null").symlink_to("/dev/null")
+    with AtomicFile(tmp_path / "null") as stream:
+        stream.write(b"gone")
+    assert os.path.realpath(tmp_path / "null") == "/dev/null"
+    assert not os.path.isfile("/dev/null")

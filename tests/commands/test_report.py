@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from wsurgery.__main__ import build_app
+
+ARMS = {"random": 0.7, "transfer": 0.95, "[red]unknown[/red]": 0.92}
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(build_app(), ["report", *map(str, arguments)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for arm, auc in ARMS.items():
+        run = tmp_path / "demo" / "runs" / arm.replace("/", "∕") / "1"
+        run.mkdir(parents=True)
+        log = [{"step": 0, "macro_auc": 0.5}, {"step": 50, "macro_auc": auc, "loss": 0.4}]
+        (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
+        (run / "metrics.json").write_text("{}")
+    return tmp_path / "demo"
+
+
+def test_report_writes_the_page_and_prints_the_table(folder: Path, tmp_path: Path) -> None:
+    result = invoke(folder, "-o", tmp_path / "a.html", "--title", "Mine & yours")
+    assert (result.exit_code, result.stderr) == (0, "")
+    page = (tmp_path / "a.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "<h1>Mine &amp; yours</h1>" in page
+    for arm in ARMS:
+        assert arm.replace("/", "∕") in result.stdout  # square brackets are a name's, not markup
+    assert "> 50" in result.stdout
+    assert "0.950" in result.stdout
+
+
+def test_json_instead_of_the_table_is_nothing_but_json(folder: Path, tmp_path: Path) -> None:
+    result = invoke(folder, "-o", tmp_path / "a.html", "--json", "--threshold", "0.6")
+    data = json.loads(result.stdout)
+    assert data["threshold"] == 0.6
+    assert {arm["arm"]: arm["steps_to_threshold"] for arm in data["arms"]} == {
+        arm.replace("/", "∕"): [50] for arm in ARMS
+    }
+
+
+def test_an_unfinished_run_ends_in_one_line_and_no_file(folder: Path, tmp_path: Path) -> None:
+    (folder / "runs" / "random" / "1" / "metrics.json").unlink()
+    result = invoke(folder, "-o", tmp_path / "a.html")
+    assert result.exit_code == 1
+    assert "random/1 has not ended" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "a.html").exists()

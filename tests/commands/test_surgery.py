@@ -1,0 +1,252 @@
+"""The surgery commands as a user runs them: real processes, real pipes."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from tests.conftest import small_resnet
+
+COMMANDS = {
+    "meanvar": ["meanvar"],
+    "shuffle": ["shuffle"],
+    "sample": ["sample", "--bn", "meanvar"],
+    "reset-bn": ["reset-bn"],
+    "gabor": ["gabor"],
+    "freeze-spec": ["freeze-spec", "--upto", "conv1"],
+    "transfuse": ["transfuse", "-", "--upto", "block1", "--rest", "random"],
+}
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_a_command_gives_the_same_bytes_every_way_it_is_run(arguments, resnet, wsurgery, tmp_path):
+    by_pipe = wsurgery(*arguments, stdin=resnet.read_bytes()).stdout
+    again = wsurgery(*arguments, "--threads", 1, stdin=resnet.read_bytes()).stdout
+    wsurgery(*arguments, "--threads", 8, "-o", tmp_path / "out.safetensors", stdin=resnet.read_bytes())
+    assert by_pipe == again == (tmp_path / "out.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_the_reference_library_reads_the_result_and_foreign_metadata_is_kept(arguments, resnet, wsurgery, tmp_path):
+    out = tmp_path / "out.safetensors"
+    wsurgery(*arguments, "-o", out, stdin=resnet.read_bytes())
+    before, after = load_file(resnet), load_file(out)
+    assert {name: (x.shape, x.dtype) for name, x in before.items()} == {n: (x.shape, x.dtype) for n, x in after.items()}
+    with safe_open(out, "numpy") as file:
+        assert file.metadata()["author"] == "someone else"
+        assert json.loads(file.metadata()["wsurgery"])["log"][-1]["command"] == arguments[0]
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_no_surgery_command_imports_a_heavy_library(arguments, resnet, tmp_path, shell):
+    script = (
+        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
+        "    heavy = {'torch', 'timm', 'torchvision', 'scipy', 'matplotlib', 'sklearn', 'pandas'} & set(sys.modules)\n"
+        "    sys.exit(f'imports {heavy}' if heavy else end.code)"
+    )
+    (tmp_path / "run.py").write_text(script)
+    line = " ".join([sys.executable, "run.py", *arguments, "-o", "out.safetensors", "<", str(resnet)])
+    done = shell(line, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("command", ["--help", "show x.safetensors", "log x.safetensors"])
+def test_commands_that_read_the_header_do_not_import_numpy(command, resnet, tmp_path, shell):
+    os.link(resnet, tmp_path / "x.safetensors")
+    script = (
+        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
+        "    sys.exit('imports numpy' if 'numpy' in sys.modules else end.code)"
+    )
+    (tmp_path / "run.py").write_text(script)
+    done = shell(f"{sys.executable} run.py {command}", tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_pipe_equals_the_same_steps_through_files(resnet, shell, tmp_path):
+    save_file(small_resnet(seed=1), tmp_path / "B.safetensors")
+    pipe = (
+        "wsurgery meanvar resnet.safetensors | wsurgery reset-bn"
+        " | wsurgery transfuse B.safetensors --upto block1 --into - > C"
+    )
+    files = (
+        "wsurgery meanvar resnet.safetensors -o 1 --threads 1 && wsurgery reset-bn 1 > 2"
+        " && wsurgery transfuse B.safetensors --upto block1 --into 2 -o D --threads 2"
+    )
+    assert shell(pipe, tmp_path).returncode == 0
+    assert shell(files, tmp_path).returncode == 0
+    assert (tmp_path / "C").read_bytes() == (tmp_path / "D").read_bytes()
+
+
+def test_transfuse_takes_each_tensor_bit_for_bit_from_where_it_says(wsurgery, resnet, tmp_path):
+    save_file(small_resnet(seed=1), tmp_path / "into.safetensors")
+    wsurgery("transfuse", resnet, "--upto", "block1", "--into", tmp_path / "into.safetensors", "-o", tmp_path / "out")
+    source, into, out = load_file(resnet), load_file(tmp_path / "into.safetensors"), load_file(tmp_path / "out")
+    for name, value in out.items():
+        expected = source if name.startswith(("conv1", "bn1", "layer1")) else into
+        assert value.tobytes() == expected[name].tobytes(), name
+
+
+def test_transfuse_reads_what_is_piped_in_and_shapes_may_differ_above(wsurgery, resnet, tmp_path):
+    save_file(small_resnet(seed=1, classes=3), tmp_path / "into.safetensors")
+    piped = wsurgery("transfuse", resnet, "--upto", "block2", stdin=(tmp_path / "into.safetensors").read_bytes())
+    named = wsurgery("transfuse", resnet, "--upto", "block2", "--into", tmp_path / "into.safetensors")
+    (tmp_path / "a").write_bytes(piped.stdout)
+    (tmp_path / "b").write_bytes(named.stdout)
+    a, b = load_file(tmp_path / "a"), load_file(tmp_path / "b")
+    assert all(a[name].tobytes() == b[name].tobytes() for name in b)
+    assert a["fc.weight"].shape == (3, 32)
+    refused = wsurgery("transfuse", resnet, "--upto", "head", "--into", tmp_path / "into.safetensors", check=False)
+    assert refused.returncode == 1
+    assert b"(10, 32)" in refused.stderr
+    assert b"(3, 32)" in refused.stderr
+    assert b"--except" in refused.stderr
+
+
+def test_transfuse_without_into_draws_the_rest_fresh(wsurgery, resnet, tmp_path):
+    wsurgery("transfuse", resnet, "--upto", "block1", "-o", tmp_path / "out")
+    before, after = load_file(resnet), load_file(tmp_path / "out")
+    assert (after["layer1.0.conv1.weight"] == before["layer1.0.conv1.weight"]).all()
+    assert not np.isin(after["layer2.0.conv1.weight"], before["layer2.0.conv1.weight"]).any()
+    assert (after["layer2.0.bn1.weight"] == 1).all()
+
+
+def test_resampling_leaves_integers_and_single_elements_alone(wsurgery, tmp_path):
+    tensors = {
+        "a.weight": np.array([[3.5]], np.float32),
+        "ids": np.arange(50),
+        "empty.weight": np.zeros((0, 4), np.float32),
+        "flat.weight": np.full((4, 4), 2.0, np.float32),
+    }
+    save_file(tensors, tmp_path / "x")
+    for command in ("meanvar", "shuffle", "sample"):
+        wsurgery(command, tmp_path / "x", "-o", tmp_path / command)
+        for name, value in load_file(tmp_path / command).items():
+            np.testing.assert_array_equal(value, tensors[name])
+
+
+def test_equal_shapes_draw_different_numbers_and_a_second_shuffle_another_permutation(wsurgery, tmp_path):
+    values = np.arange(1000, dtype=np.float32).reshape(10, 100)
+    save_file({"a.weight": values, "b.weight": values}, tmp_path / "x")
+    once = wsurgery("shuffle", tmp_path / "x").stdout
+    twice = wsurgery("shuffle", stdin=once).stdout
+    (tmp_path / "1").write_bytes(once)
+    (tmp_path / "2").write_bytes(twice)
+    first, second = load_file(tmp_path / "1"), load_file(tmp_path / "2")
+    assert (first["a.weight"] != first["b.weight"]).mean() > 0.9
+    again = first["a.weight"].ravel()[first["a.weight"].ravel().astype(int)]  # the same permutation applied twice
+    assert (second["a.weight"].ravel() != again).mean() > 0.9
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 900, 0.5, 0.999])
+def test_an_input_that_ends_early_fails_every_later_command_and_leaves_no_file(keep, resnet, shell, tmp_path):
+    content = resnet.read_bytes()
+    (tmp_path / "cut").write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    done = shell(
+        "cat cut | wsurgery meanvar | wsurgery reset-bn | wsurgery shuffle -o out; echo ${PIPESTATUS[@]}", tmp_path
+    )
+    assert done.stdout.split() == [b"0", b"1", b"1", b"1"]
+    assert len(done.stderr.decode().strip().splitlines()) == 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_redirected_output_is_taken_back_on_failure(resnet, shell, tmp_path):
+    (tmp_path / "cut").write_bytes(resnet.read_bytes()[:-10])
+    done = shell("cat cut | wsurgery meanvar > out", tmp_path)
+    assert done.returncode == 1
+    assert (tmp_path / "out").stat().st_size == 0
+
+
+def test_a_reader_that_leaves_is_an_error_in_one_line(resnet, shell, tmp_path):
+    done = shell("wsurgery meanvar resnet.safetensors | head -c 100 > /dev/null", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.decode().count("\n") == 1
+    assert b"closed by its reader" in done.stderr
+
+
+def test_output_may_replace_the_input_only_with_force(resnet, wsurgery):
+    before = resnet.read_bytes()
+    refused = wsurgery("meanvar", resnet, "-o", resnet, check=False)
+    assert refused.returncode == 2
+    assert b"--force" in refused.stderr
+    assert resnet.read_bytes() == before
+    expected = wsurgery("meanvar", resnet).stdout
+    wsurgery("meanvar", resnet, "-o", resnet, "--force")
+    assert resnet.read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["meanvar", "missing.safetensors"], 1, "missing.safetensors: No such file"),
+        (["meanvar"], 2, "no input"),
+        (["transfuse", "resnet.safetensors"], 2, "--upto"),
+        (["transfuse", "resnet.safetensors", "--upto", "block9"], 2, "conv1, block1, block2, head"),
+        (["transfuse", "resnet.safetensors", "--upto", "head", "--into", "x", "--rest", "random"], 2, "choose one"),
+        (["meanvar", "resnet.safetensors", "--role", "embedding"], 2, "batch_norm"),
+        (["freeze-spec", "resnet.safetensors"], 2, "--upto"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_remedy(arguments, status, words, resnet, wsurgery, tmp_path):
+    done = wsurgery(*arguments, check=False, cwd=tmp_path)
+    assert done.returncode == status
+    assert words in done.stderr.decode()
+    assert done.stderr.decode().count("\n") == 1
+    assert done.stdout == b""
+
+
+def test_log_prints_a_pipeline_that_makes_the_same_bytes_again(resnet, shell, tmp_path):
+    save_file(small_resnet(seed=1), tmp_path / "donor one.safetensors")
+    made = shell(
+        "wsurgery shuffle resnet.safetensors --seed 3 --except 'fc.*' | wsurgery shuffle --role conv"
+        " | wsurgery transfuse 'donor one.safetensors' --upto conv1 | wsurgery freeze-spec --blocks block1 > made",
+        tmp_path,
+    )
+    assert made.returncode == 0, made.stderr.decode()
+    printed = shell("wsurgery log made", tmp_path).stdout.decode()
+    again = shell(f"{printed.strip()} > again", tmp_path)
+    assert again.returncode == 0, printed + again.stderr.decode()
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "made").read_bytes()
+
+
+def test_a_source_with_a_history_of_its_own_keeps_it(resnet, shell, tmp_path):
+    shell("wsurgery meanvar resnet.safetensors > donor; cp resnet.safetensors into", tmp_path)
+    assert shell("wsurgery transfuse donor --upto conv1 --into into > made", tmp_path).returncode == 0
+    assert "<(wsurgery meanvar resnet.safetensors" in shell("wsurgery log made", tmp_path).stdout.decode()
+
+
+def test_show_json_has_the_contracts_fields(resnet, wsurgery, tmp_path):
+    wsurgery("freeze-spec", resnet, "--upto", "conv1", "-o", tmp_path / "frozen")
+    shown = json.loads(wsurgery("show", tmp_path / "frozen", "--json", "--stats").stdout)
+    tensors = load_file(resnet)
+    assert [block["name"] for block in shown["blocks"]] == ["conv1", "block1", "block2", "head"]
+    assert sum(len(block["tensors"]) for block in shown["blocks"]) == len(tensors)
+    trained = sum(
+        x.size for name, x in tensors.items() if not name.endswith(("running_mean", "running_var", "tracked"))
+    )
+    assert sum(block["parameters"] for block in shown["blocks"]) == trained
+    for row in shown["tensors"]:
+        value = tensors[row["name"]]
+        assert row["shape"] == list(value.shape)
+        assert row["frozen"] == row["name"].startswith(("conv1", "bn1"))
+        if value.dtype == np.float32:
+            assert row["mean"] == pytest.approx(value.mean(dtype=float), rel=1e-6)
+            assert row["std"] == pytest.approx(value.std(dtype=float), rel=1e-6)
+            assert (row["min"], row["max"]) == (value.min(), value.max())
+
+
+def test_memory_is_bounded_by_the_largest_tensor(wsurgery, tmp_path, shell):
+    for count in (4, 40):
+        save_file({f"w{i}.weight": np.zeros((1024, 1024), np.float32) for i in range(count)}, tmp_path / f"{count}")
+    script = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-m', 'wsurgery', 'meanvar', sys.argv[1], '-o', '/dev/null'], check=True)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    (tmp_path / "measure.py").write_text(script)
+    small, large = (int(shell(f"{sys.executable} measure.py {count}", tmp_path).stdout) for count in (4, 40))
+    assert large < 1.1 * small
+    assert large < (64 << 10) + 4 * (4 << 10) + 30_000  # KiB

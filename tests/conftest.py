@@ -1,0 +1,81 @@
+"""Real processes, and small checkpoints that the reference library wrote."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture(scope="session")
+def wsurgery() -> Run:
+    """Run `wsurgery ARGUMENTS` in a process of its own: real pipes, real exit status."""
+
+    def run(*arguments: object, stdin: bytes | None = None, check: bool = True, cwd: Path | None = None):
+        done = subprocess.run(
+            [sys.executable, "-m", "wsurgery", *map(str, arguments)],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "200"},
+            timeout=120,
+        )
+        if check:
+            assert done.returncode == 0, done.stderr.decode()
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shell() -> Callable[[str, Path], subprocess.CompletedProcess[bytes]]:
+    """Run a line of bash in a folder, with `wsurgery` on the path and `pipefail` set."""
+
+    def run(line: str, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd=cwd,
+            env={**os.environ, "PATH": path},
+            timeout=120,
+        )
+
+    return run
+
+
+def small_resnet(seed: int = 0, classes: int = 10) -> dict[str, np.ndarray]:
+    """The tensors of a two-block ResNet-like network, one of them larger than a chunk of random numbers."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(0.1, 0.3, shape).astype(np.float32)
+
+    tensors = {"conv1.weight": normal(16, 3, 7, 7)}
+    for prefix, channels in (("bn1", 16), ("layer1.0.bn1", 16), ("layer2.0.bn1", 32)):
+        tensors |= {f"{prefix}.{part}": normal(channels) for part in ("weight", "bias", "running_mean")}
+        tensors[f"{prefix}.running_var"] = np.abs(normal(channels)) + 0.1
+        tensors[f"{prefix}.num_batches_tracked"] = np.array(7, np.int64)
+    tensors["layer1.0.conv1.weight"] = normal(16, 16, 3, 3)
+    tensors["layer2.0.conv1.weight"] = normal(32, 16, 3, 3)
+    tensors["layer2.0.conv2.weight"] = normal(600, 512, 1, 1)
+    tensors["fc.weight"] = normal(classes, 32)
+    tensors["fc.bias"] = normal(classes)
+    return tensors
+
+
+@pytest.fixture
+def resnet(tmp_path: Path) -> Path:
+    """A checkpoint as another tool would leave it: metadata of its own, no history."""
+    path = tmp_path / "resnet.safetensors"
+    save_file(small_resnet(), path, metadata={"format": "pt", "author": "someone else"})
+    return path

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsurgery.errors import UsageError
+from wsurgery.figures.curves import band_caption, draw_curves, seed_curve, spread
+from wsurgery.figures.runs import Run
+
+
+def run(arm: str, auc: dict[int, float], loss: dict[int, float] | None = None) -> Run:
+    return Run(Path(arm), arm, "1", auc, loss or {})
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7])
+def test_spread_is_the_range_of_few_and_the_standard_deviation_of_more(n: int) -> None:
+    values = np.random.default_rng(n).random(n)
+    found = spread(list(values))
+    assert found.mean == pytest.approx(values.mean())
+    half = values.std(ddof=1)
+    expected = (values.min(), values.max()) if n < 4 else (values.mean() - half, values.mean() + half)
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert found.kind == ("range" if n < 4 else "sd")
+
+
+def test_one_value_has_no_spread() -> None:
+    assert spread([0.5]) == (0.5, 0.5, 0.5, "")
+
+
+def test_the_lines_and_bands_are_those_of_the_logs() -> None:
+    runs = [
+        run("random", {0: 0.5, 10: 0.6, 20: 0.7}),
+        run("random", {0: 0.4, 10: 0.8}),  # stopped early: its curve ends where a mean over all seeds does
+        run("transfer", {0: 0.5, 20: 0.9}),
+    ]
+    axes = draw_curves(runs, threshold=0.75).axes[0]
+    random, transfer, threshold = axes.get_lines()
+    np.testing.assert_allclose(random.get_xydata(), [[0, 0.45], [10, 0.7]])
+    np.testing.assert_allclose(transfer.get_xydata(), [[0, 0.5], [20, 0.9]])
+    assert set(threshold.get_ydata()) == {0.75}
+    (band,) = axes.collections  # one seed has none
+    corners = {(x, round(y, 9)) for x, y in band.get_paths()[0].vertices}
+    assert corners == {(0, 0.4), (0, 0.5), (10, 0.6), (10, 0.8)}
+    assert axes.get_xlabel() == "optimiser steps"
+
+
+def test_loss_is_drawn_from_the_loss() -> None:
+    axes = draw_curves([run("a", {0: 0.5}, {5: 0.7, 10: 0.3})], metric="loss").axes[0]
+    np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [[5, 0.7], [10, 0.3]])
+    assert "loss" in axes.get_ylabel()
+
+
+def test_runs_without_a_common_step_are_an_error() -> None:
+    with pytest.raises(UsageError, match="share no step"):
+        seed_curve([run("a", {0: 0.5}), run("a", {1: 0.5})], "auc")
+
+
+def test_the_caption_says_what_the_band_is() -> None:
+    few, many = [run("a", {0: 0.5})] * 2, [run("b", {0: 0.5})] * 5
+    assert "one seed" in band_caption(few[:1])
+    assert "smallest to largest" in band_caption(few)
+    assert "standard deviation" not in band_caption(few)
+    assert "standard deviation" in band_caption(many)
+    assert "smallest" not in band_caption(many)
+    assert {"smallest", "standard", "2", "5"} <= set(band_caption(few + many).split())

@@ -1,0 +1,129 @@
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from wsurgery.errors import UsageError
+from wsurgery.figures.page import render_page
+from wsurgery.figures.report import as_json, read_report
+
+FAST = [{0: 0.5, 20: 0.92, 40: 0.95}, {0: 0.5, 20: 0.8, 40: 0.94}]
+SLOW = [{0: 0.5, 20: 0.6, 40: 0.7}, {0: 0.5, 20: 0.55, 40: 0.65}]
+HOSTILE = "<script>alert('1')&\x1b[31m"
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and the rows of tables, and checks that elements are closed in order."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.first_cells: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "th" and dict(attrs).get("scope") == "row":
+            self.first_cells.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if "th" in self.open and "tr" in self.open and "thead" not in self.open and "small" not in self.open:
+            self.first_cells[-1] += data
+
+
+@pytest.fixture
+def experiment(make_experiment: Callable[..., Path]) -> Path:
+    return make_experiment({"random": SLOW, "transfer": FAST, "meanvar": FAST, HOSTILE: FAST})
+
+
+def render(folder: Path) -> str:
+    return render_page(read_report(folder, threshold=0.9), title="A & B <i>")
+
+
+def test_the_page_needs_nothing_from_outside(experiment: Path) -> None:
+    text = render(experiment)
+    assert "http" not in text
+    assert "url(" not in text.replace("url(#", "")
+    assert "@import" not in text
+    for tag, attributes in Page(text).tags:
+        assert tag not in ("script", "link", "iframe", "object", "base")
+        for name in ("src", "href", "xlink:href", "srcset", "data"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
+
+
+def test_every_arm_is_in_the_table_and_hostile_names_are_text(experiment: Path) -> None:
+    page = Page(render(experiment))
+    assert page.first_cells[:4] == ["random", "transfer", "meanvar", "<script>alert('1')&\\x1b[31m"]
+    assert page.text.count("A & B <i>") == 2
+    assert "\x1b" not in render(experiment)
+
+
+def test_every_reference_inside_the_page_leads_somewhere(experiment: Path) -> None:
+    tags = Page(render(experiment)).tags
+    ids = {attributes.get("id") for _, attributes in tags}
+    used = {(a.get("xlink:href") or "")[1:] for tag, a in tags if tag == "use"}
+    clips = {a["clip-path"][5:-1] for _, a in tags if a.get("clip-path")}  # type: ignore[index]
+    assert used
+    assert used | clips <= ids
+
+
+def test_the_same_runs_give_the_same_bytes(experiment: Path) -> None:
+    assert render(experiment) == render(experiment)
+
+
+def test_the_numbers_are_those_of_the_files(experiment: Path) -> None:
+    data = as_json(read_report(experiment, threshold=0.9))
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    random, transfer = data["arms"][:2]
+    assert random["steps_to_threshold"] == [None, None]
+    assert random["last_step"] == [40, 40]
+    assert transfer["steps_to_threshold"] == [20, 40]
+    assert transfer["against_random"] == "> 1.3× fewer steps"  # medians: 30 against more than 40
+    assert transfer["test_macro_auc"]["values"] == pytest.approx([0.81, 0.82])
+    assert transfer["test_macro_auc"]["mean"] == pytest.approx(0.815)
+    assert transfer["valid_macro_auc"]["mean"] == pytest.approx(0.945)
+    assert [x["layer"] for x in data["pair_differences"]] == ["block1", "block2", "block3"]
+    assert [x["difference"] for x in data["pair_differences"]] == pytest.approx([0.32, 0.16, 0.08])
+    verdicts = {claim["claim"].split()[0]: claim["verdict"] for claim in data["claims"]}
+    assert verdicts["Transfer"] == "suggestive: every seed agrees (2 seeds)"
+    assert set(verdicts) == {"Transfer", "Pretrained", "The", "Two", "That"}
+
+
+def test_sections_without_data_name_the_command_that_makes_it(make_experiment: Callable[..., Path]) -> None:
+    folder = make_experiment({"shuffle": FAST}, bare=True)
+    text = render(folder)
+    for command in ("wsurgery eval", "wsurgery train", "wsurgery cca RUN/init", "wsurgery cca RUN_A"):
+        assert f"<code>{command}" in text
+    assert "no runs of random, transfer, meanvar, transfuse-block1, gabor" in text
+    assert len([tag for tag, _ in Page(text).tags if tag == "svg"]) == 1
+
+
+def test_an_undefined_layer_is_a_dash(make_experiment: Callable[..., Path]) -> None:
+    folder = make_experiment({"transfer": FAST[:1]})
+    path = folder / "cca" / "random-pair.json"
+    content = json.loads(path.read_text())
+    content["layers"][1].update(value=None, normalised=None, floor=None)
+    path.write_text(json.dumps(content))
+    assert "<td>–</td>" in render(folder)
+    assert [x["layer"] for x in as_json(read_report(folder, threshold=0.9))["pair_differences"]] == ["block1", "block3"]
+
+
+def test_a_threshold_outside_an_auc_is_refused(experiment: Path) -> None:
+    with pytest.raises(UsageError, match="--threshold 90"):
+        read_report(experiment, threshold=90)

@@ -1,0 +1,60 @@
+"""A data set in memory, as training, evaluation and comparison take it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsurgery.data.cache import decode, native_size
+from wsurgery.data.sources import open_data
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """n images of one size with k labels each.
+
+    Attributes:
+        images: uint8 (n, size, size, 3), RGB; mapped from the cache, so as large as the disk allows.
+        labels: float32 (n, k): 0, 1, or NaN for unknown.
+        label_names: (k,).
+        patients: (n,).
+        paths: (n,), relative to the manifest's folder.
+        digest: BLAKE3 of the manifest's rows that are here, as 64 hexadecimal digits.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.float32]
+    label_names: tuple[str, ...]
+    patients: tuple[str, ...]
+    paths: tuple[str, ...]
+    digest: str
+
+
+def load_dataset(
+    spec: str,
+    *,
+    split: str | None,
+    image_size: int | None = None,
+    subset: int | None = None,
+    threads: int | None = None,
+) -> Dataset:
+    """Load the images of a split.
+
+    Args:
+        spec: a manifest, or `scheme:argument?key=value`.
+        split: None for all splits together.
+        image_size: pixels a side. None: the shorter side of the first image.
+        subset: only as many whole patients as it takes for this many images; smaller subsets are part of larger ones.
+        threads: for making and decoding what is not there yet. Default: all cores.
+
+    Raises:
+        UsageError: no such data or split, or a subset larger than it.
+        WsurgeryError: a broken manifest or image.
+    """
+    manifest = open_data(spec, threads=threads)
+    if split is not None:
+        manifest = manifest.where(split)
+    if subset is not None:
+        manifest = manifest.subset(subset)
+    images = decode(manifest, image_size or native_size(manifest), threads=threads)
+    return Dataset(images, manifest.labels, manifest.label_names, manifest.patients, manifest.paths, manifest.digest)

@@ -1,0 +1,22 @@
+"""Networks, and the way from a checkpoint to one: `wsurgery.models.load("file.safetensors")`.
+
+Importing this module registers the paper's models with timm, so that `timm.create_model("cbr_tiny")` works.
+"""
+
+from wsurgery.models.cbr import CBR, cbr_large_t, cbr_large_w, cbr_small, cbr_tiny, cbr_tiny_narrow
+from wsurgery.models.load import create, load, load_into, save
+from wsurgery.models.slim import resnet50_slim
+
+__all__ = [
+    "CBR",
+    "cbr_large_t",
+    "cbr_large_w",
+    "cbr_small",
+    "cbr_tiny",
+    "cbr_tiny_narrow",
+    "create",
+    "load",
+    "load_into",
+    "resnet50_slim",
+    "save",
+]

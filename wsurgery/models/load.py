@@ -1,0 +1,116 @@
+"""From an architecture's name to a network, from a checkpoint to a network, and back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from wsurgery.checkpoint import Checkpoint, open_checkpoint
+from wsurgery.checkpoint.header import TensorInfo
+from wsurgery.checkpoint.provenance import History
+from wsurgery.checkpoint.writer import write_checkpoint
+from wsurgery.errors import UsageError, WsurgeryError, printable
+
+_DTYPES = {
+    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
+
+Architecture = dict[str, Any]  # {"name", "num_classes", "in_chans", "args"}
+
+
+def create(architecture: Architecture, *, seed: int | None = None) -> nn.Module:
+    """Build a network with fresh random weights, as timm initialises it.
+
+    Args:
+        architecture: `name` as timm knows it; `num_classes` and `in_chans`, the model's own where missing; `args`, more
+            keyword arguments of the model.
+        seed: seeds torch for this call alone; None draws from torch's generator as it is.
+
+    Raises:
+        UsageError: timm does not know the name (similar ones are listed), or the model does not take an argument.
+    """
+    name = architecture["name"]
+    if not timm.is_model(name):
+        similar = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
+        hint = f"; similar: {', '.join(similar)}" if similar else ""
+        raise UsageError(f"timm has no model {printable(name)!r}{hint}")
+    given = {key: architecture[key] for key in ("num_classes", "in_chans") if architecture.get(key) is not None}
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            model: nn.Module = timm.create_model(name, **given, **architecture.get("args", {}))
+        except TypeError as error:
+            raise UsageError(f"{printable(name)} cannot be built: {error}") from None
+    return model
+
+
+def architecture_of(checkpoint: Checkpoint, name: str | None = None) -> Architecture:
+    """Say which network a checkpoint is for: its own metadata, or `name` with the size of the head read off the file.
+
+    Raises:
+        UsageError: neither says.
+    """
+    recorded = History.of(checkpoint).architecture
+    if recorded is not None and (name is None or name == recorded["name"]):
+        return recorded
+    if name is None:
+        raise UsageError(f"{checkpoint.label} does not say its architecture: add --arch NAME (a timm model)")
+    from wsurgery.anatomy import HEAD, block_map
+
+    shapes = {key: tensor.shape for key, tensor in checkpoint.tensors.items()}
+    heads = [shapes[key] for key, block in block_map(shapes).items() if block == HEAD and len(shapes[key]) > 1]
+    return {"name": name, "num_classes": heads[-1][0] if heads else 0, "args": {}}
+
+
+def load(path: str | Path, arch: str | None = None) -> nn.Module:
+    """Return the network of a checkpoint, with its weights, in eval mode.
+
+    Args:
+        path: a safetensors file, or `-` for standard input.
+        arch: a timm name, for files that do not say theirs.
+
+    Raises:
+        WsurgeryError: the file's tensors are not those of the architecture; the message names the first one.
+    """
+    with open_checkpoint(path) as checkpoint:
+        model = create(architecture_of(checkpoint, arch))
+        load_into(model, checkpoint)
+    return model.eval()
+
+
+def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's tensors into a network of exactly the same names and shapes."""
+    own = model.state_dict()
+    for name in (*own, *checkpoint.tensors):
+        mine, theirs = own.get(name), checkpoint.tensors.get(name)
+        if mine is None or theirs is None:
+            where = "the file and not in the network" if mine is None else "the network and not in the file"
+            raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is in {where}: is the architecture right?")
+        if tuple(mine.shape) != theirs.shape:
+            raise WsurgeryError(
+                f"{checkpoint.label}: {printable(name)} is {theirs.shape}, the network wants {tuple(mine.shape)}"
+            )
+    state = {}
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype not in _TORCH_DTYPES:
+            raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is {tensor.dtype}: run wsurgery cast first")
+        data = checkpoint.read(tensor)
+        flat = torch.frombuffer(data, dtype=_TORCH_DTYPES[tensor.dtype]) if data else torch.empty(0)
+        state[name] = flat.reshape(tensor.shape)
+    model.load_state_dict(state, strict=True)
+
+
+def save(state: Mapping[str, torch.Tensor], history: History, path: Path | None, *, force: bool = False) -> None:
+    """Write a state dict as a checkpoint, atomically to a file or (None) to standard output, in the order of `state`."""
+    tensors = []
+    for name, value in state.items():
+        host = value.detach().cpu().contiguous()
+        info = TensorInfo(name, _DTYPES[host.dtype], tuple(host.shape), 0, 0).placed(0)
+        tensors.append((info, host.reshape(-1).view(torch.uint8).numpy().tobytes()))
+    write_checkpoint(path, tensors, history.metadata(), force=force)

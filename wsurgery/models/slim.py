@@ -1,0 +1,17 @@
+"""The slim ResNet-50 of the paper's hybrid: half the channels in block3 and block4 (section 5, figure 20)."""
+
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from timm.models.resnet import ResNet, resnet50
+
+SLIM_CHANNELS = (64, 128, 128, 256)  # ResNet-50 has (64, 128, 256, 512); the bottleneck multiplies each by 4
+
+default_cfgs = generate_default_cfgs({"resnet50_slim": {"first_conv": "conv1", "classifier": "fc"}})
+
+
+@register_model
+def resnet50_slim(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-50 with half the channels in block3 and block4; the tensors' names are ResNet-50's."""
+    model: ResNet = resnet50(pretrained=pretrained, **{"channels": SLIM_CHANNELS, **kwargs})
+    return model

@@ -1,0 +1,1 @@
+"""Training from an edited checkpoint, and evaluating what came of it."""

@@ -1,0 +1,67 @@
+"""What a run does: the resolved settings, and the paper's two presets."""
+
+from dataclasses import dataclass
+
+from wsurgery.data.augment import Augmentation
+
+MILD = Augmentation(crop=0.1, flip_horizontal=False, flip_vertical=False, hue=0.02, contrast=0.2)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every choice of a training run.
+
+    Attributes:
+        steps: length in optimiser steps; None when `epochs` says it.
+        epochs: length in passes over the training images; None when `steps` says it.
+        batch_size: images a step.
+        lr: learning rate at its highest.
+        optimizer: a name that timm knows (`adam`, `momentum` for SGD with momentum, `adamw`, …).
+        weight_decay: as the optimiser takes it.
+        warmup_epochs: epochs in which the learning rate rises from 0.
+        decay_epochs: epochs at which the learning rate is divided by 10.
+        image_size: side of the square image in pixels; None is the images' own.
+        subset: number of training images, in whole patients; None is all.
+        eval_every: steps between evaluations; None is once an epoch.
+        until_auc: stop once the macro AUC reaches this; None never.
+        seed: of the order of images and the augmentation.
+        augmentation: what is done to each training image.
+    """
+
+    steps: int | None = None
+    epochs: int | None = 10
+    batch_size: int = 32
+    lr: float = 1e-3
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    warmup_epochs: int = 0
+    decay_epochs: tuple[int, ...] = ()
+    image_size: int | None = None
+    subset: int | None = None
+    eval_every: int | None = None
+    until_auc: float | None = None
+    seed: int = 0
+    augmentation: Augmentation = MILD
+
+
+# Raghu et al. 2019, appendix A. The paper does not say how mild its crop, hue and contrast are: MILD is our reading, nor
+# how long it trains on retina images: 20 epochs of them are ours.
+PRESETS = {
+    "retina": Settings(
+        epochs=20,
+        batch_size=8,
+        lr=1e-3,
+        optimizer="adam",
+        image_size=587,
+        augmentation=Augmentation(crop=0.1, flip_horizontal=True, flip_vertical=True, hue=0.02, contrast=0.2),
+    ),
+    "chexpert": Settings(
+        epochs=100,
+        batch_size=32,
+        lr=0.1 * 32 / 256,
+        optimizer="momentum",  # timm's name for SGD with momentum 0.9 and without Nesterov's
+        warmup_epochs=5,
+        decay_epochs=(30, 60, 90),
+        image_size=224,
+    ),
+}
