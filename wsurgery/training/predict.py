@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wsurgery.data.augment import normalise
+from wsurgery.data.augment import normalise, to_float
 from wsurgery.data.dataset import Dataset
 from wsurgery.errors import UsageError
 
@@ -46,7 +46,7 @@ def predict(model: nn.Module, dataset: Dataset, *, device: torch.device, batch_s
     with torch.inference_mode():
         for start in range(0, len(dataset.images), batch_size):
             batch = torch.from_numpy(np.ascontiguousarray(dataset.images[start : start + batch_size])).to(device)
-            images = normalise(batch.permute(0, 3, 1, 2).float().div_(255), mean, std)
+            images = normalise(to_float(batch), mean, std)
             logits.append(model(fit_channels(images, model)).float().cpu())
     for module in was_training:
         module.training = True

@@ -1,0 +1,42 @@
+# make demo    the experiment of the paper, on embedded data, in about 3 minutes
+# make test    all tests
+# make check   ruff and mypy
+# make demo-imagenet   surgery on real ImageNet weights
+
+PYTHON ?= python3
+VENV   := .venv
+JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo demo-imagenet test check setup clean
+
+demo: $(VENV)/installed
+	$(MAKE) -C recipes/demo -j$(JOBS)
+	@echo "The report: $(CURDIR)/recipes/demo/out/report.html"
+
+demo-imagenet: $(VENV)/installed-dev
+	$(MAKE) -C recipes/imagenet-surgery -j$(JOBS)
+
+test: $(VENV)/installed-dev
+	pytest
+
+check: $(VENV)/installed-dev
+	ruff check .
+	ruff format --check .
+	rm -rf build/typed && mkdir -p build/typed && cp -r wsurgery build/typed && cp -r commands build/typed/wsurgery/commands
+	cd build/typed && mypy --config-file $(CURDIR)/pyproject.toml -p wsurgery
+
+setup: $(VENV)/installed-dev
+
+# Not compiled ahead: most of what the packages hold is never imported.
+$(VENV)/installed: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --no-compile -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --no-compile -e '.[dev,imagenet]'
+	touch $@
+
+clean:
+	rm -rf build recipes/*/out

@@ -1,0 +1,199 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from wsurgery.data.manifest import Manifest, read_manifest, summarise, write_manifest
+from wsurgery.errors import UsageError, WsurgeryError
+
+
+def manifest_of(patients, splits=None, root=Path()):
+    n = len(patients)
+    labels = np.random.default_rng(0).choice(np.array([0, 1, np.nan], np.float32), (n, 2))
+    paths = tuple(f"images/{i}.png" for i in range(n))
+    return Manifest(root, paths, tuple(patients), tuple(splits or ["train"] * n), labels, ("mild", "severe"))
+
+
+def images_of(manifest):
+    return set(manifest.paths)
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text, name="m.csv"):
+        file = tmp_path / name
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_reading_gives_back_what_was_written(tmp_path, suffix):
+    patients = ["007", "007", 'a "quoted", name', "images/3.png", "Zoë"]
+    manifest = manifest_of(patients, ["train", "train", "test", "valid", "test"], tmp_path)
+    write_manifest(manifest, tmp_path / f"m.{suffix}")
+    back = read_manifest(tmp_path / f"m.{suffix}")
+    for field in ("root", "paths", "patients", "splits", "label_names"):
+        assert getattr(back, field) == getattr(manifest, field)
+    assert back.labels.dtype == np.float32
+    np.testing.assert_array_equal(back.labels, manifest.labels)
+    assert back.digest == manifest.digest
+
+
+@pytest.mark.parametrize(
+    "column", [[1.0, None, 0.0], [1, None, 0], [True, None, False], ["1", "", "0"], [1.0, np.nan, 0.0]]
+)
+def test_labels_may_be_of_any_type_that_holds_them(tmp_path, column):
+    table = {"path": ["a", "b", "c"], "split": ["x", "x", "x"], "mild": column}
+    pa.parquet.write_table(pa.table(table), tmp_path / "m.parquet")
+    np.testing.assert_array_equal(
+        read_manifest(tmp_path / "m.parquet").labels, np.array([[1], [np.nan], [0]], np.float32)
+    )
+
+
+def test_csv_keeps_names_that_look_like_numbers(written):
+    manifest = read_manifest(written("\ufeffpath,patient,split,mild\n01,007,1,1\n1,7,2,1.0\n"))
+    assert manifest.paths == ("01", "1")
+    assert manifest.patients == ("007", "7")
+    assert manifest.splits == ("1", "2")
+    assert manifest.label_names == ("mild",)
+
+
+@pytest.mark.parametrize("text", ["path,patient,split,mild\na,,x,1\nb,,y,0\n", "split,mild,path\nx,1,a\ny,0,b\n"])
+def test_an_image_without_a_patient_is_its_own(written, text):
+    assert read_manifest(written(text)).patients == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "m.csv: "),
+        ("path,patient,split,mild\n", "m.csv: there are no rows"),
+        ("patient,split,mild\np,x,1\n", "no column 'path'"),
+        ("path,patient,mild\na,p,1\n", "no column 'split'"),
+        ("path,patient,split\na,p,x\n", "no labels"),
+        ("path,split,mild,mild\na,x,1,1\n", "'mild' is there twice"),
+        ("path,split,mild\na,x,1\nb,x,2\n", "line 3: label 'mild' is '2'"),
+        ("path,split,mild\na,x,yes\n", "line 2: label 'mild' is 'yes'"),
+        ("path,split,mild\na,x,1\nb,x,1\na,x,1\n", "line 4: path 'a' is there twice, first in line 2"),
+        (
+            "path,patient,split,mild\na,p,x,1\nb,q,x,1\nc,p,y,1\n",
+            "line 4: patient 'p' is in two splits, 'x' (line 2) and 'y'",
+        ),
+        ("path,split,mild\na,x,1\n,x,1\n", "line 3: the path is empty"),
+        ("path,split,mild\na,,1\n", "line 2: the split is empty"),
+        ("path,split,mild\na,x,1\nb,x\n", "Row #3"),
+    ],
+)
+def test_an_error_is_one_line_with_file_and_row(written, text, message):
+    with pytest.raises(WsurgeryError) as error:
+        read_manifest(written(text))
+    assert message in str(error.value)
+    assert str(error.value).count("m.csv") == 1
+    assert "\n" not in str(error.value)
+
+
+def test_errors_in_parquet_count_rows_from_one(tmp_path):
+    pa.parquet.write_table(pa.table({"path": ["a", "b"], "split": ["x", "x"], "mild": [1, 2]}), tmp_path / "m.parquet")
+    with pytest.raises(WsurgeryError, match=r"m\.parquet: row 2: label 'mild' is '2'"):
+        read_manifest(tmp_path / "m.parquet")
+
+
+def test_what_is_not_parquet_is_an_error(written):
+    with pytest.raises(WsurgeryError, match=r"m\.parquet"):
+        read_manifest(written("path,split,mild\na,x,1\n", "m.parquet"))
+
+
+def test_other_suffixes_are_an_error(written):
+    with pytest.raises(UsageError, match=r"m\.tsv: a manifest is"):
+        read_manifest(written("path,split,mild\na,x,1\n", "m.tsv"))
+
+
+def test_where_keeps_rows_and_order():
+    manifest = manifest_of(["a", "b", "a", "c"], ["x", "y", "x", "y"])
+    found = manifest.where("y")
+    assert found.paths == ("images/1.png", "images/3.png")
+    np.testing.assert_array_equal(found.labels, manifest.labels[[1, 3]])
+
+
+def test_a_split_that_is_empty_lists_those_that_are_not():
+    with pytest.raises(UsageError, match="'test': there are x, y"):
+        manifest_of(["a", "b"], ["y", "x"]).where("test")
+
+
+def test_subsets_are_nested_and_hold_whole_patients():
+    rng = np.random.default_rng(0)
+    manifest = manifest_of([f"p{i}" for i in rng.integers(0, 60, 300)])
+    before: set[str] = set()
+    for n in (1, 10, 50, 51, 200, 300):
+        subset = manifest.subset(n)
+        assert before <= images_of(subset)
+        before = images_of(subset)
+        inside = set(subset.patients)
+        assert before == {
+            path for path, patient in zip(manifest.paths, manifest.patients, strict=True) if patient in inside
+        }
+        most = max(subset.patients.count(patient) for patient in inside)
+        assert n <= len(subset) < n + most
+
+
+def test_a_subset_does_not_depend_on_the_order_of_rows():
+    manifest = manifest_of([f"p{i // 2}" for i in range(100)])
+    rows = np.random.default_rng(0).permutation(100)
+    columns = (tuple(np.array(column)[rows]) for column in (manifest.paths, manifest.patients, manifest.splits))
+    shuffled = Manifest(manifest.root, *columns, manifest.labels[rows], manifest.label_names)
+    assert images_of(shuffled.subset(31)) == images_of(manifest.subset(31))
+    assert images_of(manifest.subset(31)) != set(manifest.paths[:32])
+
+
+@pytest.mark.parametrize("n", [0, -1, 5])
+def test_a_subset_that_cannot_be_is_an_error(n):
+    with pytest.raises(UsageError, match="there are 4"):
+        manifest_of(["a", "b", "c", "d"]).subset(n)
+
+
+def test_the_digest_sees_every_field_but_the_root():
+    manifest = manifest_of(["a", "b", "c"])
+    changed = [
+        Manifest(
+            manifest.root,
+            ("x", *manifest.paths[1:]),
+            manifest.patients,
+            manifest.splits,
+            manifest.labels,
+            manifest.label_names,
+        ),
+        Manifest(
+            manifest.root, manifest.paths, ("a", "b", "x"), manifest.splits, manifest.labels, manifest.label_names
+        ),
+        Manifest(manifest.root, manifest.paths, manifest.patients, ("x",) * 3, manifest.labels, manifest.label_names),
+        Manifest(
+            manifest.root,
+            manifest.paths,
+            manifest.patients,
+            manifest.splits,
+            manifest.labels * 0 + 1,
+            manifest.label_names,
+        ),
+        Manifest(manifest.root, manifest.paths, manifest.patients, manifest.splits, manifest.labels, ("mild", "x")),
+    ]
+    assert len({manifest.digest, *(other.digest for other in changed)}) == 6
+    moved = Manifest(
+        Path("/x"), manifest.paths, manifest.patients, manifest.splits, manifest.labels, manifest.label_names
+    )
+    assert moved.digest == manifest.digest
+
+
+def test_the_summary_counts(written):
+    text = "path,patient,split,mild\na,p,x,1\nb,p,x,0\nc,q,x,\nd,r,y,1\n"
+    assert summarise(read_manifest(written(text))) == {
+        "images": 4,
+        "patients": 3,
+        "splits": {
+            "x": {"images": 3, "patients": 2, "labels": {"mild": {"positive": 1, "negative": 1, "unknown": 1}}},
+            "y": {"images": 1, "patients": 1, "labels": {"mild": {"positive": 1, "negative": 0, "unknown": 0}}},
+        },
+    }
