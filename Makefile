@@ -8,7 +8,7 @@ VENV   := .venv
 JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo demo-imagenet test check setup clean
+.PHONY: demo demo-imagenet test check types setup clean
 
 demo: $(VENV)/installed
 	$(MAKE) -C recipes/demo -j$(JOBS)
@@ -20,9 +20,12 @@ demo-imagenet: $(VENV)/installed-dev
 test: $(VENV)/installed-dev
 	pytest
 
-check: $(VENV)/installed-dev
+check: $(VENV)/installed-dev types
 	ruff check .
 	ruff format --check .
+
+# commands/ is installed as wsurgery.commands: mypy sees it there in a copy.
+types: $(VENV)/installed-dev
 	rm -rf build/typed && mkdir -p build/typed && cp -r wsurgery build/typed && cp -r commands build/typed/wsurgery/commands
 	cd build/typed && mypy --config-file $(CURDIR)/pyproject.toml -p wsurgery
 

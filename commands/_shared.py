@@ -160,6 +160,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         annotation = Annotated[bool, typer.Option(f"--{name}", help=help_text)]
         flat.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation))
 
+    module, name = function.__module__.rpartition(".")[2], function.__name__
+    title = (name if name == module else f"{module} {name.removeprefix(module + '_')}").replace("_", "-")
+
     def run(**given: Any) -> None:
         global _quiet
         _quiet, debug = given.pop("quiet"), given.pop("debug")
@@ -171,7 +174,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except (WsurgeryError, OSError, KeyboardInterrupt) as error:
             if debug:
                 raise
-            typer.echo(f"wsurgery {function.__name__.replace('_', '-')}: {_one_line(error)}", err=True)
+            typer.echo(f"wsurgery {title}: {_one_line(error)}", err=True)
             if isinstance(error, BrokenPipeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
             raise typer.Exit(getattr(error, "exit_status", 1)) from None

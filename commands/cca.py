@@ -1,7 +1,7 @@
 """`wsurgery cca`: how alike two networks' representations are, layer by layer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,7 +65,7 @@ def cca(
 
         if threads:
             torch.set_num_threads(threads)
-        arguments = {"p": p, "d": d, "repeats": repeats, "channels": channels, "rows": rows, "seed": seed}
+        arguments: dict[str, Any] = {"p": p, "d": d, "repeats": repeats, "channels": channels, "rows": rows, "seed": seed}
         names = layers.split(",") if layers else None
         where = choose_device(device)
         digests = file_digest(a), file_digest(b)

@@ -13,7 +13,7 @@ from skimage.transform import resize
 
 from wsurgery.errors import WsurgeryError
 from wsurgery.operations.batch_norm import batch_norm_identity
-from wsurgery.operations.gabor import gabor, gabor_bank
+from wsurgery.operations.gabor import _spread, gabor, gabor_bank
 from wsurgery.operations.meanvar import meanvar
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import CHUNK, RandomStream
@@ -168,6 +168,14 @@ def test_gabor_filters_have_the_scale_of_what_they_replace_in_every_channel(shap
     assert y.std(dtype=float) == pytest.approx(x.std(dtype=float), rel=1e-5)
     assert (y == y[:, :1]).all()
     assert len(np.unique(y[:64].round(5), axis=0)) == min(shape[0], 64)
+
+
+@pytest.mark.parametrize("count", [8, 16, 32])
+def test_fewer_gabor_filters_still_cover_the_angles_evenly(count):
+    angles = sorted(index % 16 for index in _spread(count))
+    gaps = np.diff([*angles, angles[0] + 16])
+    assert gaps.max() <= 16 / count * 2
+    assert len(set(_spread(count))) == count
 
 
 def test_random_init_has_the_scales_of_timm_and_torch():

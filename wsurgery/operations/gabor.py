@@ -33,9 +33,7 @@ def gabor(x: Array) -> Array:
     out, channels, height, width = x.shape
     if height != width:
         raise WsurgeryError(f"is {x.shape}: Gabor filters need a square kernel")
-    bank = gabor_bank(height)
-    chosen = np.arange(out) * len(bank) // out if out <= len(bank) else np.arange(out) % len(bank)
-    filters = np.repeat(bank[chosen, None], channels, axis=1)
+    filters = np.repeat(gabor_bank(height)[_spread(out), None], channels, axis=1)
     filters *= moments(x, map).std / filters.std()
     return filters.astype(x.dtype)
 
@@ -52,6 +50,18 @@ def gabor_bank(size: int) -> Image:
             for angle in range(ANGLES)
         ]
     )
+
+
+def _spread(filters: int) -> list[int]:
+    """Choose filters of the bank: equally many of each frequency, their angles even and staggered between frequencies."""
+    n = len(FREQUENCIES)
+    if filters >= n * ANGLES:
+        return [i % (n * ANGLES) for i in range(filters)]
+    chosen = []
+    for f in range(n):
+        count = filters * (f + 1) // n - filters * f // n
+        chosen += [f * ANGLES + int((j + f / n) * ANGLES / count) for j in range(count)]
+    return chosen
 
 
 def _gabor_kernel(frequency: float, theta: float) -> Image:
