@@ -65,7 +65,14 @@ def cca(
 
         if threads:
             torch.set_num_threads(threads)
-        arguments: dict[str, Any] = {"p": p, "d": d, "repeats": repeats, "channels": channels, "rows": rows, "seed": seed}
+        arguments: dict[str, Any] = {
+            "p": p,
+            "d": d,
+            "repeats": repeats,
+            "channels": channels,
+            "rows": rows,
+            "seed": seed,
+        }
         names = layers.split(",") if layers else None
         where = choose_device(device)
         digests = file_digest(a), file_digest(b)

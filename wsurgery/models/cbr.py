@@ -126,7 +126,8 @@ default_cfgs = generate_default_cfgs({name: _cfg() for name in _NAMES})
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> CBR:
-    model: CBR = build_model_with_cfg(CBR, name, pretrained, **kwargs)
+    every_block = tuple(range(len(kwargs["widths"])))  # timm's features_only would ask for five
+    model: CBR = build_model_with_cfg(CBR, name, pretrained, feature_cfg={"out_indices": every_block}, **kwargs)
     return model
 
 
