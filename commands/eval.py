@@ -82,7 +82,7 @@ def _write_predictions(path: Path, dataset: "Dataset", logits: "NDArray[np.float
     rows = zip(dataset.paths, dataset.patients, dataset.labels, probabilities, strict=True)
     for image, patient, labels, scores in rows:
         known = ("" if np.isnan(label) else int(label) for label in labels)
-        writer.writerow([image, patient, *known, *(f"{score:.6g}" for score in scores)])
+        writer.writerow([image, patient, *known, *scores])  # all digits: rounded, they would tie
     with AtomicFile(path, force=force) as stream:
         stream.write(text.getvalue().encode())
 

@@ -11,13 +11,13 @@ from wsurgery.commands._shared import Force, Json, command, table_console
 @command
 def report(
     folder: Annotated[Path, typer.Argument(help="An experiment: runs/ARM/SEED and, for pairs, cca/NAME.json.")],
-    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The page, .html.")],
+    output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The page, .html, or .md.")],
     threshold: Annotated[float, typer.Option(help="Count steps to this validation macro AUC.")] = 0.9,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Transfusion, at toy scale",
     json: Json = False,
     force: Force = False,
 ) -> None:
-    """Write an experiment's report: one self-contained HTML page, and its table on standard output.
+    """Write an experiment's report: one self-contained HTML page, or Markdown by suffix, and its table on standard output.
 
     Example: wsurgery report demo/ -o report.html --threshold 0.85
     """
@@ -26,10 +26,10 @@ def report(
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.writer import write_all
     from wsurgery.figures.page import render_page
-    from wsurgery.figures.report import as_json, read_report, terminal_table
+    from wsurgery.figures.report import as_json, markdown, read_report, terminal_table
 
     found = read_report(folder, threshold=threshold)
-    page = render_page(found, title=title)
+    page = (markdown if output.suffix == ".md" else render_page)(found, title=title)
     with AtomicFile(output, force=force) as stream:
         write_all(stream, page.encode())
     if json:

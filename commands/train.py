@@ -78,6 +78,8 @@ def train(
         chosen["epochs"] = None
     settings = replace(PRESETS[preset.value] if preset else Settings(), **chosen, seed=seed)
     arguments = ["--preset", preset.value] if preset else []
+    arguments += ["--eval-split", eval_split] if eval_split != "valid" else []
+    arguments += ["--arch", arch] if arch else []
     arguments += [
         word for key, value in given.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))
     ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from wsurgery.commands._shared import BatchNorm, Output, Part, Seed, command, write_surgery
-from wsurgery.errors import UsageError
+from wsurgery.errors import UsageError, WsurgeryError
 
 
 class Rest(str, Enum):
@@ -53,14 +53,19 @@ def transfuse(
         raise UsageError("which part? Name the last pretrained block with --upto, or use another selector")
     if into and rest:
         raise UsageError("--into gives the other tensors and --rest draws them: choose one")
-    if into is None and rest is None and source != "-" and stdin_is_piped():
+    implied = into is None and rest is None and source != "-" and stdin_is_piped()
+    if implied:
         into = "-"
     with ExitStack() as stack:
         donor = stack.enter_context(open_checkpoint(source))
         donor_history = History.of(donor)
         arguments = part.arguments
         if into:
-            receiver = stack.enter_context(open_checkpoint(into))
+            try:
+                receiver = stack.enter_context(open_checkpoint(into))
+            except WsurgeryError as error:
+                hint = "; to draw the other tensors fresh instead, say --rest random" if implied else ""
+                raise type(error)(f"{error}{hint}") from None
             history = History.of(receiver)
             edits = transfuse_into(donor, receiver, selection=part.selection)
             inputs = [

@@ -1,4 +1,4 @@
-"""Real processes, and small checkpoints that the reference library wrote."""
+"""Real processes, small checkpoints that the reference library wrote, and a small training run."""
 
 import os
 import subprocess
@@ -9,8 +9,62 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from wsurgery.__main__ import build_app
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+FUNDUS = "synthetic:fundus?n=120&size=32"  # 60 images to train on, 18 to validate, 42 to test
+TRAINING = ("--steps", 12, "--eval-every", 4, "--batch-size", 8, "--lr", 0.01, "--device", "cpu", "--threads", 1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """No test reads or writes the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WSURGERY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def invoke():
+    """Run `wsurgery ARGUMENTS` in this process, which has torch in it; checkpoints need -o."""
+
+    def run(*arguments: object, check: bool = True):
+        done = CliRunner(env={"COLUMNS": "200"}).invoke(build_app(), list(map(str, arguments)))
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        if check:
+            assert done.exit_code == 0, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fundus(cache) -> str:
+    """The specification of a small data set that is drawn already."""
+    from wsurgery.data.sources import open_data
+
+    open_data(FUNDUS, threads=1)
+    return FUNDUS
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory, invoke) -> Path:
+    """A small network as `init` leaves it."""
+    path = tmp_path_factory.mktemp("init") / "fresh.safetensors"
+    invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", 5, "--seed", 1, "-o", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, invoke, fundus, fresh) -> Path:
+    """The folder of a run that went through: `fresh` trained on `fundus`. Tests only read it."""
+    run = tmp_path_factory.mktemp("training") / "run"
+    invoke("train", fresh, "--data", fundus, "-o", run, *TRAINING)
+    return run
 
 
 @pytest.fixture(scope="session")

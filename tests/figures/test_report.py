@@ -7,7 +7,7 @@ import pytest
 
 from wsurgery.errors import UsageError
 from wsurgery.figures.page import render_page
-from wsurgery.figures.report import as_json, read_report
+from wsurgery.figures.report import as_json, markdown, read_report, table_rows
 
 FAST = [{0: 0.5, 20: 0.92, 40: 0.95}, {0: 0.5, 20: 0.8, 40: 0.94}]
 SLOW = [{0: 0.5, 20: 0.6, 40: 0.7}, {0: 0.5, 20: 0.55, 40: 0.65}]
@@ -127,3 +127,14 @@ def test_an_undefined_layer_is_a_dash(make_experiment: Callable[..., Path]) -> N
 def test_a_threshold_outside_an_auc_is_refused(experiment: Path) -> None:
     with pytest.raises(UsageError, match="--threshold 90"):
         read_report(experiment, threshold=90)
+
+
+def test_markdown_holds_the_rows_of_the_terminal_and_every_claim(make_experiment):
+    found = read_report(make_experiment({"random": SLOW, "transfer": FAST}), threshold=0.9)
+    text = markdown(found, title="T")
+    for row in table_rows(found):
+        assert "| " + " | ".join(row) + " |" in text
+    assert found.claims
+    for claim in found.claims:
+        assert claim.claim in text
+        assert claim.verdict in text

@@ -76,17 +76,43 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def terminal_table(report: Report) -> Table:
-    """Return the table of arms for a terminal."""
-    table = Table(caption=SPREAD_NOTE, caption_justify="left")
-    table.add_column("arm", no_wrap=True)
-    table.add_column("seeds", justify="right")
-    table.add_column("test macro AUC", no_wrap=True)
-    table.add_column("valid. AUC at end", no_wrap=True)
-    table.add_column(f"steps to AUC {report.threshold:g}, by seed")
-    table.add_column("against random")
+def table_rows(report: Report) -> list[list[str]]:
+    """Return the table of arms in words, its head first."""
+    steps = f"steps to AUC {report.threshold:g}, by seed"
+    rows = [["arm", "seeds", "test macro AUC", "valid. AUC at end", steps, "against random"]]
     for arm in report.arms.values():
         cells = [printable(arm.name, 40), f"{len(arm.runs)}", in_words(arm.test_spread), in_words(arm.valid_spread)]
-        cells += [arm.steps_in_words(), against_random(arm, report.arms)]
-        table.add_row(*map(Text, cells))  # as Text, for a name in square brackets is no markup
+        rows.append([*cells, arm.steps_in_words(), against_random(arm, report.arms)])
+    return rows
+
+
+def terminal_table(report: Report) -> Table:
+    """Return the table of arms for a terminal."""
+    head, *rows = table_rows(report)
+    table = Table(caption=SPREAD_NOTE, caption_justify="left")
+    for column in head:
+        table.add_column(column, no_wrap=column in ("arm", "test macro AUC"))
+    for row in rows:
+        table.add_row(*map(Text, row))  # as Text, for a name in square brackets is no markup
     return table
+
+
+def markdown(report: Report, *, title: str) -> str:
+    """Return the table of arms, the similarities by layer and the verdicts as Markdown, for a recipe's RESULTS.md."""
+
+    def table(rows: Sequence[Sequence[str]]) -> list[str]:
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:], ""]
+
+    def cells(scores: Sequence[LayerScore]) -> list[str]:
+        return ["–" if score.value is None else f"{score.value:.3f}" for score in scores]
+
+    parts = [f"# {title}", "", *table(table_rows(report)), SPREAD_NOTE, ""]
+    compared = {f"{arm.name} to its init": arm.init_scores[0] for arm in report.arms.values() if arm.init_scores}
+    compared |= report.pairs
+    if compared:
+        layers = [score.layer for score in next(iter(compared.values()))]
+        parts += ["Mean canonical correlation by layer:", ""]
+        parts += table([["networks", *layers], *([printable(name, 40), *cells(compared[name])] for name in compared)])
+    parts += [f"- **{claim.claim}** {claim.evidence} *{claim.verdict}.*" for claim in report.claims]
+    return "\n".join(parts) + "\n"

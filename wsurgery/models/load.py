@@ -1,6 +1,7 @@
 """From an architecture's name to a network, from a checkpoint to a network, and back."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +24,30 @@ _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 Architecture = dict[str, Any]  # {"name", "num_classes", "in_chans", "args"}
 
 
-def create(architecture: Architecture, *, seed: int | None = None) -> nn.Module:
+def create(architecture: Architecture, *, seed: int = 0) -> nn.Module:
     """Build a network with fresh random weights, as timm initialises it.
 
     Args:
         architecture: `name` as timm knows it; `num_classes` and `in_chans`, the model's own where missing; `args`, more
             keyword arguments of the model.
-        seed: seeds torch for this call alone; None draws from torch's generator as it is.
+        seed: of the weights; torch's own generator is left as it is.
 
     Raises:
-        UsageError: timm does not know the name (similar ones are listed), or the model does not take an argument.
+        UsageError: timm does not know the name (similar ones are listed), or the arguments build no network.
     """
     name = architecture["name"]
     if not timm.is_model(name):
-        similar = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
+        similar = get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
         hint = f"; similar: {', '.join(similar)}" if similar else ""
         raise UsageError(f"timm has no model {printable(name)!r}{hint}")
     given = {key: architecture[key] for key in ("num_classes", "in_chans") if architecture.get(key) is not None}
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         try:
             model: nn.Module = timm.create_model(name, **given, **architecture.get("args", {}))
-        except TypeError as error:
-            raise UsageError(f"{printable(name)} cannot be built: {error}") from None
+        except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:  # what timm's models raise
+            reason = printable(str(error) or type(error).__name__)
+            raise UsageError(f"{printable(name)} cannot be built: {reason}") from None
     return model
 
 

@@ -44,6 +44,7 @@ Entry = dict[str, Any]
 class Progress:
     """Where a run stands; all of it goes into `resume.pt`."""
 
+    begun: bool = False  # whether step 0 has been evaluated
     step: int = 0
     best_auc: float = -1.0
     best_step: int = 0
@@ -127,14 +128,16 @@ def train(
         "labels": list(training.label_names),
         "device": device.type,
     }
+    loop = _Loop(model.to(device), training, validation, settings, device, history.freeze)
     _claim_folder(run, config, init)
     finished = run / "metrics.json"
     if finished.exists():
+        (run / "resume.pt").unlink(missing_ok=True)
         metrics: Entry = json.loads(finished.read_text())
         return metrics
-    record = make_record("train", ["--data", data, *arguments], seed=settings.seed, inputs=[described])
+    spec = Path(data).name if Path(data).is_file() else data
+    record = make_record("train", ["--data", spec, *arguments], seed=settings.seed, inputs=[described])
     after = History(architecture, history.freeze, history.log, history.others).then(record)
-    loop = _Loop(model.to(device), training, validation, settings, device, history.freeze)
     loop.resume(run)
     with (run / "log.jsonl").open("a") as log:
         for entry in loop.entries():
@@ -171,9 +174,12 @@ class _Loop:
         self.epoch_steps = len(training.images) // self.batch_size
         self.steps = settings.steps if settings.steps is not None else (settings.epochs or 0) * self.epoch_steps
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = create_optimizer_v2(
-            trainable, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.9
-        )
+        try:
+            self.optimizer = create_optimizer_v2(
+                trainable, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.9
+            )
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # what timm's optimisers raise
+            raise UsageError(f"optimizer {printable(settings.optimizer)}: {printable(str(error))}") from None
         self.scheduler = self._scheduler()
         self.progress = Progress()
         self.mean, self.std = image_statistics(model)
@@ -183,10 +189,11 @@ class _Loop:
             return None
         return MultiStepLRScheduler(
             self.optimizer,
-            decay_t=[epoch * self.epoch_steps for epoch in self.settings.decay_epochs],
+            decay_t=[epoch * self.epoch_steps + 1 for epoch in self.settings.decay_epochs],  # timm decays a step early
             decay_rate=0.1,
             warmup_t=self.settings.warmup_epochs * self.epoch_steps,
             warmup_lr_init=0.0,
+            warmup_prefix=False,  # epochs count from the beginning, not from the end of the warm-up
             t_in_epochs=False,
         )
 
@@ -218,7 +225,8 @@ class _Loop:
     def entries(self) -> Iterator[Entry]:
         """Train to the end, yielding an entry for the log every few steps and at each evaluation."""
         every = self.settings.eval_every or self.epoch_steps
-        if self.progress.step == 0:
+        if not self.progress.begun:
+            self.progress.begun = True
             yield self._evaluate({"step": 0, "epoch": 0})
         losses: list[torch.Tensor] = []
         began = time.monotonic()

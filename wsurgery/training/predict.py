@@ -7,7 +7,7 @@ from torch import nn
 
 from wsurgery.data.augment import normalise, to_float
 from wsurgery.data.dataset import Dataset
-from wsurgery.errors import UsageError
+from wsurgery.errors import UsageError, WsurgeryError
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,7 +39,11 @@ def fit_channels(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
 
 
 def predict(model: nn.Module, dataset: Dataset, *, device: torch.device, batch_size: int = 128) -> NDArray[np.float32]:
-    """Return the logits, (n, k) float32, of a network in eval mode; its mode is put back afterwards."""
+    """Return the logits, (n, k) float32, of a network in eval mode; its mode is put back afterwards.
+
+    Raises:
+        WsurgeryError: a logit is NaN, which has no rank.
+    """
     mean, std = image_statistics(model)
     logits, was_training = [], [module for module in model.modules() if module.training]
     model.eval()
@@ -50,4 +54,7 @@ def predict(model: nn.Module, dataset: Dataset, *, device: torch.device, batch_s
             logits.append(model(fit_channels(images, model)).float().cpu())
     for module in was_training:
         module.training = True
-    return torch.cat(logits).numpy()
+    result: NDArray[np.float32] = torch.cat(logits).numpy()
+    if np.isnan(result).any():
+        raise WsurgeryError("the network's outputs are NaN: wsurgery show --stats says which tensors are not finite")
+    return result

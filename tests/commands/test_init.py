@@ -1,0 +1,81 @@
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+
+def test_the_seed_decides_every_byte(invoke, fresh, tmp_path):
+    given = ["init", "cbr_tiny", "--width", 0.05, "--num-classes", 5]
+    invoke(*given, "--seed", 1, "-o", tmp_path / "same")
+    invoke(*given, "--seed", 2, "-o", tmp_path / "other")
+    assert (tmp_path / "same").read_bytes() == fresh.read_bytes()
+    assert (tmp_path / "other").read_bytes() != fresh.read_bytes()
+    weights, others = load_file(fresh), load_file(tmp_path / "other")
+    assert not (weights["block1.conv.weight"] == others["block1.conv.weight"]).any()
+
+
+def test_a_pipe_carries_the_architecture_on(fresh, shell, invoke, tmp_path):
+    line = (
+        "wsurgery init cbr_tiny --width 0.05 --num-classes 5 --seed 1 | tee piped"
+        f" | wsurgery transfuse {fresh} --upto block1 > transfused"
+    )
+    done = shell(line, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "piped").read_bytes() == fresh.read_bytes()
+    shown = json.loads(invoke("show", tmp_path / "transfused", "--json").stdout)
+    expected = {"name": "cbr_tiny", "num_classes": 5, "in_chans": 3, "args": {"width": 0.05}}
+    assert shown["architecture"] == expected
+    assert [block["name"] for block in shown["blocks"]] == ["block1", "block2", "block3", "block4", "head"]
+
+
+def test_any_timm_model_with_its_own_arguments(invoke, tmp_path):
+    invoke(
+        "init",
+        "resnet10t",
+        "--arg",
+        "drop_rate=0.5",
+        "--arg",
+        "channels=(8, 8, 8, 8)",
+        "--in-chans",
+        1,
+        "-o",
+        tmp_path / "x",
+    )
+    shown = json.loads(invoke("show", tmp_path / "x", "--json").stdout)
+    assert shown["architecture"] == {
+        "name": "resnet10t",
+        "num_classes": 1000,
+        "in_chans": 1,
+        "args": {"drop_rate": 0.5, "channels": [8, 8, 8, 8]},
+    }
+    from wsurgery.models import load
+
+    assert load(tmp_path / "x").drop_rate == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["resnet5O"], "resnet50"),
+        (["cbr_tiny", "--arg", "kernel"], "--arg kernel: write it as KEY=VALUE"),
+        (["cbr_tiny", "--arg", "a b=1"], "KEY=VALUE"),
+        (["cbr_tiny", "--arg", "colour=red"], "'colour'"),
+        (["resnet18", "--arg", "output_stride=3"], "resnet18 cannot be built"),
+        (["resnet18", "--width", "0.5"], "--width is for the CBR networks"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_file(arguments, words, invoke, tmp_path):
+    done = invoke("init", *arguments, "-o", tmp_path / "x", check=False)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_existing_file_is_replaced_by_force_only(invoke, fresh, tmp_path):
+    (tmp_path / "x").write_bytes(b"something")
+    given = ["init", "cbr_tiny", "--width", 0.05, "--num-classes", 5, "--seed", 1, "-o", tmp_path / "x"]
+    assert invoke(*given, check=False).exit_code == 2
+    assert (tmp_path / "x").read_bytes() == b"something"
+    invoke(*given, "--force")
+    assert (tmp_path / "x").read_bytes() == fresh.read_bytes()

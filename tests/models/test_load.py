@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from wsurgery.checkpoint import open_checkpoint
+from wsurgery.checkpoint.provenance import History
+from wsurgery.errors import UsageError, WsurgeryError
+from wsurgery.models import create, load, load_into, save
+
+SMALL = {"name": "cbr_tiny", "num_classes": 5, "in_chans": 3, "args": {"width": 0.05}}
+
+
+def assert_same_bits(a, b):
+    assert list(a) == list(b)
+    for name in a:
+        assert (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape), name
+        assert a[name].reshape(-1).view(torch.uint8).equal(b[name].reshape(-1).view(torch.uint8)), name
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "small.safetensors"
+    save(create(SMALL, seed=3).state_dict(), History(SMALL), path)
+    return path
+
+
+def test_a_seed_decides_every_weight_and_the_global_generator_stays_where_it_was(saved):
+    before = torch.get_rng_state()
+    one, same, other = (create(SMALL, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert_same_bits(one, same)
+    for name in ("block1.conv.weight", "block4.conv.weight", "fc.weight"):
+        assert not (one[name] == other[name]).any()
+    load(saved)
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("cbr_tinny", "cbr_tiny"), ("resnet5O", "resnet50"), ("cbr", "cbr_tiny")])
+def test_an_unknown_name_lists_similar_ones(typed, meant):
+    with pytest.raises(UsageError, match=rf"no model '{typed}'; similar: .*\b{meant}\b"):
+        create({"name": typed})
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("cbr_tiny", {"no_such_argument": 1}),
+        ("cbr_tiny", {"widths": 3}),
+        ("cbr_tiny", {"kernel": -1}),
+        ("resnet18", {"output_stride": 3}),
+        ("resnet18", {"act_layer": "nope"}),
+    ],
+)
+def test_arguments_that_build_no_network_are_the_users_error(name, args):
+    with pytest.raises(UsageError, match=f"{name} cannot be built: .") as caught:
+        create({"name": name, "args": args})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_architecture_in_the_metadata_builds_the_same_network(saved):
+    model = load(saved)
+    assert_same_bits(model.state_dict(), create(SMALL, seed=3).state_dict())
+    assert not model.training
+    grey = {"name": "cbr_small", "num_classes": 0, "in_chans": 1, "args": {"width": 0.05, "kernel": 3}}
+    path = saved.with_name("grey.safetensors")
+    save(create(grey, seed=0).state_dict(), History(grey), path)
+    assert load(path)(torch.zeros(1, 1, 16, 16)).shape == (1, 13)
+
+
+def test_the_reference_library_reads_what_save_wrote(saved):
+    ours, theirs = create(SMALL, seed=3).state_dict(), load_file(saved)
+    assert_same_bits(ours, {name: theirs[name] for name in ours})
+
+
+def test_a_plain_state_dict_needs_arch_and_nothing_else(tmp_path):
+    path = tmp_path / "plain.safetensors"
+    state = timm.create_model("resnet10t", num_classes=7).state_dict()
+    save_file(state, path)
+    with pytest.raises(UsageError, match=r"plain\.safetensors does not say its architecture: add --arch"):
+        load(path)
+    model = load(path, "resnet10t")
+    assert model.num_classes == 7
+    assert_same_bits(model.state_dict(), state)
+
+
+class Everything(nn.Module):
+    """A tensor of each dtype that torch and the format share, and the shapes that are easily got wrong."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+            self.register_buffer(f"a_{dtype}".replace(".", "_"), torch.from_numpy(rng.normal(size=(3, 5))).to(dtype))
+        for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+            self.register_buffer(f"a_{dtype}".replace(".", "_"), torch.from_numpy(rng.integers(0, 128, 7)).to(dtype))
+        self.register_buffer("boolean", torch.from_numpy(rng.random((4, 3)) < 0.5))
+        self.register_buffer("scalar", torch.tensor(rng.normal()))
+        self.register_buffer("counter", torch.tensor(int(rng.integers(1 << 40))))
+        self.register_buffer("empty", torch.zeros(0, 4))
+        self.register_buffer("transposed", torch.from_numpy(rng.normal(size=(4, 6))).T)
+        self.register_buffer("unusual", torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]))
+
+
+def test_save_and_load_keep_every_bit_of_every_dtype(tmp_path):
+    one, other = Everything(1), Everything(2)
+    save(one.state_dict(), History(), tmp_path / "x")
+    with open_checkpoint(tmp_path / "x") as checkpoint:
+        assert list(checkpoint.tensors) == list(one.state_dict())
+        load_into(other, checkpoint)
+    contiguous = {name: value.contiguous() for name, value in other.state_dict().items()}
+    assert_same_bits({name: value.contiguous() for name, value in one.state_dict().items()}, contiguous)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("block2.bn.bias"), r"block2\.bn\.bias is in the network and not in the file"),
+        (lambda state: state.update({"extra\x1b": torch.zeros(1)}), r"extra\\x1b is in the file and not in the netw"),
+        (lambda state: state.update({"fc.weight": torch.zeros(7, 26)}), r"fc\.weight is \(7, 26\).*wants \(5, 26\)"),
+        (lambda state: state.update({"fc.bias": torch.zeros(5).to(torch.float8_e5m2)}), r"fc\.bias is F8_E5M2.*cast"),
+    ],
+    ids=["missing", "extra", "shape", "dtype"],
+)
+def test_loading_is_strict_and_names_the_tensor(change, words, tmp_path):
+    state = create(SMALL, seed=0).state_dict()
+    change(state)
+    save_file(state, tmp_path / "x")
+    model = create(SMALL, seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with open_checkpoint(tmp_path / "x") as checkpoint, pytest.raises(WsurgeryError, match=words):
+        load_into(model, checkpoint)
+    assert_same_bits(model.state_dict(), before)

@@ -1,0 +1,136 @@
+"""A run that is killed, at any moment, and run again ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import TRAINING
+
+# Imports once, then runs each command line in a process of its own. With a number N the process is killed, for real, as
+# it is about to change the folder `run` for the Nth time: before a file there gets its name, or is removed.
+FORKS = """
+import json, os, signal, sys
+import torch, timm.optim, wsurgery.data.dataset, wsurgery.training.loop
+from wsurgery.__main__ import main
+
+def kill_at(n, run):
+    left = n
+    def hook(event, arguments):
+        nonlocal left
+        if event in ("os.rename", "os.remove") and str(arguments[-2 if event == "os.remove" else 1]).startswith(run):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if not child:
+        if order["kill_at"]:
+            kill_at(order["kill_at"], order["run"])
+        sys.argv = ["wsurgery", *order["arguments"]]
+        main()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def train_killed(fresh, fundus):
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+    def run(folder, kill_at=None):
+        words = ["train", fresh, "--data", fundus, "-o", folder, *TRAINING]
+        order = {"arguments": list(map(str, words)), "kill_at": kill_at, "run": str(folder)}
+        print(json.dumps(order), file=process.stdin, flush=True)
+        return int(process.stdout.readline())
+
+    with process:
+        yield run
+        process.stdin.close()
+
+
+def content(run):
+    """Every file that the run left, but for its speed and for temporary files."""
+    found = {path.name: path.read_bytes() for path in run.iterdir() if not path.name.startswith(".")}
+    found["log.jsonl"] = [
+        {key: value for key, value in json.loads(line).items() if key != "images_per_second"}
+        for line in found["log.jsonl"].decode().splitlines()
+    ]
+    return found
+
+
+def test_killed_at_every_moment_and_run_again_it_ends_with_the_same_bytes(train_killed, finished, tmp_path):
+    unbroken = content(finished)
+    kills = 0
+    while (status := train_killed(tmp_path / str(kills), kill_at=kills + 1)) != 0:
+        assert status == -signal.SIGKILL
+        assert train_killed(tmp_path / str(kills)) == 0
+        assert content(tmp_path / str(kills)) == unbroken, f"killed before change {kills + 1}"
+        kills += 1
+    assert content(tmp_path / str(kills)) == unbroken
+    assert kills > 10  # two files at the start, two or three at each evaluation, two at the end
+
+
+def test_killed_again_and_again_it_still_gets_there(train_killed, finished, tmp_path):
+    statuses = [train_killed(tmp_path / "run", kill_at=4)]
+    while statuses[-1] != 0:
+        statuses.append(train_killed(tmp_path / "run", kill_at=4))
+        assert len(statuses) < 20
+    assert len(statuses) > 3
+    assert content(tmp_path / "run") == content(finished)
+
+
+def test_a_finished_run_is_left_alone(train_killed, tmp_path):
+    run = tmp_path / "run"
+    assert train_killed(run) == 0
+
+    def state():
+        return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.iterdir()}
+
+    before = state()
+    assert train_killed(run) == 0
+    assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--lr", 0.5], "was begun with other settings: choose another folder with -o"),
+        (["--seed", 7], "was begun with other settings"),
+        (["--eval-split", "test"], "was begun with other data"),
+    ],
+)
+def test_other_settings_on_the_same_folder_are_refused(more, words, finished, invoke, fresh, fundus):
+    before = content(finished)
+    refused = invoke("train", fresh, "--data", fundus, "-o", finished, *TRAINING, *more, check=False)
+    assert refused.exit_code == 2
+    assert words in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert content(finished) == before
+
+
+def test_another_checkpoint_on_the_same_folder_is_refused(finished, invoke, fundus, tmp_path):
+    invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", 5, "--seed", 2, "-o", tmp_path / "other")
+    refused = invoke("train", tmp_path / "other", "--data", fundus, "-o", finished, *TRAINING, check=False)
+    assert refused.exit_code == 2
+    assert "was begun with other init" in refused.stderr
+
+
+def test_a_folder_with_something_else_in_it_is_refused(invoke, fresh, fundus, tmp_path):
+    (tmp_path / "thesis.tex").write_text("Chapter 1")
+    refused = invoke("train", fresh, "--data", fundus, "-o", tmp_path, *TRAINING, check=False)
+    assert refused.exit_code == 2
+    assert "holds thesis.tex and no run" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -1,0 +1,359 @@
+"""Files that torch.save wrote, read without torch: a restricted unpickler, and one storage at a time.
+
+Two formats. Since PyTorch 1.6: a zip archive, `NAME/data.pkl` describes the tensors, `NAME/data/KEY` holds one storage.
+Before: five pickles in a row (a magic number, the version, the machine, the tensors, the storages' keys), then the
+storages. A file is untrusted input: unpickling can call any function, so only the few names in `_global` are known
+here, none of which does more than build a container; and every number is checked before memory is taken by it.
+"""
+
+import io
+import mmap
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from wsurgery.checkpoint.dtypes import BITS
+from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
+from wsurgery.errors import WsurgeryError, printable
+
+ZIP_MAGIC = b"PK\x03\x04"
+_LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]  # the first pickle without its protocol's number
+_BLOCK = 1 << 20  # bytes read at a time
+_MAX_EXPANDED = (
+    64 << 20
+)  # bytes that a tensor may take beyond its storage: `expand` repeats elements at no cost in the file
+_MAX_DIMENSIONS = 64  # numpy's limit
+_DEFLATE_RATIO = 1032  # the most that deflate compresses
+
+_STORAGES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
+}  # fmt: skip
+_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
+    "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of elements in a file, which one or more tensors view."""
+
+    key: str
+    dtype: str
+    elements: int
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return self.elements * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as the pickle describes it, unchecked and unread. `offset` and `stride` count elements of `dtype`."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+
+    def info(self, name: str) -> TensorInfo:
+        """Check the numbers and describe the tensor under a name.
+
+        Raises:
+            WsurgeryError: it is malformed, or reaches outside its storage.
+        """
+        numbers = (self.offset, *self.shape, *self.stride)
+        if (
+            not all(type(number) is int and 0 <= number < 2**63 for number in numbers)
+            or len(self.shape) != len(self.stride)
+            or len(self.shape) > _MAX_DIMENSIONS
+        ):
+            raise WsurgeryError(f"has a broken tensor: {printable(name)} has no valid shape, stride and offset")
+        info = TensorInfo(name, self.dtype, self.shape, 0, 0).placed(0)
+        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        width = BITS[self.dtype] // 8
+        if info.elements and (last + 1) * width > self.storage.nbytes:
+            raise WsurgeryError(
+                f"has a broken tensor: {printable(name)} reaches element {last} of a storage of "
+                f"{self.storage.nbytes // width}"
+            )
+        if info.nbytes > self.storage.nbytes + _MAX_EXPANDED:
+            raise WsurgeryError(
+                f"has a tensor, {printable(name)}, of {info.nbytes} bytes that repeats a storage of "
+                f"{self.storage.nbytes}: save it with .contiguous() if it is meant to be so large"
+            )
+        return info
+
+
+class TorchFile:
+    """An open file of torch.save. Use as a context manager.
+
+    Attributes:
+        label: what messages call it.
+        content: what was saved: dicts, lists, numbers, strings, and a `StoredTensor` for each tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.label = printable(str(path))
+        self._stream = path.open("rb")
+        self._last: tuple[Storage, bytearray] | None = None
+        try:
+            with one_line_errors(self.label):
+                zipped = self._stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+                self._layout: _Zip | _Legacy = _Zip(self._stream) if zipped else _Legacy(self._stream)
+        except BaseException:
+            self._stream.close()
+            raise
+        self.content = self._layout.content
+
+    def read(self, tensor: StoredTensor, name: str) -> memoryview:
+        """Read a tensor's bytes, contiguous in C order. Its `info` must have been asked for: that is the check.
+
+        Raises:
+            WsurgeryError: its storage is missing, has another length, or is damaged.
+        """
+        shape, width = tensor.shape, BITS[tensor.dtype] // 8
+        if 0 in shape:
+            return memoryview(b"")
+        with one_line_errors(f"{self.label}: {printable(name)}"):
+            data = self._storage(tensor.storage)
+        # As unsigned integers: bytes are copied, never interpreted. A stride along a single element may be anything.
+        strides = [step * width if size > 1 else 0 for size, step in zip(shape, tensor.stride, strict=True)]
+        view = np.ndarray(shape, f"u{width}", data, tensor.offset * width, strides)
+        return np.ascontiguousarray(view).reshape(-1).view(np.uint8).data
+
+    def _storage(self, storage: Storage) -> bytearray:
+        """Read a storage; the last one is kept, since tensors that share one mostly follow one another."""
+        if self._last is None or self._last[0] != storage:
+            self._last = None  # before the next is read: two never stand in memory
+            self._last = storage, self._layout.read(storage)
+        return self._last[1]
+
+    def __enter__(self) -> "TorchFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stream.close()
+
+
+@contextmanager
+def one_line_errors(label: str) -> Iterator[None]:
+    """Turn whatever a broken file makes pickle, zipfile and numpy raise, which is nearly anything, into one line."""
+    try:
+        yield
+    except WsurgeryError as error:
+        raise type(error)(f"{label} {error}") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the file cannot be opened at all; without a name, its own numbers led nowhere
+        what = printable(f"{type(error).__name__}: {error}")
+        raise WsurgeryError(f"{label} is damaged or not what it seems ({what}): download it again") from None
+
+
+def is_legacy(prefix: bytes) -> bool:
+    """Whether a file that starts with these 32 bytes is of torch.save's format of before PyTorch 1.6."""
+    return prefix[:1] == b"\x80" and _LEGACY_MAGIC in prefix
+
+
+class _Zip:
+    def __init__(self, stream: BinaryIO) -> None:
+        self.size = stream.seek(0, io.SEEK_END)
+        self.archive = zipfile.ZipFile(stream)
+        pickles = [name for name in self.archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise WsurgeryError(f"is a zip archive with {len(pickles)} data.pkl: not a file of torch.save")
+        self.folder = pickles[0].removesuffix("data.pkl")
+        if f"{self.folder}byteorder" in self.archive.namelist() and self._member("byteorder", 16) != b"little":
+            raise WsurgeryError("was written on a big-endian machine: load it with torch and save it again")
+        self.content = _Unpickler(io.BytesIO(self._member("data.pkl", MAX_HEADER))).load()
+
+    def read(self, storage: Storage) -> bytearray:
+        data = self._member(f"data/{storage.key}", storage.nbytes)
+        if len(data) != storage.nbytes:
+            raise WsurgeryError(
+                f"has a broken storage {printable(storage.key)}: {len(data)} bytes, not {storage.nbytes}"
+            )
+        return data
+
+    def _member(self, name: str, limit: int) -> bytearray:
+        """Read a member of at most `limit` bytes, whose declared size is checked against the archive's first."""
+        try:
+            info = self.archive.getinfo(self.folder + name)
+        except KeyError:
+            raise WsurgeryError(f"misses its member {printable(name)}: download it again") from None
+        ratio = 1 if info.compress_type == zipfile.ZIP_STORED else _DEFLATE_RATIO
+        if info.file_size > limit or info.file_size > ratio * min(info.compress_size, self.size):
+            raise WsurgeryError(f"has a broken member {printable(name)} of {info.file_size} bytes")
+        with self.archive.open(info) as member:
+            return _read(member, info.file_size)
+
+
+class _Legacy:
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        # Through a memory map no length in a pickle can ask for more memory than the file has bytes.
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:
+            for _ in ("magic number", "version"):
+                _Unpickler(file).load()
+            if not _Unpickler(file).load()["little_endian"]:
+                raise WsurgeryError("was written on a big-endian machine: load it with torch and save it again")
+            unpickler = _Unpickler(file)
+            self.content = unpickler.load()
+            keys = _Unpickler(file).load()
+            position, size = file.tell(), len(file)
+        self.starts: dict[str, int] = {}
+        for key in keys:
+            storage = unpickler.storages[key]
+            stream.seek(position)
+            elements = int.from_bytes(_read(stream, 8), "little")
+            if elements != storage.elements:
+                raise WsurgeryError(
+                    f"has a broken storage {printable(key)}: {elements} elements where the tensors say {storage.elements}"
+                )
+            self.starts[key] = position + 8
+            position += 8 + storage.nbytes
+        if position > size:
+            raise WsurgeryError(f"ends early: {size} bytes of {position}: download it again")
+
+    def read(self, storage: Storage) -> bytearray:
+        if storage.key not in self.starts:
+            raise WsurgeryError(f"misses its storage {printable(storage.key)}: download it again")
+        self.stream.seek(self.starts[storage.key])
+        return _read(self.stream, storage.nbytes)
+
+
+def _read(stream: Any, n: int) -> bytearray:
+    buffer = bytearray(n)
+    view, done = memoryview(buffer), 0
+    while done < n:
+        got = stream.readinto(view[done : done + _BLOCK])
+        if not got:
+            raise EOFError(f"{done} of {n} bytes")
+        done += got
+    return buffer
+
+
+class _Unpickler(pickle._Unpickler):
+    """Unpickles containers, numbers, strings and descriptions of tensors; refuses everything else by name.
+
+    The pure-Python unpickler, because the one in C takes memory by the largest memo index that a file names.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream, encoding="latin1")  # what Python 2 wrote as bytes
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = {"__builtin__": "builtins"}.get(module, module)
+        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
+            return _STORAGES[name]
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        try:
+            return _GLOBALS[f"{module}.{name}"]
+        except KeyError:
+            raise WsurgeryError(
+                f"asks for the Python object {printable(f'{module}.{name}')}, which could run code: if you trust it, load "
+                "it with torch in a sandbox and save its state_dict() alone"
+            ) from None
+
+    def persistent_load(self, identifier: Any) -> Storage:
+        kind, dtype, key, _, elements, *view = identifier
+        if (
+            kind != "storage"
+            or dtype not in BITS
+            or not isinstance(key, str)
+            or type(elements) is not int
+            or elements < 0
+        ):
+            raise WsurgeryError("describes a storage that torch.save does not write")
+        if any(view):
+            raise WsurgeryError(
+                "has a storage inside a storage: load it with a PyTorch of before 1.6 and save it again"
+            )
+        storage = Storage(key, dtype, elements)
+        if self.storages.setdefault(key, storage) != storage:
+            raise WsurgeryError(f"describes its storage {printable(key)} in two ways")
+        return storage
+
+    def load_build(self) -> None:
+        # An object's state is never needed, and setting attributes on whatever is on the stack is a risk.
+        self.stack.pop()  # type: ignore[attr-defined]
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[dict-item]  # noqa: RUF012
+
+
+class _Ignored:
+    """Stands for an object of settings or bookkeeping: takes any arguments and items, keeps none."""
+
+    def __new__(cls, *arguments: object) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __setitem__(self, key: object, value: object) -> None: ...
+
+
+def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *_: object) -> StoredTensor:
+    return StoredTensor(storage, offset, tuple(shape), tuple(stride), storage.dtype)
+
+
+def _tensor_v3(storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> StoredTensor:
+    _, _, dtype, *_ = rest  # requires_grad, hooks, dtype
+    return StoredTensor(storage, offset, tuple(shape), tuple(stride), dtype)
+
+
+def _parameter(data: StoredTensor, *_: object) -> StoredTensor:
+    return data
+
+
+def _tensor_with_attributes(rebuild: Any, _: object, arguments: Any, __: object) -> Any:
+    return rebuild(*arguments)
+
+
+def _default_dict(_: object = None, content: Any = ()) -> dict[Any, Any]:
+    return dict(content)
+
+
+_GLOBALS: dict[str, Any] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _tensor_with_attributes,
+    "torch.Size": tuple,
+    "collections.OrderedDict": dict,
+    "collections.Counter": dict,
+    "collections.defaultdict": _default_dict,
+    **{f"builtins.{kind.__name__}": kind for kind in (dict, list, set, frozenset, int, float)},
+    # What training scripts leave beside the weights.
+    **dict.fromkeys(
+        (
+            "argparse.Namespace",
+            "torch.Tensor",
+            "torch.nn.parameter.Parameter",
+            "torch.device",
+            "torch.torch_version.TorchVersion",
+            "pathlib.PosixPath",
+            "numpy.dtype",
+            "numpy.core.multiarray.scalar",
+            "numpy._core.multiarray.scalar",
+            "_codecs.encode",
+            "pytorch_lightning.utilities.parsing.AttributeDict",
+            "lightning_fabric.utilities.data.AttributeDict",
+            "lightning.fabric.utilities.data.AttributeDict",
+        ),
+        _Ignored,
+    ),
+}

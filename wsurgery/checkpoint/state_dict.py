@@ -1,0 +1,189 @@
+"""A state dict from a checkpoint as it is found: a file of torch.save, an .npz, or safetensors, in whatever wrapper."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsurgery.checkpoint.digest import file_digest
+from wsurgery.checkpoint.dtypes import dtype_name
+from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
+from wsurgery.checkpoint.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy, one_line_errors
+from wsurgery.checkpoint.provenance import History, Record, describe_input
+from wsurgery.checkpoint.reader import STDIN, open_checkpoint
+from wsurgery.errors import UsageError, WsurgeryError, printable
+
+# Names under which training scripts save the weights beside other things, in the order in which they are taken.
+WRAPPERS = (
+    "state_dict", "model", "model_state_dict", "model_ema", "ema", "state_dict_ema", "teacher", "student", "net",
+    "network", "module", "params", "backbone",
+)  # fmt: skip
+_DEPTH = 3  # wrappers in wrappers that are looked into
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """Tensors by name, in file order, each read when it is asked for.
+
+    Attributes:
+        label: what messages call the file.
+        tensors: name → dtype and shape.
+        read: gives a tensor's bytes, contiguous and little-endian, by name.
+        source: the description of the file for a record.
+        history: what the file says about itself; empty unless it is safetensors.
+        notes: what was chosen and what was left out, for people.
+        finish: to be called after the last tensor; raises if a stream goes on.
+    """
+
+    label: str
+    tensors: dict[str, TensorInfo]
+    read: "Callable[[str], bytes | bytearray | memoryview]"
+    source: Record
+    history: History = field(default_factory=History)
+    notes: tuple[str, ...] = ()
+    finish: Callable[[], None] = lambda: None
+
+
+@contextmanager
+def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Iterator[StateDict]:
+    """Open a checkpoint of any format that is known here.
+
+    Args:
+        source: a file; `-` or None for a safetensors stream on standard input.
+        key: which of the dicts in the file to take. Default: the first of `WRAPPERS`, or the only one.
+
+    Raises:
+        WsurgeryError: the file is damaged, holds no state dict, or asks for Python code to be run.
+        UsageError: `key` is not there, or is needed.
+    """
+    path = None if source is None or str(source) == STDIN else Path(source)
+    prefix = b""
+    if path is not None and path.is_file():  # not so for a named pipe, whose first bytes would be lost
+        with path.open("rb") as stream:
+            prefix = stream.read(32)
+    label = printable(str(path))
+    if path is not None and path.suffix == ".npz":
+        yield _npz(path, label, key)
+    elif path is not None and (prefix.startswith(ZIP_MAGIC) or is_legacy(prefix)):
+        with TorchFile(path) as file:
+            yield _torch(file, path, key)
+    elif prefix.startswith(b"\x80") and int.from_bytes(prefix[:8], "little") > MAX_HEADER:
+        raise WsurgeryError(
+            f"{label} is a pickle that torch.save did not write: load it in a sandbox and save its tensors"
+        )
+    else:
+        with open_checkpoint(source) as checkpoint:
+            if key is not None:
+                raise UsageError(f"{checkpoint.label} is a safetensors file, which has no wrappers: leave out --key")
+            history = History.of(checkpoint)
+            described = describe_input(checkpoint, history, flows=True)
+            tensors = checkpoint.tensors
+            yield StateDict(
+                checkpoint.label,
+                tensors,
+                lambda name: checkpoint.read(tensors[name]),
+                described,
+                history,
+                finish=checkpoint.finish,
+            )
+
+
+def find_tensors(content: Any, key: str | None = None) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Find the state dict in what was saved.
+
+    Args:
+        content: nested dicts with a `StoredTensor` for each tensor.
+        key: the entry to look in; default as for `open_state_dict`.
+
+    Returns:
+        Name → tensor in file order; and what was chosen and left out, in words.
+
+    Raises:
+        WsurgeryError: there is none.
+        UsageError: there are several under names that are not known, or none under `key`.
+    """
+    notes: list[str] = []
+    for _ in range(_DEPTH):
+        if not isinstance(content, dict):
+            break
+        inner = [name for name, value in content.items() if isinstance(name, str) and _holds_tensors(value)]
+        direct = {name: value for name, value in content.items() if isinstance(value, StoredTensor)}
+        if key is not None and key not in inner:
+            raise UsageError(f"has no dict of tensors under {printable(key)!r}: {_listed(inner) or 'there is none'}")
+        known = [name for name in WRAPPERS if name in inner]
+        chosen = key if key is not None else next(iter(known), None)
+        if chosen is None and not direct:
+            if len(inner) > 1:
+                raise UsageError(f"holds several dicts of tensors: choose with --key, one of {_listed(inner)}")
+            chosen = next(iter(inner), None)
+        if chosen is None:
+            if not direct:
+                break
+            left_out = [str(name) for name in content if name not in direct]
+            if left_out:
+                notes.append(f"left out what is not a tensor: {_listed(left_out)}")
+            return {_checked(name): stored for name, stored in direct.items()}, notes
+        others = [name for name in inner if name != chosen]
+        notes.append(f"took {printable(chosen)}" + (f"; --key takes another: {_listed(others)}" if others else ""))
+        content, key = content[chosen], None
+    raise WsurgeryError("holds no dict of tensors: save the model's state_dict() with torch.save")
+
+
+def _torch(file: TorchFile, path: Path, key: str | None) -> StateDict:
+    try:
+        found, notes = find_tensors(file.content, key)
+        tensors = {name: stored.info(name) for name, stored in found.items()}
+    except WsurgeryError as error:
+        raise type(error)(f"{file.label} {error}") from None
+    return StateDict(
+        file.label, tensors, lambda name: file.read(found[name], name), _describe(path), notes=tuple(notes)
+    )
+
+
+def _npz(path: Path, label: str, key: str | None) -> StateDict:
+    if key is not None:
+        raise UsageError(f"{label} is an .npz file, which has no wrappers: leave out --key")
+    with one_line_errors(label), np.load(path, allow_pickle=False) as file:
+        names = list(file.files)
+
+    def array(name: str) -> "np.ndarray[Any, Any]":
+        with one_line_errors(f"{label}: {printable(name)}"), np.load(path, allow_pickle=False) as file:
+            found = np.asarray(file[name], order="C")
+            return found.astype(found.dtype.newbyteorder("<"), copy=False)
+
+    tensors = {}
+    for name in names:
+        value = array(name)  # only inside its members does an .npz say dtype and shape; it is read again when written
+        try:
+            tensors[name] = TensorInfo(_checked(name), dtype_name(value.dtype), value.shape, 0, 0).placed(0)
+        except TypeError as error:
+            raise WsurgeryError(f"{label}: {printable(name)}: {error}") from None
+    return StateDict(label, tensors, lambda name: array(name).reshape(-1).view(np.uint8).data, _describe(path))
+
+
+def _describe(path: Path) -> Record:
+    return {"name": path.name, "size": path.stat().st_size, "blake3": file_digest(path)}
+
+
+def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:
+    return isinstance(value, dict) and (
+        any(isinstance(entry, StoredTensor) for entry in value.values())
+        or (depth > 1 and any(_holds_tensors(value.get(wrapper), depth - 1) for wrapper in WRAPPERS))
+    )
+
+
+def _checked(name: Any) -> str:
+    try:
+        if name == "__metadata__":
+            raise ValueError
+        name.encode()
+    except (AttributeError, ValueError):
+        raise WsurgeryError(f"has a tensor with a name that safetensors cannot hold: {printable(repr(name))}") from None
+    return str(name)
+
+
+def _listed(names: list[str]) -> str:
+    return printable(", ".join(names[:20]))
