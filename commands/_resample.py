@@ -1,9 +1,11 @@
 """What `meanvar`, `shuffle` and `sample` have in common: all but the operation."""
 
-from wsurgery.commands._shared import BatchNorm, Output, Part, write_surgery
+from wsurgery.commands._shared import BatchNorm, Part, SurgeryOutput, write_surgery
 
 
-def resample(name: str, source: str | None, batch_norm: BatchNorm, seed: int, part: Part, output: Output) -> None:
+def resample(
+    name: str, source: str | None, batch_norm: BatchNorm, seed: int, part: Part, output: SurgeryOutput
+) -> None:
     """Run one of the operations that draw a tensor anew from itself."""
     from wsurgery.checkpoint import open_checkpoint
     from wsurgery.checkpoint.provenance import History, describe_input, make_record

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.anatomy import Selection
-from wsurgery.errors import WsurgeryError
+from wsurgery.errors import UsageError, WsurgeryError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from wsurgery.checkpoint import Checkpoint
     from wsurgery.checkpoint.provenance import History, Record
-    from wsurgery.operations.rewrite import Edit
+    from wsurgery.operations.rewrite import Edit, Folder
 
 Input = Annotated[
     str | None,
@@ -76,12 +76,13 @@ class Output:
     """Where a surgery command writes, and how."""
 
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o",
             "--output",
             metavar="OUT",
-            help="Write this file. Default: standard output, or on a terminal a file named after the edit.",
+            help="Write this file, or a folder of shards (DIR/). Default: standard output, or on a terminal a file named "
+            "after the edit.",
         ),
     ] = None
     force: Force = False
@@ -95,20 +96,87 @@ class Output:
         the name is printed when it is written.
         """
         named = self.output is not None or not sys.stdout.isatty()
-        yield self.output if named else Path(default)
+        yield (Path(self.output) if self.output is not None else None) if named else Path(default)
         if not named:
             say(default)
 
 
+@dataclass(frozen=True)
+class SurgeryOutput(Output):
+    """An output that may be sharded, or only foretold."""
+
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="With -o DIR/: bytes a shard (5GB, 500MB). Default: the input's shards, or 5GB."
+        ),
+    ] = None
+    group: Annotated[
+        str | None,
+        typer.Option("--part", metavar="K/N", help="With -o DIR/: write the K-th of N groups of shards only."),
+    ] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and write nothing.")] = False
+
+    def folder(self, like: "Checkpoint") -> "Folder | None":
+        """Give the folder of shards that the options ask for, None if they ask for a file."""
+        from wsurgery.operations.rewrite import Folder
+
+        wants_folder = self.output is not None and (self.output.endswith("/") or Path(self.output).is_dir())
+        if not wants_folder:
+            if self.shard_size or self.group:
+                raise UsageError("--shard-size and --part need a folder: -o DIR/")
+            return None
+        return Folder(Path(self.output or ""), _bytes(self.shard_size), like, self.group)
+
+
+def _bytes(size: str | None) -> int | None:
+    if size is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)B?", size)
+    amount = int(float(match[1]) * 1000 ** " kMGT".index(match[2].replace("K", "k") or " ")) if match else 0
+    if amount < 1:
+        raise UsageError(f"--shard-size {size}: write it as 5GB, 500MB or a number of bytes")
+    return amount
+
+
 def write_surgery(
-    edits: "Sequence[Edit]", history: "History", record: "Record", output: Output, *, name_from: "Checkpoint"
+    edits: "Sequence[Edit]",
+    history: "History",
+    record: "Record",
+    output: SurgeryOutput,
+    *,
+    name_from: "Checkpoint",
+    flows: "Checkpoint | None" = None,
 ) -> None:
-    """Write a surgery command's result: edited tensors, and the history with one more record."""
+    """Write a surgery command's result: edited tensors, and the history with one more record.
+
+    Args:
+        edits: the tensors.
+        history: of the input that flows through.
+        record: of this command.
+        output: where to.
+        name_from: the input that gives the name on a terminal.
+        flows: the input that flows through, if that is another.
+    """
     from wsurgery.operations.rewrite import rewrite
 
+    flows = flows or name_from
+    if output.dry_run:
+        changed = [edit for edit in edits if edit.compute or edit.source is not flows]
+        elements = sum(edit.tensor.elements for edit in changed)
+        total = sum(edit.tensor.elements for edit in edits)
+        typer.echo(f"{len(changed)} of {len(edits)} tensors would change, {elements:,} of {total:,} elements:")
+        for edit in changed:
+            typer.echo(f"  {printable(edit.tensor.name)} {edit.tensor.dtype} {edit.tensor.shape}")
+        return
+    metadata = history.then(record).metadata()
+    folder = output.folder(flows)
+    if folder is not None:
+        rewrite(edits, metadata, folder, force=output.force, threads=output.threads)
+        return
     stem = name_from.path.name.removesuffix(".safetensors") if name_from.path else "stdin"
     with output.destination(f"{stem}.{_described(record)}.safetensors") as path:
-        rewrite(edits, history.then(record).metadata(), path, force=output.force, threads=output.threads)
+        rewrite(edits, metadata, path, force=output.force, threads=output.threads)
 
 
 def _described(record: "Record") -> str:
@@ -166,12 +234,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         global _quiet
         _quiet, debug = given.pop("quiet"), given.pop("debug")
-        for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        grouped = {
+            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)}) for name, kind in groups.items()
+        }
         try:
-            function(**given)
+            function(**given, **grouped)
             sys.stdout.flush()
-        except (WsurgeryError, OSError, KeyboardInterrupt) as error:
+        except (WsurgeryError, OSError, MemoryError, KeyboardInterrupt) as error:
             if debug:
                 raise
             typer.echo(f"wsurgery {title}: {_one_line(error)}", err=True)
@@ -188,6 +257,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, MemoryError):
+        return "out of memory"
     if isinstance(error, BrokenPipeError):
         return "standard output was closed by its reader before the end"
     if isinstance(error, OSError) and error.strerror:

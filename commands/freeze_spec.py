@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import typer
 
-from wsurgery.commands._shared import Input, Json, Output, Part, command, write_surgery
+from wsurgery.commands._shared import Input, Json, Part, SurgeryOutput, command, write_surgery
 from wsurgery.errors import UsageError
 
 
 @command
-def freeze_spec(source: Input = None, json: Json = False, *, part: Part, output: Output) -> None:
+def freeze_spec(source: Input = None, json: Json = False, *, part: Part, output: SurgeryOutput) -> None:
     """Write into the checkpoint which tensors `train` must leave alone. It replaces an earlier specification.
 
     Example: wsurgery freeze-spec init.safetensors --upto block1 > frozen.safetensors

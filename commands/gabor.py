@@ -1,10 +1,10 @@
 """`wsurgery gabor`."""
 
-from wsurgery.commands._shared import Input, Output, command, write_surgery
+from wsurgery.commands._shared import Input, SurgeryOutput, command, write_surgery
 
 
 @command
-def gabor(source: Input = None, *, output: Output) -> None:
+def gabor(source: Input = None, *, output: SurgeryOutput) -> None:
     """Put Gabor filters in the first convolution, with the standard deviation of the weights they replace.
 
     Example: wsurgery init cbr_small | wsurgery gabor > gabor.safetensors

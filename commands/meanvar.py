@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from wsurgery.commands._resample import resample
-from wsurgery.commands._shared import BatchNorm, Input, Output, Part, Seed, command
+from wsurgery.commands._shared import BatchNorm, Input, Part, Seed, SurgeryOutput, command
 
 
 @command
@@ -17,7 +17,7 @@ def meanvar(
     seed: Seed = 0,
     *,
     part: Part,
-    output: Output,
+    output: SurgeryOutput,
 ) -> None:
     """Resample each tensor iid Gaussian from its own mean and variance.
 

@@ -1,10 +1,10 @@
 """`wsurgery reset-bn`."""
 
-from wsurgery.commands._shared import Input, Output, Part, command, write_surgery
+from wsurgery.commands._shared import Input, Part, SurgeryOutput, command, write_surgery
 
 
 @command
-def reset_bn(source: Input = None, *, part: Part, output: Output) -> None:
+def reset_bn(source: Input = None, *, part: Part, output: SurgeryOutput) -> None:
     """Set batch norm to the identity: weight and running variance 1, bias, running mean and counter 0.
 
     Example: wsurgery reset-bn resnet50.safetensors -o identity.safetensors

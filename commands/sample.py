@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from wsurgery.commands._resample import resample
-from wsurgery.commands._shared import BatchNorm, Input, Output, Part, Seed, command
+from wsurgery.commands._shared import BatchNorm, Input, Part, Seed, SurgeryOutput, command
 
 
 @command
@@ -17,7 +17,7 @@ def sample(
     seed: Seed = 0,
     *,
     part: Part,
-    output: Output,
+    output: SurgeryOutput,
 ) -> None:
     """Draw each tensor's elements iid from its own values.
 

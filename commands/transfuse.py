@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from wsurgery.commands._shared import BatchNorm, Output, Part, Seed, command, write_surgery
+from wsurgery.commands._shared import BatchNorm, Part, Seed, SurgeryOutput, command, write_surgery
 from wsurgery.errors import UsageError, WsurgeryError
 
 
@@ -37,7 +37,7 @@ def transfuse(
     seed: Seed = 0,
     *,
     part: Part,
-    output: Output,
+    output: SurgeryOutput,
 ) -> None:
     """Keep pretrained weights up to a block (or in any other part); take the rest from --into, or draw it fresh.
 
@@ -66,7 +66,7 @@ def transfuse(
             except WsurgeryError as error:
                 hint = "; to draw the other tensors fresh instead, say --rest random" if implied else ""
                 raise type(error)(f"{error}{hint}") from None
-            history = History.of(receiver)
+            flows, history = receiver, History.of(receiver)
             edits = transfuse_into(donor, receiver, selection=part.selection)
             inputs = [
                 describe_input(receiver, history, flows=True),
@@ -74,7 +74,7 @@ def transfuse(
             ]
             record = make_record("transfuse", arguments, seed=None, inputs=inputs)
         else:
-            history, rest = donor_history, rest or Rest.random
+            flows, history, rest = donor, donor_history, rest or Rest.random
             edits = transfuse_rest(
                 donor,
                 selection=part.selection,
@@ -86,4 +86,4 @@ def transfuse(
             arguments += ["--rest", rest.value] + (["--bn", bn.value] if rest is not Rest.random else [])
             inputs = [describe_input(donor, history, flows=True)]
             record = make_record("transfuse", arguments, seed=seed, inputs=inputs)
-        write_surgery(edits, history, record, output, name_from=donor)
+        write_surgery(edits, history, record, output, name_from=donor, flows=flows)

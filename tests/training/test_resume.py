@@ -14,8 +14,8 @@ from tests.conftest import TRAINING
 # it is about to change the folder `run` for the Nth time: before a file there gets its name, or is removed.
 FORKS = """
 import json, os, signal, sys
-import torch, timm.optim, wsurgery.data.dataset, wsurgery.training.loop
-from wsurgery.__main__ import main
+import torch, torch._dynamo, timm.optim, wsurgery.data.dataset, wsurgery.training.loop
+from wsurgery.__main__ import build_app
 
 def kill_at(n, run):
     left = n
@@ -27,14 +27,17 @@ def kill_at(n, run):
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
 
+app = build_app()
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()
     if not child:
         if order["kill_at"]:
             kill_at(order["kill_at"], order["run"])
-        sys.argv = ["wsurgery", *order["arguments"]]
-        main()
+        try:
+            app(order["arguments"])
+        except SystemExit as end:
+            os._exit(end.code or 0)  # taking the interpreter down in good order takes longer than the training
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 

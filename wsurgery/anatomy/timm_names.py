@@ -73,7 +73,7 @@ def describe_architecture(name: str, shapes: Shapes) -> dict[str, Any]:
 
 
 # Blocks, and the width of the trunk's end → timm's name (the twin without tf_ pads differently), blocks of each stage.
-_LITES = {
+_LITES: dict[tuple[int, ...], tuple[str, tuple[int, ...]]] = {
     (16, 320): ("tf_efficientnet_lite0", (1, 2, 2, 3, 3, 4, 1)),
     (21, 320): ("tf_efficientnet_lite1", (1, 3, 3, 4, 4, 5, 1)),
     (21, 352): ("tf_efficientnet_lite2", (1, 3, 3, 4, 4, 5, 1)),
@@ -90,12 +90,12 @@ _LITE_SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv":
 
 def efficientnet_lite(shapes: Shapes) -> tuple[str, dict[str, str]] | None:
     """Rename EfficientNet-PyTorch's lite models: `_blocks.3._expand_conv.weight` is `blocks.2.0.conv_pw.weight`."""
-    parsed = {name: re.fullmatch(r"(?:_blocks\.(\d+)\.)?(_\w+)\.(\w+)", name, re.ASCII) for name in shapes}
+    parsed = {name: re.fullmatch(r"(?:_blocks\.(\d{1,3})\.)?(_\w+)\.(\w+)", name, re.ASCII) for name in shapes}
     numbers = {int(match[1]) for match in parsed.values() if match and match[1]}
-    trunk = shapes.get("_conv_head.weight", (0, 0))
-    if not numbers or (len(numbers), trunk[1]) not in _LITES:
+    kind = _LITES.get((len(numbers), *shapes.get("_conv_head.weight", ())[1:2]))
+    if kind is None:
         return None
-    architecture, stages = _LITES[len(numbers), trunk[1]]
+    architecture, stages = kind
     places = [(stage, index) for stage, size in enumerate(stages) for index in range(size)]
     names = {}
     for name, match in parsed.items():

@@ -1,6 +1,12 @@
 """Digests: of a file's bytes, and of a checkpoint's content."""
 
+import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsurgery.checkpoint.header import TensorInfo
+    from wsurgery.checkpoint.reader import Checkpoint
 
 _BLOCK = 8 << 20  # bytes: enough for every core; a memory map would show up as the process's own memory
 
@@ -9,12 +15,12 @@ def file_digest(path: Path) -> str:
     """BLAKE3 of a file's bytes, on all cores, as 64 hexadecimal digits."""
     from blake3 import blake3
 
-    hasher = blake3(max_threads=blake3.AUTO)
-    buffer = memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as stream:
-        while n := stream.readinto(buffer):
-            hasher.update(buffer[:n])
-    return hasher.hexdigest()
+    return _of_file(path, blake3(max_threads=blake3.AUTO))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, which the Hugging Face hub shows, as 64 hexadecimal digits."""
+    return _of_file(path, hashlib.sha256())
 
 
 def bytes_digest(data: bytes) -> str:
@@ -22,3 +28,49 @@ def bytes_digest(data: bytes) -> str:
     from blake3 import blake3
 
     return blake3(data).hexdigest()
+
+
+def tensor_digests(checkpoint: "Checkpoint") -> dict[str, str]:
+    """BLAKE3 of the bytes of each tensor, as 64 hexadecimal digits by name, in one pass over a file or a stream.
+
+    Raises:
+        WsurgeryError: the input ends early.
+    """
+    from blake3 import blake3
+
+    digests = {}
+    for name, tensor in checkpoint.tensors.items():
+        hasher = blake3(max_threads=blake3.AUTO)
+        for piece in checkpoint.pieces(tensor):
+            hasher.update(piece)
+        digests[name] = hasher.hexdigest()
+    return digests
+
+
+def content_digest(tensors: "dict[str, TensorInfo]", digests: dict[str, str]) -> str:
+    """BLAKE3 of what a checkpoint holds, whatever the order of its tensors, its metadata and its shards.
+
+    Hashed are, for each tensor by name: the name in UTF-8, the dtype, the shape (`2,3`) and the 32 bytes of its digest,
+    each behind its length in 8 bytes, little-endian.
+
+    Args:
+        tensors: name → dtype and shape.
+        digests: what `tensor_digests` gives for them.
+    """
+    from blake3 import blake3
+
+    hasher = blake3()
+    for name in sorted(tensors):
+        shape = ",".join(map(str, tensors[name].shape))
+        for field in (name.encode(), tensors[name].dtype.encode(), shape.encode(), bytes.fromhex(digests[name])):
+            hasher.update(len(field).to_bytes(8, "little") + field)
+    return hasher.hexdigest()
+
+
+def _of_file(path: Path, hasher: Any) -> str:
+    buffer = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as stream:
+        while n := stream.readinto(buffer):
+            hasher.update(buffer[:n])
+    digest: str = hasher.hexdigest()
+    return digest

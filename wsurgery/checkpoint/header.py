@@ -16,7 +16,8 @@ from wsurgery.errors import WsurgeryError, printable
 
 LENGTH_BYTES = 8
 MAX_HEADER = 100_000_000  # bytes, the reference library's limit
-_MAX_SIZE = 2**64 - 1  # the reference library counts in 64 bits
+_MAX_SIZE = 2**63 - 1  # elements, bytes: no file is larger, and no array may be, its empty dimensions left out
+_MAX_DIMENSIONS = 64  # numpy's limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +95,23 @@ def parse_header(text: bytes) -> Header:
         WsurgeryError: anything that the format forbids, with the tensor's name where there is one.
     """
     try:
-        fields = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        fields = json.loads(
+            text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_natural_number
+        )
     except UnicodeDecodeError:
         raise WsurgeryError("has a header that is not UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise WsurgeryError(f"has a header that is not JSON: {printable(str(error))}") from None
     if not text.startswith(b"{") or not isinstance(fields, dict):
         raise WsurgeryError("has a header that is not a JSON object")
-    metadata = fields.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise WsurgeryError("has __metadata__ that is not a map from strings to strings")
     try:
         json.dumps(fields, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise WsurgeryError("has a tensor name that is not valid Unicode") from None
+    except UnicodeEncodeError:  # half of a surrogate pair, as an escape
+        raise WsurgeryError("has a name or metadata that is not valid Unicode") from None
+    metadata = fields.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise WsurgeryError("has __metadata__ that is not a map from strings to strings")
     tensors = sorted((_tensor(name, entry) for name, entry in fields.items()), key=lambda t: (t.start, t.end))
     end = 0
     for tensor in tensors:
@@ -152,14 +156,14 @@ def _tensor(name: str, entry: Any) -> TensorInfo:
         raise broken("has a shape that is not a list of sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise broken("has data_offsets that are not a range")
-    if len(shape) > 1 and 0 not in shape and sum(size.bit_length() - 1 for size in shape) >= 64:
+    if len(shape) > _MAX_DIMENSIONS:
+        raise broken(f"has {len(shape)} dimensions, more than {_MAX_DIMENSIONS}")
+    if math.prod(size or 1 for size in shape) * BITS[dtype] > 8 * _MAX_SIZE:
         raise broken("has a shape whose size overflows")
     try:
         size = nbytes(dtype, shape)
     except ValueError as error:
         raise broken(f"is {dtype} {tuple(shape)}: {error}") from None
-    if size > _MAX_SIZE:
-        raise broken("has a shape whose size overflows")
     if size != offsets[1] - offsets[0]:
         raise broken(f"is {dtype} {tuple(shape)}, {size} bytes, but data_offsets give it {offsets[1] - offsets[0]}")
     return TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
@@ -176,6 +180,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice!r} stands in it twice")
     return fields
+
+
+def _natural_number(text: str) -> int:
+    if text.startswith("-"):
+        raise ValueError(f"{text} is not a size")  # not even -0
+    return int(text)
 
 
 def _no_constant(text: str) -> None:

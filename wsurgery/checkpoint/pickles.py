@@ -79,8 +79,13 @@ class StoredTensor:
             not all(type(number) is int and 0 <= number < 2**63 for number in numbers)
             or len(self.shape) != len(self.stride)
             or len(self.shape) > _MAX_DIMENSIONS
+            or not isinstance(self.storage, Storage)
+            or not isinstance(self.dtype, str)
+            or self.dtype not in BITS
         ):
-            raise WsurgeryError(f"has a broken tensor: {printable(name)} has no valid shape, stride and offset")
+            raise WsurgeryError(
+                f"has a broken tensor: {printable(name)} has no valid storage, dtype, shape, stride and offset"
+            )
         info = TensorInfo(name, self.dtype, self.shape, 0, 0).placed(0)
         last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
         width = BITS[self.dtype] // 8

@@ -99,8 +99,12 @@ def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool) -> 
         return {"name": STDIN, "header": bytes_digest(checkpoint.header_bytes)}
     if checkpoint.path is None or not checkpoint.seekable:
         return {"name": STDIN, "header": bytes_digest(checkpoint.header_bytes), "log": list(history.log)}
-    path = checkpoint.path
-    described: Record = {"name": path.name, "size": path.stat().st_size, "blake3": file_digest(path)}
+    digests = [file_digest(file) for file in checkpoint.files]
+    described: Record = {
+        "name": checkpoint.path.name,
+        "size": sum(file.stat().st_size for file in checkpoint.files),
+        "blake3": digests[0] if checkpoint.path.is_file() else bytes_digest("".join(digests).encode()),
+    }
     return {**described, "log": list(history.log)} if history.log and not flows else described
 
 

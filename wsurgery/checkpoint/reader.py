@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _BLOCK = 1 << 20  # bytes moved at a time
+_TRUSTED = 64 << 20  # bytes allocated on the word of a stream's header; more only as they arrive
 
 
 class Checkpoint:
@@ -25,7 +26,7 @@ class Checkpoint:
         label: what messages call it, `standard input` or the file's name.
         header: tensors in file order, and `__metadata__`.
         header_bytes: the header as it stands in the file, length included.
-        path: the file, or None for standard input.
+        path: the file or the folder of shards, or None for standard input.
         seekable: whether tensors can be read in any order.
     """
 
@@ -64,11 +65,14 @@ class Checkpoint:
         Raises:
             WsurgeryError: the input ends early.
         """
-        buffer = bytearray(tensor.nbytes)
+        buffer = bytearray(tensor.nbytes if self.seekable else min(tensor.nbytes, _TRUSTED))
         self._seek(tensor)
-        view, done = memoryview(buffer), 0
-        while done < len(view):
-            n = self.stream.readinto(view[done : done + _BLOCK])  # type: ignore[attr-defined]
+        done = 0
+        while done < tensor.nbytes:
+            if done == len(buffer):  # a stream has kept its word so far
+                buffer.extend(bytes(min(done, tensor.nbytes - done)))
+            with memoryview(buffer) as view:
+                n = self.stream.readinto(view[done : done + _BLOCK])  # type: ignore[attr-defined]
             if not n:
                 raise self._ends_early(tensor)
             done += n
@@ -130,13 +134,24 @@ class Checkpoint:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        with self.stream:
+        try:
             if kind is None:
                 self.finish()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file; standard input stays open."""
+        self.stream.close()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold it, none for a stream."""
+        return [self.path] if self.path is not None and self.seekable else []
 
 
 def open_checkpoint(source: str | Path | None) -> Checkpoint:
-    """Open a checkpoint: a safetensors file, or standard input for `-` or None.
+    """Open a checkpoint: a safetensors file, a folder of shards, or standard input for `-` or None.
 
     Raises:
         WsurgeryError: not a safetensors file, or broken.
@@ -148,7 +163,9 @@ def open_checkpoint(source: str | Path | None) -> Checkpoint:
         return Checkpoint(open(0, "rb", buffering=0, closefd=False), None)
     path = Path(source)
     if path.is_dir():
-        raise WsurgeryError(f"{printable(str(path))} is a folder: name one of its safetensors files")
+        from wsurgery.checkpoint.shards import open_folder
+
+        return open_folder(path)
     return Checkpoint(path.open("rb", buffering=0), path)
 
 

@@ -106,7 +106,7 @@ def find_tensors(content: Any, key: str | None = None) -> tuple[dict[str, Stored
         UsageError: there are several under names that are not known, or none under `key`.
     """
     notes: list[str] = []
-    for _ in range(_DEPTH):
+    for _ in range(_DEPTH + 1):
         if not isinstance(content, dict):
             break
         inner = [name for name, value in content.items() if isinstance(name, str) and _holds_tensors(value)]
@@ -122,7 +122,7 @@ def find_tensors(content: Any, key: str | None = None) -> tuple[dict[str, Stored
         if chosen is None:
             if not direct:
                 break
-            left_out = [str(name) for name in content if name not in direct]
+            left_out = [name for name in content if isinstance(name, str) and name not in direct]
             if left_out:
                 notes.append(f"left out what is not a tensor: {_listed(left_out)}")
             return {_checked(name): stored for name, stored in direct.items()}, notes
@@ -146,11 +146,11 @@ def _torch(file: TorchFile, path: Path, key: str | None) -> StateDict:
 def _npz(path: Path, label: str, key: str | None) -> StateDict:
     if key is not None:
         raise UsageError(f"{label} is an .npz file, which has no wrappers: leave out --key")
-    with one_line_errors(label), np.load(path, allow_pickle=False) as file:
+    with _open_npz(path, label) as file:
         names = list(file.files)
 
     def array(name: str) -> "np.ndarray[Any, Any]":
-        with one_line_errors(f"{label}: {printable(name)}"), np.load(path, allow_pickle=False) as file:
+        with _open_npz(path, f"{label}: {printable(name)}") as file:
             found = np.asarray(file[name], order="C")
             return found.astype(found.dtype.newbyteorder("<"), copy=False)
 
@@ -159,9 +159,16 @@ def _npz(path: Path, label: str, key: str | None) -> StateDict:
         value = array(name)  # only inside its members does an .npz say dtype and shape; it is read again when written
         try:
             tensors[name] = TensorInfo(_checked(name), dtype_name(value.dtype), value.shape, 0, 0).placed(0)
-        except TypeError as error:
+        except (TypeError, WsurgeryError) as error:
             raise WsurgeryError(f"{label}: {printable(name)}: {error}") from None
     return StateDict(label, tensors, lambda name: array(name).reshape(-1).view(np.uint8).data, _describe(path))
+
+
+@contextmanager
+def _open_npz(path: Path, label: str) -> Iterator[Any]:
+    # numpy leaves a file open that it opened itself and could not read.
+    with path.open("rb") as stream, one_line_errors(label), np.load(stream, allow_pickle=False) as file:
+        yield file
 
 
 def _describe(path: Path) -> Record:
@@ -176,13 +183,15 @@ def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:
 
 
 def _checked(name: Any) -> str:
+    if not isinstance(name, str):
+        raise WsurgeryError(f"has a tensor whose name is not a string but {type(name).__name__}: is it a state dict?")
     try:
-        if name == "__metadata__":
-            raise ValueError
         name.encode()
-    except (AttributeError, ValueError):
-        raise WsurgeryError(f"has a tensor with a name that safetensors cannot hold: {printable(repr(name))}") from None
-    return str(name)
+    except UnicodeEncodeError:
+        raise WsurgeryError(f"has a tensor name that is not valid Unicode: {printable(name)}") from None
+    if name == "__metadata__":
+        raise WsurgeryError("has a tensor named __metadata__, which safetensors keeps for itself")
+    return name
 
 
 def _listed(names: list[str]) -> str:

@@ -109,7 +109,7 @@ def markdown(report: Report, *, title: str) -> str:
 
     parts = [f"# {title}", "", *table(table_rows(report)), SPREAD_NOTE, ""]
     compared = {f"{arm.name} to its init": arm.init_scores[0] for arm in report.arms.values() if arm.init_scores}
-    compared |= report.pairs
+    compared |= {name: list(scores) for name, scores in report.pairs.items()}
     if compared:
         layers = [score.layer for score in next(iter(compared.values()))]
         parts += ["Mean canonical correlation by layer:", ""]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from wsurgery.checkpoint import Checkpoint, TensorInfo, open_output
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
-from wsurgery.checkpoint.writer import write_all
+from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
+from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.random_streams import CHUNK
 from wsurgery.progress import Progress
@@ -23,6 +24,7 @@ Array = NDArray[Any]
 Map = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]  # the built-in `map`, or a thread pool's
 Compute = Callable[[Array, Map], Array]
 
+DEFAULT_SHARD_SIZE = 5_000_000_000  # bytes, the Hugging Face hub's
 _AHEAD = 8 << 20  # bytes of small tensors that may be in work at once
 
 
@@ -44,30 +46,80 @@ class Edit:
     compute: Compute | None = None
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A sharded output.
+
+    Attributes:
+        path: the folder, made if it is missing.
+        shard_size: bytes at which a shard is full. None keeps the shards of `like`.
+        like: the sharded checkpoint whose file names and grouping are kept, by tensor name.
+        part: `K/N` writes the K-th of N groups of shards only; the parts together are the whole, byte for byte.
+    """
+
+    path: Path
+    shard_size: int | None = None
+    like: Checkpoint | None = None
+    part: str | None = None
+
+    def shards(self, edits: Sequence[Edit]) -> dict[str, list[Edit]]:
+        """Say which tensors go in which file."""
+        by_name = {edit.tensor.name: edit for edit in edits}
+        if isinstance(self.like, ShardedCheckpoint) and self.shard_size is None:
+            groups: dict[str, list[Edit]] = {name: [] for name in self.like.shards}
+            for edit in edits:
+                groups[self.like.shard_of[edit.origin.name]].append(edit)
+            return {name: group for name, group in groups.items() if group}
+        placed = (edit.tensor.placed(0) for edit in edits)
+        split = split_by_size(placed, self.shard_size or DEFAULT_SHARD_SIZE)
+        return {name: [by_name[tensor.name] for tensor in group] for name, group in split.items()}
+
+
 def rewrite(
     edits: Sequence[Edit],
     metadata: Mapping[str, str],
-    output: Path | None,
+    output: Path | Folder | None,
     *,
     force: bool = False,
     threads: int | None = None,
 ) -> None:
-    """Write the edited tensors, in the order of `edits`, to a file or (None) to standard output.
+    """Write the edited tensors, in the order of `edits`, to a file, a folder of shards or (None) standard output.
 
-    Edits that read from one stream must stand in its order. The result does not depend on `threads`.
+    Edits that read from one stream must stand in its order. The result does not depend on `threads`. Each file appears
+    whole or not at all, and the index of a folder last.
 
     Raises:
         WsurgeryError: an input ends early, or an operation cannot work on a tensor.
         UsageError: the output exists and `force` is off.
     """
     threads = threads or len(os.sched_getaffinity(0))
+    if not isinstance(output, Folder):
+        with open_output(output, force=force) as stream:
+            _write(edits, metadata, stream, threads)
+        return
+    shards = output.shards(edits)
+    chosen = part_of(list(shards), output.part) if output.part else list(shards)
+    output.path.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    try:
+        for name in chosen:
+            with AtomicFile(output.path / name, force=force) as stream:
+                _write(shards[name], metadata, stream, threads)
+            written.append(output.path / name)
+        # Every part writes the same index.
+        with AtomicFile(output.path / INDEX, force=force or output.part is not None) as stream:
+            infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
+            write_all(stream, format_index(infos))
+    except BaseException:
+        if not force:  # with force, what is there may be the user's only copy
+            for path in written:
+                path.unlink(missing_ok=True)
+        raise
+
+
+def _write(edits: Sequence[Edit], metadata: Mapping[str, str], stream: BinaryIO, threads: int) -> None:
     total = sum(edit.tensor.nbytes for edit in edits)
-    with (
-        open_output(output, force=force) as stream,
-        ThreadPoolExecutor(threads) as pool,
-        ThreadPoolExecutor(1) as writer,
-        Progress(total, "writing") as progress,
-    ):
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as writer, Progress(total, "writing") as progress:
         write_all(stream, format_header([edit.tensor for edit in edits], metadata))
         written: Future[None] | None = None
         for edit, data in _results(edits, pool):

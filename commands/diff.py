@@ -1,0 +1,147 @@
+"""`wsurgery diff`."""
+
+import json as json_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wsurgery.commands._shared import Json, Part, Threads, command, table_console
+from wsurgery.errors import UsageError, WsurgeryError, printable
+
+if TYPE_CHECKING:
+    from wsurgery.checkpoint import Checkpoint, TensorInfo
+    from wsurgery.operations.difference import Difference
+
+
+@command
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="The checkpoint before, or - for standard input.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The checkpoint after, or - for standard input.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="One line for each tensor, not for each block.")] = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with status 1 if anything differs. Without it, the status is 0.")
+    ] = False,
+    json: Json = False,
+    threads: Threads = None,
+    *,
+    part: Part,
+) -> None:
+    """Show how far the tensors moved from A to B: relative L2 distance, cosine, largest change, share of equal elements.
+
+    Elements with equal bits are equal, NaN too. A dash stands where a number is undefined: for integers, for norms of 0,
+    and where a NaN or an infinity differs. Metadata and the order of the tensors are not compared.
+
+    Example: wsurgery diff init.safetensors run/last.safetensors
+    """
+    from wsurgery.checkpoint import open_checkpoint
+
+    if a == b == "-":
+        raise UsageError("only one of A and B can be standard input: name the other")
+    with open_checkpoint(a) as before, open_checkpoint(b) as after:
+        description = _compare(before, after, part, threads)
+        if json:
+            typer.echo(json_module.dumps(description))
+        else:
+            _print_table(description, by_tensor=tensors)
+    if exit_code and not description["identical"]:
+        raise typer.Exit(1)
+
+
+def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None) -> dict[str, Any]:
+    from wsurgery.anatomy import block_map
+    from wsurgery.operations.difference import Difference, differences
+
+    both = {**b.tensors, **a.tensors}
+    if not both:
+        raise WsurgeryError(f"{a.label} and {b.label} hold no tensors")
+    chosen = part.selection.names(both)
+    blocks = {
+        name: block
+        for name, block in block_map({name: tensor.shape for name, tensor in both.items()}).items()
+        if name in chosen
+    }
+    alike = {name for name in chosen if _kind(a, name) == _kind(b, name)}
+    order = a.tensors if b.seekable else b.tensors
+    found = differences(a, b, [name for name in order if name in alike], threads=threads)
+    members: dict[str, list[str]] = {}
+    for name, block in blocks.items():
+        members.setdefault(block, []).append(name)
+    block_rows = []
+    for block, names in members.items():
+        compared = [name for name in names if name in alike]
+        measures = _measures(sum((found[name] for name in compared), Difference())) if compared else {}
+        block_rows.append({"name": block, "tensors": len(names), "compared": len(compared), **measures})
+    return {
+        "identical": alike == chosen and all(found[name].identical for name in alike),
+        "blocks": block_rows,
+        "tensors": [
+            {"name": name, "block": blocks[name], **_measures(found[name])} for name in blocks if name in alike
+        ],
+        "only_in_a": [_described(a.tensors[name]) for name in blocks if name not in b.tensors],
+        "only_in_b": [_described(b.tensors[name]) for name in blocks if name not in a.tensors],
+        "changed_kind": [
+            {"name": name, "a": _described(a.tensors[name]), "b": _described(b.tensors[name])}
+            for name in blocks
+            if name not in alike and name in a.tensors and name in b.tensors
+        ],
+    }
+
+
+def _kind(checkpoint: "Checkpoint", name: str) -> tuple[str, tuple[int, ...]] | None:
+    tensor = checkpoint.tensors.get(name)
+    return (tensor.dtype, tensor.shape) if tensor else None
+
+
+def _described(tensor: "TensorInfo") -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+
+
+def _measures(of: "Difference") -> dict[str, Any]:
+    return {
+        "relative_l2": of.relative_l2,
+        "cosine": of.cosine,
+        "max": of.max_difference,
+        "equal": of.equal,
+        "identical": of.identical,
+    }
+
+
+def _print_table(description: dict[str, Any], *, by_tensor: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = table_console()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    first = ("tensor", "block") if by_tensor else ("block", "tensors")
+    for column in (*first, "relative L2", "cosine", "max |B-A|", "equal"):
+        table.add_column(column, justify="left" if column in ("tensor", "block") else "right", overflow="fold")
+    for row in description["tensors" if by_tensor else "blocks"]:
+        cells = [row["name"], row["block"]] if by_tensor else [row["name"], _count(row)]
+        cells += [_number(row.get("relative_l2")), _number(row.get("cosine"), 6), _number(row.get("max"))]
+        cells.append("identical" if row.get("identical") else _percent(row.get("equal")))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    console.print(table)
+    for key, words in (("only_in_a", "only in A"), ("only_in_b", "only in B")):
+        for row in description[key]:
+            console.print(Text(f"{words}: {printable(row['name'])} {_short(row)}"))
+    for row in description["changed_kind"]:
+        console.print(Text(f"not comparable: {printable(row['name'])} {_short(row['a'])} in A, {_short(row['b'])} in B"))
+
+
+def _count(row: dict[str, Any]) -> str:
+    return str(row["tensors"]) if row["compared"] == row["tensors"] else f"{row['compared']} of {row['tensors']}"
+
+
+def _short(row: dict[str, Any]) -> str:
+    return f"{row['dtype']} {tuple(row['shape'])}"
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}g}"
+
+
+def _percent(share: float | None) -> str:
+    # Neither 0 nor 100 % unless it is: one element in a million is a difference.
+    if share is None:
+        return "–"
+    return f"{100 * share:.1f} %" if share in (0, 1) or 0.0005 <= share < 0.9995 else f"{100 * share:.6g} %"

@@ -1,0 +1,136 @@
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
+
+from wsurgery.data.dataset import load_dataset
+from wsurgery.data.manifest import write_manifest
+from wsurgery.data.sources import open_data
+from wsurgery.models import load
+from wsurgery.training.predict import predict
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, invoke, finished, fundus):
+    folder = tmp_path_factory.mktemp("eval")
+    given = ["--data", fundus, "--predictions", folder / "p.csv", "--json", "--threads", 1, "--device", "cpu"]
+    done = invoke("eval", finished / "last.safetensors", *given)
+    with (folder / "p.csv").open(newline="") as stream:
+        return json.loads(done.stdout), list(csv.DictReader(stream))
+
+
+def relabelled(fundus, change, path):
+    """The same images with other labels."""
+    manifest = open_data(fundus)
+    labels = manifest.labels.copy()
+    change(labels)
+    paths = tuple(str(manifest.root.absolute() / name) for name in manifest.paths)
+    write_manifest(replace(manifest, paths=paths, labels=labels), path)
+    return path
+
+
+def test_json_has_the_contracts_fields(evaluated, fundus):
+    result, _ = evaluated
+    data = load_dataset(fundus, split="test")
+    assert result["n"] == len(data.images) == 42
+    assert tuple(result["labels"]) == data.label_names
+    for label in result["labels"].values():
+        low, high = label["ci"]
+        assert 0 <= low < label["auc"] < high <= 1
+    assert result["macro_auc"] == pytest.approx(np.mean([label["auc"] for label in result["labels"].values()]))
+
+
+def test_predictions_are_the_networks_probabilities(evaluated, finished, fundus):
+    _, rows = evaluated
+    data = load_dataset(fundus, split="test")
+    logits = predict(load(finished / "last.safetensors"), data, device=torch.device("cpu"))
+    assert [row["path"] for row in rows] == list(data.paths)
+    assert [row["patient"] for row in rows] == list(data.patients)
+    for i, name in enumerate(data.label_names):
+        assert [float(row[name]) for row in rows] == data.labels[:, i].tolist()
+        expected = torch.sigmoid(torch.from_numpy(logits[:, i])).tolist()
+        assert [float(row[f"p_{name}"]) for row in rows] == pytest.approx(expected, rel=1e-5)
+
+
+def test_scikit_learn_finds_the_same_auc_in_the_predictions(evaluated):
+    result, rows = evaluated
+    for name, label in result["labels"].items():
+        labels, scores = ([float(row[key]) for row in rows] for key in (name, f"p_{name}"))
+        assert label["auc"] == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
+
+
+def test_predictions_tie_only_where_the_logits_do(finished, fundus, invoke, tmp_path):
+    state = load_file(finished / "last.safetensors")
+    state["fc.weight"] *= 1e-7
+    save_file(state, tmp_path / "flat", metadata={"wsurgery": _metadata(finished / "last.safetensors")})
+    given = ["--data", fundus, "--predictions", tmp_path / "p.csv", "--json", "--threads", 1]
+    result = json.loads(invoke("eval", tmp_path / "flat", *given).stdout)
+    with (tmp_path / "p.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for name, label in result["labels"].items():
+        labels, scores = ([float(row[key]) for row in rows] for key in (name, f"p_{name}"))
+        assert label["auc"] == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
+
+
+def _metadata(path):
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.metadata()["wsurgery"]
+
+
+def test_a_label_that_never_changes_is_null(finished, fundus, invoke, tmp_path):
+    def change(labels):
+        labels[:, 0], labels[:, 1], labels[::3, 2] = 1, np.nan, np.nan
+
+    data = relabelled(fundus, change, tmp_path / "m.csv")
+    given = ["--data", data, "--threads", 1, "--predictions", tmp_path / "p.csv"]
+    result = json.loads(invoke("eval", finished / "last.safetensors", *given, "--json").stdout)
+    found = [(label["auc"] is None, label["ci"] is None) for label in result["labels"].values()]
+    assert found == [(True, True), (True, True), (False, False), (False, False), (False, False)]
+    known = [label["auc"] for label in result["labels"].values() if label["auc"] is not None]
+    assert result["macro_auc"] == pytest.approx(np.mean(known))
+    with (tmp_path / "p.csv").open(newline="") as stream:
+        assert {row["mild"] for row in csv.DictReader(stream)} == {""}
+    table = invoke("eval", finished / "last.safetensors", "--data", data, "--threads", 1).stdout
+    assert table.splitlines()[1].split() == ["none", "–", "–"]
+
+
+def test_a_split_without_any_two_classes_has_no_mean(finished, fundus, invoke, tmp_path):
+    data = relabelled(fundus, lambda labels: labels.fill(0), tmp_path / "m.csv")
+    given = ["--data", data, "--split", "valid", "--threads", 1]
+    result = json.loads(invoke("eval", finished / "last.safetensors", *given, "--json").stdout)
+    assert (result["macro_auc"], result["n"]) == (None, 18)
+    assert "macro" in invoke("eval", finished / "last.safetensors", *given).stdout
+
+
+def test_outputs_that_do_not_fit_the_labels_are_refused(invoke, fundus, tmp_path):
+    invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", 3, "-o", tmp_path / "x")
+    refused = invoke("eval", tmp_path / "x", "--data", fundus, "--threads", 1, check=False)
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "3 outputs" in refused.stderr
+    assert "5 labels" in refused.stderr
+
+
+def test_outputs_that_are_no_numbers_are_refused(invoke, finished, fundus, tmp_path):
+    state = load_file(finished / "last.safetensors")
+    state["fc.bias"][2] = float("nan")
+    save_file(state, tmp_path / "x", metadata={"wsurgery": _metadata(finished / "last.safetensors")})
+    refused = invoke("eval", tmp_path / "x", "--data", fundus, "--threads", 1, "--json", check=False)
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "NaN" in refused.stderr
+
+
+def test_predictions_replace_a_file_by_force_only(finished, fundus, invoke, tmp_path):
+    (tmp_path / "p.csv").write_text("something")
+    given = ["eval", finished / "last.safetensors", "--data", fundus, "--predictions", tmp_path / "p.csv", "--threads", 1]
+    refused = invoke(*given, check=False)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert (tmp_path / "p.csv").read_text() == "something"
+    invoke(*given, "--force")
+    assert (tmp_path / "p.csv").read_text().startswith("path,patient,")

@@ -1,0 +1,136 @@
+"""Checkpoints of any size: folders of shards as input and output, in parts, and runs that only foretell."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.conftest import small_resnet
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A sharded checkpoint as the Hugging Face hub stores it."""
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    tensors = small_resnet()
+    names = sorted(tensors)
+    weight_map = {}
+    for i in range(4):
+        group = {name: tensors[name] for name in names[i::4]}
+        save_file(group, folder / f"model-{i + 1:05d}-of-00004.safetensors", metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(group, f"model-{i + 1:05d}-of-00004.safetensors")
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def tensors_of(folder) -> dict[str, bytes]:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert sorted(set(index["weight_map"].values())) == sorted(path.name for path in folder.glob("*.safetensors"))
+    loaded = {}
+    for path in folder.glob("*.safetensors"):
+        for name, value in load_file(path).items():
+            assert index["weight_map"][name] == path.name
+            loaded[name] = value.tobytes()
+    return loaded
+
+
+@pytest.mark.parametrize("command", [["meanvar"], ["shuffle"], ["reset-bn", "--upto", "block1"], ["gabor"]])
+def test_the_tensors_do_not_depend_on_sharding(command, sharded, resnet, wsurgery, tmp_path):
+    wsurgery(*command, resnet, "-o", tmp_path / "whole")
+    whole = {name: value.tobytes() for name, value in load_file(tmp_path / "whole").items()}
+    wsurgery(*command, sharded, "-o", tmp_path / "joined")
+    assert {name: value.tobytes() for name, value in load_file(tmp_path / "joined").items()} == whole
+    wsurgery(*command, sharded, "-o", f"{tmp_path}/same/")
+    assert tensors_of(tmp_path / "same") == whole
+    wsurgery(*command, resnet, "-o", f"{tmp_path}/new/", "--shard-size", "300kB")
+    assert tensors_of(tmp_path / "new") == whole
+    assert len(list((tmp_path / "new").glob("*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
+def test_the_parts_together_are_the_whole_byte_for_byte(n, sharded, wsurgery, tmp_path):
+    wsurgery("shuffle", sharded, "-o", f"{tmp_path}/whole/")
+    for k in range(n, 0, -1):
+        wsurgery("shuffle", sharded, "-o", f"{tmp_path}/parts/", "--part", f"{k}/{n}")
+    whole, parts = ({path.name: path.read_bytes() for path in (tmp_path / x).iterdir()} for x in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_shards_are_no_larger_than_asked_unless_one_tensor_is(resnet, wsurgery, tmp_path):
+    wsurgery("meanvar", resnet, "-o", f"{tmp_path}/out/", "--shard-size", "20kB")
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        sizes = [value.nbytes for value in load_file(path).values()]
+        assert sum(sizes) <= 20_000 or len(sizes) == 1
+
+
+def test_transfuse_reads_shards_on_either_side(sharded, resnet, wsurgery, tmp_path):
+    save_file(small_resnet(seed=1), tmp_path / "into")
+    from_file = wsurgery("transfuse", resnet, "--upto", "block1", "--into", tmp_path / "into", "-o", tmp_path / "1")
+    assert from_file.stdout == b""
+    wsurgery("transfuse", sharded, "--upto", "block1", "--into", tmp_path / "into", "-o", tmp_path / "2")
+    one, two = load_file(tmp_path / "1"), load_file(tmp_path / "2")
+    assert all(one[name].tobytes() == two[name].tobytes() for name in one)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda m: m | {"fc.bias": "../resnet.safetensors"}, "in the folder"),
+        (lambda m: m | {"fc.bias": "/etc/passwd.safetensors"}, "in the folder"),
+        (lambda m: m | {"ghost": "model-00009-of-00004.safetensors"}, "lacks"),
+        (lambda m: m | {"ghost": "model-00001-of-00004.safetensors"}, "ghost"),
+        (lambda m: {name: file for name, file in m.items() if name != "fc.bias"}, "fc.bias"),
+        (lambda m: m | {"fc.bias": 7}, "in the folder"),
+    ],
+)
+def test_an_index_that_lies_is_one_line(break_it, words, sharded, wsurgery):
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": break_it(index["weight_map"])}))
+    done = wsurgery("meanvar", sharded, check=False)
+    assert done.returncode == 1
+    assert words in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_a_folder_is_not_overwritten_without_force_and_a_failure_leaves_no_index(sharded, wsurgery, tmp_path):
+    wsurgery("meanvar", sharded, "-o", f"{tmp_path}/out/")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert wsurgery("shuffle", sharded, "-o", f"{tmp_path}/out/", check=False).returncode == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    values = load_file(sharded / "model-00003-of-00004.safetensors")
+    name = next(name for name, value in values.items() if value.size > 1 and value.dtype == np.float32)
+    values[name].flat[0] = np.nan
+    save_file(values, sharded / "model-00003-of-00004.safetensors", metadata={"format": "pt"})
+    failed = wsurgery("meanvar", sharded, "--bn", "meanvar", "-o", f"{tmp_path}/failed/", check=False)
+    assert failed.returncode == 1
+    assert name.encode() in failed.stderr
+    assert list((tmp_path / "failed").iterdir()) == []
+
+
+def test_a_dry_run_says_what_would_change_and_writes_nothing(resnet, wsurgery, tmp_path):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    said = wsurgery("shuffle", resnet, "--role", "conv", "--dry-run", "-o", tmp_path / "out").stdout.decode()
+    assert said.splitlines()[0].startswith("4 of 21 tensors would change")
+    assert "layer2.0.conv2.weight F32 (600, 512, 1, 1)" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_stream_that_claims_a_huge_tensor_allocates_only_what_arrives(tmp_path):
+    header = json.dumps({"a.weight": {"dtype": "F32", "shape": [2**36], "data_offsets": [0, 2**38]}}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(1000)
+    limit = 1 << 30
+    done = subprocess.run(
+        [sys.executable, "-m", "wsurgery", "meanvar", "--threads", "1"],
+        input=content,
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        env={"OPENBLAS_NUM_THREADS": "1", "PATH": ""},
+    )
+    assert done.returncode == 1
+    assert done.stderr.decode().strip() == "wsurgery meanvar: standard input ends early, inside a.weight"

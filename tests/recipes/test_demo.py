@@ -1,0 +1,57 @@
+"""The demo at its smallest: every target, from drawing the data to the report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[2] / "recipes" / "demo"
+SMALL = ["ARMS=random transfer", "SEEDS=1", "IMAGES=200", "STEPS=4", "PRETRAIN=4", "NET=cbr_tiny --width 0.05"]
+
+
+def make(*arguments: str) -> str:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["make", "-C", str(DEMO), "--no-print-directory", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "MAKEFLAGS": ""},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo") / "out"
+
+
+def test_the_demo_runs_through_to_a_report_of_both_arms(out):
+    printed = make("-j2", f"OUT={out}", *SMALL)
+    page = (out / "report.html").read_text()
+    for arm in ("random", "transfer"):
+        run = out / "runs" / arm / "1"
+        assert arm in page
+        assert arm in printed.splitlines()[-1] + printed  # the table is printed too
+        assert json.loads((run / "metrics.json").read_text())["steps"] == 4
+        assert json.loads((run / "eval.json").read_text())["n"] == 70
+        layers = json.loads((run / "cca-init.json").read_text())["layers"]
+        assert layers
+    assert "nothing to be done" in make(f"OUT={out}", *SMALL).lower() or not make("-q", f"OUT={out}", *SMALL)
+
+
+ARMS = "random transfer meanvar shuffle sample gabor transfuse-block1 transfuse-block3 freeze-block1 freeze-block4"
+
+
+@pytest.mark.parametrize("variables", [[], [f"ARMS={ARMS}", "SEEDS=1 2 3"]], ids=["default", "every arm"])
+def test_every_line_is_a_command_that_a_user_can_type(variables, tmp_path):
+    lines = make("-n", f"OUT={tmp_path / 'out'}", *variables).replace("\\\n", " ").splitlines()
+    assert len(lines) > 40
+    assert [line for line in lines if line.split()[0] not in ("wsurgery", "mkdir")] == []
+    for line in lines:
+        assert all(stage.split()[0] in ("wsurgery", "mkdir") for stage in line.split(" | ")), line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,110 @@
+"""What an installed copy, a newcomer and the help need: laws about the repository as a whole."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from wsurgery import __version__
+from wsurgery.__main__ import build_app
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def leaves(group, prefix=()):
+    """Every command that can be typed, by its words."""
+    for name, entry in group.commands.items():
+        if hasattr(entry, "commands"):
+            yield from leaves(entry, (*prefix, name))
+        else:
+            yield (*prefix, name), entry
+
+
+APP = build_app()
+COMMANDS = dict(leaves(typer.main.get_command(APP)))
+
+
+def example(command) -> str:
+    return command.help.partition("Example: ")[2].split("\n\n")[0].replace("\n", " ")
+
+
+def test_every_package_is_listed():
+    setuptools = PROJECT["tool"]["setuptools"]
+    folders = {path.parent for path in (ROOT / "wsurgery").rglob("*.py")}
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(setuptools["packages"]) == found | {"wsurgery.commands"}
+    for folder in folders:
+        assert (folder / "__init__.py").exists()
+    for package, patterns in setuptools["package-data"].items():
+        for pattern in patterns:
+            assert list((ROOT / package.replace(".", "/")).glob(pattern)), f"{package}: {pattern}"
+
+
+def test_every_other_file_of_a_package_is_package_data():
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    listed = {path for package in data for pattern in data[package] for path in (ROOT / package.replace(".", "/")).glob(pattern)}
+    others = {path for path in (ROOT / "wsurgery").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others == listed
+
+
+def test_every_module_of_commands_is_a_command():
+    modules = {path.stem for path in (ROOT / "commands").glob("[!_]*.py")}
+    assert modules == {words[0].replace("-", "_") for words in COMMANDS}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_commands_help_has_an_example(words):
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(APP, [*words, "--help"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert f"Example: wsurgery {' '.join(words)}" in " ".join(done.stdout.split())
+    for parameter in COMMANDS[words].params:
+        assert parameter.help, f"{parameter.name} has no help"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_examples_are_accepted_by_the_command_line(words):
+    for stage in re.split(r" [|>] ", example(COMMANDS[words])):
+        typed = shlex.split(stage)
+        if typed[0] != "wsurgery":
+            continue
+        found = next(key for key in COMMANDS if list(key) == typed[1 : 1 + len(key)])
+        COMMANDS[found].make_context("wsurgery", typed[1 + len(found) :])
+
+
+def test_the_readme_names_every_command():
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("there is no README.md yet")
+    text = readme.read_text()
+    missing = [" ".join(words) for words in COMMANDS if not re.search(rf"\b{words[-1]}\b", text)]
+    assert missing == []
+
+
+def test_the_module_runs_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "wsurgery", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"wsurgery {__version__}\n"), done.stderr
+    assert __version__ == PROJECT["project"]["version"]
+    assert PROJECT["project"]["scripts"]["wsurgery"] == "wsurgery.__main__:main"
+
+
+def test_no_tracked_file_names_a_folder_of_the_machine_that_it_was_written_on():
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True)
+    if listed.returncode:
+        pytest.skip("this is no git repository")
+    machine = re.compile(rb"(?<![\w.])/(home|root|work|Users|tmp/v)/|\bwork-?place", re.IGNORECASE)
+    for name in listed.stdout.decode().split("\0")[:-1]:
+        path = ROOT / name
+        if path.is_file():
+            found = machine.search(path.read_bytes())
+            assert found is None, f"{name}: {found[0].decode()}"

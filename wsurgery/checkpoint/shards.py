@@ -1,0 +1,156 @@
+"""A checkpoint in several files: a folder with a `model.safetensors.index.json`, as the Hugging Face hub stores it."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from wsurgery.checkpoint.header import Header, TensorInfo
+from wsurgery.checkpoint.reader import Checkpoint
+from wsurgery.errors import UsageError, WsurgeryError, printable
+
+INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
+_MAX_INDEX = 200_000_000  # bytes: twice the largest header
+
+
+class ShardedCheckpoint(Checkpoint):
+    """The shards of a folder as one checkpoint, read at any place. Tensors come shard by shard, in file order.
+
+    Attributes:
+        shard_of: tensor name → file name of its shard.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.label, self.seekable = folder, printable(str(folder)), True
+        self.shard_of = _read_index(folder)
+        self.shards: dict[str, Checkpoint] = {}
+        tensors: dict[str, TensorInfo] = {}
+        try:
+            for name in sorted(set(self.shard_of.values())):
+                file = folder / name
+                if not file.is_file():
+                    raise WsurgeryError(f"{self.label} lacks {printable(name)}, which its index names")
+                shard = self.shards[name] = Checkpoint(file.open("rb", buffering=0), file)
+                shard.close()  # a terabyte has more shards than a process may hold open
+                _require_indexed(shard, name, self.shard_of)
+                tensors |= shard.tensors
+            lost = self.shard_of.keys() - tensors.keys()
+            if lost:
+                name = min(lost)
+                raise WsurgeryError(
+                    f"{self.label}: {printable(name)} is not in {self.shard_of[name]}, where its index says"
+                )
+        except BaseException:
+            self.close()
+            raise
+        self.header_bytes = b"".join(shard.header_bytes for shard in self.shards.values())
+        metadata = next(iter(self.shards.values())).header.metadata if self.shards else {}
+        self.header = Header(tensors, metadata)
+
+    @property
+    def files(self) -> list[Path]:
+        """The shards, in the order of their names."""
+        return [self._folder / name for name in self.shards]
+
+    @property
+    def _folder(self) -> Path:
+        assert self.path is not None
+        return self.path
+
+    def read(self, tensor: TensorInfo) -> bytearray:
+        """Read one tensor's bytes."""
+        return self._shard_with(tensor).read(tensor)
+
+    def pieces(self, tensor: TensorInfo) -> Iterator[memoryview]:
+        """Read one tensor's bytes in pieces of at most 1 MiB; each is valid until the next is asked for."""
+        return self._shard_with(tensor).pieces(tensor)
+
+    def _shard_with(self, tensor: TensorInfo) -> Checkpoint:
+        shard = self.shards[self.shard_of[tensor.name]]
+        if shard.stream.closed:
+            self.close()
+            assert shard.path is not None
+            shard.stream = shard.path.open("rb", buffering=0)
+        return shard
+
+    def close(self) -> None:
+        """Close every shard."""
+        for shard in self.shards.values():
+            shard.close()
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Open the checkpoint in a folder: its shards, or its one `model.safetensors`.
+
+    Raises:
+        WsurgeryError: there is none, or the index and the shards do not agree.
+    """
+    if (folder / INDEX).is_file():
+        return ShardedCheckpoint(folder)
+    if (folder / WHOLE).is_file():
+        return Checkpoint((folder / WHOLE).open("rb", buffering=0), folder / WHOLE)
+    raise WsurgeryError(f"{printable(str(folder))} is a folder with neither {INDEX} nor {WHOLE}: name a file in it")
+
+
+def split_by_size(tensors: Iterable[TensorInfo], shard_size: int) -> dict[str, list[TensorInfo]]:
+    """Fill shards one after another, none larger than `shard_size` bytes unless one tensor is.
+
+    Returns:
+        File name (`model-00001-of-00003.safetensors`) → its tensors.
+    """
+    groups: list[list[TensorInfo]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if groups[-1] and filled + tensor.nbytes > shard_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.nbytes
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def format_index(shards: dict[str, list[TensorInfo]]) -> bytes:
+    """Write the index of a sharded checkpoint."""
+    weight_map = {tensor.name: name for name, group in shards.items() for tensor in group}
+    total = sum(tensor.nbytes for group in shards.values() for tensor in group)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return json.dumps(index, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def part_of(names: list[str], part: str) -> list[str]:
+    """Return the K-th of N groups of shards; the groups are contiguous and together are all.
+
+    Raises:
+        UsageError: `part` is not K/N with 1 ≤ K ≤ N.
+    """
+    k, slash, n = part.partition("/")
+    if not (slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise UsageError(f"--part {printable(part)}: write it as K/N, from 1/N to N/N")
+    first, last = ((int(k) - 1) * len(names) // int(n), int(k) * len(names) // int(n))
+    return names[first:last]
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    path = folder / INDEX
+    label = printable(str(path))
+    if path.stat().st_size > _MAX_INDEX:
+        raise WsurgeryError(f"{label} is {path.stat().st_size} bytes: no index is as large")
+    try:
+        index: Any = json.loads(path.read_bytes())
+        weight_map = index["weight_map"]
+        pairs = list(weight_map.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise WsurgeryError(f"{label} is not an index: it has no weight_map") from None
+    for tensor, file in pairs:
+        if not isinstance(file, str) or not file.endswith(".safetensors") or file != Path(file).name or "\0" in file:
+            raise WsurgeryError(
+                f"{label} places {printable(tensor)} in {printable(str(file))}: a shard is a .safetensors file in the folder"
+            )
+    return dict(pairs)
+
+
+def _require_indexed(shard: Checkpoint, name: str, shard_of: dict[str, str]) -> None:
+    for tensor in shard.tensors:
+        if shard_of.get(tensor) != name:
+            raise WsurgeryError(f"{shard.label} holds {printable(tensor)}, which the index does not place there")

@@ -1,0 +1,61 @@
+"""Conversion between floating-point types, rounded once to the nearest, ties to even."""
+
+from typing import Any
+
+import numpy as np
+
+from wsurgery.operations.random_streams import chunk_slice, chunks
+from wsurgery.operations.rewrite import Array, Map
+
+
+def cast(x: Array, *, dtype: "np.dtype[Any]", run: Map = map) -> Array:
+    """Convert a tensor to another floating-point type.
+
+    Args:
+        x: floating point, any shape.
+        dtype: numpy's or ml_dtypes' type.
+        run: `map` over chunks.
+
+    Returns:
+        Same shape. A finite value beyond the range of `dtype` becomes infinite, or NaN where the type has no infinity.
+    """
+    flat = x.reshape(-1)
+    result = np.empty(flat.size, dtype)
+
+    def fill(chunk: int) -> None:
+        part = chunk_slice(chunk)
+        result[part] = round_once(flat[part], dtype)
+
+    list(run(fill, chunks(flat.size)))
+    return result.reshape(x.shape)
+
+
+def overflow_count(before: Array, after: Array, *, run: Map = map) -> int:
+    """Count the elements that are finite in `before` and not in `after`, two floating-point tensors of one shape."""
+    old, new = before.reshape(-1), after.reshape(-1)
+
+    def count(chunk: int) -> int:
+        part = chunk_slice(chunk)
+        return int((np.isfinite(old[part]) & ~np.isfinite(new[part])).sum())
+
+    return sum(run(count, chunks(old.size)))
+
+
+def round_once(values: Array, dtype: "np.dtype[Any]") -> Array:
+    """Convert an array whole, without a warning where a value is out of range."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if values.dtype == np.float64 and dtype not in (np.float64, np.float32, np.float16):
+            values = _odd_float32(values)
+        return values.astype(dtype)
+
+
+def _odd_float32(values: Array) -> Array:
+    """Round float64 to float32 "to odd" (Boldo and Melquiond 2008), after which another rounding is as good as direct.
+
+    ml_dtypes goes from float64 to its own types by way of float32, which rounds twice: 1 + 2^-8 + 2^-40 would become 1 in
+    bfloat16, not 1 + 2^-7.
+    """
+    near = values.astype(np.float32)
+    fix = (near != values) & ~np.isnan(values) & (near.view(np.uint32) & 1 == 0)
+    towards = np.where(values > near, np.float32(np.inf), np.float32(-np.inf))
+    return np.where(fix, np.nextafter(near, towards), near)

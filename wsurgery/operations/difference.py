@@ -1,0 +1,198 @@
+"""How two tensors of one dtype and shape differ, in one pass over the bytes of both, in float64.
+
+Elements with equal bits are equal, NaN too, and identical bytes are known without arithmetic. Only real floating-point
+elements have norms; integers, booleans, complex numbers and elements smaller than a byte are told equal or not.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from wsurgery.checkpoint import Checkpoint, TensorInfo
+from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
+from wsurgery.operations.random_streams import CHUNK
+from wsurgery.operations.rewrite import Array
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Sums over the elements of A and B. Those of two tensors, or of two chunks of one, add up.
+
+    Attributes:
+        elements: how many there are.
+        equal_elements: how many have equal bits.
+        real_elements: how many were real floating-point numbers, which alone enter the sums below.
+        a_squares: ‖A‖². An element that is not finite and has equal bits in both counts as 0, here and in B.
+        b_squares: ‖B‖².
+        products: ⟨A, B⟩.
+        squares: ‖B − A‖²; not finite where A and B differ in a NaN or an infinity.
+        largest: max |B − A|.
+    """
+
+    elements: int = 0
+    equal_elements: int = 0
+    real_elements: int = 0
+    a_squares: float = 0.0
+    b_squares: float = 0.0
+    products: float = 0.0
+    squares: float = 0.0
+    largest: float = 0.0
+
+    def __add__(self, other: "Difference") -> "Difference":
+        return Difference(
+            self.elements + other.elements,
+            self.equal_elements + other.equal_elements,
+            self.real_elements + other.real_elements,
+            self.a_squares + other.a_squares,
+            self.b_squares + other.b_squares,
+            self.products + other.products,
+            self.squares + other.squares,
+            float(np.maximum(self.largest, other.largest)),  # unlike max(), keeps a NaN
+        )
+
+    @property
+    def identical(self) -> bool:
+        """Whether all bits are equal."""
+        return self.equal_elements == self.elements
+
+    @property
+    def equal(self) -> float:
+        """Share of elements with equal bits; 1 without any element."""
+        return self.equal_elements / self.elements if self.elements else 1.0
+
+    @property
+    def relative_l2(self) -> float | None:
+        """‖B − A‖ / ‖A‖; None without real elements, where A is 0 and B is not, or where it is not finite."""
+        if self.identical:
+            return 0.0
+        if not self.real_elements or not (self.a_squares or self.squares == 0):
+            return None
+        return _finite(np.sqrt(self.squares) / np.sqrt(self.a_squares)) if self.squares else 0.0
+
+    @property
+    def cosine(self) -> float | None:
+        """⟨A, B⟩ / (‖A‖ ‖B‖); None without real elements, where one is 0, or where it is not finite."""
+        if self.identical:
+            return 1.0
+        norms = np.sqrt(self.a_squares) * np.sqrt(self.b_squares)
+        cosine = _finite(self.products / norms) if norms else None
+        return None if cosine is None else max(-1.0, min(1.0, cosine))
+
+    @property
+    def max_difference(self) -> float | None:
+        """max |B − A|; None without real elements, or where it is not finite."""
+        return 0.0 if self.identical else _finite(self.largest) if self.real_elements else None
+
+
+def differences(
+    a: Checkpoint, b: Checkpoint, names: Iterable[str], *, threads: int | None = None
+) -> dict[str, Difference]:
+    """Compare tensors that stand in both with the same dtype and shape.
+
+    A chunk of each is in memory for every thread, whatever the tensors' sizes. The result does not depend on `threads`.
+
+    Args:
+        a: the one that changed.
+        b: what it changed to.
+        names: the tensors, in the order of the one that is a stream.
+        threads: default all cores.
+
+    Raises:
+        WsurgeryError: an input ends early.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    found: dict[str, Difference] = {}
+    pending: deque[tuple[str, Future[Difference]]] = deque()
+
+    def collect(allowed: int) -> None:
+        while len(pending) > allowed:
+            name, future = pending.popleft()
+            found[name] += future.result()
+
+    with ThreadPoolExecutor(threads) as pool:
+        for name in names:
+            found[name] = Difference()
+            pieces = zip(_chunks(a, a.tensors[name]), _chunks(b, b.tensors[name]), strict=True)
+            for x, y in pieces:
+                pending.append((name, pool.submit(difference, x, y, a.tensors[name].dtype)))
+                collect(threads)
+        collect(0)
+    return found
+
+
+def difference(a: bytearray, b: bytearray, dtype: str) -> Difference:
+    """Compare the bytes of whole elements of `dtype`, equally many in `a` and `b`."""
+    elements = len(a) * 8 // BITS[dtype]
+    real = is_float(dtype) and BITS[dtype] >= 8
+    if a == b:
+        if not real:
+            return Difference(elements, elements)
+        # The norm is for the block, where another tensor may differ.
+        x = _finite_or_zero(np.frombuffer(a, numpy_dtype(dtype)).astype(np.float64))
+        squares = _dot(x, x)
+        return Difference(elements, elements, elements, squares, squares, squares)
+    same = _equal_bits(a, b, BITS[dtype])
+    equal = int(np.count_nonzero(same))
+    if not real:
+        return Difference(elements, equal)
+    with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN, or squares beyond float64
+        x, y = (np.frombuffer(side, numpy_dtype(dtype)).astype(np.float64) for side in (a, b))
+        if not np.isfinite(_dot(x, x) + _dot(y, y)):
+            neither = same & ~np.isfinite(x)
+            x[neither] = y[neither] = 0
+        delta = y - x
+        return Difference(
+            elements,
+            equal,
+            elements,
+            _dot(x, x),
+            _dot(y, y),
+            _dot(x, y),
+            _dot(delta, delta),
+            float(np.abs(delta, out=delta).max()),
+        )
+
+
+def _chunks(checkpoint: Checkpoint, tensor: TensorInfo) -> Iterator[bytearray]:
+    """Cut a tensor's bytes at whole elements, whatever pieces they are read in."""
+    size, chunk = CHUNK * BITS[tensor.dtype] // 8, bytearray()
+    for piece in checkpoint.pieces(tensor):
+        while len(chunk) + len(piece) >= size:
+            taken = size - len(chunk)
+            chunk += piece[:taken]
+            yield chunk
+            piece, chunk = piece[taken:], bytearray()
+        chunk += piece
+    if chunk:
+        yield chunk
+
+
+def _equal_bits(a: bytearray, b: bytearray, bits: int) -> Array:
+    if bits % 8:
+        bytes_of = (np.unpackbits(np.frombuffer(side, np.uint8), bitorder="little") for side in (a, b))
+        x, y = bytes_of
+        equal: Array = (x == y).reshape(-1, bits).all(axis=1)
+        return equal
+    unsigned = np.dtype(f"u{bits // 8}")
+    same: Array = np.frombuffer(a, unsigned) == np.frombuffer(b, unsigned)
+    return same
+
+
+def _dot(x: Array, y: Array) -> float:
+    # Not np.dot: the result of a threaded BLAS depends on the number of its threads.
+    return float(np.einsum("i,i->", x, y))
+
+
+def _finite_or_zero(x: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not np.isfinite(_dot(x, x)):
+            x[~np.isfinite(x)] = 0
+    return x
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

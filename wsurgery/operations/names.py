@@ -1,0 +1,74 @@
+"""New names for tensors."""
+
+import re
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
+
+from wsurgery.anatomy import globs_for
+from wsurgery.errors import UsageError, WsurgeryError, printable
+
+
+def new_names(names: Iterable[str], pattern: str, replacement: str, *, chosen: Collection[str]) -> dict[str, str]:
+    r"""Rename tensors as `re.sub` does: every match in a name is replaced.
+
+    Args:
+        names: all tensors.
+        pattern: a Python regular expression.
+        replacement: what each match becomes; `\1` and `\g<name>` are captures.
+        chosen: the tensors to which it applies; the others keep their names.
+
+    Returns:
+        Old name → new name, in the order of `names`.
+
+    Raises:
+        UsageError: the pattern or the replacement is malformed, or the pattern matches no chosen name.
+        WsurgeryError: two tensors would have one name, or one a name that the format cannot hold.
+    """
+    names = list(names)
+    try:
+        expression = re.compile(pattern)
+        matched = [name for name in names if name in chosen and expression.search(name)]
+        renamed = {name: expression.sub(replacement, name) for name in matched}
+    except (re.error, IndexError, OverflowError, RecursionError) as error:
+        what = f"{printable(pattern)!r} with the replacement {printable(replacement)!r}"
+        raise UsageError(f"{what} is not a regular expression: {printable(str(error))}") from None
+    if not renamed:
+        some = ", ".join(printable(name, 60) for name in names if name in chosen)
+        raise UsageError(f"{printable(pattern)!r} matches no tensor: the names here are like {printable(some)}")
+    result = {name: renamed.get(name, name) for name in names}
+    owner: dict[str, str] = {}
+    for old, new in result.items():
+        if not _can_be_held(new):
+            raise WsurgeryError(f"{printable(old)} would be called {printable(new)!r}, which no tensor can be")
+        if new in owner:
+            raise WsurgeryError(
+                f"{printable(owner[new])} and {printable(old)} would both be called {printable(new)}: "
+                "capture what tells them apart, or drop one first"
+            )
+        owner[new] = old
+    return result
+
+
+def frozen_after(globs: Collection[str], names: dict[str, str]) -> tuple[str, ...]:
+    """Rewrite a freeze specification for new names.
+
+    Args:
+        globs: the specification.
+        names: old name → new name of the tensors that remain.
+
+    Returns:
+        Globs of the same tensors under their new names; `globs` as it was if it still means the same.
+    """
+    frozen = {new for old, new in names.items() if any(fnmatchcase(old, glob) for glob in globs)}
+    useful = tuple(glob for glob in globs if any(fnmatchcase(new, glob) for new in names.values()))
+    if frozen == {new for new in names.values() if any(fnmatchcase(new, glob) for glob in useful)}:
+        return useful
+    return tuple(globs_for(frozen, names.values()))
+
+
+def _can_be_held(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return name not in ("", "__metadata__")

@@ -1,0 +1,77 @@
+"""A fresh classifier for another number of classes."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from wsurgery.anatomy import HEAD, block_map, role_map
+from wsurgery.checkpoint import Checkpoint, TensorInfo
+from wsurgery.errors import UsageError, WsurgeryError
+from wsurgery.operations.edits import copy
+from wsurgery.operations.random_init import random_init
+from wsurgery.operations.random_streams import RandomStream
+from wsurgery.operations.rewrite import Array, Compute, Edit, Map
+
+
+def new_head(
+    checkpoint: Checkpoint, *, architecture: dict[str, Any] | None, num_classes: int, seed: int, occurrence: int
+) -> list[Edit]:
+    """Replace the classifier, weight and bias, by a fresh one; copy everything else.
+
+    The classifier is each weight (classes, …) of a linear layer or convolution in the block `head`, and the bias
+    (classes,) beside it. Both are uniform in ±1/√fan_in, torch's default for linear layers. Several (a distilled
+    transformer's two, Inception's auxiliary one) are all replaced.
+
+    Args:
+        checkpoint: the network.
+        architecture: as its history records it; `num_classes` there, or else the last weight of the head, tells which
+            tensors have one row a class.
+        num_classes: rows of the new tensors; the old number redraws them.
+        seed: seed of the draws.
+        occurrence: how often `new-head` stands in the history.
+
+    Raises:
+        UsageError: the network has no head.
+        WsurgeryError: no weight of the head has a row for each of the recorded classes.
+    """
+    blocks = block_map({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    roles = role_map(checkpoint.tensors)
+    weights = [
+        tensor
+        for name, tensor in checkpoint.tensors.items()
+        if blocks[name] == HEAD and roles[name] in ("linear", "conv", "depthwise")
+    ]
+    if not weights:
+        raise UsageError(f"{checkpoint.label} has no head to replace: its blocks are {', '.join(_distinct(blocks))}")
+    classes = (architecture or {}).get("num_classes") or weights[-1].shape[0]
+    classifiers = {tensor.name.rpartition(".")[0]: tensor for tensor in weights if tensor.shape[0] == classes}
+    if not classifiers:
+        raise WsurgeryError(
+            f"{checkpoint.label} records {classes} classes, and no weight of its head has as many rows: "
+            f"{weights[-1].name} is {weights[-1].shape}"
+        )
+    edits = []
+    for tensor in checkpoint.tensors.values():
+        module, _, part = tensor.name.rpartition(".")
+        weight = classifiers.get(module)
+        if weight is None or tensor is not weight and (part != "bias" or tensor.shape != (classes,)):
+            edits.append(copy(tensor, checkpoint))
+            continue
+        fresh = replace(tensor, shape=(num_classes, *tensor.shape[1:])).placed(tensor.start)
+        random = RandomStream(seed, "new-head", occurrence, tensor.name)
+        edits.append(Edit(fresh, checkpoint, tensor, _draw(fresh, weight, random)))
+    return edits
+
+
+def _draw(fresh: TensorInfo, weight: TensorInfo, random: RandomStream) -> Compute:
+    fan_in = weight.elements // weight.shape[0] if weight.shape[0] else 0
+
+    def draw(x: Array, run: Map) -> Array:
+        return random_init(np.empty(fresh.shape, x.dtype), role="linear", fan_in=fan_in, random=random, run=run)
+
+    return draw
+
+
+def _distinct(blocks: dict[str, str]) -> list[str]:
+    return list(dict.fromkeys(blocks.values()))
