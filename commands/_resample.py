@@ -1,11 +1,24 @@
 """What `meanvar`, `shuffle` and `sample` have in common: all but the operation."""
 
-from wsurgery.commands._shared import BatchNorm, Part, SurgeryOutput, write_surgery
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from wsurgery.commands._shared import BatchNorm, Part, Seed, SurgeryOutput, write_surgery
 
 
-def resample(
-    name: str, source: str | None, batch_norm: BatchNorm, seed: int, part: Part, output: SurgeryOutput
-) -> None:
+@dataclass(frozen=True)
+class Resampling(Part):
+    """The part to resample, and how."""
+
+    bn: Annotated[
+        BatchNorm, typer.Option(help="Batch norm: the identity, resampled by mean and variance, or kept.")
+    ] = BatchNorm.identity
+    seed: Seed = 0
+
+
+def resample(name: str, source: str | None, how: Resampling, output: SurgeryOutput) -> None:
     """Run one of the operations that draw a tensor anew from itself."""
     from wsurgery.checkpoint import open_checkpoint
     from wsurgery.checkpoint.provenance import History, describe_input, make_record
@@ -16,11 +29,11 @@ def resample(
         edits = resample_edits(
             checkpoint,
             name,
-            batch_norm=batch_norm.value,
-            selection=part.selection,
-            seed=seed,
+            batch_norm=how.bn.value,
+            selection=how.selection,
+            seed=how.seed,
             occurrence=history.count(name),
         )
-        arguments = ["--bn", batch_norm.value, *part.arguments]
-        record = make_record(name, arguments, seed=seed, inputs=[describe_input(checkpoint, history, flows=True)])
+        arguments = ["--bn", how.bn.value, *how.arguments]
+        record = make_record(name, arguments, seed=how.seed, inputs=[describe_input(checkpoint, history, flows=True)])
         write_surgery(edits, history, record, output, name_from=checkpoint)

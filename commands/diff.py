@@ -69,8 +69,8 @@ def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None) 
     block_rows = []
     for block, names in members.items():
         compared = [name for name in names if name in alike]
-        measures = _measures(sum((found[name] for name in compared), Difference())) if compared else {}
-        block_rows.append({"name": block, "tensors": len(names), "compared": len(compared), **measures})
+        whole = sum((found[name] for name in compared), Difference()) if compared else None
+        block_rows.append({"name": block, "tensors": len(names), "compared": len(compared), **_measures(whole)})
     return {
         "identical": alike == chosen and all(found[name].identical for name in alike),
         "blocks": block_rows,
@@ -96,13 +96,13 @@ def _described(tensor: "TensorInfo") -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
 
 
-def _measures(of: "Difference") -> dict[str, Any]:
+def _measures(of: "Difference | None") -> dict[str, Any]:
     return {
-        "relative_l2": of.relative_l2,
-        "cosine": of.cosine,
-        "max": of.max_difference,
-        "equal": of.equal,
-        "identical": of.identical,
+        "relative_l2": of.relative_l2 if of else None,
+        "cosine": of.cosine if of else None,
+        "max": of.max_difference if of else None,
+        "equal": of.equal if of else None,
+        "identical": of is not None and of.identical,
     }
 
 
@@ -117,15 +117,17 @@ def _print_table(description: dict[str, Any], *, by_tensor: bool) -> None:
         table.add_column(column, justify="left" if column in ("tensor", "block") else "right", overflow="fold")
     for row in description["tensors" if by_tensor else "blocks"]:
         cells = [row["name"], row["block"]] if by_tensor else [row["name"], _count(row)]
-        cells += [_number(row.get("relative_l2")), _number(row.get("cosine"), 6), _number(row.get("max"))]
-        cells.append("identical" if row.get("identical") else _percent(row.get("equal")))
+        cells += [_number(row["relative_l2"]), _number(row["cosine"], 6), _number(row["max"])]
+        cells.append("identical" if row["identical"] else _percent(row["equal"]))
         table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
     for key, words in (("only_in_a", "only in A"), ("only_in_b", "only in B")):
         for row in description[key]:
             console.print(Text(f"{words}: {printable(row['name'])} {_short(row)}"))
     for row in description["changed_kind"]:
-        console.print(Text(f"not comparable: {printable(row['name'])} {_short(row['a'])} in A, {_short(row['b'])} in B"))
+        console.print(
+            Text(f"not comparable: {printable(row['name'])} {_short(row['a'])} in A, {_short(row['b'])} in B")
+        )
 
 
 def _count(row: dict[str, Any]) -> str:
@@ -141,7 +143,10 @@ def _number(value: float | None, digits: int = 4) -> str:
 
 
 def _percent(share: float | None) -> str:
-    # Neither 0 nor 100 % unless it is: one element in a million is a difference.
+    # 0 and 100 % only where it is: one element in a billion is a difference.
     if share is None:
         return "–"
-    return f"{100 * share:.1f} %" if share in (0, 1) or 0.0005 <= share < 0.9995 else f"{100 * share:.6g} %"
+    if share in (0, 1) or 0.0005 <= share < 0.9995:
+        return f"{100 * share:.1f} %"
+    text = f"{100 * share:.2g}" if share < 0.5 else f"{100 * share:.6g}"
+    return "<100 %" if text == "100" else f"{text} %"

@@ -1,26 +1,13 @@
 """`wsurgery meanvar`."""
 
-from typing import Annotated
-
-import typer
-
-from wsurgery.commands._resample import resample
-from wsurgery.commands._shared import BatchNorm, Input, Part, Seed, SurgeryOutput, command
+from wsurgery.commands._resample import Resampling, resample
+from wsurgery.commands._shared import Input, SurgeryOutput, command
 
 
 @command
-def meanvar(
-    source: Input = None,
-    bn: Annotated[
-        BatchNorm, typer.Option(help="Batch norm: the identity, resampled by mean and variance, or kept.")
-    ] = BatchNorm.identity,
-    seed: Seed = 0,
-    *,
-    part: Part,
-    output: SurgeryOutput,
-) -> None:
+def meanvar(source: Input = None, *, how: Resampling, output: SurgeryOutput) -> None:
     """Resample each tensor iid Gaussian from its own mean and variance.
 
     Example: wsurgery meanvar resnet50.safetensors > meanvar.safetensors
     """
-    resample("meanvar", source, bn, seed, part, output)
+    resample("meanvar", source, how, output)

@@ -1,26 +1,13 @@
 """`wsurgery sample`."""
 
-from typing import Annotated
-
-import typer
-
-from wsurgery.commands._resample import resample
-from wsurgery.commands._shared import BatchNorm, Input, Part, Seed, SurgeryOutput, command
+from wsurgery.commands._resample import Resampling, resample
+from wsurgery.commands._shared import Input, SurgeryOutput, command
 
 
 @command
-def sample(
-    source: Input = None,
-    bn: Annotated[
-        BatchNorm, typer.Option(help="Batch norm: the identity, resampled by mean and variance, or kept.")
-    ] = BatchNorm.identity,
-    seed: Seed = 0,
-    *,
-    part: Part,
-    output: SurgeryOutput,
-) -> None:
+def sample(source: Input = None, *, how: Resampling, output: SurgeryOutput) -> None:
     """Draw each tensor's elements iid from its own values.
 
     Example: wsurgery sample resnet50.safetensors --blocks block3,block4 > sample.safetensors
     """
-    resample("sample", source, bn, seed, part, output)
+    resample("sample", source, how, output)

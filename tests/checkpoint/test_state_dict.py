@@ -127,14 +127,14 @@ def test_a_file_with_any_byte_changed_is_read_or_refused_in_one_line(kind, tmp_p
     path = tmp_path / f"damaged.{'npz' if kind == 'npz' else 'pth'}"
     rng = np.random.default_rng(0)
     refusals = []
-    for position in range(len(content)):
+    for position in range(0, len(content), 2):
         path.write_bytes(content[:position] + bytes([rng.integers(256)]) + content[position + 1 :])
         try:
             read_all(path)
         except WsurgeryError as error:
             refusals.append(str(error))
     assert not any("\n" in refusal for refusal in refusals)
-    assert len(refusals) > len(content) / 20
+    assert len(refusals) > len(content) / 40
 
 
 def write_small(kind, folder) -> bytes:

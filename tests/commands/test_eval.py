@@ -128,7 +128,16 @@ def test_outputs_that_are_no_numbers_are_refused(invoke, finished, fundus, tmp_p
 
 def test_predictions_replace_a_file_by_force_only(finished, fundus, invoke, tmp_path):
     (tmp_path / "p.csv").write_text("something")
-    given = ["eval", finished / "last.safetensors", "--data", fundus, "--predictions", tmp_path / "p.csv", "--threads", 1]
+    given = [
+        "eval",
+        finished / "last.safetensors",
+        "--data",
+        fundus,
+        "--predictions",
+        tmp_path / "p.csv",
+        "--threads",
+        1,
+    ]
     refused = invoke(*given, check=False)
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert (tmp_path / "p.csv").read_text() == "something"

@@ -1,7 +1,9 @@
 """The surgery commands as a user runs them: real processes, real pipes."""
 
+import contextlib
 import json
 import os
+import pty
 import sys
 
 import numpy as np
@@ -250,3 +252,25 @@ def test_memory_is_bounded_by_the_largest_tensor(wsurgery, tmp_path, shell):
     small, large = (int(shell(f"{sys.executable} measure.py {count}", tmp_path).stdout) for count in (4, 40))
     assert large < 1.1 * small
     assert large < (64 << 10) + 4 * (4 << 10) + 30_000  # KiB
+
+
+def on_a_terminal(arguments: list[str], cwd) -> str:
+    """Run with a pseudo-terminal as standard input, output and error; return what it shows."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(cwd)
+        os.execv(sys.executable, [sys.executable, "-m", "wsurgery", *arguments])
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal closes with its last process
+        while part := os.read(terminal, 1 << 16):
+            shown += part
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, shown.decode()
+    return shown.decode()
+
+
+def test_on_a_terminal_the_result_goes_to_a_file_named_after_the_edit(resnet, wsurgery, tmp_path):
+    shown = on_a_terminal(["transfuse", "resnet.safetensors", "--upto", "block2"], tmp_path)
+    assert shown.strip() == "resnet.transfuse-block2.safetensors"
+    expected = wsurgery("transfuse", resnet, "--upto", "block2", "--rest", "random").stdout
+    assert (tmp_path / "resnet.transfuse-block2.safetensors").read_bytes() == expected

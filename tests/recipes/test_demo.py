@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo"
-SMALL = ["ARMS=random transfer", "SEEDS=1", "IMAGES=200", "STEPS=4", "PRETRAIN=4", "NET=cbr_tiny --width 0.05"]
+SMALL = ["ARMS=random transfer", "SEEDS=1", "IMAGES=64", "STEPS=4", "PRETRAIN=4", "NET=cbr_tiny --width 0.05"]
 
 
 def make(*arguments: str) -> str:
@@ -36,12 +37,11 @@ def test_the_demo_runs_through_to_a_report_of_both_arms(out):
     for arm in ("random", "transfer"):
         run = out / "runs" / arm / "1"
         assert arm in page
-        assert arm in printed.splitlines()[-1] + printed  # the table is printed too
+        assert re.search(rf"^\s*{arm}\b", printed, re.MULTILINE)  # in the table
         assert json.loads((run / "metrics.json").read_text())["steps"] == 4
-        assert json.loads((run / "eval.json").read_text())["n"] == 70
-        layers = json.loads((run / "cca-init.json").read_text())["layers"]
-        assert layers
-    assert "nothing to be done" in make(f"OUT={out}", *SMALL).lower() or not make("-q", f"OUT={out}", *SMALL)
+        assert json.loads((run / "eval.json").read_text())["n"] == 22
+        assert len(json.loads((run / "cca-init.json").read_text())["layers"]) >= 4
+    make("-q", f"OUT={out}", *SMALL)  # fails if anything would be made again
 
 
 ARMS = "random transfer meanvar shuffle sample gabor transfuse-block1 transfuse-block3 freeze-block1 freeze-block4"

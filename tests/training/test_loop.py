@@ -107,7 +107,9 @@ def test_the_seed_decides_every_byte_wherever_files_lie(finished, invoke, fresh,
         folder = tmp_path / place
         make_data(fundus, folder / "data", threads=1)
         shutil.copy(fresh, folder / "renamed.safetensors")
-        train_again(invoke, folder / "run", folder / "renamed.safetensors", folder / "data" / "manifest.csv", "--seed", seed)
+        train_again(
+            invoke, folder / "run", folder / "renamed.safetensors", folder / "data" / "manifest.csv", "--seed", seed
+        )
         weights[place] = [(folder / "run" / f"{which}.safetensors").read_bytes() for which in ("last", "best")]
     assert weights["here"] == weights["there/deeper"]
     assert weights["here"][0] != weights["other"][0]

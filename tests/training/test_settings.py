@@ -46,7 +46,8 @@ def test_chexperts_optimiser_is_sgd_with_momentum():
     assert (group["momentum"], group["nesterov"], group["dampening"], group["weight_decay"]) == (0.9, False, 0, 0)
     preset = PRESETS["chexpert"]
     assert (preset.batch_size, preset.image_size) == (32, 224)
-    assert not (preset.augmentation.flip_horizontal or preset.augmentation.flip_vertical)
+    assert not preset.augmentation.flip_horizontal
+    assert not preset.augmentation.flip_vertical
 
 
 def test_retinas_values():

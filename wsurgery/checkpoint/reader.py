@@ -1,8 +1,9 @@
 """Reading a checkpoint as a stream: its header first, then one tensor at a time."""
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _BLOCK = 1 << 20  # bytes moved at a time
+_NOT_SUPPORTED = {errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 _TRUSTED = 64 << 20  # bytes allocated on the word of a stream's header; more only as they arrive
 
 
@@ -88,10 +90,15 @@ class Checkpoint:
         tensor = self.tensors[name]
         return np.frombuffer(self.read(tensor), numpy_dtype(tensor.dtype)).reshape(tensor.shape)
 
-    def pieces(self, tensor: TensorInfo) -> Iterator[memoryview]:
-        """Read one tensor's bytes in pieces of at most 1 MiB; each is valid until the next is asked for."""
+    def pieces(self, tensor: TensorInfo, *, skip: int = 0) -> Iterator[memoryview]:
+        """Read one tensor's bytes in pieces of at most 1 MiB; each is valid until the next is asked for.
+
+        `skip` leaves out as many of the first bytes, of a file.
+        """
         self._seek(tensor)
-        buffer, left = memoryview(bytearray(min(_BLOCK, tensor.nbytes))), tensor.nbytes
+        if skip:
+            self.stream.seek(skip, os.SEEK_CUR)
+        buffer, left = memoryview(bytearray(min(_BLOCK, tensor.nbytes - skip))), tensor.nbytes - skip
         while left:
             n = self.stream.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
             if not n:
@@ -99,6 +106,21 @@ class Checkpoint:
             left -= n
             self._position += n
             yield buffer[:n]
+
+    def copy_to(self, tensor: TensorInfo, target: BinaryIO) -> None:
+        """Copy one tensor's bytes to an unbuffered stream, inside the kernel where it can.
+
+        Raises:
+            WsurgeryError: the input ends early.
+        """
+        done = 0
+        if self.seekable:
+            start = len(self.header_bytes) + tensor.start
+            for move in (_copy_file_range, _sendfile):
+                done += move(self.stream.fileno(), target.fileno(), start + done, tensor.nbytes - done)
+        for piece in self.pieces(tensor, skip=done):
+            while piece:
+                piece = piece[target.write(piece) :]
 
     def finish(self) -> None:
         """Read a stream to its end.
@@ -148,6 +170,28 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """The files that hold it, none for a stream."""
         return [self.path] if self.path is not None and self.seekable else []
+
+
+def _copy_file_range(source: int, target: int, offset: int, count: int) -> int:
+    return _in_kernel(lambda at, n: os.copy_file_range(source, target, n, at), offset, count)
+
+
+def _sendfile(source: int, target: int, offset: int, count: int) -> int:
+    return _in_kernel(lambda at, n: os.sendfile(target, source, at, n), offset, count)
+
+
+def _in_kernel(move: Callable[[int, int], int], offset: int, count: int) -> int:
+    """Move up to `count` bytes; return how many went before the kernel said that these files cannot be so copied."""
+    done = 0
+    try:
+        while done < count and (n := move(offset + done, count - done)):
+            done += n
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+    except AttributeError:  # not on this system
+        pass
+    return done
 
 
 def open_checkpoint(source: str | Path | None) -> Checkpoint:

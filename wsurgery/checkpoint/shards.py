@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from wsurgery.checkpoint.header import Header, TensorInfo
 from wsurgery.checkpoint.reader import Checkpoint
@@ -62,9 +62,13 @@ class ShardedCheckpoint(Checkpoint):
         """Read one tensor's bytes."""
         return self._shard_with(tensor).read(tensor)
 
-    def pieces(self, tensor: TensorInfo) -> Iterator[memoryview]:
+    def pieces(self, tensor: TensorInfo, *, skip: int = 0) -> Iterator[memoryview]:
         """Read one tensor's bytes in pieces of at most 1 MiB; each is valid until the next is asked for."""
-        return self._shard_with(tensor).pieces(tensor)
+        return self._shard_with(tensor).pieces(tensor, skip=skip)
+
+    def copy_to(self, tensor: TensorInfo, target: BinaryIO) -> None:
+        """Copy one tensor's bytes to an unbuffered stream, inside the kernel where it can."""
+        self._shard_with(tensor).copy_to(tensor, target)
 
     def _shard_with(self, tensor: TensorInfo) -> Checkpoint:
         shard = self.shards[self.shard_of[tensor.name]]

@@ -4,6 +4,7 @@ Elements with equal bits are equal, NaN too, and identical bytes are known witho
 elements have norms; integers, booleans, complex numbers and elements smaller than a byte are told equal or not.
 """
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -69,18 +70,21 @@ class Difference:
         """‖B − A‖ / ‖A‖; None without real elements, where A is 0 and B is not, or where it is not finite."""
         if self.identical:
             return 0.0
-        if not self.real_elements or not (self.a_squares or self.squares == 0):
+        if not self.real_elements or not math.isfinite(self.a_squares):
             return None
-        return _finite(np.sqrt(self.squares) / np.sqrt(self.a_squares)) if self.squares else 0.0
+        if not self.squares:  # zeros of different sign
+            return 0.0
+        return _finite(math.sqrt(self.squares / self.a_squares)) if self.a_squares else None
 
     @property
     def cosine(self) -> float | None:
         """⟨A, B⟩ / (‖A‖ ‖B‖); None without real elements, where one is 0, or where it is not finite."""
         if self.identical:
             return 1.0
-        norms = np.sqrt(self.a_squares) * np.sqrt(self.b_squares)
-        cosine = _finite(self.products / norms) if norms else None
-        return None if cosine is None else max(-1.0, min(1.0, cosine))
+        norms = math.sqrt(self.a_squares) * math.sqrt(self.b_squares)
+        if not norms or not math.isfinite(norms):
+            return None
+        return max(-1.0, min(1.0, self.products / norms))
 
     @property
     def max_difference(self) -> float | None:
@@ -127,34 +131,26 @@ def differences(
 def difference(a: bytearray, b: bytearray, dtype: str) -> Difference:
     """Compare the bytes of whole elements of `dtype`, equally many in `a` and `b`."""
     elements = len(a) * 8 // BITS[dtype]
-    real = is_float(dtype) and BITS[dtype] >= 8
-    if a == b:
-        if not real:
-            return Difference(elements, elements)
-        # The norm is for the block, where another tensor may differ.
-        x = _finite_or_zero(np.frombuffer(a, numpy_dtype(dtype)).astype(np.float64))
-        squares = _dot(x, x)
-        return Difference(elements, elements, elements, squares, squares, squares)
-    same = _equal_bits(a, b, BITS[dtype])
-    equal = int(np.count_nonzero(same))
-    if not real:
+    same = None if a == b else _equal_bits(a, b, BITS[dtype])
+    equal = elements if same is None else int(np.count_nonzero(same))
+    if not is_float(dtype) or BITS[dtype] < 8:
         return Difference(elements, equal)
     with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN, or squares beyond float64
-        x, y = (np.frombuffer(side, numpy_dtype(dtype)).astype(np.float64) for side in (a, b))
-        if not np.isfinite(_dot(x, x) + _dot(y, y)):
-            neither = same & ~np.isfinite(x)
-            x[neither] = y[neither] = 0
-        delta = y - x
-        return Difference(
-            elements,
-            equal,
-            elements,
-            _dot(x, x),
-            _dot(y, y),
-            _dot(x, y),
-            _dot(delta, delta),
-            float(np.abs(delta, out=delta).max()),
-        )
+        x = np.frombuffer(a, numpy_dtype(dtype)).astype(np.float64)
+        squares = _dot(x, x)
+        if same is None:  # the norm is for the whole, of which another part may differ
+            if not math.isfinite(squares):
+                x[~np.isfinite(x)] = 0
+                squares = _dot(x, x)
+            return Difference(elements, equal, elements, squares, squares, squares)
+        y = np.frombuffer(b, numpy_dtype(dtype)).astype(np.float64)
+        if not math.isfinite(squares):
+            alike = same & ~np.isfinite(x)
+            x[alike] = y[alike] = 0
+        products, a_squares, b_squares = _dot(x, y), _dot(x, x), _dot(y, y)
+        delta = np.subtract(y, x, out=y)
+        squares, largest = _dot(delta, delta), float(np.abs(delta, out=delta).max())
+    return Difference(elements, equal, elements, a_squares, b_squares, products, squares, largest)
 
 
 def _chunks(checkpoint: Checkpoint, tensor: TensorInfo) -> Iterator[bytearray]:
@@ -173,8 +169,7 @@ def _chunks(checkpoint: Checkpoint, tensor: TensorInfo) -> Iterator[bytearray]:
 
 def _equal_bits(a: bytearray, b: bytearray, bits: int) -> Array:
     if bits % 8:
-        bytes_of = (np.unpackbits(np.frombuffer(side, np.uint8), bitorder="little") for side in (a, b))
-        x, y = bytes_of
+        x, y = (np.unpackbits(np.frombuffer(side, np.uint8), bitorder="little") for side in (a, b))
         equal: Array = (x == y).reshape(-1, bits).all(axis=1)
         return equal
     unsigned = np.dtype(f"u{bits // 8}")
@@ -187,12 +182,5 @@ def _dot(x: Array, y: Array) -> float:
     return float(np.einsum("i,i->", x, y))
 
 
-def _finite_or_zero(x: Array) -> Array:
-    with np.errstate(over="ignore", invalid="ignore"):
-        if not np.isfinite(_dot(x, x)):
-            x[~np.isfinite(x)] = 0
-    return x
-
-
 def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    return value if math.isfinite(value) else None

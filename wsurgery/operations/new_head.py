@@ -7,7 +7,7 @@ import numpy as np
 
 from wsurgery.anatomy import HEAD, block_map, role_map
 from wsurgery.checkpoint import Checkpoint, TensorInfo
-from wsurgery.errors import UsageError, WsurgeryError
+from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.edits import copy
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
@@ -48,14 +48,14 @@ def new_head(
     classifiers = {tensor.name.rpartition(".")[0]: tensor for tensor in weights if tensor.shape[0] == classes}
     if not classifiers:
         raise WsurgeryError(
-            f"{checkpoint.label} records {classes} classes, and no weight of its head has as many rows: "
-            f"{weights[-1].name} is {weights[-1].shape}"
+            f"{checkpoint.label} records {printable(str(classes))} classes, and no weight of its head has as many rows: "
+            f"{printable(weights[-1].name)} is {weights[-1].shape}"
         )
     edits = []
     for tensor in checkpoint.tensors.values():
         module, _, part = tensor.name.rpartition(".")
         weight = classifiers.get(module)
-        if weight is None or tensor is not weight and (part != "bias" or tensor.shape != (classes,)):
+        if weight is None or (tensor is not weight and (part != "bias" or tensor.shape != (classes,))):
             edits.append(copy(tensor, checkpoint))
             continue
         fresh = replace(tensor, shape=(num_classes, *tensor.shape[1:])).placed(tensor.start)

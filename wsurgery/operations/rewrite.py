@@ -126,7 +126,7 @@ def _write(edits: Sequence[Edit], metadata: Mapping[str, str], stream: BinaryIO,
             if written:
                 written.result()
             if data is None:
-                _copy(edit, stream)
+                edit.source.copy_to(edit.origin, stream)
                 written = None
             else:
                 written = writer.submit(write_all, stream, data)
@@ -178,8 +178,3 @@ def _compute(edit: Edit, array: Array, run: Map) -> memoryview:
             f"{edit.tensor.name}: the operation gave {result.dtype} {result.shape}, promised {edit.tensor}"
         )
     return result.reshape(-1).view(np.uint8).data
-
-
-def _copy(edit: Edit, stream: BinaryIO) -> None:
-    for piece in edit.source.pieces(edit.origin):
-        write_all(stream, piece)

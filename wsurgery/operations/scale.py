@@ -24,7 +24,7 @@ def scale(x: Array, *, by: float, run: Map = map) -> Array:
     def fill(chunk: int) -> None:
         part = chunk_slice(chunk)
         with np.errstate(over="ignore", invalid="ignore"):
-            result[part] = flat[part].astype(working) * working(by)
+            result[part] = np.multiply(flat[part].astype(working), working(by))
 
     list(run(fill, chunks(flat.size)))
     return result.reshape(x.shape)

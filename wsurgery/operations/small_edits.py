@@ -1,5 +1,6 @@
 """Which edit each tensor gets, for the edits that every toolkit has: cast, scale, add-noise, average and lerp."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from threading import Lock
@@ -15,6 +16,8 @@ from wsurgery.operations.noise import add_noise
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.rewrite import Array, Compute, Edit, Map
 from wsurgery.operations.scale import scale
+
+_SUM_TOLERANCE = 1e-6  # weights typed with six digits
 
 
 def cast_edits(checkpoint: Checkpoint, dtype: str, *, selection: Selection) -> tuple[list[Edit], dict[str, int]]:
@@ -69,12 +72,17 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
 
     Args:
         sources: the first may be a stream, the others must be seekable.
-        weights: one a source.
+        weights: one a source. They are used as given and sum to 1.
         selection: of the first's tensors.
 
     Raises:
+        UsageError: there are more or fewer weights than sources, or they do not sum to 1.
         WsurgeryError: a selected tensor is not in every source, or not with the same shape.
     """
+    if len(weights) != len(sources):
+        raise UsageError(f"{len(sources)} checkpoints and {len(weights)} weights: give each checkpoint one")
+    if not math.isclose(math.fsum(weights), 1, abs_tol=_SUM_TOLERANCE):
+        raise UsageError(f"the weights sum to {math.fsum(weights):.9g}: make them sum to 1")
     first, *others = sources
     chosen = selection.names(first.tensors)
     for other in others:
@@ -141,8 +149,6 @@ def _not_negative(compute: Compute) -> Compute:
 
 def _require_same(first: Checkpoint, other: Checkpoint, chosen: set[str], selection: Selection) -> None:
     remedy = "leave it out with --except if the two are to differ there"
-    if not other.seekable:
-        raise UsageError(f"{other.label} is a stream, and only the first input may be: save it to a file")
     for name, tensor in first.tensors.items():
         if name not in chosen:
             continue
@@ -162,6 +168,5 @@ def _require_same(first: Checkpoint, other: Checkpoint, chosen: set[str], select
                 numpy_dtype(counterpart.dtype)
             except TypeError as error:  # elements smaller than a byte
                 raise WsurgeryError(f"{other.label}: {printable(name)}: {error}") from None
-    for name in other.tensors:
-        if name not in first.tensors and name in selection.names(other.tensors):
-            raise WsurgeryError(f"{printable(name)} is in {other.label} and not in {first.label}: {remedy}")
+    for name in sorted(selection.names(other.tensors) - set(first.tensors)):
+        raise WsurgeryError(f"{printable(name)} is in {other.label} and not in {first.label}: {remedy}")

@@ -1,0 +1,32 @@
+"""`wsurgery replay`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsurgery.commands._shared import command, say
+
+
+@command
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint that wsurgery made.")],
+    inputs: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the files that it was made from are. Default: beside FILE."),
+    ] = None,
+) -> None:
+    """Run the history of a checkpoint again in a temporary folder, and say whether every byte agrees.
+
+    Prints `identical`, or `different` with the first tensor that is not and exit status 1. The inputs' digests are
+    checked first. A history with training is not run again; a trained input is taken as it is, if its digest is right.
+
+    Example: wsurgery replay init.safetensors --inputs pretrained/
+    """
+    from wsurgery.checkpoint.replay import replay as replay_history
+
+    difference = replay_history(file, inputs or file.parent, say=say)
+    if difference is not None:
+        typer.echo(f"different: {difference}")
+        raise typer.Exit(1)
+    typer.echo("identical")

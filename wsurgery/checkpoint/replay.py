@@ -1,0 +1,264 @@
+"""Running a checkpoint's history again, and telling whether the bytes agree.
+
+A history is untrusted input: only the commands in `REPLAYABLE` run, never a shell, their arguments name no file, and the
+files they read are those of a folder that the user chose, checked against the digests that were recorded.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from wsurgery import __version__
+from wsurgery.checkpoint.digest import bytes_digest, file_digest, tensor_digests
+from wsurgery.checkpoint.provenance import History, Record, _with_files
+from wsurgery.checkpoint.reader import STDIN, open_checkpoint
+from wsurgery.errors import UsageError, WsurgeryError, printable
+
+REPLAYABLE = frozenset(
+    ("init", "meanvar", "shuffle", "sample", "reset-bn", "transfuse", "gabor", "freeze-spec", "convert", "cast", "rename",
+     "drop", "keep", "scale", "add-noise", "average", "lerp", "new-head")
+)  # fmt: skip
+_MAX_STAGES = 64  # processes; they may all run at once
+_OPTIONS_OF_FILES = ("-o", "--output", "--force")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An input that is made again from a history of its own: `given` describes it, `stages` make it."""
+
+    given: Record
+    stages: "list[Stage]"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the pipeline. An input is a file, a parent, or None for what is piped in."""
+
+    record: Record
+    inputs: list[Path | Parent | None]
+
+
+def replay(path: Path, inputs: Path, *, say: Callable[[str], None]) -> str | None:
+    """Run the history of a checkpoint again in a temporary folder.
+
+    Args:
+        path: the checkpoint.
+        inputs: the folder in which the files that the history names are looked up.
+        say: gets what was taken as it is instead of being made again.
+
+    Returns:
+        None if the bytes of the whole file agree, else where they do not.
+
+    Raises:
+        WsurgeryError: an input is missing or is another file, or a command fails.
+        UsageError: the history is one that cannot be run again.
+    """
+    if not path.is_file():
+        raise UsageError(f"{printable(str(path))} is not a file: replay works on one file")
+    with open_checkpoint(path) as checkpoint:
+        log, label = History.of(checkpoint).log, checkpoint.label
+    if not log:
+        raise UsageError(f"{label} has no history: wsurgery did not make it")
+    if _count(log) > _MAX_STAGES:
+        raise UsageError(f"{label} has a history of {_count(log)} commands: replay runs at most {_MAX_STAGES}")
+    stages = plan(log, inputs, say=say)
+    with tempfile.TemporaryDirectory(prefix="wsurgery-replay-") as folder:
+        again = Path(folder) / "again"
+        _make(stages, again)
+        if again.stat().st_size == path.stat().st_size and file_digest(again) == file_digest(path):
+            return None
+        return _first_difference(path, again, log)
+
+
+def plan(log: Sequence[Record], inputs: Path, *, say: Callable[[str], None]) -> list[Stage]:
+    """Check a history and find its files, before anything runs."""
+    reason = _obstacle(log)
+    if reason:
+        raise UsageError(reason)
+    stages: list[Stage] = []
+    for record in log:
+        given = record.get("inputs", [])
+        flows: list[Path | Parent | None] = [None] if stages and given and given[0]["name"] == STDIN else []
+        stages.append(Stage(record, flows + [_resolve(entry, inputs, say) for entry in given[len(flows) :]]))
+    return stages
+
+
+def _resolve(given: Record, inputs: Path, say: Callable[[str], None]) -> Path | Parent:
+    name, log = given["name"], given.get("log")
+    if name != Path(name).name or name == ".." or "\0" in name:
+        raise UsageError(f"its history names an input {printable(name)}: an input is a file in the folder of --inputs")
+    path = inputs / str(name)
+    reason = _obstacle(log) if log else None
+    if path.is_dir() and name != STDIN:
+        reason = reason or "it is a folder of shards"
+    if log and not reason:
+        return Parent(given, plan(log, inputs, say=say))
+    if name == STDIN:
+        raise UsageError(reason or "one of its inputs came through a pipe without a history: replay cannot know it")
+    if not path.exists():
+        raise WsurgeryError(f"{printable(str(path))}, an input, is missing: name its folder with --inputs DIR")
+    found, recorded = _digest(path), given.get("blake3")
+    if found != recorded:
+        raise WsurgeryError(
+            f"{printable(str(path))} has the digest {found}, but {printable(str(recorded), 64)} was read then: "
+            "name the folder of the file that was with --inputs DIR"
+        )
+    if log and reason:
+        say(f"{printable(name)} is taken as it is: {reason}")
+    return path.absolute()
+
+
+def _digest(path: Path) -> str:
+    if path.is_file():
+        return file_digest(path)
+    with open_checkpoint(path) as checkpoint:
+        return bytes_digest("".join(file_digest(file) for file in checkpoint.files).encode())
+
+
+def _obstacle(log: Any) -> str | None:
+    """Say why a log cannot be run again; None if it can, as far as this log itself tells."""
+    if not isinstance(log, (list, tuple)):
+        return "its history is damaged: a log is a list of commands"
+    for record in log:
+        command = record.get("command") if isinstance(record, dict) else None
+        if not isinstance(command, str) or command not in REPLAYABLE:
+            why = "it needs data and time" if command == "train" else "it is not a command that makes a checkpoint"
+            return f"its history has the command {printable(str(command), 40)}, which is not run again: {why}"
+        arguments, seed, inputs = record.get("arguments", []), record.get("seed", 0), record.get("inputs", [])
+        if not isinstance(arguments, list) or not all(isinstance(word, str) for word in arguments):
+            return f"its history is damaged: the arguments of {command} are not a list of words"
+        if type(seed) is not int or seed < 0:
+            return f"its history is damaged: the seed of {command} is not a number"
+        if not isinstance(inputs, list) or not all(
+            isinstance(given, dict) and isinstance(given.get("name"), str) and given["name"] for given in inputs
+        ):
+            return f"its history is damaged: the inputs of {command} have no names"
+        for word in arguments:
+            if word.startswith(_OPTIONS_OF_FILES) or "/" in word or "\0" in word:
+                return f"its history gives {command} the argument {printable(word, 80)}, which could name a file"
+            if command == "init" and ("pretrained" in word or "checkpoint" in word):
+                return f"its history gives init the argument {printable(word, 80)}, which fetches weights"
+    return None
+
+
+def _count(log: Any) -> int:
+    """Count the commands of a log and of all logs inside it; no recursion, for a hostile one may be deep."""
+    count, waiting = 0, [log]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (list, tuple)):
+            for record in item:
+                count += 1
+                inputs = record.get("inputs", []) if isinstance(record, dict) else []
+                if isinstance(inputs, list):
+                    waiting += [given.get("log") for given in inputs if isinstance(given, dict)]
+    return count
+
+
+def _make(stages: list[Stage], path: Path) -> None:
+    """Run a pipeline into a file, with its scratch folders beside it."""
+    started: list[_Process] = []
+    with ExitStack() as cleanup:
+        with path.open("wb") as output:
+            _start(stages, output, path.parent, started, cleanup)
+        failed = [process for process in started if process.popen.wait()]
+        said = [(process, process.messages.read_text(errors="replace").strip().splitlines()) for process in failed]
+    if said:
+        # A command that only lost its reader did not fail by itself.
+        own = [(process, lines) for process, lines in said if not lines or "closed by its reader" not in lines[-1]]
+        process, lines = (own or said)[0]
+        reason = printable(lines[-1]) if lines else f"it ended with status {process.popen.returncode}"
+        raise WsurgeryError(f"{process.command} failed when it was run again: {reason}")
+
+
+@dataclass(frozen=True)
+class _Process:
+    command: str
+    popen: "subprocess.Popen[bytes]"
+    messages: Path  # what it said on standard error
+
+
+def _start(stages: list[Stage], output: BinaryIO, folder: Path, started: list[_Process], cleanup: ExitStack) -> None:
+    """Start every command of a pipeline, and of the pipelines that it reads from; its last one writes to `output`."""
+    upstream: BinaryIO | None = None
+    for position, stage in enumerate(stages):
+        files: list[str] = []
+        pipes: list[BinaryIO] = []  # read ends, named as files
+        for source in stage.inputs:
+            if isinstance(source, Parent) and source.given["name"] == STDIN:  # it came through a pipe then, too
+                read, write = _pipe(cleanup)
+                _start(source.stages, write, folder, started, cleanup)
+                write.close()
+                pipes.append(read)
+                files.append(f"/dev/fd/{read.fileno()}")
+            elif isinstance(source, Parent):
+                files.append(str(_remake(source, Path(tempfile.mkdtemp(dir=folder)))))
+            else:
+                files.append(STDIN if source is None else str(source))
+        command = stage.record["command"]
+        words = ["wsurgery", command, *stage.record.get("arguments", [])]
+        words += ["--seed", str(stage.record["seed"])] if "seed" in stage.record else []
+        last = position == len(stages) - 1
+        downstream, sink = (None, output) if last else _pipe(cleanup)
+        work = Path(tempfile.mkdtemp(dir=folder))  # empty: no word of the history names a file in it
+        messages = work.with_suffix(".log")
+        with messages.open("wb") as stderr:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", *_with_files(command, words, files)],
+                stdin=upstream or subprocess.DEVNULL,
+                stdout=sink,
+                stderr=stderr,
+                cwd=work,
+                pass_fds=[pipe.fileno() for pipe in pipes],
+            )
+        cleanup.callback(_end, popen)
+        started.append(_Process(command, popen, messages))
+        for ours in (upstream, *pipes, None if last else sink):
+            if ours is not None:
+                ours.close()  # the child has its own
+        upstream = downstream
+
+
+def _pipe(cleanup: ExitStack) -> tuple[BinaryIO, BinaryIO]:
+    read, write = os.pipe()
+    return (
+        cleanup.enter_context(open(read, "rb", buffering=0)),
+        cleanup.enter_context(open(write, "wb", buffering=0)),
+    )
+
+
+def _remake(parent: Parent, folder: Path) -> Path:
+    path = folder / str(parent.given["name"])
+    _make(parent.stages, path)
+    if parent.given.get("blake3") != file_digest(path):
+        raise WsurgeryError(f"{printable(path.name)}, an input, comes out otherwise when its own history is run again")
+    return path
+
+
+def _end(popen: "subprocess.Popen[bytes]") -> None:
+    if popen.poll() is None:
+        popen.kill()
+    popen.wait()
+
+
+def _first_difference(path: Path, again: Path, log: Sequence[Record]) -> str:
+    with open_checkpoint(path) as before, open_checkpoint(again) as after:
+        digests, digests_again = tensor_digests(before), tensor_digests(after)
+        for name, tensor in before.tensors.items():
+            other = after.tensors.get(name)
+            if other is None or (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
+                return f"{printable(name)} is {tensor.dtype} {tensor.shape} here and not there"
+            if digests[name] != digests_again[name]:
+                return f"{printable(name)} differs"
+        more = [name for name in after.tensors if name not in before.tensors]
+        if more:
+            return f"{printable(more[0])} is there and not here"
+    versions = {str(record.get("version")) for record in log} - {__version__}
+    made_by = f": it was made by wsurgery {printable(', '.join(sorted(versions)), 80)}, this is {__version__}"
+    return "every tensor is identical, the header is not" + (made_by if versions else "")
