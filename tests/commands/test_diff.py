@@ -1,0 +1,138 @@
+"""`wsurgery diff`: real processes on small networks."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.conftest import small_resnet
+
+
+def moved(path, tmp_path, change) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, tmp_path / "b", metadata={"other": "metadata"})
+
+
+def test_json_has_the_contracts_fields_with_numpys_values(resnet, wsurgery, tmp_path):
+    def change(tensors):
+        tensors["layer2.0.conv2.weight"] = tensors["layer2.0.conv2.weight"] * np.float32(1.5)
+        tensors["fc.bias"] = -tensors["fc.bias"]
+
+    moved(resnet, tmp_path, change)
+    shown = json.loads(wsurgery("diff", resnet, tmp_path / "b", "--json").stdout)
+    before, after = load_file(resnet), load_file(tmp_path / "b")
+    assert [row["name"] for row in shown["blocks"]] == ["conv1", "block1", "block2", "head"]
+    assert {row["name"] for row in shown["tensors"]} == set(before)
+    parts = {"block2": ("layer2",), "head": ("fc",), "conv1": ("conv1", "bn1"), "block1": ("layer1",)}
+    for row in shown["blocks"]:
+        names = [name for name in before if name.startswith(parts[row["name"]])]
+        x, y = (
+            np.concatenate([side[n].ravel().astype(float) for n in names if side[n].dtype == np.float32])
+            for side in (before, after)
+        )
+        assert row["relative_l2"] == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-12, abs=0)
+        assert row["cosine"] == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-12)
+        assert row["max"] == np.abs(y - x).max()
+        equal, size = sum(int((before[n] == after[n]).sum()) for n in names), sum(before[n].size for n in names)
+        assert row["equal"] == pytest.approx(equal / size)
+        assert row["identical"] == (row["name"] in ("conv1", "block1"))
+    assert shown["identical"] is False
+
+
+def test_either_side_may_be_a_pipe_in_an_order_of_its_own(resnet, wsurgery, tmp_path):
+    moved(resnet, tmp_path, lambda tensors: tensors["fc.bias"].__imul__(2))
+    by_file = wsurgery("diff", resnet, tmp_path / "b", "--json").stdout
+    reordered = wsurgery("transfuse", tmp_path / "b", "--upto", "head", "--into", resnet).stdout
+    assert wsurgery("diff", "-", tmp_path / "b", "--json", stdin=resnet.read_bytes()).stdout == by_file
+    assert wsurgery("diff", resnet, "-", "--json", "--threads", 1, stdin=reordered).stdout == by_file
+    refused = wsurgery("diff", "-", "-", stdin=resnet.read_bytes(), check=False)
+    assert refused.returncode == 2
+    assert b"only one" in refused.stderr
+
+
+def test_status_tells_a_difference_only_when_asked(resnet, wsurgery, tmp_path):
+    moved(resnet, tmp_path, lambda tensors: tensors["fc.bias"].__imul__(2))
+    assert wsurgery("diff", resnet, tmp_path / "b").returncode == 0
+    assert wsurgery("diff", resnet, tmp_path / "b", "--exit-code", check=False).returncode == 1
+    assert wsurgery("diff", resnet, resnet, "--exit-code").returncode == 0
+    assert wsurgery("diff", resnet, tmp_path / "b", "--exit-code", "--except", "fc.bias").returncode == 0
+
+
+def test_what_cannot_be_compared_is_listed_and_is_a_difference(resnet, wsurgery, tmp_path):
+    def change(tensors):
+        tensors["fc.weight"] = tensors["fc.weight"][:3].copy()
+        tensors["fc.bias"] = tensors["fc.bias"].astype(np.float16)
+        tensors["fc.new"] = tensors.pop("conv1.weight")
+
+    moved(resnet, tmp_path, change)
+    done = wsurgery("diff", resnet, tmp_path / "b", "--exit-code", check=False)
+    shown = json.loads(wsurgery("diff", resnet, tmp_path / "b", "--json").stdout)
+    text = done.stdout.decode()
+    assert done.returncode == 1
+    assert "only in A: conv1.weight F32 (16, 3, 7, 7)" in text
+    assert "only in B: fc.new" in text
+    assert "fc.weight F32 (10, 32) in A, F32 (3, 32) in B" in text
+    assert "fc.bias F32 (10,) in A, F16 (10,) in B" in text
+    assert [row["name"] for row in shown["only_in_a"]] == ["conv1.weight"]
+    assert shown["blocks"][-1] == {
+        "name": "head", "tensors": 3, "compared": 0, "relative_l2": None, "cosine": None, "max": None, "equal": None,
+        "identical": False,
+    }  # fmt: skip
+
+
+def test_selectors_choose_the_part_and_tensors_its_rows(resnet, wsurgery, tmp_path):
+    moved(resnet, tmp_path, lambda tensors: tensors["layer1.0.conv1.weight"].__imul__(2))
+    lines = wsurgery(
+        "diff", resnet, tmp_path / "b", "--tensors", "--blocks", "block1", "--role", "conv"
+    ).stdout.decode()
+    assert [line.split()[:3] for line in lines.splitlines()[1:]] == [["layer1.0.conv1.weight", "block1", "1"]]
+    assert wsurgery("diff", resnet, tmp_path / "b", "--blocks", "block9", check=False).returncode == 2
+
+
+def test_a_pair_that_differs_in_one_element_is_not_called_identical(wsurgery, tmp_path):
+    values = np.ones(3_000_000, np.float32)
+    save_file({"fc.weight": values}, tmp_path / "a")
+    values[5] = 2
+    save_file({"fc.weight": values}, tmp_path / "b")
+    text = wsurgery("diff", tmp_path / "a", tmp_path / "b").stdout.decode()
+    assert "identical" not in text
+    assert "<100 %" in text
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_an_input_that_ends_early_is_one_line(side, resnet, wsurgery):
+    sources = ["-", resnet] if side else [resnet, "-"]
+    done = wsurgery("diff", *sources, stdin=resnet.read_bytes()[:-1], check=False)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
+    assert b"standard input ends early" in done.stderr
+
+
+def test_names_are_shown_escaped(wsurgery, tmp_path):
+    save_file({"\x1b[2J[red]x": np.ones(2)}, tmp_path / "a")
+    text = wsurgery("diff", tmp_path / "a", tmp_path / "a", "--tensors").stdout
+    assert b"\x1b" not in text
+    assert b"\\x1b[2J[red]x" in text
+
+
+def test_memory_does_not_grow_with_the_tensors(wsurgery, tmp_path, shell):
+    for mebibytes in (8, 128):
+        for side in "ab":
+            value = np.full(mebibytes << 18, 1.0 + (side == "b"), np.float32)
+            save_file({"w": value}, tmp_path / f"{side}{mebibytes}")
+    (tmp_path / "measure.py").write_text(
+        "import resource, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-m', 'wsurgery', 'diff', *sys.argv[1:]], check=True, stdout=sys.stderr)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    small, large = (int(shell(f"python measure.py a{n} b{n}", tmp_path).stdout) for n in (8, 128))
+    assert large < small + (20 << 10)  # KiB
+
+
+def test_weights_of_a_network_that_did_not_move_have_no_distance(wsurgery, tmp_path):
+    save_file(small_resnet(), tmp_path / "a")
+    made = wsurgery("freeze-spec", tmp_path / "a", "--upto", "conv1").stdout
+    shown = json.loads(wsurgery("diff", tmp_path / "a", "-", "--json", stdin=made).stdout)
+    assert shown["identical"] is True
+    assert all((row["relative_l2"], row["cosine"], row["equal"]) == (0, 1, 1) for row in shown["blocks"])
