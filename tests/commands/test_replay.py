@@ -18,6 +18,8 @@ PIPELINES = {
     "a source through a pipe": "wsurgery transfuse <(wsurgery meanvar resnet.safetensors | wsurgery reset-bn) --upto conv1"
     " --into 'donor one.safetensors' -o made",
     "drawn above a block": "wsurgery transfuse resnet.safetensors --upto block1 --rest random --seed 5 > made",
+    "names": "wsurgery rename layer1 stage1 resnet.safetensors > made",
+    "a mean with what is piped in": "wsurgery shuffle resnet.safetensors | wsurgery average - 'donor one.safetensors' > made",
     "a fresh network": "wsurgery init cbr_tiny --width 0.05 --num-classes 5 --seed 2 | wsurgery gabor > made",
 }
 

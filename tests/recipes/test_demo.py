@@ -37,7 +37,7 @@ def test_the_demo_runs_through_to_a_report_of_both_arms(out):
     for arm in ("random", "transfer"):
         run = out / "runs" / arm / "1"
         assert arm in page
-        assert re.search(rf"^\s*{arm}\b", printed, re.MULTILINE)  # in the table
+        assert re.search(rf"^\W*{arm}\b", printed, re.MULTILINE)  # in the table
         assert json.loads((run / "metrics.json").read_text())["steps"] == 4
         assert json.loads((run / "eval.json").read_text())["n"] == 22
         assert len(json.loads((run / "cca-init.json").read_text())["layers"]) >= 4

@@ -8,8 +8,9 @@ steps through files give the same bytes. Nothing depends on the time, the host o
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 from wsurgery import __version__
@@ -18,6 +19,7 @@ from wsurgery.errors import WsurgeryError
 
 KEY = "wsurgery"
 Record = dict[str, Any]
+_PIPE = " \\\n  | "
 
 
 @dataclass(frozen=True)
@@ -108,27 +110,47 @@ def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool) -> 
     return {**described, "log": list(history.log)} if history.log and not flows else described
 
 
-def as_pipeline(log: Sequence[Record]) -> str:
-    """Write a log as the shell pipeline that it records; a file that was made by wsurgery is shown as `<(its pipeline)`."""
-    stages = []
+def as_pipeline(log: Sequence[Record], runs: Iterator[int] | None = None) -> str:
+    """Write a log as the bash pipeline that it records.
+
+    A file that was made by wsurgery is shown as `<(its pipeline)`. Training reads a file and writes a folder, so it ends
+    one pipeline and begins another: `INIT1.safetensors` and `RUN1` stand for files that the log does not name.
+
+    Args:
+        log: the records.
+        runs: numbers for the training runs in it; nested logs share them.
+    """
+    runs = count(1) if runs is None else runs
+    lines: list[str] = []
+    stages: list[str] = []
     for record in log:
         words = ["wsurgery", record["command"]]
-        files = [_input_word(given) for given in record.get("inputs", [])]
+        files = [_input_word(given, runs) for given in record.get("inputs", [])]
         words += [shlex.quote(argument) for argument in record.get("arguments", [])]
         if "seed" in record:
             words += ["--seed", str(record["seed"])]
-        stages.append(" ".join(_with_files(record["command"], words, files)))
-    return " \\\n  | ".join(stages)
+        if record["command"] == "train":
+            run = next(runs)
+            if stages:
+                files = [f"INIT{run}.safetensors"]
+                lines.append(f"{_PIPE.join(stages)} > {files[0]}")
+            lines.append(" ".join([*with_files("train", words, files), "-o", f"RUN{run}"]))
+            stages = [f"cat RUN{run}/{shlex.quote(str(record.get('output', 'last.safetensors')))}"]
+        else:
+            stages.append(" ".join(with_files(record["command"], words, files)))
+    return "\n".join([*lines, _PIPE.join(stages)])
 
 
-def _input_word(given: Record) -> str:
+def _input_word(given: Record, runs: Iterator[int]) -> str:
     if given.get("log"):
-        return f"<({as_pipeline(given['log'])})"
+        return f"<({as_pipeline(given['log'], runs)})"
     return shlex.quote(str(given.get("name", STDIN)))
 
 
-def _with_files(command: str, words: list[str], files: list[str]) -> list[str]:
+def with_files(command: str, words: list[str], files: list[str]) -> list[str]:
+    """Put a command's input files where it takes them among its `words` (program, command, arguments)."""
     if command == "transfuse":  # inputs: the stream that flows through, then the source
         into = [] if len(files) < 2 else ["--into", files[0]]
         return [*words[:2], files[-1], *words[2:], *into] if files else words
-    return [*words[:2], *(name for name in files if name != STDIN), *words[2:]]
+    named = files if len(files) > 1 else [name for name in files if name != STDIN]
+    return [*words, *named] if command == "rename" else [*words[:2], *named, *words[2:]]

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from wsurgery import __version__
 from wsurgery.checkpoint.digest import bytes_digest, file_digest, tensor_digests
-from wsurgery.checkpoint.provenance import History, Record, _with_files
+from wsurgery.checkpoint.provenance import History, Record, with_files
 from wsurgery.checkpoint.reader import STDIN, open_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
@@ -210,7 +210,7 @@ def _start(stages: list[Stage], output: BinaryIO, folder: Path, started: list[_P
         messages = work.with_suffix(".log")
         with messages.open("wb") as stderr:
             popen = subprocess.Popen(
-                [sys.executable, "-m", *_with_files(command, words, files)],
+                [sys.executable, "-m", *with_files(command, words, files)],
                 stdin=upstream or subprocess.DEVNULL,
                 stdout=sink,
                 stderr=stderr,

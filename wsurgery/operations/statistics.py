@@ -12,7 +12,7 @@ from wsurgery.operations.rewrite import Array, Map
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations of the finite and non-finite elements alike."""
+    """Count, mean and sum of squared deviations, of all elements; not finite where one of them is not or float64 overflows."""
 
     count: int
     mean: float
@@ -38,17 +38,21 @@ def moments(x: Array, run: Map) -> Moments:
 
     def part(chunk: int) -> Moments:
         values = flat[chunk_slice(chunk)].astype(np.float64)
-        mean = float(values.mean())
-        np.subtract(values, mean, out=values)
-        np.multiply(values, values, out=values)
-        return Moments(values.size, mean, float(values.sum()))
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever asks checks that the result is finite
+            mean = float(values.mean())
+            np.subtract(values, mean, out=values)
+            np.multiply(values, values, out=values)
+            return Moments(values.size, mean, float(values.sum()))
 
     return reduce(Moments.__add__, run(part, chunks(flat.size)), Moments(0, 0.0, 0.0))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `show --stats` says of a tensor. `mean`, `std`, `min` and `max` are of its finite elements, None without any."""
+    """What `show --stats` says of a tensor.
+
+    `mean`, `std`, `min` and `max` are of its finite elements: None without any, or where float64 overflows.
+    """
 
     mean: float | None
     std: float | None
@@ -74,4 +78,5 @@ def summary(x: Array) -> Summary:
             low, high = min(low, float(values.min())), max(high, float(values.max()))
     if not parts.count:
         return Summary(None, None, None, None, zeros, nan, inf)
-    return Summary(parts.mean, parts.std, low, high, zeros, nan, inf)
+    mean, std = (value if math.isfinite(value) else None for value in (parts.mean, parts.std))
+    return Summary(mean, std, low, high, zeros, nan, inf)

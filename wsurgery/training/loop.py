@@ -25,7 +25,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from wsurgery.checkpoint import AtomicFile, open_checkpoint
-from wsurgery.checkpoint.provenance import History, describe_input, make_record
+from wsurgery.checkpoint.provenance import History, Record, describe_input, make_record
 from wsurgery.data.augment import augment, normalise
 from wsurgery.data.dataset import Dataset
 from wsurgery.errors import UsageError, WsurgeryError, printable
@@ -137,7 +137,7 @@ def train(
         return metrics
     spec = Path(data).name if Path(data).is_file() else data
     record = make_record("train", ["--data", spec, *arguments], seed=settings.seed, inputs=[described])
-    after = History(architecture, history.freeze, history.log, history.others).then(record)
+    before = History(architecture, history.freeze, history.log, history.others)
     loop.resume(run)
     with (run / "log.jsonl").open("a") as log:
         for entry in loop.entries():
@@ -146,8 +146,8 @@ def train(
             report(entry)
             if "macro_auc" in entry:
                 if loop.progress.best_step == entry["step"]:
-                    save(model.state_dict(), after, run / "best.safetensors", force=True)
-                save(model.state_dict(), after, run / "last.safetensors", force=True)
+                    _save(model, before, record, run / "best.safetensors")
+                _save(model, before, record, run / "last.safetensors")
                 loop.save(run)
     metrics = _summarise(run / "log.jsonl")
     _write_json(finished, metrics)
@@ -326,6 +326,10 @@ def _claim_folder(run: Path, config: Entry, init: Path) -> None:
             raise UsageError(
                 f"{printable(str(run))} was begun with other {key}: choose another folder with -o, or remove it"
             )
+
+
+def _save(model: nn.Module, before: History, record: Record, path: Path) -> None:
+    save(model.state_dict(), before.then({**record, "output": path.name}), path, force=True)
 
 
 def _summarise(log: Path) -> Entry:
