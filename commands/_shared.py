@@ -162,12 +162,7 @@ def write_surgery(
 
     flows = flows or name_from
     if output.dry_run:
-        changed = [edit for edit in edits if edit.compute or edit.source is not flows]
-        elements = sum(edit.tensor.elements for edit in changed)
-        total = sum(edit.tensor.elements for edit in edits)
-        typer.echo(f"{len(changed)} of {len(edits)} tensors would change, {elements:,} of {total:,} elements:")
-        for edit in changed:
-            typer.echo(f"  {printable(edit.tensor.name)} {edit.tensor.dtype} {edit.tensor.shape}")
+        _foretell(edits, flows)
         return
     metadata = history.then(record).metadata()
     folder = output.folder(flows)
@@ -177,6 +172,18 @@ def write_surgery(
     stem = name_from.path.name.removesuffix(".safetensors") if name_from.path else "stdin"
     with output.destination(f"{stem}.{_described(record)}.safetensors") as path:
         rewrite(edits, metadata, path, force=output.force, threads=output.threads)
+
+
+def _foretell(edits: "Sequence[Edit]", flows: "Checkpoint") -> None:
+    changed = [e for e in edits if e.compute or e.source is not flows or e.tensor.name != e.origin.name]
+    elements, total = (sum(edit.tensor.elements for edit in some) for some in (changed, edits))
+    typer.echo(f"{len(changed)} of {len(edits)} tensors would change, {elements:,} of {total:,} elements:")
+    for edit in changed:
+        renamed = "" if edit.tensor.name == edit.origin.name else f" (was {printable(edit.origin.name)})"
+        typer.echo(f"  {printable(edit.tensor.name)} {edit.tensor.dtype} {edit.tensor.shape}{renamed}")
+    used = {edit.origin.name for edit in edits}
+    for name in (name for name in flows.tensors if name not in used):
+        typer.echo(f"  {printable(name)} would go")
 
 
 def _described(record: "Record") -> str:

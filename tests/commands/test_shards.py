@@ -134,3 +134,11 @@ def test_a_stream_that_claims_a_huge_tensor_allocates_only_what_arrives(tmp_path
     )
     assert done.returncode == 1
     assert done.stderr.decode().strip() == "wsurgery meanvar: standard input ends early, inside a.weight"
+
+
+def test_a_dry_run_names_what_would_go_and_what_would_be_renamed(resnet, wsurgery):
+    said = wsurgery("drop", resnet, "--only", "fc.*", "--dry-run").stdout.decode().splitlines()
+    assert said[0].startswith("0 of 19 tensors would change")
+    assert sorted(said[1:]) == ["  fc.bias would go", "  fc.weight would go"]
+    renamed = wsurgery("rename", "^fc", "head", resnet, "--dry-run").stdout.decode()
+    assert "head.bias F32 (10,) (was fc.bias)" in renamed

@@ -132,3 +132,9 @@ def test_loading_is_strict_and_names_the_tensor(change, words, tmp_path):
     with open_checkpoint(tmp_path / "x") as checkpoint, pytest.raises(WsurgeryError, match=words):
         load_into(model, checkpoint)
     assert_same_bits(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("key", ["pretrained", "checkpoint_path", "pretrained_cfg"])
+def test_metadata_cannot_make_timm_load_another_file(key):
+    with pytest.raises(UsageError, match=key):
+        create({"name": "cbr_tiny", "args": {key: "x"}})

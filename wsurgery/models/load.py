@@ -21,6 +21,9 @@ _DTYPES = {
 }  # fmt: skip
 _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
+# Arguments with which timm reads or fetches files: a checkpoint's metadata is untrusted.
+_LOADS_FILES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+
 Architecture = dict[str, Any]  # {"name", "num_classes", "in_chans", "args"}
 
 
@@ -40,11 +43,14 @@ def create(architecture: Architecture, *, seed: int = 0) -> nn.Module:
         similar = get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
         hint = f"; similar: {', '.join(similar)}" if similar else ""
         raise UsageError(f"timm has no model {printable(name)!r}{hint}")
+    args = architecture.get("args", {})
+    if loading := sorted(_LOADS_FILES & args.keys()):
+        raise UsageError(f"{printable(name)}: {loading[0]} would load another file, which no checkpoint may ask for")
     given = {key: architecture[key] for key in ("num_classes", "in_chans") if architecture.get(key) is not None}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model: nn.Module = timm.create_model(name, **given, **architecture.get("args", {}))
+            model: nn.Module = timm.create_model(name, **given, **args)
         except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:  # what timm's models raise
             reason = printable(str(error) or type(error).__name__)
             raise UsageError(f"{printable(name)} cannot be built: {reason}") from None

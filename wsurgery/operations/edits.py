@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Literal, Protocol
 
-import numpy as np
-
 from wsurgery.anatomy import Selection, role_map
 from wsurgery.anatomy.roles import Described
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.batch_norm import batch_norm_identity
+from wsurgery.operations.cast import cast
 from wsurgery.operations.meanvar import meanvar
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
@@ -165,8 +164,7 @@ def _conversion(origin: TensorInfo, dtype: str) -> Compute:
         raise WsurgeryError(
             f"{printable(origin.name)} is {origin.dtype} in the source and {dtype} in --into: add --except"
         )
-    target = numpy_dtype(dtype)
-    return lambda x, run: x.astype(np.float32 if x.dtype.itemsize < 4 else x.dtype).astype(target)
+    return lambda x, run: cast(x, dtype=numpy_dtype(dtype), run=run)
 
 
 def _fan_in(tensor: TensorInfo, tensors: Mapping[str, Described]) -> int:
