@@ -31,18 +31,16 @@ types: $(VENV)/installed-dev
 
 setup: $(VENV)/installed-dev
 
-# pip compiles on one core; compileall takes them all.
-COMPILE := $(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true
+# Not compiled ahead: Python compiles what is imported, and most of what these packages hold never is.
+unexport PYTHONDONTWRITEBYTECODE
 
 $(VENV)/installed: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-compile -e .
-	$(COMPILE)
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --no-compile -e '.[dev,imagenet]'
-	$(COMPILE)
 	touch $@
 
 clean:

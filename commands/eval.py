@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._shared import Data, Device, Force, Json, Threads, command, table_console
+from wsurgery.errors import UsageError, WsurgeryError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,52 +19,67 @@ if TYPE_CHECKING:
 
 @command
 def eval(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The checkpoint to evaluate.")],
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="The checkpoints to evaluate.")],
     data: Data,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Write each image's probabilities here.")
     ] = None,
+    beside: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Write each result as JSON to this name beside its checkpoint.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: the images' own.")] = None,
-    arch: Annotated[str | None, typer.Option(help="The timm model, if the checkpoint does not say it.")] = None,
+    arch: Annotated[str | None, typer.Option(help="The timm model, if a checkpoint does not say it.")] = None,
     device: Device = "auto",
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Evaluate a checkpoint: AUC for each label with its 95 % confidence interval (DeLong), and their mean.
+    """Evaluate checkpoints: AUC for each label with its 95 % confidence interval (DeLong), and their mean.
 
     Example: wsurgery eval run/best.safetensors --data synthetic:fundus?n=2000 --predictions test.csv
     """
     import torch
 
+    from wsurgery.checkpoint import AtomicFile
     from wsurgery.data.dataset import load_dataset
-    from wsurgery.errors import WsurgeryError
     from wsurgery.models import load
-    from wsurgery.training.metrics import auc_per_label, delong_interval, macro
     from wsurgery.training.predict import choose_device, predict
 
+    if len(checkpoints) > 1 and (predictions or (json and not beside)):
+        raise UsageError("--predictions and --json are for one checkpoint; for several, write each with --beside NAME")
+    if beside is not None and beside != Path(beside).name:
+        raise UsageError(f"--beside {beside}: give a file name, without a folder")
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     where = choose_device(device)
-    model = load(checkpoint, arch).to(where)
     dataset = load_dataset(data, split=split, image_size=image_size)
-    logits = predict(model, dataset, device=where)
+    for checkpoint in checkpoints:
+        logits = predict(load(checkpoint, arch).to(where), dataset, device=where)
+        result = _evaluate(logits, dataset, checkpoint, split)
+        if predictions:
+            _write_predictions(predictions, dataset, logits, force=force)
+        if beside:
+            with AtomicFile(checkpoint.with_name(beside), force=force) as stream:
+                stream.write(dumps(result, indent=2).encode() + b"\n")
+        if json:
+            typer.echo(dumps(result, indent=2))
+        else:
+            _print_table(result, str(checkpoint) if len(checkpoints) > 1 else None)
+
+
+def _evaluate(logits: "NDArray[np.float32]", dataset: "Dataset", checkpoint: Path, split: str) -> dict[str, Any]:
+    from wsurgery.training.metrics import auc_per_label, delong_interval, macro
+
     if logits.shape[1] != len(dataset.label_names):
         raise WsurgeryError(f"{checkpoint} has {logits.shape[1]} outputs, the data {len(dataset.label_names)} labels")
     aucs = auc_per_label(dataset.labels, logits, dataset.label_names)
     intervals = [delong_interval(dataset.labels[:, i], logits[:, i]) for i in range(len(aucs))]
-    result = {
+    return {
         "labels": {name: {"auc": aucs[name], "ci": interval} for name, interval in zip(aucs, intervals, strict=True)},
         "macro_auc": macro(aucs),
         "n": len(dataset.images),
         "split": split,
     }
-    if predictions:
-        _write_predictions(predictions, dataset, logits, force=force)
-    if json:
-        typer.echo(dumps(result, indent=2))
-    else:
-        _print_table(result)
 
 
 def _write_predictions(path: Path, dataset: "Dataset", logits: "NDArray[np.float32]", *, force: bool) -> None:
@@ -87,13 +103,13 @@ def _write_predictions(path: Path, dataset: "Dataset", logits: "NDArray[np.float
         stream.write(text.getvalue().encode())
 
 
-def _print_table(result: dict[str, Any]) -> None:
+def _print_table(result: dict[str, Any], title: str | None) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from wsurgery.errors import printable
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(title=Text(printable(title)) if title else None, box=None, header_style="bold", pad_edge=False)
     table.add_column("label")
     for column in ("AUC", "95 % interval"):
         table.add_column(column, justify="right")

@@ -143,3 +143,17 @@ def test_predictions_replace_a_file_by_force_only(finished, fundus, invoke, tmp_
     assert (tmp_path / "p.csv").read_text() == "something"
     invoke(*given, "--force")
     assert (tmp_path / "p.csv").read_text().startswith("path,patient,")
+
+
+def test_several_checkpoints_give_what_each_gives_alone(invoke, finished, fundus, tmp_path):
+    given = ("--data", fundus, "--threads", 1)
+    paths = []
+    for name in ("best", "last"):
+        (tmp_path / name).mkdir()
+        paths.append(tmp_path / name / "x.safetensors")
+        paths[-1].write_bytes((finished / f"{name}.safetensors").read_bytes())
+    invoke("eval", *paths, *given, "--beside", "eval.json")
+    for path in paths:
+        alone = json.loads(invoke("eval", path, *given, "--json").stdout)
+        assert json.loads(path.with_name("eval.json").read_text()) == alone
+    assert invoke("eval", *paths, *given, "--json", check=False).exit_code == 2
