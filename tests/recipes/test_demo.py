@@ -42,6 +42,9 @@ def test_the_demo_runs_through_to_a_report_of_both_arms(out):
         assert json.loads((run / "eval.json").read_text())["n"] == 22
         assert len(json.loads((run / "cca-init.json").read_text())["layers"]) >= 4
     make("-q", f"OUT={out}", *SMALL)  # fails if anything would be made again
+    more = make("-n", f"OUT={out}", "ARMS=random gabor", *SMALL[1:])
+    assert "runs/gabor/1 " in more  # another arm is trained although the report is there
+    assert "runs/random/1 " not in more
 
 
 ARMS = "random transfer meanvar shuffle sample gabor transfuse-block1 transfuse-block3 freeze-block1 freeze-block4"
