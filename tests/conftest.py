@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
@@ -133,3 +134,24 @@ def resnet(tmp_path: Path) -> Path:
     path = tmp_path / "resnet.safetensors"
     save_file(small_resnet(), path, metadata={"format": "pt", "author": "someone else"})
     return path
+
+
+def reference_accepts(content: bytes) -> bool:
+    """Whether the safetensors library takes `content` for a file of its format."""
+    try:
+        safetensors.deserialize(content)
+    except Exception:
+        return False
+    return True
+
+
+_MEASURE = """import resource, subprocess, sys
+subprocess.run([sys.executable, "-m", "wsurgery", *sys.argv[1:]], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def peak_memory(*arguments: object) -> int:
+    """Run `wsurgery ARGUMENTS` and return its peak resident memory in KiB."""
+    done = subprocess.run([sys.executable, "-c", _MEASURE, *map(str, arguments)], capture_output=True, check=True)
+    return int(done.stdout)

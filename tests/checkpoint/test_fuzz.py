@@ -11,10 +11,10 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
 
 import pytest
-import safetensors
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import reference_accepts
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import KEY, History, as_pipeline
@@ -142,14 +142,6 @@ def mutated_files(draw) -> bytes:
             st.sampled_from((content + b"\0", content + bytes(4096), content[:-1], content[: len(content) // 2]))
         )
     return content[: PIPE - 1]
-
-
-def reference_accepts(content: bytes) -> bool:
-    try:
-        safetensors.deserialize(content)
-    except Exception:
-        return False
-    return True
 
 
 def use(source: str) -> bool:

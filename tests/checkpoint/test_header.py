@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import reference_accepts
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.header import TensorInfo, format_header, parse_header
 from wsurgery.checkpoint.reader import open_checkpoint
@@ -22,14 +23,6 @@ GOOD = {
 
 def file_of(header: bytes, data: bytes = bytes(25)) -> bytes:
     return len(header).to_bytes(8, "little") + header + data
-
-
-def reference_accepts(content: bytes) -> bool:
-    try:
-        safetensors.deserialize(content)
-    except Exception:
-        return False
-    return True
 
 
 def we_accept(content: bytes, folder) -> bool:

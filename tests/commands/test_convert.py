@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import small_resnet
+from tests.conftest import peak_memory, small_resnet
 from wsurgery.models import load
 
 
@@ -154,14 +154,8 @@ def test_convert_imports_no_heavy_library(saved, shell, tmp_path):
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_memory_is_bounded_by_the_largest_tensor(tmp_path, shell):
+def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     for count in (4, 24):
         torch.save({f"w{i}": torch.zeros(1024, 1024) for i in range(count)}, tmp_path / f"{count}.pth")
-    script = (
-        "import resource, subprocess, sys\n"
-        "subprocess.run([sys.executable, '-m', 'wsurgery', 'convert', sys.argv[1], '-o', '/dev/null'], check=True)\n"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    (tmp_path / "measure.py").write_text(script)
-    small, large = (int(shell(f"{sys.executable} measure.py {count}.pth", tmp_path).stdout) for count in (4, 24))
+    small, large = (peak_memory("convert", tmp_path / f"{count}.pth", "-o", "/dev/null") for count in (4, 24))
     assert large < 1.1 * small

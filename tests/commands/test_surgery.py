@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import small_resnet
+from tests.conftest import peak_memory, small_resnet
 
 COMMANDS = {
     "meanvar": ["meanvar"],
@@ -240,16 +240,10 @@ def test_show_json_has_the_contracts_fields(resnet, wsurgery, tmp_path):
             assert (row["min"], row["max"]) == (value.min(), value.max())
 
 
-def test_memory_is_bounded_by_the_largest_tensor(wsurgery, tmp_path, shell):
+def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     for count in (4, 40):
         save_file({f"w{i}.weight": np.zeros((1024, 1024), np.float32) for i in range(count)}, tmp_path / f"{count}")
-    script = (
-        "import resource, subprocess, sys\n"
-        "subprocess.run([sys.executable, '-m', 'wsurgery', 'meanvar', sys.argv[1], '-o', '/dev/null'], check=True)\n"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    (tmp_path / "measure.py").write_text(script)
-    small, large = (int(shell(f"{sys.executable} measure.py {count}", tmp_path).stdout) for count in (4, 40))
+    small, large = (peak_memory("meanvar", tmp_path / f"{count}", "-o", "/dev/null") for count in (4, 40))
     assert large < 1.1 * small
     assert large < (64 << 10) + 4 * (4 << 10) + 30_000  # KiB
 
