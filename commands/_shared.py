@@ -1,6 +1,7 @@
 """What subcommands share: options declared once, and one way to end in an error."""
 
 import inspect
+import json
 import os
 import re
 import sys
@@ -9,12 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.anatomy import Selection
+from wsurgery.anatomy import Selection, parse_block_map
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 Input = Annotated[
     str | None,
-    typer.Argument(metavar="[IN]", help="A safetensors file, a sharded folder, or - (default) for standard input."),
+    typer.Argument(
+        metavar="[IN]", help="A safetensors file, a folder of shards, a URL of either, or - (default): stdin."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Threads = Annotated[
@@ -36,6 +40,11 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Data = Annotated[str, typer.Option("--data", metavar="SPEC", help="A manifest, or scheme:argument?key=value.")]
+
+BlockMap = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help='The blocks in your own words: JSON {"stem": ["conv1.*", ...], ...}, in order.'),
+]
 
 
 class BatchNorm(str, Enum):
@@ -50,23 +59,37 @@ class BatchNorm(str, Enum):
 class Part:
     """The selectors: the part of the checkpoint to act on."""
 
-    upto: Annotated[str | None, typer.Option(metavar="BLOCK", help="This block and all before it.")] = None
+    upto: Annotated[
+        str | None, typer.Option(metavar="BLOCK", help="This block, or 50% of the numbered ones, and all before it.")
+    ] = None
     blocks: Annotated[str | None, typer.Option(metavar="B,...", help="These blocks.")] = None
     role: Annotated[str | None, typer.Option(metavar="R,...", help="Roles: conv, linear, norm, batch_norm, ...")] = None
     only: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Tensors of these names; repeatable.")] = None
     except_: Annotated[
         list[str] | None, typer.Option("--except", metavar="GLOB", help="Not these tensors; repeatable.")
     ] = None
+    block_map: BlockMap = None
+
+    @cached_property
+    def _own_blocks(self) -> dict[str, list[str]] | None:
+        if self.block_map is None:
+            return None
+        inline = self.block_map.startswith("{")  # as a record has it
+        return parse_block_map(self.block_map if inline else Path(self.block_map).read_bytes())
 
     @property
     def selection(self) -> Selection:
         """The selection that the options ask for."""
-        return Selection(self.upto, self.blocks, self.role, tuple(self.only or ()), tuple(self.except_ or ()))
+        only, except_ = tuple(self.only or ()), tuple(self.except_ or ())
+        return Selection(self.upto, self.blocks, self.role, only, except_, self._own_blocks)
 
     @property
     def arguments(self) -> list[str]:
-        """The options as typed, for the record."""
+        """The options as typed, for the record; a block map that they need by its content, so that no file is needed."""
         single = [("--upto", self.upto), ("--blocks", self.blocks), ("--role", self.role)]
+        if self._own_blocks is not None and (self.upto or self.blocks):
+            content = json.dumps(self._own_blocks, separators=(",", ":"))
+            single.append(("--block-map", content.replace("/", "\\u002f")))  # a word with a slash may not be replayed
         many = [("--only", glob) for glob in self.only or ()] + [("--except", glob) for glob in self.except_ or ()]
         return [word for option, value in single + many if value is not None for word in (option, value)]
 
@@ -117,6 +140,11 @@ class SurgeryOutput(Output):
     ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and write nothing.")] = False
 
+    no_digest: Annotated[
+        bool,
+        typer.Option("--no-digest", help="Do not record the digests of input files; replay then takes them on trust."),
+    ] = False
+
     def folder(self, like: "Checkpoint") -> "Folder | None":
         """Give the folder of shards that the options ask for, None if they ask for a file."""
         from wsurgery.operations.rewrite import Folder
@@ -164,14 +192,19 @@ def write_surgery(
     if output.dry_run:
         _foretell(edits, flows)
         return
-    metadata = history.then(record).metadata()
+    if output.no_digest:
+        inputs = [{key: value for key, value in given.items() if key != "blake3"} for given in record["inputs"]]
+        record = {**record, "inputs": inputs}
+    history = history.then(record)
     folder = output.folder(flows)
+    if all(edit.source is not flows for edit in edits):
+        flows.finish()  # nothing of it is used, and still nothing is written if it ends early
     if folder is not None:
-        rewrite(edits, metadata, folder, force=output.force, threads=output.threads)
+        rewrite(edits, history, folder, force=output.force, threads=output.threads)
         return
-    stem = name_from.path.name.removesuffix(".safetensors") if name_from.path else "stdin"
+    stem = name_from.name.removesuffix(".safetensors") if name_from.name else "stdin"
     with output.destination(f"{stem}.{_described(record)}.safetensors") as path:
-        rewrite(edits, metadata, path, force=output.force, threads=output.threads)
+        rewrite(edits, history, path, force=output.force, threads=output.threads)
 
 
 def _foretell(edits: "Sequence[Edit]", flows: "Checkpoint") -> None:
@@ -181,7 +214,7 @@ def _foretell(edits: "Sequence[Edit]", flows: "Checkpoint") -> None:
     for edit in changed:
         renamed = "" if edit.tensor.name == edit.origin.name else f" (was {printable(edit.origin.name)})"
         typer.echo(f"  {printable(edit.tensor.name)} {edit.tensor.dtype} {edit.tensor.shape}{renamed}")
-    used = {edit.origin.name for edit in edits}
+    used = {edit.origin.name for edit in edits} | {edit.tensor.name for edit in edits}
     for name in (name for name in flows.tensors if name not in used):
         typer.echo(f"  {printable(name)} would go")
 

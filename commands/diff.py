@@ -33,11 +33,17 @@ def diff(
 
     Example: wsurgery diff init.safetensors run/last.safetensors
     """
+    from contextlib import ExitStack
+
     from wsurgery.checkpoint import open_checkpoint
+    from wsurgery.checkpoint.spool import seekable
 
     if a == b == "-":
         raise UsageError("only one of A and B can be standard input: name the other")
-    with open_checkpoint(a) as before, open_checkpoint(b) as after:
+    with ExitStack() as stack:
+        before, after = stack.enter_context(open_checkpoint(a)), stack.enter_context(open_checkpoint(b))
+        if not before.seekable and list(before.tensors) != list(after.tensors):
+            after = stack.enter_context(seekable(after))
         description = _compare(before, after, part, threads)
         if json:
             typer.echo(json_module.dumps(description))
@@ -48,18 +54,13 @@ def diff(
 
 
 def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None) -> dict[str, Any]:
-    from wsurgery.anatomy import block_map
     from wsurgery.operations.difference import Difference, differences
 
     both = {**b.tensors, **a.tensors}
     if not both:
         raise WsurgeryError(f"{a.label} and {b.label} hold no tensors")
     chosen = part.selection.names(both)
-    blocks = {
-        name: block
-        for name, block in block_map({name: tensor.shape for name, tensor in both.items()}).items()
-        if name in chosen
-    }
+    blocks = {name: block for name, block in part.selection.place(both).items() if name in chosen}
     alike = {name for name in chosen if _kind(a, name) == _kind(b, name)}
     order = a.tensors if b.seekable else b.tensors
     found = differences(a, b, [name for name in order if name in alike], threads=threads)

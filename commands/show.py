@@ -1,12 +1,16 @@
 """`wsurgery show`."""
 
+import csv as csv_module
 import json as json_module
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._shared import Input, Json, command, table_console
+from wsurgery.commands._shared import BlockMap, Input, Json, Part, Threads, command, table_console
+from wsurgery.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from wsurgery.checkpoint import Checkpoint
@@ -20,29 +24,37 @@ def show(
         bool, typer.Option("--stats", help="Read the tensors too: mean, std, min, max, zeros, NaN, infinities.")
     ] = False,
     json: Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV on standard output, one line for each tensor.")] = False,
+    threads: Threads = None,
+    block_map: BlockMap = None,
 ) -> None:
-    """Show blocks, roles and shapes. Reads the header only, unless --stats.
+    """Show blocks, roles and shapes, what is frozen, and where it came from. Reads the header only, unless --stats.
 
     Example: wsurgery show resnet50.safetensors --stats
     """
     from wsurgery.checkpoint import open_checkpoint
 
+    if json and csv:
+        raise UsageError("--json and --csv: choose one")
     with open_checkpoint(source) as checkpoint:
-        description = _describe(checkpoint, with_stats=stats)
+        description = _describe(checkpoint, Part(block_map=block_map), with_stats=stats, threads=threads)
         if json:
             typer.echo(json_module.dumps(description))
+        elif csv:
+            _print_csv(description["tensors"])
         else:
             _print_table(description, checkpoint.label, by_tensor=tensors or stats)
 
 
-def _describe(checkpoint: "Checkpoint", *, with_stats: bool) -> dict[str, Any]:
+def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads: int | None) -> dict[str, Any]:
     from fnmatch import fnmatchcase
 
-    from wsurgery.anatomy import block_map, role_map
+    from wsurgery.anatomy import role_map
     from wsurgery.checkpoint.provenance import History
+    from wsurgery.checkpoint.reader import STDIN
 
     history = History.of(checkpoint)
-    blocks = block_map({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    blocks = part.selection.place(checkpoint.tensors)
     roles = role_map(checkpoint.tensors)
     rows = []
     for name, tensor in checkpoint.tensors.items():
@@ -53,21 +65,29 @@ def _describe(checkpoint: "Checkpoint", *, with_stats: bool) -> dict[str, Any]:
             "role": roles[name],
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
+            "bytes": tensor.nbytes,
             "frozen": frozen,
         }
-        rows.append({**row, **_statistics(checkpoint, name)} if with_stats else row)
+        rows.append(row)
+    if with_stats:
+        rows = [{**row, **found} for row, found in zip(rows, _statistics(checkpoint, threads), strict=True)]
     members: dict[str, list[str]] = {}
     for name, block in blocks.items():
         members.setdefault(block, []).append(name)
     position = {name: i for i, name in enumerate(checkpoint.tensors)}
     return {
         "architecture": history.architecture,
+        "history": [
+            {"command": record["command"], "inputs": [given.get("name", STDIN) for given in record.get("inputs", [])]}
+            for record in history.log
+        ],
         "blocks": [
             {
                 "name": block,
                 "parameters": sum(
                     checkpoint.tensors[name].elements for name in names if _is_parameter(name, roles[name])
                 ),
+                "bytes": sum(checkpoint.tensors[name].nbytes for name in names),
                 "tensors": sorted(names, key=position.__getitem__),
             }
             for block, names in members.items()
@@ -81,23 +101,40 @@ def _is_parameter(name: str, role: str) -> bool:
     return role != "integer" and not (role == "batch_norm" and name.endswith(buffers))
 
 
-def _statistics(checkpoint: "Checkpoint", name: str) -> dict[str, Any]:
-    from wsurgery.checkpoint.dtypes import is_float
-    from wsurgery.operations.statistics import summary
+def _statistics(checkpoint: "Checkpoint", threads: int | None) -> Iterator[dict[str, Any]]:
+    import os
+    from concurrent.futures import ThreadPoolExecutor
 
-    if not is_float(checkpoint.tensors[name].dtype):
-        return {}
-    try:
-        return asdict(summary(checkpoint.read_array(name)))
-    except TypeError:  # elements smaller than a byte
-        return {}
+    from wsurgery.checkpoint.dtypes import BITS, is_float
+    from wsurgery.operations.statistics import summary
+    from wsurgery.progress import Progress
+
+    total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool, Progress(total, "reading") as progress:
+        for name, tensor in checkpoint.tensors.items():
+            computable = is_float(tensor.dtype) and BITS[tensor.dtype] >= 8
+            yield asdict(summary(checkpoint.read_array(name), pool.map)) if computable else {}
+            progress.advance(tensor.nbytes)
+
+
+def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv_module.DictWriter(sys.stdout, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({**row, "shape": "x".join(map(str, row["shape"]))})
+
+
+def _origin(history: Sequence[Mapping[str, Any]]) -> str:
+    """Say what went in and what was done, in a line: `from resnet50.safetensors by transfuse, freeze-spec`."""
+    sources = dict.fromkeys(name for record in history for name in record["inputs"] if name != "-")
+    made_from = f"from {', '.join(sources)} " if sources else ""
+    return f"{made_from}by {', '.join(record['command'] for record in history)} (wsurgery log has all of it)"
 
 
 def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) -> None:
     from rich.table import Table
     from rich.text import Text
-
-    from wsurgery.errors import printable
 
     console = table_console()
     architecture = description["architecture"]
@@ -105,10 +142,12 @@ def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) ->
     parameters = sum(block["parameters"] for block in description["blocks"])
     title = f"{label}: {architecture['name'] if architecture else 'unknown architecture'}, {parameters:,} parameters"
     console.print(Text(printable(title)))
+    if description["history"]:
+        console.print(Text(printable(_origin(description["history"]), 500)))
     columns = (
         ("name", "block", "role", "dtype", "shape", "frozen")
         if by_tensor
-        else ("block", "parameters", "tensors", "dtypes", "frozen")
+        else ("block", "parameters", "tensors", "MB", "dtypes", "roles", "frozen")
     )
     statistics = ("mean", "std", "min", "max", "zeros", "nan", "inf")
     shown = [key for key in statistics if any(key in row for row in of_rows.values())]
@@ -116,7 +155,7 @@ def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) ->
     for column in (*columns, *shown):
         table.add_column(
             column,
-            justify="left" if column in ("name", "block", "role", "dtype", "dtypes") else "right",
+            justify="left" if column in ("name", "block", "role", "dtype", "dtypes", "roles") else "right",
             overflow="fold",
         )
     for block in description["blocks"]:
@@ -135,12 +174,14 @@ def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) ->
                 table.add_row(*(Text(printable(cell)) for cell in cells))
         else:
             frozen = sum(row["frozen"] for row in rows)
-            dtypes = ", ".join(dict.fromkeys(row["dtype"] for row in rows))
+            dtypes, roles = (", ".join(dict.fromkeys(row[key] for row in rows)) for key in ("dtype", "role"))
             cells = [
                 block["name"],
                 f"{block['parameters']:,}",
                 str(len(rows)),
+                f"{block['bytes'] / 1e6:,.1f}",
                 dtypes,
+                roles,
                 f"{frozen} of {len(rows)}" if frozen else "",
             ]
             table.add_row(*map(Text, cells))

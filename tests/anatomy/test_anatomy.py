@@ -3,19 +3,21 @@
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import groupby
 
 import pytest
-import timm
 import torch
-from timm.models import group_parameters
+import torchvision
 
+import wsurgery.models  # noqa: F401  (registers the CBR networks)
+from tests.anatomy.sweep import describe, on_meta, wrong_blocks, wrong_roles
 from wsurgery.anatomy import Selection, block_map, find_block, first_convolution, globs_for, role_map
 from wsurgery.errors import UsageError
 
-MODELS = (
-    "resnet18", "resnet50d", "vgg11_bn", "densenet121", "convnext_atto", "mobilenetv3_small_050", "regnetx_002",
-    "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "tf_efficientnet_lite0", "inception_v3", "cbr_small",
+MODELS = ("resnet18", "vgg11_bn", "densenet121", "vit_tiny_patch16_224", "inception_v3", "coat_lite_tiny", "cbr_small")
+TORCHVISION = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
+    "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5",
+    "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_16",
 )  # fmt: skip
 
 
@@ -25,33 +27,8 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-def on_meta(name: str) -> torch.nn.Module:
-    import wsurgery.models  # noqa: F401
-
-    with torch.device("meta"):
-        return timm.create_model(name)
-
-
 def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_blocks_are_timms_coarse_groups_in_their_order(name):
-    model = on_meta(name)
-    blocks = block_map(shapes_of(model))
-    assert "unplaced" not in blocks.values()
-    if not hasattr(model, "group_matcher"):
-        pytest.skip("timm does not group this model")
-    groups = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
-    ours: dict[int, set[str]] = {}
-    for parameter, group in groups.items():
-        if blocks[parameter] not in ("head", "neck"):  # timm puts the neck now with the trunk, now with the head
-            ours.setdefault(group, set()).add(blocks[parameter])
-    assert all(len(labels) == 1 for labels in ours.values()), ours
-    in_order = [next(iter(ours[group])) for group in sorted(ours)]
-    in_order = [block for block, _ in groupby(in_order)]  # timm gives a VGG's batch norms groups of their own
-    assert in_order == [block for block in dict.fromkeys(blocks.values()) if block in in_order]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -60,24 +37,54 @@ def test_order_of_names_does_not_matter(name):
     assert list(block_map(shapes).values()) == list(block_map(dict(sorted(shapes.items(), reverse=True))).values())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_roles_are_the_module_types(name):
-    model = on_meta(name)
-    dtypes = {torch.float32: "F32", torch.int64: "I64"}
-    roles = role_map({key: Tensor(dtypes[v.dtype], tuple(v.shape)) for key, v in model.state_dict().items()})
-    for prefix, module in model.named_modules():
-        own = {f"{prefix}.{part}" for part in (*module._parameters, *module._buffers) if f"{prefix}.{part}" in roles}
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            assert {roles[key] for key in own} <= {"batch_norm"}
-        else:
-            assert "batch_norm" not in {roles[key] for key in own}
-        if isinstance(module, torch.nn.Conv2d):
-            depthwise = module.groups == module.in_channels > 1
-            assert roles[f"{prefix}.weight"] == ("depthwise" if depthwise else "conv")
-        if isinstance(module, torch.nn.Linear):
-            assert roles[f"{prefix}.weight"] == "linear"
-        if isinstance(module, torch.nn.LayerNorm):
-            assert roles[f"{prefix}.weight"] == "norm"
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_s_networks_are_placed_in_the_order_of_definition(name):
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        arguments = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        described = describe(name, torchvision.models.get_model(name, weights=None, **arguments))
+    assert wrong_blocks(described) is None
+    assert wrong_roles(described) == {}
+    assert block_map(described.shapes)[described.tensors[-1].name] == "head"
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vgg11_bn", "tf_efficientnet_lite0", "convnext_atto", "vit_tiny_patch16_224"]
+)
+def test_a_grey_image_is_met_by_a_convolution_that_is_not_depthwise(name):
+    described = describe(name, on_meta(name, in_chans=1))
+    first = next(tensor for tensor in described.tensors if len(tensor.shape) == 4)
+    assert first.shape[1] == 1
+    assert first_convolution(described.shapes) == first.name
+    assert wrong_roles(described) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "role"),
+    [
+        ("embeddings.position_embeddings.weight", (512, 768), "position"),
+        ("embeddings.word_embeddings.weight", (30522, 768), "embedding"),
+        ("patch_embed.input_proj.weight", (768, 768), "linear"),
+        ("blocks.0.attn.rel_pos.relative_position_bias_table", (169, 3), "position"),
+        ("attention.query.weight", (768, 768), "linear"),
+        ("layer.0.SelfAttention.relative_attention_bias.weight", (32, 8), "position"),
+        ("visual.positional_embedding", (50, 768), "position"),
+        ("attention.self.pos_proj.weight", (768, 768), "linear"),
+        ("cls_token", (1, 1, 768), "token"),
+        ("vision_model.embeddings.class_embedding", (768,), "token"),
+        ("encoder.layer.0.layer_scale1.lambda1", (768,), "layer_scale"),
+        ("blocks.0.ls1.gamma", (768,), "layer_scale"),
+        ("blocks.0.attn.lambda_q1", (32,), "other"),
+        ("blocks.0.attn.q_bias", (768,), "bias"),
+        ("self_attention.in_proj_weight", (2304, 768), "linear"),
+    ],
+)
+def test_roles_by_name(name, shape, role):
+    assert role_map({name: Tensor("F32", shape)}) == {name: role}
+
+
+def test_a_scale_with_a_shift_beside_it_is_a_norm():
+    pair = {f"norm.{part}": Tensor("F32", (8,)) for part in ("gamma", "beta")}
+    assert set(role_map(pair).values()) == {"norm"}
 
 
 def test_a_resnet_is_named_as_in_the_paper():
@@ -94,16 +101,67 @@ def test_wrapper_prefixes_do_not_matter():
     assert {name.removeprefix("module.model."): block for name, block in wrapped.items()} == block_map(shapes)
 
 
-def test_aliases():
-    blocks = block_map(shapes_of(on_meta("resnet18")))
-    assert [find_block(word, blocks) for word in ("stem", "layer2", "pool3", "fc")] == [
-        "conv1",
-        "block2",
-        "block3",
-        "head",
-    ]
+@pytest.mark.parametrize(
+    ("name", "words", "blocks"),
+    [
+        ("resnet18", ("stem", "layer2", "pool3", "fc"), ("conv1", "block2", "block3", "head")),
+        ("convnext_atto", ("conv1", "stages.1"), ("stem", "block2")),
+        ("tf_efficientnet_lite0", ("blocks.3", "classifier"), ("block4", "head")),
+        ("cbr_small", ("pool2",), ("block2",)),
+    ],
+)
+def test_aliases(name, words, blocks):
+    ours = block_map(shapes_of(on_meta(name)))
+    assert [find_block(word, ours) for word in words] == list(blocks)
+
+
+def test_an_unknown_block_gives_the_list():
     with pytest.raises(UsageError, match="conv1, block1, block2, block3, block4, head"):
-        find_block("block9", blocks)
+        find_block("block9", block_map(shapes_of(on_meta("resnet18"))))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "percent", "last"),
+    [(12, "50%", 6), (12, "100%", 12), (12, "1%", 1), (5, "50%", 3), (4, "62.5%", 3), (4, "62%", 2)],
+)
+def test_a_percentage_is_that_part_of_the_numbered_blocks(blocks, percent, last):
+    shapes = [("patch_embed.weight", (8, 3, 4, 4)), ("norm.weight", (8,)), ("head.weight", (5, 8))]
+    shapes += [(f"blocks.{i}.weight", (8, 8)) for i in range(blocks)]
+    tensors = {name: Tensor("F32", shape) for name, shape in shapes}
+    assert Selection(upto=percent).names(tensors) == Selection(upto=f"block{last}").names(tensors)
+    assert "patch_embed.weight" in Selection(upto=percent).names(tensors)
+
+
+@pytest.mark.parametrize("percent", ["0%", "101%"])
+def test_a_percentage_that_is_none_is_refused(percent):
+    with pytest.raises(UsageError, match="at most 100% of numbered blocks; this network has conv1, block1"):
+        Selection(upto=percent).names(TENSORS)
+
+
+OWN_BLOCKS = {"eyes": ["conv1.*"], "body": ["layer*"], "mouth": ["fc.*"]}
+
+
+def test_a_user_s_block_map_replaces_the_rules():
+    assert Selection(upto="body", block_map=OWN_BLOCKS).names(TENSORS) == set(TENSORS) - {"fc.weight"}
+    assert Selection(blocks="mouth,eyes", block_map=OWN_BLOCKS).names(TENSORS) == {"conv1.weight", "fc.weight"}
+    backwards = dict(reversed(OWN_BLOCKS.items()))
+    assert Selection(upto="mouth", block_map=backwards).names(TENSORS) == {"fc.weight"}
+    mystery = {**TENSORS, "mystery.weight": Tensor("F32", (2, 2))}
+    told = {**OWN_BLOCKS, "body": ["layer*", "mystery.*"]}
+    assert "mystery.weight" in Selection(upto="body", block_map=told).names(mystery)
+
+
+@pytest.mark.parametrize(
+    ("globs", "message"),
+    [
+        ({"eyes": ["conv1.*"], "body": ["layer*"]}, "fc.weight in no block"),
+        ({**OWN_BLOCKS, "more": ["*.0.weight"]}, "layer1.0.weight in body and in more"),
+        ({**OWN_BLOCKS, "body": []}, "layer1.0.weight in no block"),
+    ],
+)
+def test_a_tensor_belongs_in_one_block(globs, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        Selection(upto="eyes", block_map=globs).names(TENSORS)
 
 
 TENSORS = {

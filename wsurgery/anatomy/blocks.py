@@ -3,9 +3,12 @@
 The names carry the order: a safetensors file sorts its tensors, so the order of definition is lost.
 """
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import translate
+from typing import NamedTuple
 
 from wsurgery.errors import UsageError, printable
 
@@ -14,47 +17,84 @@ Place = tuple[int, tuple[int, ...]]  # kind of block, then what orders blocks of
 
 NECK, HEAD, UNPLACED = "neck", "head", "unplaced"
 _STEM, _BLOCK, _TAIL, _NECK, _HEAD, _UNPLACED = range(6)  # in the order in which data meets them
+_MOST_WRAPPERS = 8  # a hostile name may have a million parts
 _LABELS = {_NECK: NECK, _HEAD: HEAD, _UNPLACED: UNPLACED}
 
-# The first rule that matches the start of a name places it; its captures order the blocks of one kind.
-# `.` or `_` or the end must follow a match.
+
+class _Rule(NamedTuple):
+    """A name that starts with `pattern`, up to a `.` or `_` or the end, stands in a block of `kind`.
+
+    The captures order the blocks of one kind, or else `order` does, a template of them: `6`, `5.\\1`. Where `beside` is
+    given, the rule holds only in a network with a tensor whose name starts so.
+    """
+
+    kind: int
+    pattern: str
+    order: str = ""
+    beside: str = ""
+
+
+# The first rule that matches a name places it.
 _RULES = [
-    (kind, re.compile(pattern + r"(?:[._]|$)"))
-    for kind, pattern in [
-        (
+    (rule, re.compile(rf"(?:{rule.pattern})(?:[._]|$)"))
+    for rule in [
+        # What a single family calls by a name that means something else elsewhere.
+        _Rule(_STEM, r"(?:bn|norm)2", beside="conv2."),  # they follow conv2 where there is one, else the trunk
+        _Rule(_NECK, r"norm_pre", beside="stages."),  # ConvNeXt; the others' stands before the trunk
+        _Rule(_TAIL, r"head", "0", beside="features.0.conv6."),  # SelecSLS: four convolutions before `fc`
+        _Rule(_STEM, r"features\.[012]", beside="features.4.branch0."),  # Inception-v4
+        _Rule(_BLOCK, r"network\.(\d+)\.(\d+)", beside="post_network."),  # VOLO
+        _Rule(_BLOCK, r"stage(\d)\.(\d+)", beside="patch_embed1."),  # Visformer
+        _Rule(_BLOCK, r"(?:patch_embed|pos_embed)([2-9])", r"\1.0", beside="stage1.0."),
+        _Rule(_BLOCK, r"reduction_cell_0", "6"),  # NASNet
+        _Rule(_BLOCK, r"reduction_cell_1", "12"),
+        _Rule(_STEM, r"[Cc]onv2d_[12][a-z]"),  # Inception-v3, Inception-ResNet-v2
+        _Rule(_BLOCK, r"[Cc]onv2d_[34][a-z]", "3"),
+        _Rule(_BLOCK, r"(?:Mixed_|inception)(\d)([a-z])"),
+        _Rule(_STEM, r"conv[123]", beside="inception3a."),  # GoogLeNet
+        _Rule(_BLOCK, r"mixed_(\d)[a-z]"),
+        _Rule(_BLOCK, r"repeat\.(\d+)", r"5.\1"),
+        _Rule(_BLOCK, r"repeat_1\.(\d+)", r"6.\1"),
+        _Rule(_BLOCK, r"repeat_2\.(\d+)", r"7.\1"),
+        _Rule(_BLOCK, r"conv2d_7b", "8"),
+        # CoaT: tensors that several of its blocks share stand with the first.
+        _Rule(_STEM, r"serial_blocks1\.\d+\.(?:cpe|factoratt_crpe\.crpe)"),
+        _Rule(
+            _BLOCK,
+            r"serial_blocks(\d)\.\d+\.(?:cpe|factoratt_crpe\.crpe)|parallel_blocks\.\d+\.factoratt_crpe(\d)\.crpe",
+        ),
+        _Rule(_BLOCK, r"serial_blocks(\d)\.(\d+)"),
+        # What all the others have in common.
+        _Rule(
             _HEAD,
-            r"(?:fc|classif\w*|heads?|\w+_head|last_linear|logits|pre_logits|pre_classifier|aux\d?|AuxLogits|fc_norm"
+            r"(?:fc|classif\w*|score|heads?|\w+_head|last_linear|logits|pre_logits|pre_classifier|aux\d?|AuxLogits|fc_norm"
             r"|attn_pool|pooler)(?<!conv_head)(?<!norm_head)",
         ),
-        (_STEM, r"(?:norm_pre|norm[12]_proj)"),
-        (
+        _Rule(_STEM, r"(?:norm_pre|norm[12]_proj)"),
+        _Rule(
             _NECK,
-            r"(?:neck|norm|norm[2345]|ln|layernorm|\w+_head|final|msfa|in_conv|incre_modules|downsamp_modules|merger"
-            r"|aligner|aggregate|weights|std|conv5_bn_ac|(?:conv|bn)[345](?=\.))",
+            r"(?:neck|norm|(?:bn|norm)2|norm[345]|ln|(?:post_)?layer_?norm|\w+_head|final|msfa|in_conv|incre_modules"
+            r"|downsamp_modules|merger|aligner|aggregate|weights|std|conv5_bn_ac|(?:conv|bn)[345](?=\.)|conv_1x1|top_conv"
+            r"|top_bn|last_convolution)",
         ),
-        # A second trunk that follows the first (CaiT, CoaT).
-        (_TAIL, r"(?:blocks_token_only|cls_attn_blocks|parallel_blocks|post_network)\.(\d+)"),
-        # Parts that are numbered by the stage they belong to (PVT, Twins, CoaT).
-        (
+        _Rule(_TAIL, r"(?:blocks_token_only|cls_attn_blocks|parallel_blocks|post_network)\.(\d+)"),  # a second trunk
+        _Rule(  # parts that are numbered by the stage they belong to (PVT, Twins, CoaT)
             _BLOCK,
-            r"(?:cpe|crpe|cls_token|pos_embed|patch_embed|patch_embeds\.|serial_blocks)(?=[1-9])(\d+)"
-            r"|pos_block\.(\d+)|conv([2-9])_\d+",
+            r"(?:cpe|crpe|cls_token|pos_embed|patch_embed)([2-9])|patch_embeds\.([1-9])|pos_block\.(\d+)|conv([2-9])_\d+",
         ),
-        (
+        _Rule(
             _STEM,
-            r"(?:stem|conv|conv_?[012]|conv1_1|cell_stem|(?:bn|norm)[012]|maxpool|base_layer|layer0|rope|proj|conv_proj"
-            r"|\w*(?:token|pos|embed|embeds|embedder|embeddings?))",
+            r"(?:stem|conv|conv_?[012]|conv1_1|convolution|cell_stem|(?:bn|norm)[012]|pre_layr?norm|maxpool|base_layer|layer0"
+            r"|rope|proj|conv_proj|w[tp]e|\w*(?:token|pos|embed|embeds|embedder|embeddings?|crpe|cpe)1?)",
         ),
-        (_STEM, r"Conv2d_[12][a-z]"),  # Inception-v3
-        (_BLOCK, r"Conv2d_[34][a-z]"),
-        (_BLOCK, r"Mixed_(\d)([a-z])"),
-        (
+        _Rule(
             _BLOCK,
-            r"(?:dense|encoder_|dense_)?(?:stages?|layers?|blocks?|levels?|transformers|features|network|transition|cell|s)"
+            r"(?:dense|encoder_|dense_)?(?:stages?|layers?|blocks?|levels?|transformers|features|network|transition|cell|s|h)"
             r"[._]?(?:encoder_layer_)?(\d+)",
         ),
     ]
 ]
+_Rules = Sequence[tuple[_Rule, re.Pattern[str]]]
 
 
 def block_map(shapes: Shapes) -> dict[str, str]:
@@ -69,8 +109,8 @@ def block_map(shapes: Shapes) -> dict[str, str]:
         what no rule knows.
     """
     short = _strip_wrappers(shapes)
-    roots = {name.partition(".")[0] for name in short.values()}
-    places = {name: _place(inner, roots) for name, inner in short.items()}
+    rules = _rules_for(short.values())
+    places = {name: _place(inner, rules) for name, inner in short.items()}
     has_weights = {place for name, place in places.items() if len(shapes[name]) > 1}
     label: dict[Place, str] = {}
     number, previous = 0, None
@@ -84,6 +124,49 @@ def block_map(shapes: Shapes) -> dict[str, str]:
     stem = {short[name]: shapes[name] for name, place in places.items() if place[0] == _STEM}
     label[_STEM, ()] = "conv1" if _is_lone_conv1(stem) else "stem"
     return {name: label[places[name]] for name in sorted(places, key=lambda name: places[name])}
+
+
+def parse_block_map(text: str | bytes) -> dict[str, list[str]]:
+    """Read a user's block map, a JSON object of block name → globs of tensor names.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        globs = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the block map is no JSON: {printable(str(error))}") from None
+    if (
+        not isinstance(globs, dict)
+        or not globs
+        or not all(isinstance(some, list) and all(isinstance(glob, str) for glob in some) for some in globs.values())
+    ):
+        raise UsageError('a block map is a JSON object of block names and globs: {"stem": ["conv1.*", "bn1.*"], ...}')
+    return globs
+
+
+def user_block_map(names: Iterable[str], globs: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Place every tensor as a user's block map says, instead of by the rules.
+
+    Args:
+        names: of the tensors.
+        globs: block name → globs of tensor names, the blocks in the order in which data meets them.
+
+    Returns:
+        As `block_map`.
+
+    Raises:
+        UsageError: a tensor is in no block or in two.
+    """
+    patterns = {block: re.compile("|".join(map(translate, some))) for block, some in globs.items() if some}
+    members: dict[str, list[str]] = {block: [] for block in globs}
+    for name in names:
+        found = [block for block, pattern in patterns.items() if pattern.match(name)]
+        if len(found) != 1:
+            where = f"in {printable(found[0])} and in {printable(found[1])}" if found else "in no block"
+            raise UsageError(f"the block map has {printable(name)} {where}: each tensor belongs in one")
+        members[found[0]].append(name)
+    return {name: block for block, some in members.items() for name in some}
 
 
 def find_block(word: str, blocks: Mapping[str, str]) -> str:
@@ -112,14 +195,22 @@ def find_block(word: str, blocks: Mapping[str, str]) -> str:
 def first_convolution(shapes: Shapes) -> str:
     """Name the weight, (out, in, kh, kw), of the convolution that meets the image.
 
+    It stands in the first block that has a convolution; of several there it is the first that reads more than one
+    channel, if there is one: others are depthwise.
+
     Raises:
-        UsageError: the first block holds no convolution with a kernel larger than 1×1 on 1 to 4 channels.
+        UsageError: that block has no convolution with a kernel larger than 1×1 on 1 to 4 channels.
     """
-    for name in block_map(shapes):
-        shape = shapes[name]
-        if name.endswith("weight") and len(shape) == 4 and shape[1] <= 4 and shape[2] > 1:
-            return name
-    raise UsageError("no convolution meets the image here: none of the weights is (out, 1 to 4, kh, kw)")
+    blocks = block_map(shapes)
+    convolutions = [name for name in blocks if name.endswith("weight") and len(shapes[name]) == 4]
+    small = [
+        name
+        for name in convolutions
+        if blocks[name] == blocks[convolutions[0]] and shapes[name][1] <= 4 and shapes[name][2] > 1
+    ]
+    if not small:
+        raise UsageError("no convolution meets the image here: none of the first weights is (out, 1 to 4, kh, kw)")
+    return next((name for name in small if shapes[name][1] > 1), small[0])
 
 
 def _is_lone_conv1(stem: Shapes) -> bool:
@@ -127,21 +218,26 @@ def _is_lone_conv1(stem: Shapes) -> bool:
     return weights == {"conv1"}
 
 
-def _place(name: str, roots: Iterable[str]) -> Place:
-    if name.startswith(("bn2.", "norm2.")):  # they follow conv2 where there is one, else the trunk
-        return (_STEM if "conv2" in roots else _NECK), ()
-    for kind, rule in _RULES:
-        if match := rule.match(name):
-            if kind not in (_BLOCK, _TAIL):
-                return kind, ()
-            return kind, tuple(int(part) if part.isdigit() else ord(part) for part in match.groups() if part)
+def _rules_for(names: Collection[str]) -> _Rules:
+    return [
+        (rule, pattern)
+        for rule, pattern in _RULES
+        if not rule.beside or any(name.startswith(rule.beside) for name in names)
+    ]
+
+
+def _place(name: str, rules: _Rules) -> Place:
+    for rule, pattern in rules:
+        if match := pattern.match(name):
+            parts = match.expand(rule.order).split(".") if rule.order else filter(None, match.groups())
+            return rule.kind, tuple(int(part) if part.isdigit() else ord(part) for part in parts)
     return _UNPLACED, ()
 
 
 def _strip_wrappers(names: Iterable[str]) -> dict[str, str]:
     """Drop prefixes that say nothing (`module.`, `model.`, `encoder.`): an unplaced root over more than half of the tensors."""
     short = {name: name for name in names}
-    while short:
+    for _ in range(_MOST_WRAPPERS if short else 0):
         count = Counter(name.partition(".")[0] for name in short.values())
         root, size = count.most_common(1)[0]
         inner = [name[len(root) + 1 :] for name in short.values() if name.startswith(root + ".")]
@@ -151,7 +247,7 @@ def _strip_wrappers(names: Iterable[str]) -> dict[str, str]:
             or brothers > 1  # layer4 has brothers, a wrapper has none
             or len(inner) < size
             or any(re.match(r"\d+(\.|$)", name) for name in inner)
-            or _place(root, count)[0] != _UNPLACED
+            or _place(root, _rules_for(short.values()))[0] != _UNPLACED
         ):
             break
         short = {name: part[len(root) + 1 :] if part.startswith(root + ".") else part for name, part in short.items()}

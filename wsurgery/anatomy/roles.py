@@ -1,14 +1,36 @@
 """What a tensor does, from its name, its shape, its dtype and its siblings."""
 
+import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Protocol
 
+from wsurgery.anatomy.blocks import first_convolution
+from wsurgery.errors import UsageError
+
 BATCH_NORM_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-ROLES = ("conv", "depthwise", "linear", "batch_norm", "norm", "embedding", "bias", "integer", "other")
-_INCLUDES = {"conv": {"conv", "depthwise"}, "norm": {"norm", "batch_norm"}}
-_EMBEDDING = re.compile(r"(?:pos|position|token|embed|rel_pos|relative|bias_table|rpe|latent|query|probe|register)")
+ROLES = (
+    "conv", "depthwise", "linear", "batch_norm", "norm", "embedding", "position", "token", "layer_scale", "bias",
+    "integer", "other",
+)  # fmt: skip
+_INCLUDES = {
+    "conv": {"conv", "depthwise"},
+    "norm": {"norm", "batch_norm"},
+    "embedding": {"embedding", "position", "token"},
+}
+
+# Words, between underscores, in the names of tables.
+_TABLES = {
+    "position": {"pos", "position", "positional", "rel", "relative", "biases", "freqs", "wpe"},
+    "token": {"token", "tokens", "cls", "class", "register", "registers", "latent", "probe", "query"},
+    "embedding": {"embed", "embeds", "emb", "embedding", "embeddings"},
+}
+_LOOKED_UP = _TABLES["embedding"] | {"wte", "wpe", "shared", "relative"}  # the module of a table that is a `weight`
+_LAYER_SCALE = re.compile(r"gamma\w*|ls\d?|lambda_?\d|(?:res|layer)_scale\w*")
+_SCALE_AND_SHIFT = ({"gamma", "beta"}, {"alpha", "beta"})  # a norm's weight and bias by other names
+_LINEAR = re.compile(r"\w*proj_weight|weight_(?:ih|hh)_l\d+(?:_reverse)?")  # of attention and recurrent modules
+_BIAS = re.compile(r"\w+_bias|bias_(?:ih|hh)_l\d+(?:_reverse)?")
 
 
 class Described(Protocol):
@@ -24,22 +46,31 @@ def role_map(tensors: Mapping[str, Described]) -> dict[str, str]:
     """Give every tensor its role, one of `ROLES`.
 
     A batch norm is a module with both `running_mean` and `running_var`; all its tensors have the role `batch_norm`.
-    A convolution is depthwise when each output channel reads one of several input channels: shape[1] = 1 < shape[0].
+    A convolution is depthwise when each output channel reads one of several input channels: shape[1] = 1 < shape[0], and
+    it does not meet a grey image. Kernels of experts, (experts, out·in·kh·kw), look linear (CondConv).
     """
     siblings: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
         siblings[module][part] = tensor.shape
-    return {name: _role(name, tensor, siblings[name.rpartition(".")[0]]) for name, tensor in tensors.items()}
+    roles = {name: _role(name, tensor, siblings[name.rpartition(".")[0]]) for name, tensor in tensors.items()}
+    if "depthwise" in roles.values():
+        with contextlib.suppress(UsageError):
+            roles[first_convolution({name: tensor.shape for name, tensor in tensors.items()})] = "conv"
+    return roles
 
 
 def matches_role(role: str, wanted: str) -> bool:
-    """Whether `role` is `wanted` or a kind of it: a depthwise convolution is a `conv`, a batch norm is a `norm`."""
+    """Whether `role` is `wanted` or a kind of it.
+
+    A depthwise convolution is a `conv`, a batch norm a `norm`, a table of positions or a class token an `embedding`.
+    """
     return role in _INCLUDES.get(wanted, {wanted})
 
 
 def _role(name: str, tensor: Described, siblings: Mapping[str, tuple[int, ...]]) -> str:
-    part, shape = name.rpartition(".")[2], tensor.shape
+    module, _, part = name.rpartition(".")
+    last, shape = module.rpartition(".")[2], tensor.shape
     if part in BATCH_NORM_PARTS and "running_mean" in siblings and "running_var" in siblings:
         return "batch_norm"
     if not tensor.dtype.startswith(("F", "BF", "C")):
@@ -47,9 +78,31 @@ def _role(name: str, tensor: Described, siblings: Mapping[str, tuple[int, ...]])
     if part == "weight" and len(shape) in (3, 4, 5):
         return "depthwise" if shape[1] == 1 < shape[0] else "conv"
     if part == "weight" and len(shape) == 2:
-        return "embedding" if _EMBEDDING.search(name) and "bias" not in siblings else "linear"
-    if part == "weight" and len(shape) == 1:
+        return "linear" if "bias" in siblings else _lookup(last) or "linear"
+    if len(shape) == 1 and len(siblings.get("weight", ())) == 1:
         return "norm"
-    if part == "bias" and len(shape) == 1 and "weight" in siblings:
-        return "norm" if len(siblings["weight"]) == 1 else "bias"
-    return "embedding" if _EMBEDDING.search(part) else "other"
+    if any(part in pair and pair <= siblings.keys() for pair in _SCALE_AND_SHIFT):
+        return "norm"
+    if len(shape) == 2 and _LINEAR.fullmatch(part):
+        return "linear"
+    if len(shape) == 1 and (_BIAS.fullmatch(part) or (part == "bias" and "weight" in siblings)):
+        return "bias"
+    if _LAYER_SCALE.fullmatch(part) or last.startswith(("res_scale", "layer_scale")):
+        return "layer_scale"
+    return _table(part) or "other"
+
+
+def _table(word: str) -> str | None:
+    words = _words(word)
+    return next((kind for kind, known in _TABLES.items() if words & known), None)
+
+
+def _lookup(word: str) -> str | None:
+    words = _words(word)
+    if "proj" in words or not words & _LOOKED_UP:
+        return None
+    return "position" if words & _TABLES["position"] else "embedding"
+
+
+def _words(name: str) -> set[str]:
+    return {word.rstrip("0123456789") for word in name.split("_")}

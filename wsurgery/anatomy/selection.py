@@ -1,10 +1,11 @@
 """The part of a checkpoint that a command acts on."""
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from wsurgery.anatomy.blocks import UNPLACED, block_map, find_block
+from wsurgery.anatomy.blocks import UNPLACED, block_map, find_block, user_block_map
 from wsurgery.anatomy.roles import ROLES, Described, matches_role, role_map
 from wsurgery.errors import UsageError, printable
 
@@ -13,11 +14,18 @@ from wsurgery.errors import UsageError, printable
 class Selection:
     """What the selectors of the command line say. Each one given narrows the part; none at all means everything."""
 
-    upto: str | None = None  # this block and all before it
+    upto: str | None = None  # this block, or this part of the numbered blocks (50%), and all before it
     blocks: str | None = None  # block names, comma-separated
     role: str | None = None  # roles, comma-separated
     only: tuple[str, ...] = ()  # globs of tensor names: at least one must match
     except_: tuple[str, ...] = ()  # globs of tensor names: none may match
+    block_map: Mapping[str, Sequence[str]] | None = None  # a user's own: block name → globs of tensor names
+
+    def place(self, tensors: Mapping[str, Described]) -> dict[str, str]:
+        """Return tensor name → block name, by the user's block map or else by `anatomy.block_map`."""
+        if self.block_map is not None:
+            return user_block_map(tensors, self.block_map)
+        return block_map({name: tensor.shape for name, tensor in tensors.items()})
 
     def names(self, tensors: Mapping[str, Described]) -> set[str]:
         """Return the names of the selected tensors.
@@ -27,9 +35,9 @@ class Selection:
         """
         chosen = set(tensors)
         if self.upto or self.blocks:
-            blocks = block_map({name: tensor.shape for name, tensor in tensors.items()})
+            blocks = self.place(tensors)
             if self.upto:
-                chosen &= _upto(find_block(self.upto, blocks), blocks)
+                chosen &= _upto(_last_block(self.upto, blocks), blocks)
             if self.blocks:
                 wanted = {find_block(word, blocks) for word in self.blocks.split(",")}
                 chosen &= {name for name, block in blocks.items() if block in wanted}
@@ -65,12 +73,26 @@ def globs_for(names: Collection[str], universe: Iterable[str]) -> list[str]:
     return globs
 
 
+def _last_block(word: str, blocks: Mapping[str, str]) -> str:
+    """Find the block that `--upto` names: `50%` is the last of the first half of the numbered ones, at least the first."""
+    percent = re.fullmatch(r"(\d+(?:\.\d+)?)%", word)
+    if not percent:
+        return find_block(word, blocks)
+    numbered = [block for block in dict.fromkeys(blocks.values()) if re.fullmatch(r"block\d+", block)]
+    if not numbered or not 0 < float(percent[1]) <= 100:
+        have = ", ".join(dict.fromkeys(blocks.values()))
+        raise UsageError(
+            f"--upto {word}: give more than 0% and at most 100% of numbered blocks; this network has {have}"
+        )
+    return numbered[max(1, int(len(numbered) * float(percent[1]) / 100 + 0.5)) - 1]
+
+
 def _upto(last: str, blocks: Mapping[str, str]) -> set[str]:
     lost = [name for name, block in blocks.items() if block == UNPLACED]
     if lost:
         raise UsageError(
             f"{printable(lost[0])} (and {len(lost) - 1} more) has no known place in the network, so --upto {last} "
-            "would be a guess: name the part with --only instead"
+            "would be a guess: say where it stands with --block-map, or name the part with --only"
         )
     order = list(dict.fromkeys(blocks.values()))
     kept = set(order[: order.index(last) + 1])

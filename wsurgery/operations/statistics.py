@@ -63,20 +63,24 @@ class Summary:
     inf: int
 
 
-def summary(x: Array) -> Summary:
-    """Summarise `x`, any real dtype and shape."""
-    parts, zeros, nan, inf, low, high = Moments(0, 0.0, 0.0), 0, 0, 0, math.inf, -math.inf
+def summary(x: Array, run: Map = map) -> Summary:
+    """Summarise `x`, any real dtype and shape; `run` maps over chunks."""
     flat = x.reshape(-1)
-    for chunk in chunks(flat.size):
+
+    def part(chunk: int) -> tuple[Moments, int, int, int, float, float]:
         values = flat[chunk_slice(chunk)].astype(np.float64)
-        nan += int(np.isnan(values).sum())
-        inf += int(np.isinf(values).sum())
-        zeros += int((values == 0).sum())
-        values = values[np.isfinite(values)]
-        if values.size:
-            parts += moments(values, map)
-            low, high = min(low, float(values.min())), max(high, float(values.max()))
-    if not parts.count:
+        zeros, nan, inf = values.size - int(np.count_nonzero(values)), 0, 0
+        if not (math.isfinite(values.min()) and math.isfinite(values.max())):
+            nan, inf = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+            values = values[np.isfinite(values)]
+        if not values.size:
+            return Moments(0, 0.0, 0.0), zeros, nan, inf, math.inf, -math.inf
+        return moments(values, map), zeros, nan, inf, float(values.min()), float(values.max())
+
+    parts = list(run(part, chunks(flat.size)))
+    whole = reduce(Moments.__add__, (moments for moments, *_ in parts), Moments(0, 0.0, 0.0))
+    zeros, nan, inf = (sum(part[i] for part in parts) for i in (1, 2, 3))
+    if not whole.count:
         return Summary(None, None, None, None, zeros, nan, inf)
-    mean, std = (value if math.isfinite(value) else None for value in (parts.mean, parts.std))
-    return Summary(mean, std, low, high, zeros, nan, inf)
+    mean, std = (value if math.isfinite(value) else None for value in (whole.mean, whole.std))
+    return Summary(mean, std, min(part[4] for part in parts), max(part[5] for part in parts), zeros, nan, inf)
