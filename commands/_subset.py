@@ -11,7 +11,7 @@ def subset(name: str, source: str | None, part: Part, output: SurgeryOutput) -> 
     from wsurgery.checkpoint import open_checkpoint
     from wsurgery.checkpoint.provenance import History, describe_input, make_record
     from wsurgery.operations.edits import copy
-    from wsurgery.operations.names import frozen_after
+    from wsurgery.operations.names import aliases_after, frozen_after
 
     if not part.arguments:
         raise UsageError(f"which tensors? Say what to {name} with a selector, such as --only GLOB or --blocks head")
@@ -23,5 +23,10 @@ def subset(name: str, source: str | None, part: Part, output: SurgeryOutput) -> 
             raise UsageError("that is every tensor: a checkpoint without tensors is of no use")
         inputs = [describe_input(checkpoint, history, flows=True)]
         record = make_record(name, part.arguments, seed=None, inputs=inputs)
-        after = replace(history, freeze=frozen_after(history.freeze, {tensor.name: tensor.name for tensor in stays}))
+        names, aliases = {tensor.name: tensor.name for tensor in stays}, history.aliases(checkpoint.tensors)
+        after = replace(
+            history,
+            freeze=frozen_after(history.freeze, names),
+            others=aliases_after(history.others, aliases, names | {alias: alias for alias in aliases}),
+        )
         write_surgery([copy(tensor, checkpoint) for tensor in stays], after, record, output, name_from=checkpoint)

@@ -240,6 +240,7 @@ def test_a_compressed_archive_reads_the_same(zipped):
         (lambda m: {n: d for n, d in m.items() if not n.endswith("pkl")}, "0 data.pkl"),
         (lambda m: m | {"other/data.pkl": b""}, "2 data.pkl"),
         (lambda m: m | {"saved/byteorder": b"big"}, "big-endian"),
+        (lambda m: m | {"saved/constants.pkl": b""}, "TorchScript archive"),
     ],
 )
 def test_an_archive_with_members_missing_or_wrong(change, words, zipped):

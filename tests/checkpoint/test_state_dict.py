@@ -1,8 +1,11 @@
 """State dicts as they are found: in wrappers, in .npz, damaged."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from wsurgery.checkpoint.state_dict import open_state_dict
 from wsurgery.errors import UsageError, WsurgeryError
@@ -78,6 +81,74 @@ def test_a_dict_that_holds_itself_ends(saved):
     content["model"] = content
     with pytest.raises(WsurgeryError, match="no dict of tensors"):
         read_all(saved(content))
+
+
+def test_tensors_that_are_one_are_told_from_those_that_only_share_a_storage(saved):
+    base = torch.arange(12.0)
+    tied = {"b": base, "a": base, "half": base[:6], "shape": base.reshape(3, 4), "equal": base.clone(), "c": base}
+    empty = torch.empty(0)
+    with open_state_dict(saved(tied | {"e": empty, "f": empty})) as state:
+        assert state.aliases == {"b": "a", "c": "a"}
+        assert bytes(state.read("c")) == base.numpy().tobytes()
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A folder as the Hugging Face hub keeps it, in two shards of torch.save."""
+    (tmp_path / "hub").mkdir()
+    for shard, tensors in {
+        "1.bin": {"conv.weight": WEIGHTS["conv.weight"]},
+        "2.bin": {"conv.bias": WEIGHTS["conv.bias"]},
+    }.items():
+        torch.save(tensors, tmp_path / "hub" / shard)
+    return write_index(tmp_path / "hub", {"conv.weight": "1.bin", "conv.bias": "2.bin"})
+
+
+def write_index(folder, weight_map):
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_shards_are_one_state_dict(hub, saved):
+    assert read_all(hub) == read_all(saved(WEIGHTS))
+    torch.save(OTHERS, hub / "pytorch_model.bin")  # the index counts
+    assert first_number(hub) == 1
+    (hub / "pytorch_model.bin.index.json").unlink()
+    assert first_number(hub) == 7
+    save_file(
+        {name: value.numpy() + 1 for name, value in OTHERS.items()}, hub / "model.safetensors"
+    )  # and safetensors most
+    assert first_number(hub) == 8
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "words"),
+    [
+        ({"conv.weight": "3.bin"}, "hub lacks 3.bin"),
+        ({"conv.weight": "../1.bin"}, r"names the file \.\./1\.bin"),
+        ({"conv.weight": ".."}, r"names the file \.\."),
+        ({"conv.weight": 1}, "names the file 1"),
+        ({"conv.weight": ["1.bin"]}, "not an index"),
+        (["1.bin"], "not an index"),
+        ({"conv.weight": "1.bin", "conv.bias": "1 again.bin"}, "1.bin holds conv.weight, as another shard does"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_one_line(weight_map, words, hub):
+    (hub / "1 again.bin").write_bytes((hub / "1.bin").read_bytes())
+    with pytest.raises(WsurgeryError, match=words) as raised:
+        read_all(write_index(hub, weight_map))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_header_whose_length_looks_like_another_format_is_read(tmp_path):
+    # gzip's first bytes as a length: 0x088b1f = 559,903; a safetensors file may be that way.
+    length = 0x088B1F
+    save_file({"w": np.ones(3, np.float32)}, tmp_path / "x")
+    content = (tmp_path / "x").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    padded = length.to_bytes(8, "little") + content[8 : 8 + size] + b" " * (length - size) + content[8 + size :]
+    (tmp_path / "x").write_bytes(padded)
+    assert read_all(tmp_path / "x")["w"][2] == np.ones(3, np.float32).tobytes()
 
 
 def test_npz_holds_what_numpy_saved(tmp_path):

@@ -21,6 +21,7 @@ COMMANDS = {
     "average": ["average", "-", "B", "--weights", "0.2,0.8", "--except", "fc.*"],
     "lerp": ["lerp", "-", "B", "--t", "0.3"],
     "new-head": ["new-head", "--num-classes", "3", "--seed", "1"],
+    "adapt": ["adapt", "--in-chans", "1"],
 }
 
 

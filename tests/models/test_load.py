@@ -1,8 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 from wsurgery.checkpoint import open_checkpoint
@@ -83,6 +85,63 @@ def test_a_plain_state_dict_needs_arch_and_nothing_else(tmp_path):
     model = load(path, "resnet10t")
     assert model.num_classes == 7
     assert_same_bits(model.state_dict(), state)
+
+
+def test_the_file_s_name_says_the_architecture_if_all_tensors_fit(tmp_path):
+    state = timm.create_model("resnet10t", num_classes=7).state_dict()
+    for name in ("resnet10t.a1_in1k.safetensors", "resnet10t.safetensors"):
+        save_file(state, tmp_path / name)
+        assert_same_bits(load(tmp_path / name).state_dict(), state)
+    save_file(state, tmp_path / "resnet18.a1_in1k.safetensors")
+    with pytest.raises(UsageError, match=r"has the name of resnet18 but other tensors: add --arch"):
+        load(tmp_path / "resnet18.a1_in1k.safetensors")
+
+
+def test_twins_are_told_apart_by_what_is_said_and_never_guessed(tmp_path):
+    # The same names and shapes: resnetblur18 blurs before it strides.
+    state = timm.create_model("resnetblur18", num_classes=2).state_dict()
+    assert {k: v.shape for k, v in state.items()} == {
+        k: v.shape for k, v in timm.create_model("resnet18", num_classes=2).state_dict().items()
+    }
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="add --arch"):
+        load(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnetblur18", "model_args": {}}))
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        configured, folder, other = (load(tmp_path / "model.safetensors"), load(tmp_path), load(tmp_path, "resnet18"))
+        assert torch.equal(configured(images), folder(images))
+        assert not torch.allclose(configured(images), other(images))
+
+
+def test_a_batch_norm_of_an_old_file_has_no_counter(tmp_path):
+    state = create(SMALL, seed=3).state_dict()
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) < len(state)
+    save_file(old, tmp_path / "x")
+    other = create(SMALL, seed=4)
+    with open_checkpoint(tmp_path / "x") as checkpoint:
+        load_into(other, checkpoint)
+    assert_same_bits(other.state_dict(), state)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.head.weight = self.embed.weight
+
+
+def test_tied_tensors_that_safetensors_wrote_once_are_found(tmp_path):
+    network, other = Tied(), Tied()
+    save_model(network, tmp_path / "x.safetensors")
+    with open_checkpoint(tmp_path / "x.safetensors") as checkpoint:
+        assert "head.weight" not in checkpoint.tensors
+        load_into(other, checkpoint)
+    assert_same_bits(other.state_dict(), network.state_dict())
+    assert other.head.weight is other.embed.weight
 
 
 class Everything(nn.Module):

@@ -14,7 +14,7 @@ from scipy import stats
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.operations.average import weighted_sum
 from wsurgery.operations.cast import cast, overflow_count
-from wsurgery.operations.names import frozen_after, new_names
+from wsurgery.operations.names import aliases_after, frozen_after, new_names
 from wsurgery.operations.noise import add_noise
 from wsurgery.operations.random_streams import CHUNK, RandomStream
 from wsurgery.operations.scale import scale
@@ -186,3 +186,10 @@ def test_a_freeze_specification_follows_the_names():
     assert frozen_after(["a.*", "b"], {"a.1": "a.1"}) == ("a.*",)
     assert frozen_after(["b"], {"a.1": "a.1"}) == ()
     assert frozen_after(["a.*"], {"a.1": "q", "b": "a.1"}) == ("q",)  # the old glob would catch another tensor
+
+
+def test_aliases_of_tied_tensors_follow_their_tensor():
+    metadata, aliases = {"format": "pt", "head.weight": "embed.weight"}, {"head.weight": "embed.weight"}
+    names = {"embed.weight": "model.embed.weight", "head.weight": "model.head.weight"}
+    assert aliases_after(metadata, aliases, names) == {"format": "pt", "model.head.weight": "model.embed.weight"}
+    assert aliases_after(metadata, aliases, {"head.weight": "head.weight"}) == {"format": "pt"}

@@ -1,54 +1,97 @@
 """Names of other libraries to timm's, recognised from names and shapes.
 
-A lineage is one function, from shapes to the architecture's name and the new names, or None where the tensors are not
-of its kind; and one line in `_LINEAGES`.
+A lineage is a table in `lineages.py`, or one function from shapes to the architecture's name and the new names. It is
+taken where it knows every tensor and no two get one name; else the names stay.
 """
 
-import contextlib
+import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from wsurgery.anatomy.blocks import HEAD, Shapes, block_map, first_convolution
-from wsurgery.errors import UsageError
+from wsurgery.anatomy.lineages import LINEAGES, Config, Lineage, Shapes
+from wsurgery.errors import UsageError, printable
 
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel, compiled and Lightning modules
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "student.", "teacher.")
+_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of the file as it goes into one of the result.
+
+    Attributes:
+        name: its name in the file.
+        before: its shape, split where a layout splits a dimension.
+        axes: the order in which these dimensions are stored.
+        shape: the shape after that.
+    """
+
+    name: str
+    before: tuple[int, ...]
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class TimmNames:
-    """What a state dict's tensors are called.
+    """What a state dict's tensors become.
 
     Attributes:
-        names: name in the file → new name, in the file's order.
-        architecture: timm's name of the network; None where no lineage was recognised.
+        pieces: new name → what it is joined from along the first dimension, mostly one tensor as it is.
+        left_out: names in the file that have no counterpart in timm.
+        architecture: timm's name of the network and more arguments; None where it is not recognised.
+        lineage: whose names they were; None where none was recognised.
         prefix: what was stripped from every name.
     """
 
-    names: dict[str, str]
-    architecture: str | None
-    prefix: str
+    pieces: dict[str, tuple[Piece, ...]]
+    left_out: tuple[str, ...] = ()
+    architecture: tuple[str, dict[str, Any]] | None = None
+    lineage: str | None = None
+    prefix: str = ""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by new name."""
+        return {name: joined_shape(pieces) for name, pieces in self.pieces.items()}
 
 
-def to_timm(shapes: Shapes) -> TimmNames:
+def same_names(shapes: Shapes, prefix: str = "") -> TimmNames:
+    """Leave every name as it is, but for a prefix that all share."""
+    return TimmNames({name[len(prefix) :]: _as_it_is(name, shape) for name, shape in shapes.items()}, prefix=prefix)
+
+
+def to_timm(shapes: Shapes, config: Config | None = None) -> TimmNames:
     """Strip wrappers' prefixes that all names share, and give tensors of a known lineage timm's names.
 
     Args:
         shapes: tensor name → shape.
+        config: what Hugging Face's config.json beside the file says.
+
+    Raises:
+        UsageError: tensors that timm joins do not fit together.
     """
     prefix = common_prefix(shapes)
     inner = {name[len(prefix) :]: shape for name, shape in shapes.items()}
-    for lineage in _LINEAGES:
-        found = lineage(inner)
-        if found is not None and len(set(found[1].values())) == len(inner):
-            architecture, names = found
-            return TimmNames({prefix + name: names[name] for name in inner}, architecture, prefix)
-    return TimmNames({prefix + name: name for name in inner}, None, prefix)
+    if (lite := efficientnet_lite(inner)) and len(set(lite[1].values())) == len(inner):
+        pieces = {new: _as_it_is(prefix + old, inner[old]) for old, new in lite[1].items()}
+        return TimmNames(pieces, (), (lite[0], {}), "EfficientNet-lite", prefix)
+    for lineage in LINEAGES:
+        if found := _follow(lineage, inner, prefix):
+            try:
+                architecture = lineage.architecture(found.shapes, config or {})
+            except (LookupError, ValueError, ArithmeticError):  # a tensor is missing or odd: only a part of a network
+                architecture = None
+            return replace(found, architecture=architecture)
+    return same_names(shapes, prefix)
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """Return the wrappers' prefixes that all names share: `module.`, `_orig_mod.`, `model.`, in any order."""
+    """Return the wrappers' prefixes that all names share: `module.`, `_orig_mod.`, `model.`, `backbone.`, in any order."""
     names, prefix = list(names), ""
     while names:
         shared = next((p for p in _PREFIXES if all(n.startswith(prefix + p) and n != prefix + p for n in names)), None)
@@ -58,18 +101,117 @@ def common_prefix(names: Iterable[str]) -> str:
     return prefix
 
 
-def describe_architecture(name: str, shapes: Shapes) -> dict[str, Any]:
-    """Return the entry of the metadata for a network of timm's `name`, its sizes read off the tensors.
+def joined_shape(pieces: tuple[Piece, ...]) -> tuple[int, ...]:
+    """Shape of the pieces joined along their first dimension.
 
-    `num_classes` is the number of rows of the last weight in the head (0: no head), `in_chans` the channels that the first
-    convolution meets; it is left out where no convolution meets the image.
+    Raises:
+        UsageError: they do not fit together.
     """
-    blocks = block_map(shapes)
-    heads = [shapes[key] for key in shapes if blocks[key] == HEAD and len(shapes[key]) > 1]
-    architecture = {"name": name, "num_classes": heads[-1][0] if heads else 0, "args": {}}
-    with contextlib.suppress(UsageError):
-        architecture["in_chans"] = shapes[first_convolution(shapes)][1]
-    return architecture
+    if len(pieces) == 1:
+        return pieces[0].shape
+    if any(not piece.shape or piece.shape[1:] != pieces[0].shape[1:] for piece in pieces):
+        shown = ", ".join(f"{printable(piece.name)} {piece.shape}" for piece in pieces)
+        raise UsageError(f"{shown} cannot be joined: keep the names with --keep-names")
+    return (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
+
+
+def _as_it_is(name: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+    return (Piece(name, shape, tuple(range(len(shape))), shape),)
+
+
+def _follow(lineage: Lineage, shapes: Shapes, prefix: str) -> TimmNames | None:
+    """Apply a lineage's rules; None where it does not fit, or leaves everything as it is."""
+    matched = _with_parts(shapes) if lineage.parts else {name: name for name in shapes}
+    found: dict[str, dict[str, Piece]] = defaultdict(dict)
+    left_out = []
+    for name, shape in shapes.items():
+        try:
+            new, layout = _renamed(lineage, matched[name])
+            if new is None:
+                left_out.append(prefix + name)
+                continue
+            piece = rearranged(prefix + name, shape, layout) if layout else _as_it_is(prefix + name, shape)[0]
+        except (LookupError, ValueError):
+            return None
+        new, _, number = new.partition("#")
+        if number in found[new]:
+            return None
+        found[new][number] = piece
+    pieces = {new: tuple(numbered[i] for i in sorted(numbered)) for new, numbered in found.items()}
+    is_whole = all(sorted(numbered) in ([""], ["0", "1", "2"]) for numbered in found.values())
+    if not is_whole or not (left_out or pieces.keys() - shapes.keys()):
+        return None
+    return TimmNames(pieces, tuple(left_out), None, lineage.title, prefix)
+
+
+def _renamed(lineage: Lineage, name: str) -> tuple[str | None, str]:
+    """Return the new name (None: leave it out) and the layout, if any.
+
+    Raises:
+        LookupError: no rule matches, or a block's number is beyond the stages.
+    """
+    module, _, leaf = name.rpartition(".")
+    for pattern, new, *layout in lineage.rules:
+        kept = ""
+        match = re.fullmatch(pattern, name, re.ASCII)
+        if match is None and leaf in _LEAVES:
+            match, kept = re.fullmatch(pattern, module, re.ASCII), f".{leaf}"
+        if match is None:
+            continue
+        if new is None:
+            return None, ""
+        new, joined, number = new.partition("#")
+        filled = re.sub(r"\{(\d)(\S+?)\}", partial(_number, match, lineage.stages), new)
+        return match.expand(filled) + kept + joined + number, "".join(layout)
+    raise LookupError(name)
+
+
+def _number(match: re.Match[str], stages: tuple[int, ...], field: re.Match[str]) -> str:
+    n, change = int(match[int(field[1])]), field[2]
+    if change == "@":
+        places = (f"{stage}.{index}" for stage, size in enumerate(stages) for index in range(size))
+        return dict(enumerate(places, 1))[n]
+    return str({"-1": n - 1, "+1": n + 1, "//2": n // 2}[change])
+
+
+def rearranged(name: str, shape: tuple[int, ...], layout: str) -> Piece:
+    """Apply a layout, as `hwio->oihw`: letters are dimensions, digits sizes, a bracket several that are one.
+
+    Raises:
+        ValueError: the shape does not fit the layout.
+    """
+    left, right = (re.findall(r"\((\w+)\)|(\w)", side) for side in layout.split("->"))
+    sizes: dict[str, int] = {}
+    for (joined, single), size in zip(left, shape, strict=True):
+        known = math.prod(int(letter) for letter in joined + single if letter.isdigit())
+        unknown = [letter for letter in joined + single if letter.isalpha()]
+        if size % known or (not unknown and size != known):
+            raise ValueError(f"{shape} does not fit {layout}")
+        sizes |= dict.fromkeys(unknown, size // known)  # of several unknown ones in a bracket none could be told
+    stored = [letter for joined, single in left for letter in joined + single]
+    wanted = [letter for joined, single in right for letter in joined + single]
+    letters = [letter for letter in wanted if letter in sizes]
+    axes = sorted(range(len(stored)), key=lambda i: letters.index(stored[i]) if stored[i] in sizes else len(stored))
+    after = [math.prod(sizes.get(letter) or int(letter) for letter in joined + single) for joined, single in right]
+    return Piece(name, tuple(sizes.get(letter) or int(letter) for letter in stored), tuple(axes), tuple(after))
+
+
+def _with_parts(names: Iterable[str]) -> dict[str, str]:
+    """Write into each name what its block holds: `features.2.0.block.1.0.weight` has `block:ccsc` for `block`."""
+    split = {
+        name: re.fullmatch(r"(features\.[\d.]+)\.(block|conv)\.(\d{1,4})\.(\w+).*", name, re.ASCII) for name in names
+    }
+    held: dict[str, dict[int, str]] = defaultdict(dict)
+    for match in split.values():
+        if match:
+            kind = "c" if match[4].isdigit() else "s" if match[4] in ("fc1", "fc2") else "w"
+            held[match[1]][int(match[3])] = kind
+    return {
+        name: f"{match[1]}.{match[2]}:{''.join(held[match[1]][i] for i in sorted(held[match[1]]))}{name[match.end(2) :]}"
+        if match
+        else name
+        for name, match in split.items()
+    }
 
 
 # Blocks, and the width of the trunk's end → timm's name (the twin without tf_ pads differently), blocks of each stage.
@@ -113,6 +255,3 @@ def efficientnet_lite(shapes: Shapes) -> tuple[str, dict[str, str]] | None:
             return None
         names[name] = f"{place}{table[part]}.{leaf}"
     return architecture, names
-
-
-_LINEAGES = (efficientnet_lite,)

@@ -176,6 +176,10 @@ class _Zip:
     def __init__(self, stream: BinaryIO) -> None:
         self.size = stream.seek(0, io.SEEK_END)
         self.archive = zipfile.ZipFile(stream)
+        if any(name.rpartition("/")[2] == "constants.pkl" for name in self.archive.namelist()):
+            raise WsurgeryError(
+                "is a TorchScript archive, which holds code: load it with torch.jit.load and torch.save its state_dict()"
+            )
         pickles = [name for name in self.archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise WsurgeryError(f"is a zip archive with {len(pickles)} data.pkl: not a file of torch.save")

@@ -1,19 +1,21 @@
-"""A state dict from a checkpoint as it is found: a file of torch.save, an .npz, or safetensors, in whatever wrapper."""
+"""A state dict from a checkpoint as it is found: a file or folder of torch.save, .npz or safetensors, in any wrapper."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wsurgery.checkpoint.digest import file_digest
+from wsurgery.checkpoint.digest import bytes_digest, file_digest
 from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
 from wsurgery.checkpoint.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy, one_line_errors
 from wsurgery.checkpoint.provenance import History, Record, describe_input
 from wsurgery.checkpoint.reader import STDIN, open_checkpoint
+from wsurgery.checkpoint.shards import INDEX, WHOLE
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 # Names under which training scripts save the weights beside other things, in the order in which they are taken.
@@ -22,6 +24,17 @@ WRAPPERS = (
     "network", "module", "params", "backbone",
 )  # fmt: skip
 _DEPTH = 3  # wrappers in wrappers that are looked into
+_BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_MAX_INDEX = 200_000_000  # bytes
+
+# First bytes of formats that are not read, what they are, and what to do.
+_OTHERS = (
+    (b"\x1f\x8b", "compressed with gzip: unpack it first"),
+    (b"BZh", "compressed with bzip2: unpack it first"),
+    (b"\xfd7zXZ", "compressed with xz: unpack it first"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes it: save its arrays with numpy.savez"),
+    (b"version https://git-lfs", "a pointer of Git LFS: git lfs pull fetches the file itself"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,12 +43,13 @@ class StateDict:
 
     Attributes:
         label: what messages call the file.
-        tensors: name → dtype and shape.
+        tensors: name → dtype and shape; last those that the file only names as another's aliases.
         read: gives a tensor's bytes, contiguous and little-endian, by name.
         source: the description of the file for a record.
         history: what the file says about itself; empty unless it is safetensors.
         notes: what was chosen and what was left out, for people.
         finish: to be called after the last tensor; raises if a stream goes on.
+        aliases: name → the name of the tensor that it is: tied weights.
     """
 
     label: str
@@ -45,6 +59,7 @@ class StateDict:
     history: History = field(default_factory=History)
     notes: tuple[str, ...] = ()
     finish: Callable[[], None] = lambda: None
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -52,7 +67,8 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
     """Open a checkpoint of any format that is known here.
 
     Args:
-        source: a file; `-` or None for a safetensors stream on standard input.
+        source: a file, or a folder as the Hugging Face hub keeps them (`model.safetensors` or `pytorch_model.bin`, whole
+            or in shards with an index); `-` or None for a safetensors stream on standard input.
         key: which of the dicts in the file to take. Default: the first of `WRAPPERS`, or the only one.
 
     Raises:
@@ -63,11 +79,21 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
     prefix = b""
     if path is not None and path.is_file():  # not so for a named pipe, whose first bytes would be lost
         with path.open("rb") as stream:
-            prefix = stream.read(32)
+            prefix = stream.read(512)
     label = printable(str(path))
-    if path is not None and path.suffix == ".npz":
+    is_safetensors = prefix[8:9] == b"{"  # a header's length may begin with anything
+    for magic, what in _OTHERS:
+        if prefix.startswith(magic) and not is_safetensors:
+            raise WsurgeryError(f"{label} is {what}")
+    if prefix[257:262] == b"ustar" and not is_safetensors:
+        raise WsurgeryError(
+            f"{label} is a tar archive: unpack it, or load it with torch and save its state_dict() again"
+        )
+    if path is not None and path.is_dir() and (files := _bin_files(path)):
+        yield from _folder(path, files, key)
+    elif path is not None and path.suffix == ".npz":
         yield _npz(path, label, key)
-    elif path is not None and (prefix.startswith(ZIP_MAGIC) or is_legacy(prefix)):
+    elif path is not None and (prefix.startswith(ZIP_MAGIC) or is_legacy(prefix[:32])):
         with TorchFile(path) as file:
             yield _torch(file, path, key)
     elif prefix.startswith(b"\x80") and int.from_bytes(prefix[:8], "little") > MAX_HEADER:
@@ -80,14 +106,16 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
                 raise UsageError(f"{checkpoint.label} is a safetensors file, which has no wrappers: leave out --key")
             history = History.of(checkpoint)
             described = describe_input(checkpoint, history, flows=True)
-            tensors = checkpoint.tensors
+            tensors, others = checkpoint.tensors, history.others
+            aliases = history.aliases(tensors)
             yield StateDict(
                 checkpoint.label,
-                tensors,
-                lambda name: checkpoint.read(tensors[name]),
+                tensors | {name: replace(tensors[kept], name=name) for name, kept in aliases.items()},
+                lambda name: memoryview(checkpoint.read(tensors[aliases.get(name, name)])),
                 described,
-                history,
+                replace(history, others={name: text for name, text in others.items() if name not in aliases}),
                 finish=checkpoint.finish,
+                aliases=aliases,
             )
 
 
@@ -139,8 +167,68 @@ def _torch(file: TorchFile, path: Path, key: str | None) -> StateDict:
     except WsurgeryError as error:
         raise type(error)(f"{file.label} {error}") from None
     return StateDict(
-        file.label, tensors, lambda name: file.read(found[name], name), _describe(path), notes=tuple(notes)
+        file.label,
+        tensors,
+        lambda name: file.read(found[name], name),
+        _describe(path),
+        notes=tuple(notes),
+        aliases=_tied(found),
     )
+
+
+def _tied(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Find tensors that are one: name → the first such name in the alphabet, which safetensors' save_model keeps, too."""
+    kept: dict[StoredTensor, str] = {}
+    for name in sorted(tensors):
+        if 0 not in tensors[name].shape:
+            kept.setdefault(tensors[name], name)
+    return {name: first for name, stored in tensors.items() if (first := kept.get(stored, name)) != name}
+
+
+def _bin_files(folder: Path) -> list[Path]:
+    """List the pickles in a Hugging Face folder; none if there is a safetensors file, which is better."""
+    if any((folder / name).is_file() for name in (WHOLE, INDEX)):
+        return []
+    index = folder / _BIN_INDEX
+    if not index.is_file():
+        return [folder / _BIN] if (folder / _BIN).is_file() else []
+    label = printable(str(index))
+    if index.stat().st_size > _MAX_INDEX:
+        raise WsurgeryError(f"{label} is {index.stat().st_size} bytes: no index is as large")
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise WsurgeryError(f"{label} is not an index: it has no weight_map") from None
+    for name in names:
+        if not isinstance(name, str) or name != Path(name).name or name in ("", "..") or "\0" in name:
+            raise WsurgeryError(f"{label} names the file {printable(str(name))}: a shard is a file in the folder")
+        if not (folder / name).is_file():
+            raise WsurgeryError(f"{printable(str(folder))} lacks {printable(name)}, which its index names")
+    return [folder / name for name in names]
+
+
+def _folder(folder: Path, paths: list[Path], key: str | None) -> Iterator[StateDict]:
+    """Give the shards of torch.save as one state dict, shard by shard."""
+    with ExitStack() as stack:
+        shards = [_torch(stack.enter_context(TorchFile(path)), path, key) for path in paths]
+        holder: dict[str, StateDict] = {}
+        for shard in shards:
+            if twice := holder.keys() & shard.tensors.keys():
+                raise WsurgeryError(f"{shard.label} holds {printable(min(twice))}, as another shard does")
+            holder |= dict.fromkeys(shard.tensors, shard)
+        digests = [shard.source["blake3"] for shard in shards]
+        yield StateDict(
+            printable(str(folder)),
+            {name: tensor for shard in shards for name, tensor in shard.tensors.items()},
+            lambda name: holder[name].read(name),
+            {
+                "name": folder.resolve().name,
+                "size": sum(shard.source["size"] for shard in shards),
+                "blake3": bytes_digest("".join(digests).encode()),
+            },
+            notes=tuple(dict.fromkeys(note for shard in shards for note in shard.notes)),
+            aliases={name: kept for shard in shards for name, kept in shard.aliases.items()},
+        )
 
 
 def _npz(path: Path, label: str, key: str | None) -> StateDict:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 from torch import nn
 
+from wsurgery.anatomy.architecture import Architecture, choose_architecture, describe_architecture, read_config
 from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.header import TensorInfo
 from wsurgery.checkpoint.provenance import History
@@ -23,8 +23,6 @@ _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 # Arguments with which timm reads or fetches files: a checkpoint's metadata is untrusted.
 _LOADS_FILES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-
-Architecture = dict[str, Any]  # {"name", "num_classes", "in_chans", "args"}
 
 
 def create(architecture: Architecture, *, seed: int = 0) -> nn.Module:
@@ -58,28 +56,37 @@ def create(architecture: Architecture, *, seed: int = 0) -> nn.Module:
 
 
 def architecture_of(checkpoint: Checkpoint, name: str | None = None) -> Architecture:
-    """Say which network a checkpoint is for: its own metadata, or `name` with the size of the head read off the file.
+    """Say which network a checkpoint is for.
+
+    A name that is given counts; without one, or where they agree, the checkpoint's metadata, then timm's config.json beside
+    it; last, the start of the file's name (`resnet50.a1_in1k.safetensors`) if all tensors fit. Names and shapes alone
+    cannot tell such twins as resnet50 and resnetblur50: without any of these the network is not guessed.
 
     Raises:
-        UsageError: neither says.
+        UsageError: nothing says.
     """
-    recorded = History.of(checkpoint).architecture
-    if recorded is not None and (name is None or name == recorded["name"]):
-        return recorded
-    if name is None:
-        raise UsageError(f"{checkpoint.label} does not say its architecture: add --arch NAME (a timm model)")
-    from wsurgery.anatomy import HEAD, block_map
-
     shapes = {key: tensor.shape for key, tensor in checkpoint.tensors.items()}
-    heads = [shapes[key] for key, block in block_map(shapes).items() if block == HEAD and len(shapes[key]) > 1]
-    return {"name": name, "num_classes": heads[-1][0] if heads else 0, "args": {}}
+    recorded = History.of(checkpoint).architecture
+    config = read_config(checkpoint.path if recorded is None else None)
+    if found := choose_architecture(shapes, recorded=recorded, config=config, arch=name):
+        return found
+    said = "does not say its architecture"
+    called = checkpoint.path.name.partition(".")[0] if checkpoint.path else ""
+    if timm.is_model(called):
+        described = describe_architecture(called, shapes)
+        with torch.device("meta"):
+            own = create(described).state_dict()
+        if {key: tuple(value.shape) for key, value in own.items()} == shapes:
+            return described
+        said = f"has the name of {called} but other tensors"
+    raise UsageError(f"{checkpoint.label} {said}: add --arch NAME (a timm model)")
 
 
 def load(path: str | Path, arch: str | None = None) -> nn.Module:
     """Return the network of a checkpoint, with its weights, in eval mode.
 
     Args:
-        path: a safetensors file, or `-` for standard input.
+        path: a safetensors file, a folder of them, or `-` for standard input.
         arch: a timm name, for files that do not say theirs.
 
     Raises:
@@ -92,10 +99,20 @@ def load(path: str | Path, arch: str | None = None) -> nn.Module:
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint's tensors into a network of exactly the same names and shapes."""
-    own = model.state_dict()
-    for name in (*own, *checkpoint.tensors):
-        mine, theirs = own.get(name), checkpoint.tensors.get(name)
+    """Copy a checkpoint's tensors into a network of exactly the same names and shapes.
+
+    Tied tensors are found by the aliases in the metadata, as `safetensors.torch.save_model` writes them. The counter of a
+    batch norm may be missing, as PyTorch before 0.4.1 had none: the network keeps its own.
+
+    Raises:
+        WsurgeryError: a name, a shape or a dtype does not fit; the message names the first one.
+    """
+    own, tensors, metadata = model.state_dict(), checkpoint.tensors, checkpoint.header.metadata
+    tied = {name: kept for name in own if name not in tensors and (kept := metadata.get(name)) in tensors}
+    for name in (*own, *tensors):
+        mine, theirs = own.get(name), tensors.get(tied.get(name, name))
+        if theirs is None and name.endswith("num_batches_tracked"):
+            continue
         if mine is None or theirs is None:
             where = "the file and not in the network" if mine is None else "the network and not in the file"
             raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is in {where}: is the architecture right?")
@@ -104,13 +121,15 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.label}: {printable(name)} is {theirs.shape}, the network wants {tuple(mine.shape)}"
             )
     state = {}
-    for name, tensor in checkpoint.tensors.items():
+    for name, tensor in tensors.items():
         if tensor.dtype not in _TORCH_DTYPES:
             raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is {tensor.dtype}: run wsurgery cast first")
         data = checkpoint.read(tensor)
         flat = torch.frombuffer(data, dtype=_TORCH_DTYPES[tensor.dtype]) if data else torch.empty(0)
         state[name] = flat.reshape(tensor.shape)
-    model.load_state_dict(state, strict=True)
+    state |= {name: state[kept] for name, kept in tied.items()}
+    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    model.load_state_dict(counters | state, strict=True)
 
 
 def save(state: Mapping[str, torch.Tensor], history: History, path: Path | None, *, force: bool = False) -> None:

@@ -1,7 +1,7 @@
 """New names for tensors."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from wsurgery.anatomy import globs_for
@@ -64,6 +64,21 @@ def frozen_after(globs: Collection[str], names: dict[str, str]) -> tuple[str, ..
     if frozen == {new for new in names.values() if any(fnmatchcase(new, glob) for glob in useful)}:
         return useful
     return tuple(globs_for(frozen, names.values()))
+
+
+def aliases_after(metadata: Mapping[str, str], aliases: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """Rewrite the aliases of tied tensors for new names.
+
+    Args:
+        metadata: the entries of other tools, the aliases among them.
+        aliases: alias → the tensor that it is.
+        names: old name → new name, of the tensors that remain and of their aliases.
+
+    Returns:
+        The metadata with new aliases; one whose tensor is gone is gone.
+    """
+    kept = {names[alias]: names[tensor] for alias, tensor in aliases.items() if tensor in names}
+    return {name: text for name, text in metadata.items() if name not in aliases} | kept
 
 
 def _can_be_held(name: str) -> bool:

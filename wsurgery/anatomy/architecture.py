@@ -1,0 +1,75 @@
+"""Which network a checkpoint is of: what its metadata, a config.json beside it, the user and its tensors say."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wsurgery.anatomy.blocks import HEAD, Shapes, block_map, first_convolution
+from wsurgery.errors import UsageError, WsurgeryError, printable
+
+Architecture = dict[str, Any]  # {"name", "num_classes", "in_chans", "args"}
+
+_MAX_CONFIG = 10_000_000  # bytes; those with the names of 22,000 classes have 1,500,000
+
+
+def describe_architecture(name: str, shapes: Shapes, args: Mapping[str, Any] | None = None) -> Architecture:
+    """Return the entry of the metadata for a network of timm's `name`, its sizes read off the tensors.
+
+    `num_classes` is the number of rows of the last weight in the head (0: no head), `in_chans` the channels that the first
+    convolution meets; it is left out where no convolution meets the image.
+    """
+    blocks = block_map(shapes)
+    heads = [shapes[key] for key in shapes if blocks[key] == HEAD and len(shapes[key]) > 1]
+    architecture = {"name": name, "num_classes": heads[-1][0] if heads else 0, "args": dict(args or {})}
+    with contextlib.suppress(UsageError):
+        convolution = first_convolution(shapes)
+        if blocks[convolution] == next(iter(blocks.values())):
+            architecture["in_chans"] = shapes[convolution][1]
+    return architecture
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """Read the config.json that the Hugging Face hub keeps beside a checkpoint; {} where there is none.
+
+    Args:
+        path: the checkpoint, a file or a folder; None for standard input.
+
+    Raises:
+        WsurgeryError: it is not JSON.
+    """
+    config = None if path is None else (path if path.is_dir() else path.parent) / "config.json"
+    if config is None or not config.is_file() or config.stat().st_size > _MAX_CONFIG:
+        return {}
+    try:
+        entries = json.loads(config.read_bytes())
+    except (ValueError, RecursionError):
+        raise WsurgeryError(f"{printable(str(config))} is not JSON: repair it or take it away") from None
+    return entries if isinstance(entries, dict) else {}
+
+
+def choose_architecture(
+    shapes: Shapes, *, recorded: Architecture | None, config: Mapping[str, Any], arch: str | None
+) -> Architecture | None:
+    """Say which network tensors are of, by what is trusted most.
+
+    A name that the user gives counts; without one, or where they agree, the metadata, then timm's config.json.
+
+    Args:
+        shapes: tensor name → shape, under timm's names.
+        recorded: what the metadata says.
+        config: what config.json says: `architecture` and `model_args`, as timm writes them.
+        arch: the name that the user gives.
+
+    Returns:
+        The entry of the metadata, sizes read off the tensors where it is not recorded; None if nothing says.
+    """
+    if recorded is not None and arch in (None, recorded["name"]):
+        return recorded
+    name, args = config.get("architecture"), config.get("model_args")
+    if isinstance(name, str) and arch in (None, name):
+        args = args if isinstance(args, dict) else {}
+        sizes = ("num_classes", "in_chans")
+        return describe_architecture(name, shapes, {key: value for key, value in args.items() if key not in sizes})
+    return None if arch is None else describe_architecture(arch, shapes)
