@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @command
 def cca(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The checkpoint to compare it with.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The checkpoint to compare it with.")],
     data: Annotated[str, typer.Option(metavar="SPEC", help="A manifest, or scheme:argument?key=value.")],
     layers: Annotated[
         str | None,
@@ -52,7 +52,6 @@ def cca(
     from json import dumps
 
     from wsurgery import __version__
-    from wsurgery.checkpoint.digest import file_digest
     from wsurgery.checkpoint.writer import AtomicFile, write_all
 
     with AtomicFile(output, force=force) if output else nullcontext() as stream:
@@ -75,7 +74,7 @@ def cca(
         }
         names = layers.split(",") if layers else None
         where = choose_device(device)
-        digests = file_digest(a), file_digest(b)
+        described = _describe(a), _describe(b)
         network_a, network_b = load(a, arch=arch), load(b, arch=arch)
         dataset = load_dataset(data, split=split, image_size=image_size)
         found = compare(network_a, network_b, dataset.images, layers=names, n_images=images, device=where, **arguments)
@@ -84,8 +83,8 @@ def cca(
                 say(f"{layer.layer}: {note}")
         result = {
             "version": __version__,
-            "a": {"name": a.name, "blake3": digests[0]},
-            "b": {"name": b.name, "blake3": digests[1]},
+            "a": described[0],
+            "b": described[1],
             "data": {"spec": data, "split": split, "image_size": dataset.images.shape[1], "digest": dataset.digest},
             "arguments": {**arguments, "layers": names, "images": images, "arch": arch, "device": str(where)},
             "layers": [asdict(layer) for layer in found],
@@ -97,6 +96,15 @@ def cca(
             typer.echo(text, nl=False)
     if not json:
         _print_table(found)
+
+
+def _describe(source: str) -> dict[str, Any]:
+    from wsurgery.checkpoint import open_checkpoint
+    from wsurgery.checkpoint.provenance import History, describe_input
+
+    with open_checkpoint(source) as checkpoint:
+        described = describe_input(checkpoint, History(), flows=False)
+    return {key: value.result() if key == "blake3" else value for key, value in described.items()}
 
 
 def _print_table(found: "list[LayerSimilarity]") -> None:

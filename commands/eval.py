@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @command
 def eval(
-    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="The checkpoints to evaluate.")],
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help="The checkpoints to evaluate.")],
     data: Data,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
     predictions: Annotated[
@@ -42,6 +42,7 @@ def eval(
     import torch
 
     from wsurgery.checkpoint import AtomicFile
+    from wsurgery.checkpoint.remote import without_secrets
     from wsurgery.data.dataset import load_dataset
     from wsurgery.models import load
     from wsurgery.training.predict import choose_device, predict
@@ -50,28 +51,31 @@ def eval(
         raise UsageError("--predictions and --json are for one checkpoint; for several, write each with --beside NAME")
     if beside is not None and beside != Path(beside).name:
         raise UsageError(f"--beside {beside}: give a file name, without a folder")
+    if beside is not None and any("://" in checkpoint for checkpoint in checkpoints):
+        raise UsageError("--beside writes beside a file, and a URL is read only: use --json")
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     where = choose_device(device)
     dataset = load_dataset(data, split=split, image_size=image_size)
     for checkpoint in checkpoints:
+        label = without_secrets(checkpoint)
         logits = predict(load(checkpoint, arch).to(where), dataset, device=where)
-        result = _evaluate(logits, dataset, checkpoint, split)
+        result = _evaluate(logits, dataset, label, split)
         if predictions:
             _write_predictions(predictions, dataset, logits, force=force)
         if beside:
-            with AtomicFile(checkpoint.with_name(beside), force=force) as stream:
+            with AtomicFile(Path(checkpoint).with_name(beside), force=force) as stream:
                 stream.write(dumps(result, indent=2).encode() + b"\n")
         if json:
             typer.echo(dumps(result, indent=2))
         else:
-            _print_table(result, str(checkpoint) if len(checkpoints) > 1 else None)
+            _print_table(result, label if len(checkpoints) > 1 else None)
 
 
-def _evaluate(logits: "NDArray[np.float32]", dataset: "Dataset", checkpoint: Path, split: str) -> dict[str, Any]:
+def _evaluate(logits: "NDArray[np.float32]", dataset: "Dataset", label: str, split: str) -> dict[str, Any]:
     from wsurgery.training.metrics import auc_per_label, delong_interval, macro
 
     if logits.shape[1] != len(dataset.label_names):
-        raise WsurgeryError(f"{checkpoint} has {logits.shape[1]} outputs, the data {len(dataset.label_names)} labels")
+        raise WsurgeryError(f"{label} has {logits.shape[1]} outputs, the data {len(dataset.label_names)} labels")
     aucs = auc_per_label(dataset.labels, logits, dataset.label_names)
     intervals = [delong_interval(dataset.labels[:, i], logits[:, i]) for i in range(len(aucs))]
     return {

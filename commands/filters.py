@@ -10,7 +10,7 @@ from wsurgery.commands._shared import Force, command
 
 @command
 def filters(
-    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT…", help="Safetensors files.")],
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT…", help="Safetensors files.")],
     output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The figure: .pdf, .svg or .png.")],
     force: Force = False,
 ) -> None:
@@ -18,8 +18,11 @@ def filters(
 
     Example: wsurgery filters run/init.safetensors run/last.safetensors -o filters.png
     """
+    from wsurgery.checkpoint.remote import without_secrets
     from wsurgery.figures.filters import draw_filters, read_first_filters
     from wsurgery.figures.style import save
 
-    labelled = [("/".join(path.with_suffix("").parts[-3:]), read_first_filters(path)) for path in checkpoints]
+    paths = [Path(without_secrets(checkpoint)).with_suffix("") for checkpoint in checkpoints]
+    labels = ["/".join(path.parts[-3:]) for path in paths]
+    labelled = [(label, read_first_filters(source)) for label, source in zip(labels, checkpoints, strict=True)]
     save(draw_filters(labelled), output, force=force)

@@ -15,6 +15,9 @@ def replay(
         Path | None,
         typer.Option(metavar="DIR", help="Where the files that it was made from are. Default: beside FILE."),
     ] = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Read the URLs that its history names; without it, they are refused.")
+    ] = False,
 ) -> None:
     """Run the history of a checkpoint again in a temporary folder, and say whether every byte agrees.
 
@@ -25,7 +28,7 @@ def replay(
     """
     from wsurgery.checkpoint.replay import replay as replay_history
 
-    difference = replay_history(file, inputs or file.parent, say=say)
+    difference = replay_history(file, inputs or file.parent, remote=remote, say=say)
     if difference is not None:
         typer.echo(f"different: {difference}")
         raise typer.Exit(1)

@@ -2,18 +2,20 @@
 
 `{"architecture": {"name", "num_classes", "in_chans", "args"}, "freeze": [globs], "log": [records]}`. One record is
 `{"command", "arguments", "seed", "version", "inputs": [...]}`. An input without a history of its own is recorded by
-name, size and digest; one with a history by the digest of its header, which carries the chain. So a pipe and the same
-steps through files give the same bytes. Nothing depends on the time, the host or an absolute path.
+name, size and digest, or, read at a URL, by the URL and the digest of its header; one with a history by the digest of its
+header, which carries the chain. So a pipe and the same steps through files give the same bytes. Nothing depends on the
+time, the host or an absolute path.
 """
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 from wsurgery import __version__
+from wsurgery.checkpoint.digest import FilesDigest, bytes_digest
 from wsurgery.checkpoint.reader import STDIN, Checkpoint
 from wsurgery.errors import WsurgeryError
 
@@ -54,15 +56,28 @@ class History:
             raise WsurgeryError(f"{checkpoint.label} has a {KEY!r} metadata entry that is not wsurgery's")
         return cls(architecture, tuple(freeze), tuple(log), metadata)
 
-    def metadata(self) -> dict[str, str]:
-        """Return the whole `__metadata__`; `format` = `pt` is added for other tools where it is missing."""
+    def metadata(self, *, draft: bool = False) -> dict[str, str]:
+        """Return the whole `__metadata__`; `format` = `pt` is added for other tools where it is missing.
+
+        Digests of inputs are waited for. A draft only starts them and has zeros in their place: it is as long.
+        """
         entry: dict[str, Any] = {"log": list(self.log)}
         if self.architecture:
             entry["architecture"] = self.architecture
         if self.freeze:
             entry["freeze"] = list(self.freeze)
-        text = json.dumps(entry, separators=(",", ":"), sort_keys=True)
+
+        def digits(digest: FilesDigest) -> str:
+            digest.start()
+            return "0" * 64 if draft else digest.result()
+
+        text = json.dumps(entry, separators=(",", ":"), sort_keys=True, default=digits)
         return {"format": "pt", **self.others, KEY: text}
+
+    def aliases(self, tensors: Collection[str]) -> dict[str, str]:
+        """Name the tied tensors: alias → the one of `tensors` that it is, as `safetensors.torch.save_model` records it."""
+        pairs = self.others.items()
+        return {name: kept for name, kept in pairs if kept in tensors and name not in tensors and name != "format"}
 
     def count(self, command: str) -> int:
         """How often `command` stands in the log: a second shuffle must not repeat the first one's draws."""
@@ -95,17 +110,19 @@ def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool) -> 
         flows: whether its log goes on in the output. If it does not, its log is kept inside the description, so that
             every parent can be traced.
     """
-    from wsurgery.checkpoint.digest import bytes_digest, file_digest
-
     if flows and (history.log or not checkpoint.seekable):
         return {"name": STDIN, "header": bytes_digest(checkpoint.header_bytes)}
+    if checkpoint.url is not None:  # read in parts: it has no digest without downloading all of it
+        size = len(checkpoint.header_bytes) + sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+        header = bytes_digest(checkpoint.header_bytes)
+        remote: Record = {"name": checkpoint.name, "size": size, "header": header, "url": checkpoint.url}
+        return {**remote, "log": list(history.log)} if history.log and not flows else remote
     if checkpoint.path is None or not checkpoint.seekable:
         return {"name": STDIN, "header": bytes_digest(checkpoint.header_bytes), "log": list(history.log)}
-    digests = [file_digest(file) for file in checkpoint.files]
     described: Record = {
         "name": checkpoint.path.name,
         "size": sum(file.stat().st_size for file in checkpoint.files),
-        "blake3": digests[0] if checkpoint.path.is_file() else bytes_digest("".join(digests).encode()),
+        "blake3": FilesDigest(checkpoint.files),
     }
     return {**described, "log": list(history.log)} if history.log and not flows else described
 
@@ -144,7 +161,7 @@ def as_pipeline(log: Sequence[Record], runs: Iterator[int] | None = None) -> str
 def _input_word(given: Record, runs: Iterator[int]) -> str:
     if given.get("log"):
         return f"<({as_pipeline(given['log'], runs)})"
-    return shlex.quote(str(given.get("name", STDIN)))
+    return shlex.quote(str(given.get("url") or given.get("name", STDIN)))
 
 
 def with_files(command: str, words: list[str], files: list[str]) -> list[str]:

@@ -1,9 +1,11 @@
 """Reading a checkpoint as a stream: its header first, then one tensor at a time."""
 
+import contextlib
 import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 STDIN = "-"
 _BLOCK = 1 << 20  # bytes moved at a time
 _NOT_SUPPORTED = {errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
+_HUGE = 4 << 20  # bytes from which a buffer is worth huge pages
 _TRUSTED = 64 << 20  # bytes allocated on the word of a stream's header; more only as they arrive
 
 
@@ -28,18 +31,25 @@ class Checkpoint:
         label: what messages call it, `standard input` or the file's name.
         header: tensors in file order, and `__metadata__`.
         header_bytes: the header as it stands in the file, length included.
-        path: the file or the folder of shards, or None for standard input.
+        path: the file or the folder of shards, or None for standard input and for a URL.
+        name: the last part of the path or URL, None for standard input.
+        url: where a remote one was read, without secrets; else None.
         seekable: whether tensors can be read in any order.
     """
 
-    def __init__(self, stream: BinaryIO, path: Path | None) -> None:
+    url: str | None = None
+
+    def __init__(self, stream: BinaryIO, path: Path | None, *, label: str | None = None) -> None:
         self.stream, self.path = stream, path
-        self.label = printable(str(path)) if path else "standard input"
-        self.seekable = path is not None and path.is_file()  # not so for a named pipe
+        self.name = path.name if path else None
+        self.label = label or (printable(str(path)) if path else "standard input")
+        self.seekable = path.is_file() if path else label is not None  # not so for a named pipe
         self._position = 0  # in the data, for a stream
         try:
             prefix = _read_up_to(stream, LENGTH_BYTES)
-            size = os.fstat(stream.fileno()).st_size if self.seekable else None
+            size = stream.seek(0, os.SEEK_END) if self.seekable else None
+            if size is not None:
+                stream.seek(len(prefix))
             length = header_length(prefix)
             if size is not None and LENGTH_BYTES + length > size:
                 raise WsurgeryError(f"ends inside its header: {size} bytes")
@@ -53,7 +63,7 @@ class Checkpoint:
                 raise WsurgeryError(f"holds {have} bytes of tensors where its header describes {want}")
         except WsurgeryError as error:
             stream.close()
-            hint = " (did the command before it fail?)" if not path and "is empty" in str(error) else ""
+            hint = " (did the command before it fail?)" if not (path or label) and "is empty" in str(error) else ""
             raise type(error)(f"{self.label} {error}{hint}") from None
 
     @property
@@ -61,17 +71,19 @@ class Checkpoint:
         """Tensors by name, in file order."""
         return self.header.tensors
 
-    def read(self, tensor: TensorInfo) -> bytearray:
+    def read(self, tensor: TensorInfo) -> bytearray | mmap:
         """Read one tensor's bytes.
 
         Raises:
             WsurgeryError: the input ends early.
         """
-        buffer = bytearray(tensor.nbytes if self.seekable else min(tensor.nbytes, _TRUSTED))
+        known = self.seekable or tensor.nbytes <= _TRUSTED
+        buffer = _allocate(tensor.nbytes) if known else bytearray(_TRUSTED)
         self._seek(tensor)
         done = 0
         while done < tensor.nbytes:
             if done == len(buffer):  # a stream has kept its word so far
+                assert isinstance(buffer, bytearray)
                 buffer.extend(bytes(min(done, tensor.nbytes - done)))
             with memoryview(buffer) as view:
                 n = self.stream.readinto(view[done : done + _BLOCK])  # type: ignore[attr-defined]
@@ -93,11 +105,9 @@ class Checkpoint:
     def pieces(self, tensor: TensorInfo, *, skip: int = 0) -> Iterator[memoryview]:
         """Read one tensor's bytes in pieces of at most 1 MiB; each is valid until the next is asked for.
 
-        `skip` leaves out as many of the first bytes, of a file.
+        `skip` leaves out as many of the first bytes.
         """
-        self._seek(tensor)
-        if skip:
-            self.stream.seek(skip, os.SEEK_CUR)
+        self._seek(tensor, skip)
         buffer, left = memoryview(bytearray(min(_BLOCK, tensor.nbytes - skip))), tensor.nbytes - skip
         while left:
             n = self.stream.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
@@ -114,10 +124,14 @@ class Checkpoint:
             WsurgeryError: the input ends early.
         """
         done = 0
-        if self.seekable:
+        if self.seekable and self.url is None:
             start = len(self.header_bytes) + tensor.start
             for move in (_copy_file_range, _sendfile):
                 done += move(self.stream.fileno(), target.fileno(), start + done, tensor.nbytes - done)
+        elif not self.seekable:
+            self._seek(tensor)
+            done = _splice(self.stream.fileno(), target.fileno(), tensor.nbytes)
+            self._position += done
         for piece in self.pieces(tensor, skip=done):
             while piece:
                 piece = piece[target.write(piece) :]
@@ -137,12 +151,14 @@ class Checkpoint:
         if self.stream.read(1):
             raise WsurgeryError(f"{self.label} goes on after its last tensor")
 
-    def _seek(self, tensor: TensorInfo) -> None:
+    def _seek(self, tensor: TensorInfo, skip: int = 0) -> None:
         if self.seekable:
-            self.stream.seek(len(self.header_bytes) + tensor.start)
-            self._position = tensor.start
+            self.stream.seek(len(self.header_bytes) + tensor.start + skip)
+            if self.url is not None:
+                self.stream.expect(len(self.header_bytes) + tensor.end)  # type: ignore[attr-defined]
+            self._position = tensor.start + skip
             return
-        if tensor.start < self._position:
+        if tensor.start + skip < self._position:
             raise RuntimeError(f"{tensor.name} was asked for after the stream had passed it")
         for earlier in self.tensors.values():
             if self._position < earlier.end <= tensor.start:
@@ -166,10 +182,27 @@ class Checkpoint:
         """Close the file; standard input stays open."""
         self.stream.close()
 
+    def reopen(self) -> None:
+        """Open a file again that was closed."""
+        assert self.path is not None
+        self.stream = self.path.open("rb", buffering=0)
+
     @property
     def files(self) -> list[Path]:
-        """The files that hold it, none for a stream."""
+        """The files that hold it, none for a stream or a URL."""
         return [self.path] if self.path is not None and self.seekable else []
+
+
+def _allocate(n: int) -> bytearray | mmap:
+    """Return a buffer of `n` bytes; a large one in huge pages, for which the kernel is asked 512 times less often."""
+    if n < _HUGE:
+        return bytearray(n)
+    buffer = mmap(-1, n, MAP_PRIVATE | MAP_ANONYMOUS)  # shared memory has no huge pages
+    with contextlib.suppress(ImportError, OSError):  # not on this system
+        from mmap import MADV_HUGEPAGE
+
+        buffer.madvise(MADV_HUGEPAGE)
+    return buffer
 
 
 def _copy_file_range(source: int, target: int, offset: int, count: int) -> int:
@@ -178,6 +211,11 @@ def _copy_file_range(source: int, target: int, offset: int, count: int) -> int:
 
 def _sendfile(source: int, target: int, offset: int, count: int) -> int:
     return _in_kernel(lambda at, n: os.sendfile(target, source, at, n), offset, count)
+
+
+def _splice(source: int, target: int, count: int) -> int:
+    """Move bytes out of a pipe, or into one."""
+    return _in_kernel(lambda at, n: os.splice(source, target, n), 0, count)
 
 
 def _in_kernel(move: Callable[[int, int], int], offset: int, count: int) -> int:
@@ -195,16 +233,21 @@ def _in_kernel(move: Callable[[int, int], int], offset: int, count: int) -> int:
 
 
 def open_checkpoint(source: str | Path | None) -> Checkpoint:
-    """Open a checkpoint: a safetensors file, a folder of shards, or standard input for `-` or None.
+    """Open a checkpoint: a safetensors file, a folder of shards, either at a URL, or standard input for `-` or None.
 
     Raises:
         WsurgeryError: not a safetensors file, or broken.
+        OSError: it cannot be opened.
         UsageError: nothing was named and standard input is a terminal.
     """
     if source is None or str(source) == STDIN:
         if source is None and not stdin_is_piped():
             raise UsageError("no input: name a safetensors file, or pipe one in")
         return Checkpoint(open(0, "rb", buffering=0, closefd=False), None)
+    if "://" in str(source):
+        from wsurgery.checkpoint.remote import open_remote
+
+        return open_remote(str(source))
     path = Path(source)
     if path.is_dir():
         from wsurgery.checkpoint.shards import open_folder

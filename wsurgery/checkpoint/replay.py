@@ -1,7 +1,8 @@
 """Running a checkpoint's history again, and telling whether the bytes agree.
 
 A history is untrusted input: only the commands in `REPLAYABLE` run, never a shell, their arguments name no file, and the
-files they read are those of a folder that the user chose, checked against the digests that were recorded.
+files they read are those of a folder that the user chose, checked against the digests that were recorded. What was read
+at a URL is read there again only if the user says so.
 """
 
 import os
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from wsurgery import __version__
-from wsurgery.checkpoint.digest import bytes_digest, file_digest, tensor_digests
+from wsurgery.checkpoint.digest import FilesDigest, bytes_digest, file_digest, tensor_digests
 from wsurgery.checkpoint.provenance import History, Record, with_files
 from wsurgery.checkpoint.reader import STDIN, open_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 REPLAYABLE = frozenset(
     ("init", "meanvar", "shuffle", "sample", "reset-bn", "transfuse", "gabor", "freeze-spec", "convert", "cast", "rename",
-     "drop", "keep", "scale", "add-noise", "average", "lerp", "new-head")
+     "drop", "keep", "scale", "add-noise", "average", "lerp", "new-head", "adapt")
 )  # fmt: skip
 _MAX_STAGES = 64  # processes; they may all run at once
 _OPTIONS_OF_FILES = ("-o", "--output", "--force")
@@ -38,18 +39,19 @@ class Parent:
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of the pipeline. An input is a file, a parent, or None for what is piped in."""
+    """One command of the pipeline. An input is a file, a URL, a parent, or None for what is piped in."""
 
     record: Record
-    inputs: list[Path | Parent | None]
+    inputs: list[Path | str | Parent | None]
 
 
-def replay(path: Path, inputs: Path, *, say: Callable[[str], None]) -> str | None:
+def replay(path: Path, inputs: Path, *, remote: bool, say: Callable[[str], None]) -> str | None:
     """Run the history of a checkpoint again in a temporary folder.
 
     Args:
         path: the checkpoint.
         inputs: the folder in which the files that the history names are looked up.
+        remote: whether URLs that the history names are read.
         say: gets what was taken as it is instead of being made again.
 
     Returns:
@@ -67,7 +69,7 @@ def replay(path: Path, inputs: Path, *, say: Callable[[str], None]) -> str | Non
         raise UsageError(f"{label} has no history: wsurgery did not make it")
     if _count(log) > _MAX_STAGES:
         raise UsageError(f"{label} has a history of {_count(log)} commands: replay runs at most {_MAX_STAGES}")
-    stages = plan(log, inputs, say=say)
+    stages = plan(log, inputs, remote=remote, say=say)
     with tempfile.TemporaryDirectory(prefix="wsurgery-replay-") as folder:
         again = Path(folder) / "again"
         _make(stages, again)
@@ -76,7 +78,7 @@ def replay(path: Path, inputs: Path, *, say: Callable[[str], None]) -> str | Non
         return _first_difference(path, again, log)
 
 
-def plan(log: Sequence[Record], inputs: Path, *, say: Callable[[str], None]) -> list[Stage]:
+def plan(log: Sequence[Record], inputs: Path, *, remote: bool, say: Callable[[str], None]) -> list[Stage]:
     """Check a history and find its files, before anything runs."""
     reason = _obstacle(log)
     if reason:
@@ -84,12 +86,14 @@ def plan(log: Sequence[Record], inputs: Path, *, say: Callable[[str], None]) -> 
     stages: list[Stage] = []
     for record in log:
         given = record.get("inputs", [])
-        flows: list[Path | Parent | None] = [None] if stages and given and given[0]["name"] == STDIN else []
-        stages.append(Stage(record, flows + [_resolve(entry, inputs, say) for entry in given[len(flows) :]]))
+        flows: list[Path | str | Parent | None] = [None] if stages and given and given[0]["name"] == STDIN else []
+        stages.append(Stage(record, flows + [_resolve(entry, inputs, remote, say) for entry in given[len(flows) :]]))
     return stages
 
 
-def _resolve(given: Record, inputs: Path, say: Callable[[str], None]) -> Path | Parent:
+def _resolve(given: Record, inputs: Path, remote: bool, say: Callable[[str], None]) -> Path | str | Parent:
+    if "url" in given:
+        return _resolve_url(given, remote)
     name, log = given["name"], given.get("log")
     if name != Path(name).name or name == ".." or "\0" in name:
         raise UsageError(f"its history names an input {printable(name)}: an input is a file in the folder of --inputs")
@@ -98,13 +102,15 @@ def _resolve(given: Record, inputs: Path, say: Callable[[str], None]) -> Path | 
     if path.is_dir() and name != STDIN:
         reason = reason or "it is a folder of shards"
     if log and not reason:
-        return Parent(given, plan(log, inputs, say=say))
+        return Parent(given, plan(log, inputs, remote=remote, say=say))
     if name == STDIN:
         raise UsageError(reason or "one of its inputs came through a pipe without a history: replay cannot know it")
     if not path.exists():
         raise WsurgeryError(f"{printable(str(path))}, an input, is missing: name its folder with --inputs DIR")
-    found, recorded = _digest(path), given.get("blake3")
-    if found != recorded:
+    recorded = given.get("blake3")
+    if recorded is None:
+        say(f"{printable(name)} is taken on trust: --no-digest left out its digest")
+    elif (found := _digest(path)) != recorded:
         raise WsurgeryError(
             f"{printable(str(path))} has the digest {found}, but {printable(str(recorded), 64)} was read then: "
             "name the folder of the file that was with --inputs DIR"
@@ -114,11 +120,23 @@ def _resolve(given: Record, inputs: Path, say: Callable[[str], None]) -> Path | 
     return path.absolute()
 
 
+def _resolve_url(given: Record, remote: bool) -> str:
+    from wsurgery.checkpoint.remote import open_remote
+
+    url = str(given["url"])
+    if not remote:
+        raise UsageError(f"its history read {printable(url)}: add --remote to read it again")
+    with open_remote(url) as checkpoint:
+        if bytes_digest(checkpoint.header_bytes) != given.get("header"):
+            raise WsurgeryError(f"{checkpoint.label} has another header now: replay needs the file that was read then")
+    return url
+
+
 def _digest(path: Path) -> str:
     if path.is_file():
         return file_digest(path)
     with open_checkpoint(path) as checkpoint:
-        return bytes_digest("".join(file_digest(file) for file in checkpoint.files).encode())
+        return FilesDigest(checkpoint.files).result()
 
 
 def _obstacle(log: Any) -> str | None:
@@ -204,6 +222,8 @@ def _start(stages: list[Stage], output: BinaryIO, folder: Path, started: list[_P
         command = stage.record["command"]
         words = ["wsurgery", command, *stage.record.get("arguments", [])]
         words += ["--seed", str(stage.record["seed"])] if "seed" in stage.record else []
+        given = stage.record.get("inputs", [])
+        words += ["--no-digest"] if any(not {"blake3", "header"} & entry.keys() for entry in given) else []
         last = position == len(stages) - 1
         downstream, sink = (None, output) if last else _pipe(cleanup)
         work = Path(tempfile.mkdtemp(dir=folder))  # empty: no word of the history names a file in it
@@ -236,7 +256,7 @@ def _pipe(cleanup: ExitStack) -> tuple[BinaryIO, BinaryIO]:
 def _remake(parent: Parent, folder: Path) -> Path:
     path = folder / str(parent.given["name"])
     _make(parent.stages, path)
-    if parent.given.get("blake3") != file_digest(path):
+    if parent.given.get("blake3") not in (None, file_digest(path)):
         raise WsurgeryError(f"{printable(path.name)}, an input, comes out otherwise when its own history is run again")
     return path
 

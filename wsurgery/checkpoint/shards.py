@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from mmap import mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +12,7 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
-_MAX_INDEX = 200_000_000  # bytes: twice the largest header
+MAX_INDEX = 200_000_000  # bytes: twice the largest header
 
 
 class ShardedCheckpoint(Checkpoint):
@@ -21,17 +22,16 @@ class ShardedCheckpoint(Checkpoint):
         shard_of: tensor name → file name of its shard.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path, self.label, self.seekable = folder, printable(str(folder)), True
-        self.shard_of = _read_index(folder)
+    def __init__(self, label: str, shard_of: dict[str, str], folder: Path | None = None) -> None:
+        self.path, self.label, self.seekable = folder, label, True
+        self.name = folder.name if folder else None
+        self.shard_of = shard_of
         self.shards: dict[str, Checkpoint] = {}
         tensors: dict[str, TensorInfo] = {}
+        names = sorted(set(shard_of.values()))
         try:
-            for name in sorted(set(self.shard_of.values())):
-                file = folder / name
-                if not file.is_file():
-                    raise WsurgeryError(f"{self.label} lacks {printable(name)}, which its index names")
-                shard = self.shards[name] = Checkpoint(file.open("rb", buffering=0), file)
+            for name, shard in zip(names, self._open_shards(names), strict=True):
+                self.shards[name] = shard
                 shard.close()  # a terabyte has more shards than a process may hold open
                 _require_indexed(shard, name, self.shard_of)
                 tensors |= shard.tensors
@@ -48,17 +48,20 @@ class ShardedCheckpoint(Checkpoint):
         metadata = next(iter(self.shards.values())).header.metadata if self.shards else {}
         self.header = Header(tensors, metadata)
 
+    def _open_shards(self, names: list[str]) -> Iterator[Checkpoint]:
+        assert self.path is not None
+        for name in names:
+            file = self.path / name
+            if not file.is_file():
+                raise WsurgeryError(f"{self.label} lacks {printable(name)}, which its index names")
+            yield Checkpoint(file.open("rb", buffering=0), file)
+
     @property
     def files(self) -> list[Path]:
-        """The shards, in the order of their names."""
-        return [self._folder / name for name in self.shards]
+        """The shards, in the order of their names; none for a URL."""
+        return [file for shard in self.shards.values() for file in shard.files]
 
-    @property
-    def _folder(self) -> Path:
-        assert self.path is not None
-        return self.path
-
-    def read(self, tensor: TensorInfo) -> bytearray:
+    def read(self, tensor: TensorInfo) -> bytearray | mmap:
         """Read one tensor's bytes."""
         return self._shard_with(tensor).read(tensor)
 
@@ -74,8 +77,7 @@ class ShardedCheckpoint(Checkpoint):
         shard = self.shards[self.shard_of[tensor.name]]
         if shard.stream.closed:
             self.close()
-            assert shard.path is not None
-            shard.stream = shard.path.open("rb", buffering=0)
+            shard.reopen()
         return shard
 
     def close(self) -> None:
@@ -91,7 +93,7 @@ def open_folder(folder: Path) -> Checkpoint:
         WsurgeryError: there is none, or the index and the shards do not agree.
     """
     if (folder / INDEX).is_file():
-        return ShardedCheckpoint(folder)
+        return ShardedCheckpoint(printable(str(folder)), _read_index(folder / INDEX), folder)
     if (folder / WHOLE).is_file():
         return Checkpoint((folder / WHOLE).open("rb", buffering=0), folder / WHOLE)
     raise WsurgeryError(f"{printable(str(folder))} is a folder with neither {INDEX} nor {WHOLE}: name a file in it")
@@ -135,13 +137,21 @@ def part_of(names: list[str], part: str) -> list[str]:
     return names[first:last]
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    path = folder / INDEX
-    label = printable(str(path))
-    if path.stat().st_size > _MAX_INDEX:
-        raise WsurgeryError(f"{label} is {path.stat().st_size} bytes: no index is as large")
+def _read_index(path: Path) -> dict[str, str]:
+    with path.open("rb") as stream:
+        return parse_index(stream.read(MAX_INDEX + 1), printable(str(path)))
+
+
+def parse_index(content: bytes, label: str) -> dict[str, str]:
+    """Return tensor name → file name of its shard.
+
+    Raises:
+        WsurgeryError: it is not an index, or names a file outside its folder.
+    """
+    if len(content) > MAX_INDEX:
+        raise WsurgeryError(f"{label} is more than {MAX_INDEX:,} bytes: no index is as large")
     try:
-        index: Any = json.loads(path.read_bytes())
+        index: Any = json.loads(content)
         weight_map = index["weight_map"]
         pairs = list(weight_map.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -1,0 +1,481 @@
+"""Checkpoints at URLs: surgery on them is surgery on a local copy, few bytes are read, and secrets stay secret."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.conftest import small_resnet
+from wsurgery.checkpoint import open_checkpoint
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SECRET = "hf_SECRET"
+MB = 1_000_000
+
+
+class Server(ThreadingHTTPServer):
+    """A web server of the files in a folder that counts what it sends.
+
+    Attributes:
+        quirk: what it does wrong: `no-ranges`, `drops` (each answer after 300 kB), `dead` (each answer at once),
+            `busy` (the first two answers are 503), `replaces` (another ETag with each answer).
+        token: the Authorization header that it wants.
+        cdn: where /org/repo/resolve/REVISION/FILE leads to, as on the Hugging Face hub.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root, self.quirk, self.token, self.cdn = root, "", None, None
+        self.sent, self.asked = 0, []
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request, client_address):
+        """A client that has seen enough is no error."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_GET(self, body=True):
+        server, path = self.server, unquote(urlsplit(self.path).path)
+        server.asked.append((self.path, self.headers.get("Authorization"), self.headers.get("Range")))
+        if server.token and self.headers.get("Authorization") != server.token:
+            return self.answer(401 if "/resolve/" in path else 403)
+        on_hub = re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", path)
+        if server.cdn and on_hub:
+            if on_hub[2] not in ("main", "v1", COMMIT) or not (server.root / on_hub[1] / on_hub[3]).is_file():
+                return self.answer(404)
+            signed = f"{server.cdn}/{on_hub[1]}/{on_hub[3]}?X-Amz-Signature={SECRET}"
+            return self.answer(302, {"Location": signed, "X-Repo-Commit": COMMIT})
+        file = server.root / path.lstrip("/")
+        if not file.is_file():
+            return self.answer(404)
+        if server.quirk == "busy" and len(server.asked) <= 2:
+            return self.answer(503)
+        size = file.stat().st_size
+        start, end, status, headers = 0, size, 200, {"ETag": '"x"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked and server.quirk != "no-ranges":
+            start, end, status = int(asked[1]), min(int(asked[2]) + 1, size), 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+            if start >= size:
+                return self.answer(416)
+        if server.quirk == "replaces":
+            headers["ETag"] = f'"{len(server.asked)}"'
+        left = {"drops": 300_000, "dead": 0}.get(server.quirk, size)
+        self.answer(status, {**headers, "Content-Length": str(end - start)})
+        with file.open("rb") as stream:
+            stream.seek(start)
+            while body and start < end and left and (piece := stream.read(min(65536, end - start, left))):
+                self.wfile.write(piece)
+                start, left = start + len(piece), left - len(piece)
+                server.sent += len(piece)
+
+    def answer(self, status, headers=None):
+        self.send_response(status)
+        for key, value in (headers or {"Content-Length": "0"}).items():
+            self.send_header(key, value)
+        self.end_headers()
+
+
+@pytest.fixture
+def serve():
+    """Serve a folder."""
+    servers = []
+
+    def start(root: Path) -> Server:
+        servers.append(Server(root))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def web(tmp_path, serve, monkeypatch):
+    """A server of the folder `web`, as a web server, as S3 and as the Hugging Face hub with its store elsewhere."""
+    root = tmp_path / "web"
+    root.mkdir()
+    server = serve(root)
+    server.cdn = serve(root).url
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return server
+
+
+def put(path: Path, source: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, path)
+
+
+def without_inputs(path: Path) -> tuple[object, bytes]:
+    """A checkpoint's header without what its last record says of its inputs, and the tensors' bytes."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    history = json.loads(header["__metadata__"]["wsurgery"])
+    history["log"][-1].pop("inputs")
+    header["__metadata__"]["wsurgery"] = history
+    return header, content[8 + length :]
+
+
+def recorded(path: Path) -> dict:
+    with open_checkpoint(path) as checkpoint:
+        return json.loads(checkpoint.header.metadata["wsurgery"])["log"][-1]["inputs"][-1]
+
+
+def shard(tensors: dict[str, np.ndarray], folder: Path, n: int) -> None:
+    folder.mkdir(parents=True)
+    weight_map = {}
+    for i in range(n):
+        group = {name: tensors[name] for name in sorted(tensors)[i::n]}
+        save_file(group, folder / f"model-{i + 1:05d}-of-{n:05d}.safetensors")
+        weight_map |= dict.fromkeys(group, f"model-{i + 1:05d}-of-{n:05d}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def sparse(path: Path, megabytes: int) -> int:
+    """Write 40 tensors of zeros in 8 blocks that take no room on the disk; return the header's length."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    each = megabytes * MB // 40 // 4 * 4
+    header = {
+        f"layer{i // 10 + 1}.{i % 10}.conv1.weight": {
+            "dtype": "F32", "shape": [each // 4, 1, 1, 1], "data_offsets": [i * each, (i + 1) * each],
+        }
+        for i in range(40)
+    }  # fmt: skip
+    text = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + 40 * each)
+    return 8 + len(text)
+
+
+ADDRESSES = {
+    "https": "{url}/org/repo/model.safetensors",
+    "s3": "s3://org/repo/model.safetensors",
+    "hf": "hf://org/repo@v1/model.safetensors",
+    "hf-repo": "hf://org/repo",
+    "web-folder": "{url}/org/repo/",
+    "s3-folder": "s3://org/repo/",
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES.values(), ids=ADDRESSES)
+def test_surgery_on_a_url_is_surgery_on_a_local_copy(address, web, resnet, wsurgery, tmp_path):
+    put(web.root / "org/repo/model.safetensors", resnet)
+    address = address.format(url=web.url)
+    for out, source in (("local", resnet), ("remote", address)):
+        wsurgery("shuffle", source, "--blocks", "block2", "--seed", 3, "-o", tmp_path / out)
+    assert without_inputs(tmp_path / "remote") == without_inputs(tmp_path / "local")
+    given = recorded(tmp_path / "remote")
+    assert given["size"] == resnet.stat().st_size
+    assert given["url"].partition("@")[0].startswith(address.partition("@")[0].rstrip("/"))
+    assert (f"@{COMMIT}" in given["url"]) == address.startswith("hf://")
+    log = wsurgery("log", tmp_path / "remote").stdout.decode()
+    assert f"shuffle {given['url']} " in log
+    # The address of the record is as good as the one that was typed.
+    wsurgery("shuffle", given["url"], "--blocks", "block2", "--seed", 3, "-o", tmp_path / "again")
+    assert without_inputs(tmp_path / "again") == without_inputs(tmp_path / "local")
+
+
+@pytest.mark.parametrize("address", ["hf://org/sharded", "s3://org/sharded/", "{url}/org/sharded/"])
+def test_shards_at_a_url_are_one_checkpoint(address, web, wsurgery, tmp_path):
+    shard(small_resnet(), web.root / "org/sharded", 4)
+    wsurgery("meanvar", web.root / "org/sharded", "-o", f"{tmp_path}/local/")
+    wsurgery("meanvar", address.format(url=web.url), "-o", f"{tmp_path}/remote/")
+    names = sorted(path.name for path in (tmp_path / "local").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "remote").iterdir())
+    for name in (name for name in names if name.endswith(".safetensors")):
+        assert without_inputs(tmp_path / "local" / name) == without_inputs(tmp_path / "remote" / name)
+    assert recorded(tmp_path / "remote" / names[0])["size"] == sum(
+        path.stat().st_size for path in (web.root / "org/sharded").glob("*.safetensors")
+    )
+
+
+def test_with_a_history_a_url_gives_the_same_bytes_as_a_file(web, resnet, wsurgery, tmp_path):
+    wsurgery("meanvar", resnet, "-o", web.root / "edited.safetensors")
+    wsurgery("shuffle", web.root / "edited.safetensors", "-o", tmp_path / "local")
+    wsurgery("shuffle", f"{web.url}/edited.safetensors", "-o", tmp_path / "remote")
+    assert (tmp_path / "local").read_bytes() == (tmp_path / "remote").read_bytes()
+
+
+def test_every_reading_command_takes_a_url(web, resnet, wsurgery, tmp_path):
+    put(web.root / "a.safetensors", resnet)
+    url = f"{web.url}/a.safetensors"
+    assert wsurgery("digest", url).stdout == wsurgery("digest", resnet).stdout
+    shown, local = (wsurgery("show", source, "--stats").stdout.decode().splitlines() for source in (url, resnet))
+    assert shown[0].startswith(url)
+    assert shown[1:] == local[1:]
+    assert json.loads(wsurgery("diff", url, resnet, "--json").stdout)["identical"]
+    for out, source in (("local", resnet), ("remote", url)):
+        wsurgery("average", source, source, "-o", tmp_path / f"{out}-average")
+        wsurgery("transfuse", source, "--upto", "block1", "--into", source, "-o", tmp_path / f"{out}-transfuse")
+    for command in ("average", "transfuse"):
+        assert without_inputs(tmp_path / f"remote-{command}") == without_inputs(tmp_path / f"local-{command}")
+
+
+@pytest.mark.parametrize("address", [ADDRESSES[key] for key in ("https", "s3", "hf-repo")])
+def test_show_reads_the_header_and_no_more(address, web, wsurgery, serve):
+    store = serve(web.root)
+    web.cdn = store.url
+    header = sparse(web.root / "org/repo/model.safetensors", 200)
+    wsurgery("show", address.format(url=web.url))
+    assert header <= web.sent + store.sent <= header + 20_000
+
+
+def test_a_part_costs_about_its_bytes(web, wsurgery, tmp_path):
+    header = sparse(web.root / "model.safetensors", 200)
+    wsurgery("keep", f"{web.url}/model.safetensors", "--blocks", "block2", "-o", tmp_path / "out")
+    part = (tmp_path / "out").stat().st_size
+    assert part > 45 * MB
+    assert part <= web.sent <= header + part + 5 * MB
+    assert len(web.asked) < 30
+
+
+def test_small_tensors_do_not_take_a_request_each(web, wsurgery, tmp_path):
+    save_file({f"layer{i}.weight": np.full((10, 10), i, np.float32) for i in range(1000)}, web.root / "m.safetensors")
+    wsurgery("digest", f"{web.url}/m.safetensors")
+    assert len(web.asked) < 15
+
+
+def test_any_tensor_in_any_order_is_what_the_file_holds(web):
+    rng = np.random.default_rng(0)
+    tensors = {f"t{i}": rng.integers(0, 256, int(n), np.uint8) for i, n in enumerate(10 ** rng.uniform(0, 6.8, 40))}
+    save_file(tensors, web.root / "m.safetensors")
+    web.quirk = "drops"
+    with open_checkpoint(f"{web.url}/m.safetensors") as checkpoint:
+        for name in [*rng.permutation(list(tensors)), *tensors]:
+            assert np.array_equal(checkpoint.read_array(name), tensors[name])
+        for name in rng.permutation(list(tensors))[:20]:
+            pieces = checkpoint.pieces(checkpoint.tensors[name])
+            assert b"".join(map(bytes, pieces)) == tensors[name].tobytes()
+
+
+def test_a_server_without_ranges_is_refused_at_once(web, wsurgery, tmp_path):
+    sparse(web.root / "model.safetensors", 200)
+    web.quirk = "no-ranges"
+    done = wsurgery("meanvar", f"{web.url}/model.safetensors", "-o", tmp_path / "out", check=False)
+    assert done.returncode == 1
+    assert b"whole files only" in done.stderr
+    assert b"download it" in done.stderr
+    time.sleep(0.1)
+    assert web.sent < 20 * MB  # what lies in the buffers of sockets
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("quirk", "message"),
+    [("dead", "the connection dropped at byte 0, 4 times"), ("replaces", "was replaced by another file")],
+)
+def test_a_connection_that_fails_is_one_line(quirk, message, web, resnet, wsurgery, tmp_path):
+    put(web.root / "model.safetensors", resnet)
+    web.quirk = quirk
+    done = wsurgery("shuffle", f"{web.url}/model.safetensors?sig={SECRET}", "-o", tmp_path / "out", check=False)
+    assert done.returncode == 1
+    assert message in done.stderr.decode()
+    assert f"{web.url}/model.safetensors: " in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+    assert SECRET.encode() not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("quirk", ["drops", "busy"])
+def test_a_failure_that_passes_is_not_noticed(quirk, web, resnet, wsurgery):
+    put(web.root / "model.safetensors", resnet)
+    web.quirk = quirk
+    assert wsurgery("digest", f"{web.url}/model.safetensors").stdout == wsurgery("digest", resnet).stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("{url}/none.safetensors", "{url}/none.safetensors: not found (404): check the address"),
+        ("{url}/none/", "{url}/none/: a folder with neither model.safetensors.index.json nor model.safetensors"),
+        ("hf://org/none", "hf://org/none: a folder with neither"),
+        ("hf://org/repo@none", "hf://org/repo@none: a folder with neither"),
+        ("s3://org/none", "s3://org/none: not found: check the address (a folder ends in /)"),
+        ("hf://org", "write it as hf://org/repo"),
+        ("gs://org/x", "gs:// is not read"),
+        ("https://[x/y?sig", "https://[x/y is not a URL"),
+        ("{url}/short.safetensors", "{url}/short.safetensors holds"),
+        ("{url}/empty.safetensors", "{url}/empty.safetensors: it is empty"),
+        ("http://127.0.0.1:{closed}/x.safetensors", "no connection"),
+    ],
+)
+def test_what_is_not_there_is_one_line(address, message, web, resnet, wsurgery):
+    put(web.root / "org/repo/model.safetensors", resnet)
+    (web.root / "short.safetensors").write_bytes(resnet.read_bytes()[:-1000])
+    (web.root / "empty.safetensors").write_bytes(b"")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        words = {"url": web.url, "closed": free.getsockname()[1]}
+        done = wsurgery("show", address.format(**words), check=False)
+    assert done.returncode in (1, 2)
+    assert message.format(**words) in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("address", [ADDRESSES[key] for key in ("https", "s3", "hf-repo")])
+def test_who_is_not_let_in_reads_what_to_do(address, web, resnet, wsurgery):
+    put(web.root / "org/repo/model.safetensors", resnet)
+    web.token = "Bearer another"
+    done = wsurgery("show", address.format(url=web.url), check=False)
+    assert done.returncode == 1
+    assert re.search(r"access refused.*(password|AWS_PROFILE|hf auth login)", done.stderr.decode())
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_secrets_go_where_they_belong_and_nowhere_else(web, resnet, wsurgery, serve, tmp_path, monkeypatch):
+    put(web.root / "org/repo/model.safetensors", resnet)
+    store = serve(web.root)
+    web.cdn = store.url
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    web.token = f"Bearer {SECRET}"
+    wsurgery("shuffle", "hf://org/repo", "-o", tmp_path / "hf")
+    assert store.asked
+    assert {authorization for _, authorization, _ in store.asked} == {None}
+
+    web.token = "Basic " + base64.b64encode(f"me:{SECRET}/#".encode()).decode()
+    host = web.url.removeprefix("http://")
+    address = f"http://me:{SECRET}%2F%23@{host}/org/repo/model.safetensors?X-Amz-Signature={SECRET}"
+    done = wsurgery("shuffle", address, "-o", tmp_path / "http")
+    assert f"X-Amz-Signature={SECRET}" in web.asked[-1][0]
+    shown = wsurgery("show", address)
+    web.token = "Basic another"
+    refused = wsurgery("show", address, check=False)
+    for words in (done.stderr, shown.stdout, shown.stderr, refused.stderr):
+        assert SECRET.encode() not in words
+    for out in ("hf", "http"):
+        assert SECRET.encode() not in (tmp_path / out).read_bytes()
+    assert recorded(tmp_path / "http")["url"] == f"{web.url}/org/repo/model.safetensors"
+
+
+def test_replay_reads_a_url_again_if_asked(web, resnet, wsurgery, tmp_path):
+    put(web.root / "model.safetensors", resnet)
+    wsurgery("meanvar", f"{web.url}/model.safetensors", "-o", tmp_path / "1.safetensors")
+    wsurgery("transfuse", f"{web.url}/model.safetensors", "--upto", "block1", "--into", tmp_path / "1.safetensors",
+             "-o", tmp_path / "2.safetensors")  # fmt: skip
+    before = len(web.asked)
+    done = wsurgery("replay", tmp_path / "2.safetensors", check=False)
+    assert done.returncode == 2
+    assert b"--remote" in done.stderr
+    assert len(web.asked) == before
+    assert wsurgery("replay", tmp_path / "2.safetensors", "--remote").stdout == b"identical\n"
+    save_file({"x": np.zeros(3)}, web.root / "model.safetensors")
+    done = wsurgery("replay", tmp_path / "2.safetensors", "--remote", check=False)
+    assert done.returncode == 1
+    assert b"another header" in done.stderr
+
+
+def test_a_package_that_is_missing_is_named(shell, tmp_path):
+    for name, url in (("s3fs", "s3://a/b"), ("huggingface_hub", "hf://a/b")):
+        line = f"import sys; sys.modules['{name}'] = None; sys.argv[1:] = ['show', '{url}']\n"
+        (tmp_path / "run.py").write_text(line + "from wsurgery.__main__ import main\nmain()\n")
+        done = shell(f"{sys.executable} run.py", tmp_path)
+        assert done.returncode == 2
+        assert b"pip install 'wsurgery[remote]'" in done.stderr
+        assert done.stderr.count(b"\n") == 1
+
+
+def test_only_urls_import_what_urls_need(resnet, shell, tmp_path):
+    script = (
+        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
+        "    net = {'http.client', 'urllib.request', 'fsspec', 'huggingface_hub', 's3fs'} & set(sys.modules)\n"
+        "    sys.exit(f'imports {net}' if net else end.code)"
+    )
+    (tmp_path / "run.py").write_text(script)
+    for words in ("--help", f"show {resnet}", f"shuffle {resnet} -o out"):
+        done = shell(f"{sys.executable} run.py {words}", tmp_path)
+        assert done.returncode == 0, done.stderr.decode()
+
+
+def test_s3_as_moto_has_it(web, resnet, wsurgery, tmp_path, monkeypatch):
+    """An S3 server that others wrote; an object that is written over while it is read is noticed."""
+    pytest.importorskip("moto.server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [Path(sys.executable).parent / "moto_server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"]},  # no AWS_ENDPOINT_URL: it would ask another server
+    )
+    try:
+        endpoint = f"http://127.0.0.1:{port}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        send(f"{endpoint}/bucket")
+        send(f"{endpoint}/bucket/some/net.safetensors", resnet.read_bytes())
+        shard(small_resnet(), tmp_path / "sharded", 2)
+        for path in (tmp_path / "sharded").iterdir():
+            send(f"{endpoint}/bucket/sharded/{path.name}", path.read_bytes())
+        wsurgery("shuffle", resnet, "-o", tmp_path / "local")
+        wsurgery("shuffle", "s3://bucket/some/net.safetensors", "-o", tmp_path / "remote")
+        assert without_inputs(tmp_path / "remote") == without_inputs(tmp_path / "local")
+        local = wsurgery("digest", tmp_path / "sharded").stdout
+        assert wsurgery("digest", "s3://bucket/sharded/").stdout == local
+        assert b"not found" in wsurgery("show", "s3://bucket/some", check=False).stderr
+        assert b"not found" in wsurgery("show", "s3://nothing/x", check=False).stderr
+        script = (
+            "from wsurgery.checkpoint import open_checkpoint\n"
+            "checkpoint = open_checkpoint('s3://bucket/some/net.safetensors')\n"
+            "print('open', flush=True)\ninput()\ncheckpoint.read(list(checkpoint.tensors.values())[-1])\n"
+        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with subprocess.Popen([sys.executable, "-c", script], **pipes) as reader:
+            assert reader.stdout.readline() == b"open\n"
+            content = bytearray(resnet.read_bytes())
+            content[-1] ^= 1
+            send(f"{endpoint}/bucket/some/net.safetensors", bytes(content))
+            assert b"was replaced by another file" in reader.communicate(b"\n", timeout=60)[1]
+    finally:
+        server.kill()
+        server.wait()
+
+
+def send(url: str, content: bytes = b"") -> None:
+    """Put an object, once the server answers; it does not check signatures."""
+    signed = "AWS4-HMAC-SHA256 Credential=me/20240101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+    headers = {"Authorization": signed, "Content-Type": "application/octet-stream"}
+    request = urllib.request.Request(url, content, headers, method="PUT")
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+            return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.1)
+    raise TimeoutError(url)
