@@ -47,6 +47,7 @@ def transfuse(
     """
     from wsurgery.checkpoint import open_checkpoint, stdin_is_piped
     from wsurgery.checkpoint.provenance import History, describe_input, make_record
+    from wsurgery.checkpoint.spool import seekable
     from wsurgery.operations.edits import transfuse_into, transfuse_rest
 
     if not part.arguments:
@@ -67,11 +68,13 @@ def transfuse(
                 hint = "; to draw the other tensors fresh instead, say --rest random" if implied else ""
                 raise type(error)(f"{error}{hint}") from None
             flows, history = receiver, History.of(receiver)
-            edits = transfuse_into(donor, receiver, selection=part.selection)
             inputs = [
                 describe_input(receiver, history, flows=True),
                 describe_input(donor, donor_history, flows=False),
             ]
+            if list(donor.tensors) != list(receiver.tensors):
+                donor = stack.enter_context(seekable(donor))
+            edits = transfuse_into(donor, receiver, selection=part.selection)
             record = make_record("transfuse", arguments, seed=None, inputs=inputs)
         else:
             flows, history, rest = donor, donor_history, rest or Rest.random

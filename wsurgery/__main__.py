@@ -2,6 +2,8 @@
 
 import importlib
 import pkgutil
+import signal
+from typing import NoReturn
 
 import typer
 
@@ -17,7 +19,10 @@ def _print_version(wanted: bool) -> None:
 def build_app() -> typer.Typer:
     """Collect the subcommands: a module `reset_bn` holds a function `reset_bn`, typed as `reset-bn`."""
     app = typer.Typer(
-        no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # importing rich's Markdown takes longer than all the rest of --help
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
 
     @app.callback()
@@ -41,8 +46,13 @@ def build_app() -> typer.Typer:
     return app
 
 
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # unwinds, so that a half-written output is taken back
+
+
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGTERM, _terminate)
     build_app()()
 
 

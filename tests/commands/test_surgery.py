@@ -1,13 +1,18 @@
 """The surgery commands as a user runs them: real processes, real pipes."""
 
 import contextlib
+import csv
 import json
 import os
 import pty
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -162,6 +167,26 @@ def test_a_redirected_output_is_taken_back_on_failure(resnet, shell, tmp_path):
     assert (tmp_path / "out").stat().st_size == 0
 
 
+@pytest.mark.parametrize("output", [["-o", "out"], []])
+def test_a_terminated_command_leaves_nothing(output, resnet, tmp_path):
+    content = resnet.read_bytes()
+    command = [sys.executable, "-m", "wsurgery", "meanvar", *output]
+    redirected = tmp_path / "redirected"
+    with (
+        redirected.open("wb") as stdout,
+        subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=stdout, cwd=tmp_path) as process,
+    ):
+        assert process.stdin is not None
+        process.stdin.write(content[: len(content) // 2])
+        while not output and not redirected.stat().st_size:
+            assert process.poll() is None
+        time.sleep(0.2 if output else 0)  # an unnamed file shows no progress
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) in (128 + signal.SIGTERM, -signal.SIGTERM)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "redirected").stat().st_size == 0
+
+
 def test_a_reader_that_leaves_is_an_error_in_one_line(resnet, shell, tmp_path):
     done = shell("wsurgery meanvar resnet.safetensors | head -c 100 > /dev/null", tmp_path)
     assert done.returncode == 1
@@ -238,6 +263,46 @@ def test_show_json_has_the_contracts_fields(resnet, wsurgery, tmp_path):
             assert row["mean"] == pytest.approx(value.mean(dtype=float), rel=1e-6)
             assert row["std"] == pytest.approx(value.std(dtype=float), rel=1e-6)
             assert (row["min"], row["max"]) == (value.min(), value.max())
+
+
+def test_show_says_where_a_file_came_from(resnet, wsurgery, shell, tmp_path):
+    shell("wsurgery shuffle resnet.safetensors | wsurgery freeze-spec --upto conv1 > made", tmp_path)
+    assert b"from resnet.safetensors by shuffle, freeze-spec" in wsurgery("show", tmp_path / "made").stdout
+    assert json.loads(wsurgery("show", tmp_path / "made", "--json").stdout)["history"] == [
+        {"command": "shuffle", "inputs": ["resnet.safetensors"]},
+        {"command": "freeze-spec", "inputs": ["-"]},
+    ]
+    assert b" by " not in wsurgery("show", resnet).stdout
+
+
+def test_show_csv_is_the_json_by_tensor(resnet, wsurgery):
+    rows = list(csv.DictReader(wsurgery("show", resnet, "--stats", "--csv").stdout.decode().splitlines()))
+    tensors = json.loads(wsurgery("show", resnet, "--stats", "--json").stdout)["tensors"]
+    assert [row["name"] for row in rows] == [tensor["name"] for tensor in tensors]
+    for row, tensor in zip(rows, tensors, strict=True):
+        assert row["shape"] == "x".join(map(str, tensor["shape"]))
+        assert row["mean"] == ("" if "mean" not in tensor else str(tensor["mean"]))
+        assert int(row["bytes"]) == tensor["bytes"]
+
+
+@pytest.mark.parametrize("output", ["-o made", "> made", "| cat > made", "-o made/ --shard-size 100KB"])
+def test_the_recorded_digest_is_the_files_however_it_is_written(output, resnet, shell, tmp_path):
+    assert shell(f"wsurgery meanvar resnet.safetensors {output}", tmp_path).returncode == 0
+    made = tmp_path / "made"
+    for file in made.glob("*.safetensors") if made.is_dir() else [made]:
+        with safe_open(file, "numpy") as opened:
+            [given] = json.loads(opened.metadata()["wsurgery"])["log"][0]["inputs"]
+        assert given["blake3"] == blake3(resnet.read_bytes()).hexdigest()
+
+
+def test_without_digests_the_rest_is_the_same_and_replay_says_that_it_trusts(resnet, wsurgery, tmp_path):
+    wsurgery("meanvar", resnet, "--no-digest", "-o", tmp_path / "made")
+    wsurgery("meanvar", resnet, "-o", tmp_path / "with")
+    assert b"blake3" not in (tmp_path / "made").read_bytes()
+    assert wsurgery("digest", tmp_path / "made").stdout == wsurgery("digest", tmp_path / "with").stdout
+    done = wsurgery("replay", "made", cwd=tmp_path)
+    assert done.stdout == b"identical\n"
+    assert b"on trust" in done.stderr
 
 
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path):

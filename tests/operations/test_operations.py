@@ -40,6 +40,18 @@ def test_meanvar_is_gaussian_with_the_tensors_mean_and_variance():
         assert stats.kstest(y[start : start + CHUNK], "norm", (x.mean(dtype=float), x.std(dtype=float))).pvalue > 1e-4
 
 
+def test_draws_of_many_tensors_are_one_gaussian_sample_once_standardised():
+    rng = np.random.default_rng(2)
+    pooled = []
+    for i in range(300):  # independent streams: the tests' own p-values are uniform, and so is the pool's
+        x = rng.normal(rng.normal(), rng.gamma(1.0), 2000).astype(np.float32)
+        pooled.append((meanvar(x, random=stream(f"layer{i}.weight")) - x.mean(dtype=float)) / x.std(dtype=float))
+    values = [stats.kstest(draws, "norm").pvalue for draws in pooled]
+    assert stats.kstest(values, "uniform").pvalue > 1e-3
+    assert stats.kstest(np.concatenate(pooled), "norm").pvalue > 1e-3
+    assert np.abs(np.corrcoef(pooled) - np.eye(300)).max() < 6 / 2000**0.5
+
+
 def test_a_resampled_variance_is_positive_and_keeps_mean_and_variance():
     x = np.abs(skewed(400_000)) + np.float32(0.01)
     y = meanvar(x, random=stream(), positive=True)

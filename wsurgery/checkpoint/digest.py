@@ -1,14 +1,51 @@
 """Digests: of a file's bytes, and of a checkpoint's content."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsurgery.checkpoint.header import TensorInfo
     from wsurgery.checkpoint.reader import Checkpoint
 
-_BLOCK = 8 << 20  # bytes: enough for every core; a memory map would show up as the process's own memory
+_BLOCK = 2 << 20  # bytes; a memory map would show up as the process's own memory
+
+
+class FilesDigest:
+    """The digest of a file, or of several together, computed in the background while their bytes are being copied."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+        self._thread: Thread | None = None
+        self._outcome: str | Exception = ""
+
+    def start(self) -> None:
+        """Begin, unless that is done."""
+        if self._thread is None:
+            self._thread = Thread(target=self._run, daemon=True)  # a command that fails does not wait for it
+            self._thread.start()
+
+    def result(self) -> str:
+        """Return 64 hexadecimal digits: BLAKE3 of the one file's bytes, or of all files' digests after one another.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        self.start()
+        assert self._thread is not None
+        self._thread.join()
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    def _run(self) -> None:
+        try:
+            digests = [file_digest(file) for file in self.files]
+            self._outcome = digests[0] if len(digests) == 1 else bytes_digest("".join(digests).encode())
+        except Exception as error:  # told to whoever asks for the result
+            self._outcome = error
 
 
 def file_digest(path: Path) -> str:

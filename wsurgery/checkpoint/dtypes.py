@@ -24,8 +24,8 @@ _ML_DTYPES = {
 
 
 def is_float(dtype: str) -> bool:
-    """Whether `dtype` holds real floating-point numbers."""
-    return dtype.startswith(("F", "BF"))
+    """Whether `dtype` holds real floating-point numbers. A bare exponent, the scale of a block (F8_E8M0), is none."""
+    return dtype.startswith(("F", "BF")) and dtype != "F8_E8M0"
 
 
 def numpy_dtype(dtype: str) -> "np.dtype[Any]":

@@ -1,5 +1,8 @@
 """Writing a checkpoint: to standard output as a stream, or to a file that appears whole or not at all."""
 
+import contextlib
+import errno
+import fcntl
 import os
 import stat
 import sys
@@ -10,6 +13,8 @@ from typing import BinaryIO
 
 from wsurgery.checkpoint.header import TensorInfo, format_header
 from wsurgery.errors import UsageError, printable
+
+_PIPE = 1 << 20  # bytes that a pipe holds, the most that Linux allows everyone: commands wait for each other less
 
 
 class AtomicFile:
@@ -30,7 +35,11 @@ class AtomicFile:
         if exists and not self.special and not force:
             raise UsageError(f"{printable(str(path))} exists: add --force to overwrite it")
         self.force = force
-        self.stream = self._open()
+        try:
+            self.stream = self._open()
+        except OSError as error:
+            error.filename = str(self.path)  # and not the folder, or a temporary name
+            raise
 
     def _open(self) -> BinaryIO:
         if self.special:
@@ -50,7 +59,8 @@ class AtomicFile:
     def __enter__(self) -> BinaryIO:
         return self.stream
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+        _name_full_disk(error, str(self.path))
         try:
             if kind is None and not self.special:
                 os.fsync(self.stream.fileno())
@@ -89,12 +99,22 @@ class StandardOutput:
     def __enter__(self) -> BinaryIO:
         self.stream = open(1, "wb", buffering=0, closefd=False)
         self.regular = stat.S_ISREG(os.fstat(1).st_mode)
-        self.start = os.lseek(1, 0, os.SEEK_CUR) if self.regular else 0
+        with contextlib.suppress(OSError, AttributeError):  # not a pipe, or not on this system
+            fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, _PIPE)
+        appends = fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND  # `>>` begins at the end, whatever the position says
+        self.start = os.lseek(1, 0, os.SEEK_END if appends else os.SEEK_CUR) if self.regular else 0
         return self.stream
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+        _name_full_disk(error, "standard output")
         if kind is not None and self.regular:
             os.ftruncate(1, self.start)
+
+
+def _name_full_disk(error: BaseException | None, output: str) -> None:
+    """Let an error that only writing raises say what was written: a failed write knows no name."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not error.filename:
+        error.filename = output
 
 
 def open_output(path: Path | None, *, force: bool = False) -> AtomicFile | StandardOutput:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from ml_dtypes import finfo
 
 from wsurgery.operations.random_streams import chunk_slice, chunks
 from wsurgery.operations.rewrite import Array, Map
@@ -33,10 +34,16 @@ def cast(x: Array, *, dtype: "np.dtype[Any]", run: Map = map) -> Array:
 def overflow_count(before: Array, after: Array, *, run: Map = map) -> int:
     """Count the elements that are finite in `before` and not in `after`, two floating-point tensors of one shape."""
     old, new = before.reshape(-1), after.reshape(-1)
+    limit, largest = (float(finfo(x.dtype).max) for x in (new, old))  # type: ignore[no-untyped-call]
+    if largest <= limit:
+        return 0
 
     def count(chunk: int) -> int:
         part = chunk_slice(chunk)
         with np.errstate(invalid="ignore"):  # ml_dtypes warns of a signalling NaN
+            low, high = float(old[part].min()), float(old[part].max())  # floats: the limit may be beyond `old`'s type
+            if -limit <= low and high <= limit:  # false where there is a NaN
+                return 0
             return int((np.isfinite(old[part]) & ~np.isfinite(new[part])).sum())
 
     return sum(run(count, chunks(old.size)))

@@ -7,8 +7,9 @@ from typing import Literal, Protocol
 
 from wsurgery.anatomy import Selection, role_map
 from wsurgery.anatomy.roles import Described
+from wsurgery.anatomy.timm_names import common_prefix
 from wsurgery.checkpoint import Checkpoint, TensorInfo
-from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
+from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.batch_norm import batch_norm_identity
 from wsurgery.operations.cast import cast
@@ -65,7 +66,7 @@ def resampling(
     if role == "batch_norm":
         if batch_norm == "identity":
             return _constant(partial(batch_norm_identity, part=part))
-        if batch_norm == "keep" or part == "num_batches_tracked" or tensor.elements < 2:
+        if batch_norm == "keep" or not is_float(tensor.dtype) or tensor.elements < 2:
             return None
         positive = part == "running_var"
         return lambda x, run: meanvar(x, random=random, run=run, positive=positive)
@@ -101,19 +102,23 @@ def reset_batch_norm(checkpoint: Checkpoint, *, selection: Selection) -> list[Ed
 def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection) -> list[Edit]:
     """Take the selected tensors from `source`, all others from `into`, in the order of `into`.
 
-    Shapes outside the selection may differ. A dtype that differs is converted to `into`'s.
+    Shapes outside the selection may differ. A dtype that differs is converted to `into`'s. Where no selected name is in
+    `source`, a wrapper's prefix that only one side has is looked through.
+
+    Args:
+        source: a file, or a stream with the names of `into` in the same order.
+        into: the checkpoint that receives.
+        selection: of the tensors of both, under the names of `into`.
 
     Raises:
         WsurgeryError: the selected part of the two differs in names or shapes; the message shows the first tensor.
-        UsageError: both are streams, whose orders need not agree.
     """
-    if not source.seekable and list(source.tensors) != list(into.tensors):
-        raise UsageError(f"{source.label} is read in the order of --into, so SOURCE must be a file here")
     chosen = selection.names(into.tensors)
-    _require_counterparts(selection.names(source.tensors), chosen, source, into)
+    counterparts = _under_names_of(into.tensors, chosen, source.tensors)
+    _require_counterparts(counterparts, selection, chosen, source, into)
     edits = []
     for tensor in into.tensors.values():
-        origin = source.tensors.get(tensor.name)
+        origin = counterparts.get(tensor.name)
         if tensor.name not in chosen or origin is None:
             edits.append(copy(tensor, into))
             continue
@@ -134,6 +139,9 @@ def transfuse_rest(
         batch_norm: what a resampling does to batch norm.
         seed: seed of the draws.
         occurrence: how often `transfuse` stands in the history.
+
+    Raises:
+        WsurgeryError: `rest` is random, and one of the others is complex, a bare exponent or smaller than a byte.
     """
     chosen, roles = selection.names(source.tensors), role_map(source.tensors)
     edits = []
@@ -143,6 +151,11 @@ def transfuse_rest(
         compute: Compute | None = None
         if tensor.name not in chosen:
             if rest == "random":
+                if tensor.dtype.startswith(("F", "C")) and (not is_float(tensor.dtype) or BITS[tensor.dtype] < 8):
+                    raise WsurgeryError(
+                        f"{printable(tensor.name)} is {tensor.dtype}, of which no fresh values can be drawn: "
+                        "select it too, or take it from another network with --into"
+                    )
                 fan_in = _fan_in(tensor, source.tensors)
                 compute = partial(_random, role=role, fan_in=fan_in, random=random)
             else:
@@ -160,7 +173,7 @@ def _constant(operation: "partial[Array]") -> Compute:
 
 
 def _conversion(origin: TensorInfo, dtype: str) -> Compute:
-    if not (is_float(origin.dtype) and is_float(dtype)):
+    if not (is_float(origin.dtype) and is_float(dtype)) or min(BITS[origin.dtype], BITS[dtype]) < 8:
         raise WsurgeryError(
             f"{printable(origin.name)} is {origin.dtype} in the source and {dtype} in --into: add --except"
         )
@@ -172,21 +185,47 @@ def _fan_in(tensor: TensorInfo, tensors: Mapping[str, Described]) -> int:
     return math.prod(weight.shape[1:])
 
 
-def _require_counterparts(from_source: set[str], into: set[str], source: Checkpoint, target: Checkpoint) -> None:
+def _under_names_of(
+    into: Mapping[str, TensorInfo], chosen: set[str], source: Mapping[str, TensorInfo]
+) -> Mapping[str, TensorInfo]:
+    """Give the tensors of `source` the names that `into` has for them, where a prefix keeps all chosen names apart.
+
+    Prefixes of known wrappers (`module.`, `model.`) may differ; any other (`backbone.`) is looked through where one side
+    has it and the other has none.
+    """
+    if not chosen or not chosen.isdisjoint(source):
+        return source
+    anchor = max(sorted(chosen), key=lambda name: (not name.endswith("num_batches_tracked"), len(name)))
+    dots = [i + 1 for i, character in enumerate(anchor) if character == "."]
+    prefixes = [(common_prefix(source), common_prefix(into))]
+    prefixes += [("", anchor[:i]) for i in dots if anchor[i:] in source]
+    prefixes += [(name[: -len(anchor)], "") for name in source if name.endswith(f".{anchor}")]
+    found: dict[int, list[Mapping[str, TensorInfo]]] = {}
+    for old, new in dict.fromkeys(prefixes):
+        renamed = {new + name[len(old) :]: tensor for name, tensor in source.items() if name.startswith(old)}
+        found.setdefault(len(chosen & renamed.keys()), []).append(renamed)
+    best = found[max(found)]
+    return best[0] if max(found) and len(best) == 1 else source  # two towers of one shape: which, only the user knows
+
+
+def _require_counterparts(
+    counterparts: Mapping[str, TensorInfo], selection: Selection, into: set[str], source: Checkpoint, target: Checkpoint
+) -> None:
     for name, tensor in target.tensors.items():
-        other = source.tensors.get(name)
+        other = counterparts.get(name)
         if name in into and other is not None and other.shape != tensor.shape:
             raise WsurgeryError(
                 f"{printable(name)} is {other.shape} in {source.label} and {tensor.shape} in {target.label}: "
                 f"choose a lower --upto, or add --except {printable(name)}"
             )
-    for missing, here, there in (
-        (into - set(source.tensors), target, source),
-        (from_source - set(target.tensors), source, target),
+    for missing, here, there, names in (
+        (into - counterparts.keys(), target, source, source.tensors),
+        (selection.names(counterparts) - set(target.tensors), source, target, target.tensors),
     ):
         lost = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
         if lost:
             raise WsurgeryError(
                 f"{printable(lost[0])} (and {len(lost) - 1} more of the selected part) is in {here.label} and not in "
-                f"{there.label}: the two are not the same architecture there"
+                f"{there.label}, which has names like {printable(min(names), 60)}: if only the names differ, "
+                "wsurgery rename makes them agree"
             )

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsurgery.errors import WsurgeryError
+from wsurgery.operations.cast import round_once
 from wsurgery.operations.rewrite import Array
 from wsurgery.operations.statistics import moments
 
@@ -28,14 +29,16 @@ def gabor(x: Array) -> Array:
         Same shape and dtype.
 
     Raises:
-        WsurgeryError: the kernel is not square.
+        WsurgeryError: the kernel is not square, or the weights are not floating point.
     """
+    if x.dtype.kind in "?biuc":
+        raise WsurgeryError(f"is {x.dtype}: Gabor filters need floating-point weights")
     out, channels, height, width = x.shape
     if height != width:
         raise WsurgeryError(f"is {x.shape}: Gabor filters need a square kernel")
     filters = np.repeat(gabor_bank(height)[_spread(out), None], channels, axis=1)
     filters *= moments(x, map).std / filters.std()
-    return filters.astype(x.dtype)
+    return round_once(filters, x.dtype)
 
 
 def gabor_bank(size: int) -> Image:

@@ -2,6 +2,7 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 
 from wsurgery.errors import WsurgeryError
@@ -21,7 +22,8 @@ def meanvar(x: Array, *, random: RandomStream, run: Map = map, positive: bool = 
             must stay positive.
 
     Returns:
-        Same shape and dtype; computed in float32 (float64 for float64) and rounded once.
+        Same shape and dtype; computed in float32 (float64 for float64) and rounded once. Draws beyond the range of the
+        dtype, which float8 weights scaled to fill it would get, are its ends.
 
     Raises:
         WsurgeryError: the mean or variance is not finite, or `positive` and the mean is not positive.
@@ -41,13 +43,18 @@ def meanvar(x: Array, *, random: RandomStream, run: Map = map, positive: bool = 
         mean, std = math.log(mean) - spread / 2, math.sqrt(spread)
     working = np.float64 if x.dtype == np.float64 else np.float32
     result = np.empty(x.size, x.dtype)
+    range_ = ml_dtypes.finfo(x.dtype)  # type: ignore[no-untyped-call]
+    lowest, largest = float(range_.smallest_subnormal if positive else range_.min), float(range_.max)
 
     def fill(chunk: int) -> None:
         part = result[chunk_slice(chunk)]
         values = random.generator(chunk).standard_normal(part.size, dtype=working)
-        values *= working(std)
-        values += working(mean)
-        part[...] = np.exp(values) if positive else values
+        with np.errstate(over="ignore", under="ignore"):
+            values *= working(std)
+            values += working(mean)
+            if positive:
+                np.exp(values, out=values)
+        part[...] = np.clip(values, working(lowest), working(largest), out=values)
 
     list(run(fill, chunks(x.size)))
     return result.reshape(x.shape)

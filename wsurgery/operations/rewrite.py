@@ -1,9 +1,11 @@
 """Stream a checkpoint through edits: one tensor at a time, all cores, in the memory of a few tensors."""
 
 import os
+import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from wsurgery.checkpoint import Checkpoint, TensorInfo, open_output
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
+from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.errors import WsurgeryError, printable
@@ -77,7 +80,7 @@ class Folder:
 
 def rewrite(
     edits: Sequence[Edit],
-    metadata: Mapping[str, str],
+    history: History,
     output: Path | Folder | None,
     *,
     force: bool = False,
@@ -86,7 +89,8 @@ def rewrite(
     """Write the edited tensors, in the order of `edits`, to a file, a folder of shards or (None) standard output.
 
     Edits that read from one stream must stand in its order. The result does not depend on `threads`. Each file appears
-    whole or not at all, and the index of a folder last.
+    whole or not at all; the shards of a folder all appear when the last one is written, their index after them, so that
+    a folder may be its own input.
 
     Raises:
         WsurgeryError: an input ends early, or an operation cannot work on a tensor.
@@ -95,32 +99,37 @@ def rewrite(
     threads = threads or len(os.sched_getaffinity(0))
     if not isinstance(output, Folder):
         with open_output(output, force=force) as stream:
-            _write(edits, metadata, stream, threads)
+            _write(edits, history, stream, threads)
+            _finish(edits)
         return
     shards = output.shards(edits)
     chosen = part_of(list(shards), output.part) if output.part else list(shards)
     output.path.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    try:
-        for name in chosen:
-            with AtomicFile(output.path / name, force=force) as stream:
-                _write(shards[name], metadata, stream, threads)
-            written.append(output.path / name)
+    with ExitStack() as stack:  # left in reverse: the index, which makes a checkpoint of the shards, appears last
         # Every part writes the same index.
-        with AtomicFile(output.path / INDEX, force=force or output.part is not None) as stream:
-            infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
-            write_all(stream, format_index(infos))
-    except BaseException:
-        if not force:  # with force, what is there may be the user's only copy
-            for path in written:
-                path.unlink(missing_ok=True)
-        raise
+        index = stack.enter_context(AtomicFile(output.path / INDEX, force=force or output.part is not None))
+        streams = {name: stack.enter_context(AtomicFile(output.path / name, force=force)) for name in chosen}
+        for name, stream in streams.items():
+            _write(shards[name], history, stream, threads)
+            os.fsync(stream.fileno())  # so that afterwards all appear within a moment
+        infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
+        write_all(index, format_index(infos))
+        _finish(edits)
 
 
-def _write(edits: Sequence[Edit], metadata: Mapping[str, str], stream: BinaryIO, threads: int) -> None:
-    total = sum(edit.tensor.nbytes for edit in edits)
+def _finish(edits: Sequence[Edit]) -> None:
+    """Require that the streams among the sources end where they should, before the output appears."""
+    for source in dict.fromkeys(edit.source for edit in edits):
+        source.finish()
+
+
+def _write(edits: Sequence[Edit], history: History, stream: BinaryIO, threads: int) -> None:
+    tensors = [edit.tensor for edit in edits]
+    # The digests of inputs are computed while their bytes are copied, where the header can still be written after that.
+    late = stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.fileno() != 1
+    total = sum(tensor.nbytes for tensor in tensors)
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as writer, Progress(total, "writing") as progress:
-        write_all(stream, format_header([edit.tensor for edit in edits], metadata))
+        write_all(stream, format_header(tensors, history.metadata(draft=late)))
         written: Future[None] | None = None
         for edit, data in _results(edits, pool):
             if written:
@@ -133,8 +142,9 @@ def _write(edits: Sequence[Edit], metadata: Mapping[str, str], stream: BinaryIO,
             progress.advance(edit.tensor.nbytes)
         if written:
             written.result()
-        for source in dict.fromkeys(edit.source for edit in edits):
-            source.finish()
+        if late:
+            stream.seek(0)
+            write_all(stream, format_header(tensors, history.metadata()))
 
 
 def _results(edits: Sequence[Edit], pool: ThreadPoolExecutor) -> Iterator[tuple[Edit, memoryview | None]]:
@@ -157,7 +167,9 @@ def _results(edits: Sequence[Edit], pool: ThreadPoolExecutor) -> Iterator[tuple[
                 pending.append((edit, pool.submit(_compute, edit, array, map)))
                 yield from _drain(pending, _AHEAD)
         except TypeError as error:  # sub-byte elements
-            raise WsurgeryError(f"{printable(edit.origin.name)}: {error}") from None
+            raise WsurgeryError(
+                f"{printable(edit.origin.name)}: {error}: leave it out with --except, or drop it first"
+            ) from None
     yield from _drain(pending, 0)
 
 

@@ -167,6 +167,6 @@ def _require_same(first: Checkpoint, other: Checkpoint, chosen: set[str], select
             try:
                 numpy_dtype(counterpart.dtype)
             except TypeError as error:  # elements smaller than a byte
-                raise WsurgeryError(f"{other.label}: {printable(name)}: {error}") from None
+                raise WsurgeryError(f"{other.label}: {printable(name)}: {error}: leave it out with --except") from None
     for name in sorted(selection.names(other.tensors) - set(first.tensors)):
         raise WsurgeryError(f"{printable(name)} is in {other.label} and not in {first.label}: {remedy}")

@@ -119,7 +119,7 @@ def train(
         model = create(architecture)
         load_into(model, checkpoint)
         described = describe_input(checkpoint, history, flows=True)
-        digest = described.get("blake3") or described["header"]
+        digest = described["header"] if "header" in described else described["blake3"].result()
     _require_fit(model, training, validation)
     config = {
         "settings": asdict(settings),

@@ -1,0 +1,35 @@
+"""A stream in a temporary file, for whoever must read it in another order than its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryFile, gettempdir
+
+from wsurgery.checkpoint.reader import Checkpoint
+from wsurgery.checkpoint.writer import write_all
+
+
+@contextmanager
+def seekable(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """Give the checkpoint itself, or of a stream a copy that is read at any place.
+
+    The copy is a file without a name in the folder for temporary files, so that even `kill -9` leaves nothing behind.
+
+    Raises:
+        WsurgeryError: the stream ends early, or goes on after its last tensor.
+    """
+    if checkpoint.seekable:
+        yield checkpoint
+        return
+    with TemporaryFile(buffering=0) as stream:
+        try:
+            write_all(stream, checkpoint.header_bytes)
+            for tensor in checkpoint.tensors.values():
+                checkpoint.copy_to(tensor, stream)
+        except OSError as error:
+            error.filename = error.filename or f"{gettempdir()} (a copy of {checkpoint.label}; TMPDIR moves it)"
+            raise
+        checkpoint.finish()
+        stream.seek(0)
+        copy = Checkpoint(stream, None)
+        copy.seekable, copy.label = True, checkpoint.label
+        yield copy
