@@ -78,7 +78,9 @@ def convert(
         record = make_record("convert", arguments, seed=None, inputs=[state.source])
         others = {**state.history.others, **aliases}
         history = replace(state.history, architecture=architecture, others=others).then(record)
-        stem = Path(source).stem if source and source != "-" else "stdin"
+        stem = (
+            Path(source.partition("?")[0]).stem if source and source != "-" else "stdin"
+        )  # no query: it may hold a secret
         with (
             output.destination(f"{stem}.converted.safetensors") as path,
             open_output(path, force=output.force) as stream,

@@ -21,7 +21,10 @@ class Preset(str, Enum):
 
 @command
 def train(
-    init: Annotated[Path, typer.Argument(metavar="INIT", help="The checkpoint to start from.")],
+    init: Annotated[
+        str,
+        typer.Argument(metavar="INIT", help="The checkpoint to start from: a file, a folder of shards, a URL, or -."),
+    ],
     data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="The run's folder.")],
     preset: Annotated[Preset | None, typer.Option(help="The paper's settings; flags below override them.")] = None,

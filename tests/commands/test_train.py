@@ -52,6 +52,20 @@ def test_a_plain_state_dict_trains_with_arch(invoke, fundus, tmp_path):
     assert shown["architecture"]["name"] == "resnet10t"
 
 
+def test_a_run_starts_from_a_pipe_or_from_shards_as_from_the_file(invoke, shell, fresh, fundus, finished, tmp_path):
+    words = " ".join(map(str, TRAINING))
+    line = f"cat {fresh} | wsurgery train - --data '{fundus}' -o piped {words}"
+    done = shell(line, tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "piped" / "init.safetensors").read_bytes() == fresh.read_bytes()
+    invoke("scale", fresh, "--by", 1, "-o", f"{tmp_path}/shards/", "--shard-size", "20kB")
+    invoke("train", tmp_path / "shards", "--data", fundus, "-o", tmp_path / "sharded", *TRAINING)
+    expected = load_file(finished / "last.safetensors")
+    for run in ("piped", "sharded"):
+        last = load_file(tmp_path / run / "last.safetensors")
+        assert all(last[name].equal(value) for name, value in expected.items())
+
+
 def test_a_network_for_grey_images_trains_on_the_grey_of_colours(invoke, fundus, tmp_path):
     invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", 5, "--in-chans", 1, "-o", tmp_path / "grey")
     invoke("train", tmp_path / "grey", "--data", fundus, "-o", tmp_path / "run", *TRAINING)

@@ -15,7 +15,7 @@ from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
 from wsurgery.checkpoint.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy, one_line_errors
 from wsurgery.checkpoint.provenance import History, Record, describe_input
 from wsurgery.checkpoint.reader import STDIN, open_checkpoint
-from wsurgery.checkpoint.shards import INDEX, WHOLE
+from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, WHOLE
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 # Names under which training scripts save the weights beside other things, in the order in which they are taken.
@@ -25,7 +25,6 @@ WRAPPERS = (
 )  # fmt: skip
 _DEPTH = 3  # wrappers in wrappers that are looked into
 _BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_MAX_INDEX = 200_000_000  # bytes
 
 # First bytes of formats that are not read, what they are, and what to do.
 _OTHERS = (
@@ -193,7 +192,7 @@ def _bin_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return [folder / _BIN] if (folder / _BIN).is_file() else []
     label = printable(str(index))
-    if index.stat().st_size > _MAX_INDEX:
+    if index.stat().st_size > MAX_INDEX:
         raise WsurgeryError(f"{label} is {index.stat().st_size} bytes: no index is as large")
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))

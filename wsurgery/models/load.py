@@ -71,7 +71,7 @@ def architecture_of(checkpoint: Checkpoint, name: str | None = None) -> Architec
     if found := choose_architecture(shapes, recorded=recorded, config=config, arch=name):
         return found
     said = "does not say its architecture"
-    called = checkpoint.path.name.partition(".")[0] if checkpoint.path else ""
+    called = (checkpoint.name or "").partition(".")[0]
     if timm.is_model(called):
         described = describe_architecture(called, shapes)
         with torch.device("meta"):

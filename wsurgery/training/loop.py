@@ -8,7 +8,6 @@ cut off goes on where it was and ends with the same bytes.
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,8 +23,12 @@ from timm.scheduler import MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from wsurgery.checkpoint import AtomicFile, open_checkpoint
+from wsurgery.checkpoint import AtomicFile, Checkpoint, open_checkpoint
+from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History, Record, describe_input, make_record
+from wsurgery.checkpoint.shards import ShardedCheckpoint
+from wsurgery.checkpoint.spool import seekable
+from wsurgery.checkpoint.writer import write_all
 from wsurgery.data.augment import augment, normalise
 from wsurgery.data.dataset import Dataset
 from wsurgery.errors import UsageError, WsurgeryError, printable
@@ -79,7 +82,7 @@ def freeze(model: nn.Module, globs: tuple[str, ...]) -> list[nn.Module]:
 
 
 def train(
-    init: Path,
+    init: str | Path,
     run: Path,
     training: Dataset,
     validation: Dataset,
@@ -94,7 +97,7 @@ def train(
     """Train a checkpoint, or go on with a run that was cut off.
 
     Args:
-        init: the checkpoint to start from.
+        init: the checkpoint to start from: a file, a folder of shards, a URL, or `-` for standard input.
         run: the run folder, made if it is missing.
         training: images to learn from.
         validation: images to evaluate on.
@@ -113,23 +116,23 @@ def train(
         UsageError: the run folder belongs to other settings or another checkpoint.
         WsurgeryError: checkpoint and data do not fit together, or the loss is not finite.
     """
-    with open_checkpoint(init) as checkpoint:
+    with open_checkpoint(init) as opened, seekable(opened) as checkpoint:
         history = History.of(checkpoint)
         architecture = architecture_of(checkpoint, arch)
         model = create(architecture)
         load_into(model, checkpoint)
         described = describe_input(checkpoint, history, flows=True)
         digest = described["header"] if "header" in described else described["blake3"].result()
-    _require_fit(model, training, validation)
-    config = {
-        "settings": asdict(settings),
-        "init": {"name": init.name, "digest": digest},
-        "data": {"spec": data, "train": training.digest, "validation": validation.digest},
-        "labels": list(training.label_names),
-        "device": device.type,
-    }
-    loop = _Loop(model.to(device), training, validation, settings, device, history.freeze)
-    _claim_folder(run, config, init)
+        _require_fit(model, training, validation)
+        config = {
+            "settings": asdict(settings),
+            "init": {"name": checkpoint.name, "digest": digest},
+            "data": {"spec": data, "train": training.digest, "validation": validation.digest},
+            "labels": list(training.label_names),
+            "device": device.type,
+        }
+        loop = _Loop(model.to(device), training, validation, settings, device, history.freeze)
+        _claim_folder(run, config, checkpoint)
     finished = run / "metrics.json"
     if finished.exists():
         (run / "resume.pt").unlink(missing_ok=True)
@@ -308,7 +311,7 @@ def _require_fit(model: nn.Module, training: Dataset, validation: Dataset) -> No
         raise WsurgeryError(f"patient {printable(min(shared))} is in both training and validation: split by patient")
 
 
-def _claim_folder(run: Path, config: Entry, init: Path) -> None:
+def _claim_folder(run: Path, config: Entry, init: Checkpoint) -> None:
     run.mkdir(parents=True, exist_ok=True)
     settled = run / "config.json"
     as_read = json.loads(json.dumps(config))
@@ -316,8 +319,13 @@ def _claim_folder(run: Path, config: Entry, init: Path) -> None:
         leftovers = [path.name for path in run.iterdir() if not path.name.startswith(".") and path.suffix != ".tmp"]
         if leftovers and leftovers != ["init.safetensors"]:
             raise UsageError(f"{printable(str(run))} holds {printable(leftovers[0])} and no run: choose another folder")
-        with AtomicFile(run / "init.safetensors", force=True) as target, init.open("rb") as source:
-            shutil.copyfileobj(source, target)
+        header = init.header_bytes
+        if isinstance(init, ShardedCheckpoint):
+            header = format_header(init.tensors.values(), init.header.metadata)
+        with AtomicFile(run / "init.safetensors", force=True) as target:
+            write_all(target, header)
+            for tensor in init.tensors.values():
+                init.copy_to(tensor, target)
         _write_json(settled, as_read)
         return
     before = json.loads(settled.read_text())
