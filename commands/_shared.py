@@ -231,6 +231,11 @@ def say(message: str) -> None:
         typer.echo(message, err=True)
 
 
+def wants_progress() -> bool:
+    """Whether a library's progress bar may show: on a terminal, unless --quiet."""
+    return sys.stderr.isatty() and not _quiet
+
+
 _quiet = False
 
 

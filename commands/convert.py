@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from wsurgery.commands._shared import Output, command, say
-from wsurgery.errors import printable
+from wsurgery.commands._conversion import write_converted
+from wsurgery.commands._shared import Output, command
 
 
 @command
@@ -41,13 +41,8 @@ def convert(
 
     from wsurgery.anatomy.architecture import choose_architecture, describe_architecture, read_config
     from wsurgery.anatomy.timm_names import same_names, to_timm
-    from wsurgery.checkpoint import open_output
-    from wsurgery.checkpoint.header import format_header
     from wsurgery.checkpoint.provenance import make_record
     from wsurgery.checkpoint.state_dict import open_state_dict
-    from wsurgery.checkpoint.writer import write_all
-    from wsurgery.operations.conversion import assembled, described, new_aliases
-    from wsurgery.progress import Progress
 
     arguments = [word for option, value in (("--key", key), ("--arch", arch)) if value for word in (option, value)]
     arguments += ["--keep-names"] if keep_names else []
@@ -55,39 +50,10 @@ def convert(
         config = read_config(Path(source) if source and source != "-" else None)
         shapes = {name: tensor.shape for name, tensor in state.tensors.items()}
         names = same_names(shapes) if keep_names else to_timm(shapes, config)
-        aliases = new_aliases(names, state.aliases, state.history.metadata())
-        tensors = described(names, state.tensors, aliases)
         architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=arch)
         if architecture is None and names.architecture is not None:
             architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
-        for note in state.notes:
-            say(note)
-        if names.prefix:
-            say(f"stripped the prefix {names.prefix}")
-        if names.lineage:
-            say(f"renamed from {names.lineage} to timm's names")
-        if names.left_out:
-            more = f" and {len(names.left_out) - 3} more" if len(names.left_out) > 3 else ""
-            say(f"left out what timm's network has not: {printable(', '.join(names.left_out[:3]))}{more}")
-        for alias, kept in aliases.items():
-            say(f"{printable(alias)} is {printable(kept)}: written once, and recorded")
-        if architecture:
-            say(f"recorded the architecture {printable(architecture['name'])}")
-        else:
-            say("the architecture is not known: --arch NAME records it for train, eval and cca")
         record = make_record("convert", arguments, seed=None, inputs=[state.source])
-        others = {**state.history.others, **aliases}
-        history = replace(state.history, architecture=architecture, others=others).then(record)
-        stem = (
-            Path(source.partition("?")[0]).stem if source and source != "-" else "stdin"
-        )  # no query: it may hold a secret
-        with (
-            output.destination(f"{stem}.converted.safetensors") as path,
-            open_output(path, force=output.force) as stream,
-            Progress(sum(tensor.nbytes for tensor in tensors), "writing") as progress,
-        ):
-            write_all(stream, format_header(tensors, history.metadata()))
-            for data in assembled(names, state.tensors, aliases, state.read):
-                write_all(stream, data)
-                progress.advance(len(data))
-            state.finish()
+        history = replace(state.history, architecture=architecture).then(record)
+        stem = Path(source).stem if source and source != "-" else "stdin"
+        write_converted(state, names, history, output, default=f"{stem}.converted.safetensors")

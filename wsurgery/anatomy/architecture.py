@@ -9,8 +9,14 @@ from typing import Any
 from wsurgery.anatomy.blocks import HEAD, Shapes, block_map, first_convolution
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
-Architecture = dict[str, Any]  # {"name", "num_classes", "in_chans", "args"}
+# {"name", "num_classes", "in_chans", "args"}, of pretrained weights also "pretrained_cfg"
+Architecture = dict[str, Any]
 
+# What timm says of pretrained weights: mostly how their images are made.
+_PRETRAINED = (
+    "tag", "license", "input_size", "test_input_size", "fixed_input_size", "interpolation", "crop_pct", "test_crop_pct",
+    "crop_mode", "mean", "std", "pool_size", "first_conv", "classifier",
+)  # fmt: skip
 _MAX_CONFIG = 10_000_000  # bytes; those with the names of 22,000 classes have 1,500,000
 
 
@@ -30,16 +36,17 @@ def describe_architecture(name: str, shapes: Shapes, args: Mapping[str, Any] | N
     return architecture
 
 
-def read_config(path: Path | None) -> dict[str, Any]:
+def read_config(path: Path | None, name: str = "config.json") -> dict[str, Any]:
     """Read the config.json that the Hugging Face hub keeps beside a checkpoint; {} where there is none.
 
     Args:
         path: the checkpoint, a file or a folder; None for standard input.
+        name: of another such file.
 
     Raises:
         WsurgeryError: it is not JSON.
     """
-    config = None if path is None else (path if path.is_dir() else path.parent) / "config.json"
+    config = None if path is None else (path if path.is_dir() else path.parent) / name
     if config is None or not config.is_file() or config.stat().st_size > _MAX_CONFIG:
         return {}
     try:
@@ -47,6 +54,20 @@ def read_config(path: Path | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise WsurgeryError(f"{printable(str(config))} is not JSON: repair it or take it away") from None
     return entries if isinstance(entries, dict) else {}
+
+
+def pretrained_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config says of the weights and how their images are made, under the names of timm's pretrained_cfg.
+
+    Args:
+        config: timm's config.json, timm's pretrained_cfg itself, or transformers' preprocessor_config.json.
+    """
+    inner = config.get("pretrained_cfg", config)
+    if not isinstance(inner, dict):
+        return {}
+    if inner.get("do_normalize", True):
+        inner = {"mean": inner.get("image_mean"), "std": inner.get("image_std"), **inner}
+    return {key: inner[key] for key in _PRETRAINED if inner.get(key) is not None}
 
 
 def choose_architecture(
@@ -59,7 +80,7 @@ def choose_architecture(
     Args:
         shapes: tensor name → shape, under timm's names.
         recorded: what the metadata says.
-        config: what config.json says: `architecture` and `model_args`, as timm writes them.
+        config: what config.json says: `architecture`, `model_args` and `pretrained_cfg`, as timm writes them.
         arch: the name that the user gives.
 
     Returns:
@@ -71,5 +92,7 @@ def choose_architecture(
     if isinstance(name, str) and arch in (None, name):
         args = args if isinstance(args, dict) else {}
         sizes = ("num_classes", "in_chans")
-        return describe_architecture(name, shapes, {key: value for key, value in args.items() if key not in sizes})
+        found = describe_architecture(name, shapes, {key: value for key, value in args.items() if key not in sizes})
+        settings = pretrained_settings(config)
+        return {**found, "pretrained_cfg": settings} if settings else found
     return None if arch is None else describe_architecture(arch, shapes)

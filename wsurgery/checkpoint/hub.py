@@ -1,16 +1,185 @@
-"""Checkpoints on the Hugging Face hub, downloaded whole through its own cache.
+"""Checkpoints of the Hugging Face hub, downloaded whole into its own cache.
 
-The cache also says what a commit does not have, so that a download and its cache give the same files.
+The cache also notes which files a commit does not have. So what is taken from the cache is what would be downloaded.
 """
 
+import errno
+import json
+import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsurgery.checkpoint.digest import FilesDigest, file_sha256
-from wsurgery.checkpoint.pickles import BIN, BIN_INDEX
-from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, WHOLE, parse_index
+from wsurgery.checkpoint.provenance import Record
+from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, WHOLE
 from wsurgery.errors import UsageError, WsurgeryError, printable
+
+_WEIGHTS = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first that there is, is taken
+_CONFIGS = ("config.json", "preprocessor_config.json")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Download:
+    """A model of the hub in the cache.
+
+    Attributes:
+        repo: its name.
+        commit: the commit that it is of.
+        path: the file with its weights, or the folder with its shards; the configs are beside it.
+        files: the file, or the shards.
+    """
+
+    repo: str
+    commit: str
+    path: Path
+    files: tuple[Path, ...]
+
+    def describe(self) -> Record:
+        """Describe it for a record; the digest is computed in the background."""
+        name = self.path.name if self.path in self.files else self.repo.rpartition("/")[2]
+        size = sum(file.stat().st_size for file in self.files)
+        url = f"hf://{self.repo}@{self.commit}"
+        return {"name": name, "size": size, "blake3": FilesDigest(self.files), "url": url, "revision": self.commit}
+
+
+def download(repo: str, revision: str | None = None, *, offline: bool = False, progress: bool = False) -> Download:
+    """Bring a model's weights and configs into the cache of huggingface_hub, as far as they are not there.
+
+    Args:
+        repo: `org/name`.
+        revision: a branch, a tag or a commit. Default: main.
+        offline: whether only the cache is read; also with HF_HUB_OFFLINE=1.
+        progress: whether huggingface_hub draws its bars on standard error.
+
+    Raises:
+        WsurgeryError: it cannot be had, holds no weights, or came damaged.
+        UsageError: `repo` is no name.
+    """
+    from huggingface_hub import utils
+
+    if not progress:
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else it tells of each retry and missing log-in
+    model = _Model(repo, revision or "main", offline)
+    weights = next((path for name in _WEIGHTS if (path := model.get(name))), None)
+    if weights is None:
+        raise WsurgeryError(f"{model.label} has none of {', '.join(_WEIGHTS)}: it is not a model that can be read here")
+    sharded = weights.suffix == ".json"
+    files = [model.need(name) for name in _shards(weights, model.label)] if sharded else [weights]
+    for file in files:
+        _verify(file, model.label)
+    for name in _CONFIGS:
+        model.get(name)
+    return Download(repo, weights.parent.name, weights.parent if sharded else weights, tuple(files))
+
+
+class _Model:
+    """A model at a revision: in the cache, and on the hub if it is asked."""
+
+    def __init__(self, repo: str, revision: str, offline: bool) -> None:
+        from huggingface_hub import constants
+
+        self.repo, self.revision = repo, revision
+        self.offline = offline or constants.HF_HUB_OFFLINE
+        self.label = printable(repo if revision == "main" else f"{repo}@{revision}")
+        self.asked = False
+        if not self.offline and not _COMMIT.fullmatch(revision):
+            self._ask()
+
+    def get(self, name: str) -> Path | None:
+        """Return a file of the model in the cache, downloaded if need be; None if the model does not have it."""
+        from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        found = self._call(try_to_load_from_cache, self.repo, name, revision=self.revision)
+        if found is None and self.offline:
+            where = printable(constants.HF_HUB_CACHE)
+            raise WsurgeryError(f"{self.label}: {name} is not in the cache {where}: fetch it once while online")
+        if found is None:
+            if not self.asked:
+                self._ask()
+            try:
+                found = self._call(hf_hub_download, self.repo, name, revision=self.revision)
+            except RemoteEntryNotFoundError:
+                return None
+        return Path(found) if isinstance(found, str) else None
+
+    def need(self, name: str) -> Path:
+        """Return a file that the model must have."""
+        path = self.get(name)
+        if path is None:
+            raise WsurgeryError(f"{self.label} lacks {printable(name)}, which its index names")
+        return path
+
+    def _ask(self) -> None:
+        """Ask the hub once for the commit: it says at once what hf_hub_download says after five attempts."""
+        from huggingface_hub import HfApi, hf_hub_download
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        commit = self._call(HfApi().model_info, self.repo, revision=self.revision, timeout=30).sha
+        if commit != self.revision:
+            with suppress(RemoteEntryNotFoundError):  # the cache learns for --offline which commit the branch or tag is
+                self._call(hf_hub_download, self.repo, _CONFIGS[0], revision=self.revision)
+        self.revision, self.asked = commit, True
+
+    def _call(self, function: Callable[..., Any], *arguments: object, **options: object) -> Any:
+        from huggingface_hub import constants
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            RemoteEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        try:
+            return function(*arguments, **options)
+        except RemoteEntryNotFoundError:
+            raise
+        except GatedRepoError:
+            page = printable(f"{constants.ENDPOINT}/{self.repo}")
+            problem = f"it is gated: accept its terms on {page}, then log in with `hf auth login` or HF_TOKEN"
+        except RepositoryNotFoundError:
+            problem = "the hub has no such model: check the name, or log in with `hf auth login` if it is private"
+        except RevisionNotFoundError:
+            problem = "the model has no such revision: name a branch, a tag or a commit with --revision"
+        except HFValidationError:
+            raise UsageError(f"{self.label} is not a name on the hub: write org/name") from None
+        except HfHubHTTPError as error:
+            problem = f"the hub answered {error.response.status_code}: try again later"
+        except Exception as error:  # of the HTTP library, which is another one in each version of huggingface_hub
+            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+                raise
+            reason = printable((str(error) or type(error).__name__).splitlines()[0])
+            where = printable(constants.ENDPOINT)
+            problem = f"the download from {where} failed ({reason}): try again, or --offline for the cache"
+        raise WsurgeryError(f"{self.label}: {problem}") from None
+
+
+def _shards(index: Path, label: str) -> list[str]:
+    try:
+        if index.stat().st_size > MAX_INDEX:
+            raise ValueError
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise WsurgeryError(f"{label}: {index.name} is not an index: it has no weight_map") from None
+    for name in names:
+        if name != Path(name).name or name in ("", "..") or "\0" in name:
+            raise WsurgeryError(f"{label}: {index.name} names {printable(name)}: a shard is a file beside it")
+    return names
+
+
+def _verify(file: Path, label: str) -> None:
+    """Check the SHA-256 that the hub keeps of a large file; in the cache it is the name of the blob."""
+    blob = file.resolve()
+    if _SHA256.fullmatch(blob.name) and file_sha256(blob) != blob.name:
+        raise WsurgeryError(
+            f"{label}: {file.name} is damaged, its SHA-256 is not the hub's: delete {printable(str(blob))}, then fetch again"
+        )

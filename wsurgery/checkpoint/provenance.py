@@ -49,6 +49,7 @@ class History:
                 all(isinstance(record, dict) and isinstance(record.get("command"), str) for record in log)
                 and all(isinstance(glob, str) for glob in freeze)
                 and (architecture is None or isinstance(architecture["name"], str))
+                and (architecture is None or isinstance(architecture.get("args", {}), dict))
             )
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
             well_formed = False
@@ -166,6 +167,8 @@ def _input_word(given: Record, runs: Iterator[int]) -> str:
 
 def with_files(command: str, words: list[str], files: list[str]) -> list[str]:
     """Put a command's input files where it takes them among its `words` (program, command, arguments)."""
+    if command == "fetch":  # its name is an argument; its input is what was downloaded
+        return words
     if command == "transfuse":  # inputs: the stream that flows through, then the source
         into = [] if len(files) < 2 else ["--into", files[0]]
         return [*words[:2], files[-1], *words[2:], *into] if files else words

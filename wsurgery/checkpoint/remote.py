@@ -182,10 +182,7 @@ class Hub(Http):
     remedy = "check the name, log in with `hf auth login` or HF_TOKEN, and accept the model's terms on its page"
 
     def __init__(self, repo: str, revision: str | None, path: str) -> None:
-        try:
-            from huggingface_hub import get_token, hf_hub_url
-        except ImportError:
-            raise UsageError("hf:// needs huggingface_hub: pip install 'wsurgery[remote]'") from None
+        from huggingface_hub import get_token, hf_hub_url
 
         super().__init__(hf_hub_url(repo, path, revision=revision))
         self.repo, self.revision, self.path = repo, revision, path

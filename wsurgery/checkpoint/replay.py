@@ -2,7 +2,7 @@
 
 A history is untrusted input: only the commands in `REPLAYABLE` run, never a shell, their arguments name no file, and the
 files they read are those of a folder that the user chose, checked against the digests that were recorded. What was read
-at a URL is read there again only if the user says so.
+at a URL, or fetched, is read there again only if the user says so.
 """
 
 import os
@@ -22,8 +22,8 @@ from wsurgery.checkpoint.reader import STDIN, open_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 REPLAYABLE = frozenset(
-    ("init", "meanvar", "shuffle", "sample", "reset-bn", "transfuse", "gabor", "freeze-spec", "convert", "cast", "rename",
-     "drop", "keep", "scale", "add-noise", "average", "lerp", "new-head", "adapt")
+    ("init", "fetch", "meanvar", "shuffle", "sample", "reset-bn", "transfuse", "gabor", "freeze-spec", "convert", "cast",
+     "rename", "drop", "keep", "scale", "add-noise", "average", "lerp", "new-head", "adapt")
 )  # fmt: skip
 _MAX_STAGES = 64  # processes; they may all run at once
 _OPTIONS_OF_FILES = ("-o", "--output", "--force")
@@ -80,12 +80,12 @@ def replay(path: Path, inputs: Path, *, remote: bool, say: Callable[[str], None]
 
 def plan(log: Sequence[Record], inputs: Path, *, remote: bool, say: Callable[[str], None]) -> list[Stage]:
     """Check a history and find its files, before anything runs."""
-    reason = _obstacle(log)
+    reason = _obstacle(log, remote)
     if reason:
         raise UsageError(reason)
     stages: list[Stage] = []
     for record in log:
-        given = record.get("inputs", [])
+        given = record.get("inputs", []) if record["command"] != "fetch" else []  # it downloads its input
         flows: list[Path | str | Parent | None] = [None] if stages and given and given[0]["name"] == STDIN else []
         stages.append(Stage(record, flows + [_resolve(entry, inputs, remote, say) for entry in given[len(flows) :]]))
     return stages
@@ -98,7 +98,7 @@ def _resolve(given: Record, inputs: Path, remote: bool, say: Callable[[str], Non
     if name != Path(name).name or name == ".." or "\0" in name:
         raise UsageError(f"its history names an input {printable(name)}: an input is a file in the folder of --inputs")
     path = inputs / str(name)
-    reason = _obstacle(log) if log else None
+    reason = _obstacle(log, remote) if log else None
     if path.is_dir() and name != STDIN:
         reason = reason or "it is a folder of shards"
     if log and not reason:
@@ -139,7 +139,7 @@ def _digest(path: Path) -> str:
         return FilesDigest(checkpoint.files).result()
 
 
-def _obstacle(log: Any) -> str | None:
+def _obstacle(log: Any, remote: bool) -> str | None:
     """Say why a log cannot be run again; None if it can, as far as this log itself tells."""
     if not isinstance(log, (list, tuple)):
         return "its history is damaged: a log is a list of commands"
@@ -157,8 +157,11 @@ def _obstacle(log: Any) -> str | None:
             isinstance(given, dict) and isinstance(given.get("name"), str) and given["name"] for given in inputs
         ):
             return f"its history is damaged: the inputs of {command} have no names"
+        if command == "fetch" and not remote:
+            return f"its history fetched {printable(' '.join(arguments), 120)}: add --remote to fetch it again"
         for word in arguments:
-            if word.startswith(_OPTIONS_OF_FILES) or "/" in word or "\0" in word:
+            in_a_folder = "/" in word and command != "fetch"  # whose name has no place on this machine
+            if word.startswith(_OPTIONS_OF_FILES) or in_a_folder or "\0" in word:
                 return f"its history gives {command} the argument {printable(word, 80)}, which could name a file"
             if command == "init" and ("pretrained" in word or "checkpoint" in word):
                 return f"its history gives init the argument {printable(word, 80)}, which fetches weights"

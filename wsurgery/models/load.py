@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -24,13 +26,16 @@ _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 # Arguments with which timm reads or fetches files: a checkpoint's metadata is untrusted.
 _LOADS_FILES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
+# How the images of pretrained weights are made: all that a checkpoint may say in timm's pretrained_cfg.
+_IMAGES = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+
 
 def create(architecture: Architecture, *, seed: int = 0) -> nn.Module:
     """Build a network with fresh random weights, as timm initialises it.
 
     Args:
         architecture: `name` as timm knows it; `num_classes` and `in_chans`, the model's own where missing; `args`, more
-            keyword arguments of the model.
+            keyword arguments of the model; `pretrained_cfg`, how its images are made, for the model's `pretrained_cfg`.
         seed: of the weights; torch's own generator is left as it is.
 
     Raises:
@@ -45,14 +50,28 @@ def create(architecture: Architecture, *, seed: int = 0) -> nn.Module:
     if loading := sorted(_LOADS_FILES & args.keys()):
         raise UsageError(f"{printable(name)}: {loading[0]} would load another file, which no checkpoint may ask for")
     given = {key: architecture[key] for key in ("num_classes", "in_chans") if architecture.get(key) is not None}
+    images = _image_settings(architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model: nn.Module = timm.create_model(name, **given, **args)
+            model: nn.Module = timm.create_model(name, pretrained_cfg_overlay=images, **given, **args)
         except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:  # what timm's models raise
             reason = printable(str(error) or type(error).__name__)
             raise UsageError(f"{printable(name)} cannot be built: {reason}") from None
     return model
+
+
+def _image_settings(architecture: Architecture) -> dict[str, Any]:
+    settings = architecture.get("pretrained_cfg", {})
+    said = f"{printable(architecture['name'])}: its metadata has a pretrained_cfg"
+    if not isinstance(settings, dict):
+        raise UsageError(f"{said} that is not one")
+    for key in {"mean", "std"} & settings.keys():
+        x = settings[key]
+        numbers = isinstance(x, (list, tuple)) and all(type(entry) in (int, float) and isfinite(entry) for entry in x)
+        if not numbers or len(x) not in (1, 3) or (key == "std" and min(x) <= 0):
+            raise UsageError(f"{said} whose {key} is {printable(str(x), 80)}: it has a number for each channel")
+    return {key: tuple(x) if isinstance(x := settings[key], list) else x for key in _IMAGES if key in settings}
 
 
 def architecture_of(checkpoint: Checkpoint, name: str | None = None) -> Architecture:

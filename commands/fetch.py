@@ -1,0 +1,92 @@
+"""`wsurgery fetch`."""
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from wsurgery.commands._conversion import write_converted
+from wsurgery.commands._shared import Output, command, say, wants_progress
+from wsurgery.errors import UsageError, printable
+
+_ON_HUB = re.compile(r"(?:hf-hub:|hf_hub:|hf://)?(.+/.+)")
+
+
+@command
+def fetch(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="timm's name (resnet50.a1_in1k), or a model of the hub: org/name.")
+    ],
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="A branch, a tag or a commit on the hub. Default: main.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Take what was downloaded before; also with HF_HUB_OFFLINE=1.")
+    ] = False,
+    *,
+    output: Output,
+) -> None:
+    """Fetch pretrained weights as clean safetensors: timm's names, the architecture and its image settings recorded.
+
+    NAME is one that timm knows, or a model of the Hugging Face hub: org/name, hf-hub:org/name or hf://org/name, each also
+    with @REV. Its model.safetensors is taken, else its pytorch_model.bin, whole or in shards; names are changed as by
+    convert, and no code in it is run. Downloads go through the hub's own cache (HF_HOME) and log-in (`hf auth login`).
+    The history records the commit: fetched again with it, the bytes are the same.
+
+    Example: wsurgery fetch resnet50.a1_in1k -o resnet50.safetensors
+    """
+    from wsurgery.anatomy.architecture import (
+        choose_architecture,
+        describe_architecture,
+        pretrained_settings,
+        read_config,
+    )
+    from wsurgery.anatomy.timm_names import to_timm
+    from wsurgery.checkpoint.digest import file_digest
+    from wsurgery.checkpoint.hub import download
+    from wsurgery.checkpoint.provenance import History, make_record
+    from wsurgery.checkpoint.state_dict import open_state_dict
+
+    name, _, pinned = name.partition("@")
+    if pinned and revision not in (None, pinned):
+        raise UsageError(f"{printable(name)}@{printable(pinned)} and --revision {printable(revision or '')}: say one")
+    revision = pinned or revision
+    progress = wants_progress()
+    if on_hub := _ON_HUB.fullmatch(name):
+        known, repo = None, on_hub[1]
+    else:
+        from wsurgery.models.pretrained import download_url, find_pretrained, require_fit
+
+        known = find_pretrained(name)
+        repo = known.repo
+        if known.name != name:
+            say(f"{printable(name)} is {known.name}")
+    arguments = [known.name if known else repo]
+    if known and not repo:
+        if revision:
+            raise UsageError(
+                f"{known.name} is at {known.url}, not on the hub: it has no revisions, leave out --revision"
+            )
+        path = download_url(known.url, offline=offline, progress=progress)
+        given = {"name": path.name, "size": path.stat().st_size, "blake3": file_digest(path), "url": known.url}
+    else:
+        found = download(repo, revision, offline=offline, progress=progress)
+        path, given = found.path, found.describe()
+        arguments += ["--revision", found.commit]
+    with open_state_dict(path) as state:
+        config = read_config(path) if repo else {}
+        names = to_timm({key: tensor.shape for key, tensor in state.tensors.items()}, config)
+        architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=None)
+        settings: dict[str, Any] = pretrained_settings(read_config(path, "preprocessor_config.json")) if repo else {}
+        if architecture is None and known:
+            architecture, settings = describe_architecture(known.architecture, names.shapes), known.settings
+        elif architecture is None and names.architecture:
+            architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
+        if architecture and settings:
+            architecture = {"pretrained_cfg": settings, **architecture}
+        if known and architecture:
+            require_fit(names.shapes, architecture)
+        log = list(state.history.log)
+        record = make_record("fetch", arguments, seed=None, inputs=[{**given, "log": log} if log else given])
+        history = History(architecture, state.history.freeze, (record,), state.history.others)
+        write_converted(state, names, history, output, default=f"{arguments[0].rpartition('/')[2]}.safetensors")
