@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 from safetensors.torch import load_file
@@ -53,6 +54,22 @@ def test_any_timm_model_with_its_own_arguments(invoke, tmp_path):
     assert load(tmp_path / "x").drop_rate == 0.5
 
 
+@pytest.mark.parametrize("arch", ["resnet50_slim", "cbr_tiny"])
+def test_plain_resnets_and_the_cbr_family_are_made_without_torch(arch, shell, tmp_path):
+    script = (
+        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
+        "    heavy = {'torch', 'timm', 'torchvision', 'scipy', 'matplotlib', 'sklearn', 'pandas'} & set(sys.modules)\n"
+        "    sys.exit(f'imports {heavy}' if heavy else end.code)"
+    )
+    (tmp_path / "run.py").write_text(script)
+    done = shell(f"{sys.executable} run.py init {arch} --num-classes 5 --width 0.5 -o x", tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    from wsurgery.models import load
+
+    model = load(tmp_path / "x")
+    assert model.num_classes == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -61,7 +78,10 @@ def test_any_timm_model_with_its_own_arguments(invoke, tmp_path):
         (["cbr_tiny", "--arg", "a b=1"], "KEY=VALUE"),
         (["cbr_tiny", "--arg", "colour=red"], "'colour'"),
         (["resnet18", "--arg", "output_stride=3"], "resnet18 cannot be built"),
-        (["resnet18", "--width", "0.5"], "--width is for the CBR networks"),
+        (["convnext_atto", "--width", "0.5"], "--width is for the CBR networks"),
+        (["resnet18", "--width", "inf"], "--width inf"),
+        (["resnet18", "--width", "0.5", "--arg", "channels=(8, 8, 8, 8)"], "--width and --arg channels"),
+        (["resnext50_32x4d", "--width", "0.1"], "leaves resnext50_32x4d no channels"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_file(arguments, words, invoke, tmp_path):
@@ -70,6 +90,18 @@ def test_a_mistake_is_one_line_and_leaves_no_file(arguments, words, invoke, tmp_
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_the_bytes_of_a_seed_are_fixed(invoke, tmp_path):
+    # A promise: another machine or version of numpy draws the same.
+    invoke("init", "resnet18", "--width", 0.1, "--num-classes", 3, "--seed", 7, "-o", tmp_path / "x")
+    weights = load_file(tmp_path / "x")
+    assert weights["conv1.weight"].flatten()[:3].tolist() == [
+        -0.04523762688040733,
+        0.030482910573482513,
+        0.004462632350623608,
+    ]
+    assert weights["fc.bias"].tolist() == [-0.03671123832464218, 0.07463309168815613, -0.12689702212810516]
 
 
 def test_an_existing_file_is_replaced_by_force_only(invoke, fresh, tmp_path):

@@ -121,6 +121,18 @@ def test_transfuse_without_into_draws_the_rest_fresh(wsurgery, resnet, tmp_path)
     assert (after["layer2.0.bn1.weight"] == 1).all()
 
 
+def test_fresh_tensors_are_distributed_as_those_of_init(wsurgery, tmp_path):
+    wsurgery("init", "resnet26", "--width", 0.25, "--num-classes", 40, "-o", tmp_path / "init")
+    wsurgery("transfuse", tmp_path / "init", "--upto", "conv1", "--rest", "random", "-o", tmp_path / "fresh")
+    init, fresh = load_file(tmp_path / "init"), load_file(tmp_path / "fresh")
+    for name, value in init.items():
+        if name.startswith(("conv1", "bn1")) or value.std() == 0:  # zeros and ones stand in the same places
+            np.testing.assert_array_equal(fresh[name], value)
+        else:
+            assert (fresh[name] != value).any()
+            assert fresh[name].std() == pytest.approx(value.std(), rel=5 / value.size**0.5)
+
+
 def test_resampling_leaves_integers_and_single_elements_alone(wsurgery, tmp_path):
     tensors = {
         "a.weight": np.array([[3.5]], np.float32),

@@ -198,3 +198,7 @@ def test_random_init_has_the_scales_of_timm_and_torch():
     assert linear.std() == pytest.approx(1 / 20 / 3**0.5, rel=0.02)
     norm = random_init(np.zeros(4, np.float32), role="norm", fan_in=0, random=stream("n.weight"))
     assert (norm == 1).all()
+    scale = random_init(np.zeros(4, np.float32), role="layer_scale", fan_in=0, random=stream("ls1.gamma"))
+    assert (scale == np.float32(1e-5)).all()
+    bare = random_init(np.ones(4, np.float32), role="bias", fan_in=0, random=stream("attn.q_bias"))
+    assert (bare == 0).all()

@@ -6,6 +6,8 @@ from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from wsurgery.operations.architectures import CBR_FAMILY, scale_widths
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -54,7 +56,7 @@ class CBR(nn.Module):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        channels = [in_chans, *(max(1, round(w * width)) for w in widths)]
+        channels = [in_chans, *scale_widths(widths, width)]
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
         self.num_features = self.head_hidden_size = channels[-1]
         self.block_names = [f"block{i}" for i in range(1, len(channels))]
@@ -121,11 +123,11 @@ def _cfg() -> dict[str, Any]:
     }
 
 
-_NAMES = ("cbr_large_t", "cbr_large_w", "cbr_small", "cbr_tiny", "cbr_tiny_narrow")
-default_cfgs = generate_default_cfgs({name: _cfg() for name in _NAMES})
+default_cfgs = generate_default_cfgs({name: _cfg() for name in CBR_FAMILY})
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> CBR:
+    kwargs = {**CBR_FAMILY[name], **kwargs}
     every_block = tuple(range(len(kwargs["widths"])))  # timm's features_only would ask for five
     model: CBR = build_model_with_cfg(CBR, name, pretrained, feature_cfg={"out_indices": every_block}, **kwargs)
     return model
@@ -134,28 +136,28 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> CBR:
 @register_model
 def cbr_large_t(pretrained: bool = False, **kwargs: Any) -> CBR:
     """CBR-LargeT(all): 7×7, widths 32 64 128 256 512, no pool after the fifth."""
-    return _create("cbr_large_t", pretrained, **{"widths": (32, 64, 128, 256, 512), "last_pool": False, **kwargs})
+    return _create("cbr_large_t", pretrained, **kwargs)
 
 
 @register_model
 def cbr_large_w(pretrained: bool = False, **kwargs: Any) -> CBR:
     """CBR-LargeW(ide): 7×7, widths 64 128 256 512."""
-    return _create("cbr_large_w", pretrained, **{"widths": (64, 128, 256, 512), **kwargs})
+    return _create("cbr_large_w", pretrained, **kwargs)
 
 
 @register_model
 def cbr_small(pretrained: bool = False, **kwargs: Any) -> CBR:
     """CBR-Small: 7×7, widths 32 64 128 256."""
-    return _create("cbr_small", pretrained, **{"widths": (32, 64, 128, 256), **kwargs})
+    return _create("cbr_small", pretrained, **kwargs)
 
 
 @register_model
 def cbr_tiny(pretrained: bool = False, **kwargs: Any) -> CBR:
     """CBR-Tiny: 5×5, widths 64 128 256 512, as the appendix has it."""
-    return _create("cbr_tiny", pretrained, **{"kernel": 5, "widths": (64, 128, 256, 512), **kwargs})
+    return _create("cbr_tiny", pretrained, **kwargs)
 
 
 @register_model
 def cbr_tiny_narrow(pretrained: bool = False, **kwargs: Any) -> CBR:
     """CBR-Tiny with widths 32 64 128 256, which fit the parameter count in the paper's main text (1,076,480)."""
-    return _create("cbr_tiny_narrow", pretrained, **{"kernel": 5, "widths": (32, 64, 128, 256), **kwargs})
+    return _create("cbr_tiny_narrow", pretrained, **kwargs)

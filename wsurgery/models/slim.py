@@ -5,7 +5,7 @@ from typing import Any
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import ResNet, resnet50
 
-SLIM_CHANNELS = (64, 128, 128, 256)  # ResNet-50 has (64, 128, 256, 512); the bottleneck multiplies each by 4
+from wsurgery.operations.architectures import SLIM_CHANNELS
 
 default_cfgs = generate_default_cfgs({"resnet50_slim": {"first_conv": "conv1", "classifier": "fc"}})
 

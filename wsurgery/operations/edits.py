@@ -1,9 +1,12 @@
 """Which edit each tensor of a checkpoint gets, for every surgery command."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Literal, Protocol
+
+import numpy as np
 
 from wsurgery.anatomy import Selection, role_map
 from wsurgery.anatomy.roles import Described
@@ -158,6 +161,8 @@ def transfuse_rest(
                     )
                 fan_in = _fan_in(tensor, source.tensors)
                 compute = partial(_random, role=role, fan_in=fan_in, random=random)
+                if role == "batch_norm" and _starts_at_zero(tensor.name, source.tensors):
+                    compute = _constant(np.zeros_like)
             else:
                 compute = resampling(tensor, role, rest, batch_norm, random)
         edits.append(Edit(tensor, source, tensor, compute))
@@ -168,7 +173,7 @@ def _random(x: Array, run: Map, *, role: str, fan_in: int, random: RandomStream)
     return random_init(x, role=role, fan_in=fan_in, random=random, run=run)
 
 
-def _constant(operation: "partial[Array]") -> Compute:
+def _constant(operation: Callable[[Array], Array]) -> Compute:
     return lambda x, run: operation(x)
 
 
@@ -181,8 +186,15 @@ def _conversion(origin: TensorInfo, dtype: str) -> Compute:
 
 
 def _fan_in(tensor: TensorInfo, tensors: Mapping[str, Described]) -> int:
-    weight = tensors.get(f"{tensor.name.rpartition('.')[0]}.weight", tensor)
-    return math.prod(weight.shape[1:])
+    module, _, part = tensor.name.rpartition(".")
+    weight = tensor if "weight" in part else tensors.get(f"{module}.weight")
+    return math.prod(weight.shape[1:]) if weight else 0
+
+
+def _starts_at_zero(name: str, tensors: Collection[str]) -> bool:
+    """Whether it is the weight of a ResNet's last batch norm in a residual block (`zero_init_last` in timm)."""
+    match = re.fullmatch(r"(.*layer\d+\.\d+\.bn)([23])\.weight", name)
+    return match is not None and f"{match[1]}{int(match[2]) + 1}.weight" not in tensors
 
 
 def _under_names_of(

@@ -13,6 +13,8 @@ from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.rewrite import Array, Compute, Edit, Map
 
+_POOLING = "attn_pool."  # stands in the head, and has no row a class
+
 
 def new_head(
     checkpoint: Checkpoint, *, architecture: dict[str, Any] | None, num_classes: int, seed: int, occurrence: int
@@ -21,7 +23,7 @@ def new_head(
 
     The classifier is each weight (classes, …) of a linear layer or convolution in the block `head`, and the bias
     (classes,) beside it. Both are uniform in ±1/√fan_in, torch's default for linear layers. Several (a distilled
-    transformer's two, Inception's auxiliary one) are all replaced.
+    transformer's two, Inception's auxiliary one) are all replaced. Attention pooling is none.
 
     Args:
         checkpoint: the network.
@@ -32,7 +34,7 @@ def new_head(
         occurrence: how often `new-head` stands in the history.
 
     Raises:
-        UsageError: the network has no head.
+        UsageError: the network has no head, by its tensors or by the classes that are recorded.
         WsurgeryError: no weight of the head has a row for each of the recorded classes.
     """
     blocks = block_map({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
@@ -40,11 +42,15 @@ def new_head(
     weights = [
         tensor
         for name, tensor in checkpoint.tensors.items()
-        if blocks[name] == HEAD and roles[name] in ("linear", "conv", "depthwise")
+        if blocks[name] == HEAD and roles[name] in ("linear", "conv", "depthwise") and _POOLING not in name
     ]
-    if not weights:
-        raise UsageError(f"{checkpoint.label} has no head to replace: its blocks are {', '.join(_distinct(blocks))}")
-    classes = (architecture or {}).get("num_classes") or weights[-1].shape[0]
+    classes = (architecture or {}).get("num_classes")
+    if not weights or classes == 0:
+        raise UsageError(
+            f"{checkpoint.label} has no head to replace: make a network that has one with wsurgery init ARCH --num-classes "
+            f"{num_classes}, and transfuse this one into it (its blocks are {', '.join(_distinct(blocks))})"
+        )
+    classes = weights[-1].shape[0] if classes is None else classes
     classifiers = {tensor.name.rpartition(".")[0]: tensor for tensor in weights if tensor.shape[0] == classes}
     if not classifiers:
         raise WsurgeryError(

@@ -9,19 +9,21 @@ from wsurgery.operations.random_streams import RandomStream, chunk_slice, chunks
 from wsurgery.operations.rewrite import Array, Map
 
 EMBEDDING_STD = 0.02
+LAYER_SCALE = 1e-5  # as in timm's vision transformers (Touvron et al. 2021)
 
 
 def random_init(x: Array, *, role: str, fan_in: int, random: RandomStream, run: Map = map) -> Array:
     """Replace a tensor by fresh random values.
 
     Convolutions are He-normal over fan_out (each group's for depthwise ones); linear layers and biases are uniform in
-    ±1/√fan_in, torch's default; norms are the identity; embeddings and other tables are Gaussian with standard deviation
-    0.02; other vectors are ones; integers are kept, but for batch norm's counter.
+    ±1/√fan_in, torch's default, a bias without a weight zero; norms are the identity; layer scales are 1e-5; embeddings and
+    other tables are Gaussian with standard deviation 0.02; other vectors are ones; integers are kept, but for batch norm's
+    counter.
 
     Args:
         x: the tensor that is replaced, for its shape and dtype (and, for batch norm, the part it plays).
         role: as `anatomy.role_map` gives it.
-        fan_in: inputs of one output: of the tensor itself for weights, of the weight beside it for biases.
+        fan_in: inputs of one output: of the tensor itself for weights, of the weight beside it for biases, or 0.
         random: where the numbers come from; its tensor name tells the part of a norm.
         run: `map` over chunks.
     """
@@ -31,7 +33,11 @@ def random_init(x: Array, *, role: str, fan_in: int, random: RandomStream, run: 
     if role == "integer":
         return x
     if role == "norm" or (role == "other" and x.ndim <= 1):
-        return np.full(x.shape, 0 if part == "bias" else 1, x.dtype)
+        return np.full(x.shape, 0 if part in ("bias", "beta") else 1, x.dtype)
+    if role == "layer_scale":
+        return np.full(x.shape, LAYER_SCALE, x.dtype)
+    if role == "bias" and not fan_in:
+        return np.zeros(x.shape, x.dtype)
     if role in ("linear", "bias"):
         return _fill(x, lambda rng, n: rng.uniform(-1, 1, n) / math.sqrt(max(fan_in, 1)), random, run)
     std = EMBEDDING_STD
