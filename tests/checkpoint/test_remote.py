@@ -402,13 +402,12 @@ def test_replay_reads_a_url_again_if_asked(web, resnet, wsurgery, tmp_path):
 
 
 def test_a_package_that_is_missing_is_named(shell, tmp_path):
-    for name, url in (("s3fs", "s3://a/b"), ("huggingface_hub", "hf://a/b")):
-        line = f"import sys; sys.modules['{name}'] = None; sys.argv[1:] = ['show', '{url}']\n"
-        (tmp_path / "run.py").write_text(line + "from wsurgery.__main__ import main\nmain()\n")
-        done = shell(f"{sys.executable} run.py", tmp_path)
-        assert done.returncode == 2
-        assert b"pip install 'wsurgery[remote]'" in done.stderr
-        assert done.stderr.count(b"\n") == 1
+    line = "import sys; sys.modules['s3fs'] = None; sys.argv[1:] = ['show', 's3://a/b']\n"
+    (tmp_path / "run.py").write_text(line + "from wsurgery.__main__ import main\nmain()\n")
+    done = shell(f"{sys.executable} run.py", tmp_path)
+    assert done.returncode == 2
+    assert b"pip install 'wsurgery[remote]'" in done.stderr
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_only_urls_import_what_urls_need(resnet, shell, tmp_path):
