@@ -55,5 +55,5 @@ def convert(
             architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
         record = make_record("convert", arguments, seed=None, inputs=[state.source])
         history = replace(state.history, architecture=architecture).then(record)
-        stem = Path(source).stem if source and source != "-" else "stdin"
+        stem = Path(source.partition("?")[0]).stem if source and source != "-" else "stdin"  # a query may be secret
         write_converted(state, names, history, output, default=f"{stem}.converted.safetensors")

@@ -369,6 +369,29 @@ def test_a_hugging_face_folder_keeps_its_logits_and_says_its_architecture(
     assert_same_logits(network, load(tmp_path / "x.safetensors"), size=32)
 
 
+@pytest.mark.parametrize("kind", ["ViT", "ResNet"])
+def test_what_keeps_its_names_goes_back_into_transformers(kind, transformers, invoke, tmp_path):
+    settings = TINY if kind == "ViT" else {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 8], "embedding_size": 8}
+    network = getattr(transformers, f"{kind}ForImageClassification")(getattr(transformers, f"{kind}Config")(**settings))
+    (tmp_path / "hub").mkdir()
+    torch.save(network.state_dict(), tmp_path / "hub" / "pytorch_model.bin")
+    invoke("convert", tmp_path / "hub", "--keep-names", "-o", tmp_path / "kept")
+    invoke(
+        "transfuse", tmp_path / "kept", "--upto", "block1", "--rest", "meanvar", "-o", tmp_path / "model.safetensors"
+    )
+    network.config.save_pretrained(tmp_path)
+    again, report = type(network).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    before, after = network.state_dict(), again.state_dict()
+    blocks = {
+        row["name"]: row["block"] for row in json.loads(invoke("show", tmp_path / "kept", "--json").stdout)["tensors"]
+    }
+    assert {"stem", "block1", "block2", "head"} <= set(blocks.values())
+    for name, value in after.items():
+        constant = before[name].double().var(correction=0) == 0  # a fresh norm, or the identity that it becomes
+        assert value.equal(before[name]) == bool(blocks[name] in ("stem", "block1") or constant), name
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "name", "arguments"),
     [
