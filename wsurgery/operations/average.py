@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from wsurgery.operations.cast import cast
-from wsurgery.operations.random_streams import chunk_slice, chunks
+from wsurgery.operations.random_streams import chunk_slice, for_each_chunk
 from wsurgery.operations.rewrite import Array, Map
 
 
@@ -35,4 +35,4 @@ def _accumulate(total: Array, x: Array, weight: float, run: Map) -> None:
             values *= weight
             total[part] += values
 
-    list(run(add, chunks(x.size)))
+    for_each_chunk(run, add, x.size)

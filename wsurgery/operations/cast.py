@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from ml_dtypes import finfo
 
-from wsurgery.operations.random_streams import chunk_slice, chunks
+from wsurgery.operations.random_streams import chunk_slice, chunks, for_each_chunk
 from wsurgery.operations.rewrite import Array, Map
 
 
@@ -27,7 +27,7 @@ def cast(x: Array, *, dtype: "np.dtype[Any]", run: Map = map) -> Array:
         part = chunk_slice(chunk)
         result[part] = round_once(flat[part], dtype)
 
-    list(run(fill, chunks(flat.size)))
+    for_each_chunk(run, fill, flat.size)
     return result.reshape(x.shape)
 
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from wsurgery.errors import WsurgeryError
-from wsurgery.operations.random_streams import RandomStream, chunk_slice, chunks
+from wsurgery.operations.random_streams import RandomStream, chunk_slice, for_each_chunk
 from wsurgery.operations.rewrite import Array, Map
 from wsurgery.operations.statistics import moments
 
@@ -48,7 +48,8 @@ def meanvar(x: Array, *, random: RandomStream, run: Map = map, positive: bool = 
 
     def fill(chunk: int) -> None:
         part = result[chunk_slice(chunk)]
-        values = random.generator(chunk).standard_normal(part.size, dtype=working)
+        values = part if x.dtype == working else np.empty(part.size, working)
+        random.generator(chunk).standard_normal(out=values, dtype=working)
         with np.errstate(over="ignore", under="ignore"):
             values *= working(std)
             values += working(mean)
@@ -56,5 +57,5 @@ def meanvar(x: Array, *, random: RandomStream, run: Map = map, positive: bool = 
                 np.exp(values, out=values)
         part[...] = np.clip(values, working(lowest), working(largest), out=values)
 
-    list(run(fill, chunks(x.size)))
+    for_each_chunk(run, fill, x.size)
     return result.reshape(x.shape)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from wsurgery.errors import WsurgeryError
-from wsurgery.operations.random_streams import RandomStream, chunk_slice, chunks
+from wsurgery.operations.random_streams import RandomStream, chunk_slice, for_each_chunk
 from wsurgery.operations.rewrite import Array, Map
 from wsurgery.operations.statistics import moments
 
@@ -45,5 +45,5 @@ def add_noise(x: Array, *, std: float, relative: bool, random: RandomStream, run
             noise += part.astype(working)
             result[chunk_slice(chunk)] = noise
 
-    list(run(fill, chunks(flat.size)))
+    for_each_chunk(run, fill, flat.size)
     return result.reshape(x.shape)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from wsurgery.operations.batch_norm import batch_norm_identity
-from wsurgery.operations.random_streams import RandomStream, chunk_slice, chunks
+from wsurgery.operations.random_streams import RandomStream, chunk_slice, for_each_chunk
 from wsurgery.operations.rewrite import Array, Map
 
 EMBEDDING_STD = 0.02
@@ -54,5 +54,5 @@ def _fill(x: Array, draw, random: RandomStream, run: Map) -> Array:  # type: ign
         part = result[chunk_slice(chunk)]
         part[...] = draw(random.generator(chunk), part.size)
 
-    list(run(fill, chunks(x.size)))
+    for_each_chunk(run, fill, x.size)
     return result.reshape(x.shape)

@@ -6,6 +6,7 @@ threads, the order of tensors, sharding, or pipe versus file.
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,16 @@ class RandomStream:
 def chunks(elements: int) -> range:
     """Return the numbers of the chunks that cover `elements`."""
     return range(-(-elements // CHUNK))
+
+
+def for_each_chunk(run: Callable[..., Iterable[object]], work: Callable[[int], object], elements: int) -> None:
+    """Call `work` with the number of each chunk: even ones first.
+
+    Two chunks of float32 make a huge page of a fresh array; were they worked on at once, both threads would clear it.
+    """
+    numbers = chunks(elements)
+    for _ in run(work, [*numbers[::2], *numbers[1::2]]):
+        pass
 
 
 def chunk_slice(chunk: int) -> slice:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from wsurgery.operations.random_streams import RandomStream, chunk_slice, chunks
+from wsurgery.operations.random_streams import RandomStream, chunk_slice, for_each_chunk
 from wsurgery.operations.rewrite import Array, Map
 
 
@@ -24,5 +24,5 @@ def sample(x: Array, *, random: RandomStream, run: Map = map) -> Array:
         part = result[chunk_slice(chunk)]
         part[...] = flat[random.generator(chunk).integers(flat.size, size=part.size)]
 
-    list(run(fill, chunks(flat.size)))
+    for_each_chunk(run, fill, flat.size)
     return result.reshape(x.shape)

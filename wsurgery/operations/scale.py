@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from wsurgery.operations.random_streams import chunk_slice, chunks
+from wsurgery.operations.random_streams import chunk_slice, for_each_chunk
 from wsurgery.operations.rewrite import Array, Map
 
 
@@ -26,5 +26,5 @@ def scale(x: Array, *, by: float, run: Map = map) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
             result[part] = np.multiply(flat[part].astype(working), working(by))
 
-    list(run(fill, chunks(flat.size)))
+    for_each_chunk(run, fill, flat.size)
     return result.reshape(x.shape)
