@@ -27,6 +27,7 @@ sweep: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	python tests/benchmarks/surgery.py --big
+	python tests/benchmarks/similarity.py --big
 
 check: $(VENV)/installed-dev types
 	ruff check .

@@ -99,3 +99,56 @@ def test_warnings_go_to_standard_error(run):
     result = run("--json", "-p", "60")
     assert "only 60 rows" in result.stderr
     json.loads(result.stdout)
+
+
+def test_each_layer_has_an_entry_for_every_metric(run):
+    result = run("--json", "--metric", "linear_cka,mean_cca")
+    assert result.exit_code == 0, result.stderr
+    layers = json.loads(result.stdout)["layers"]
+    assert [(x["layer"], x["metric"]) for x in layers] == [
+        (layer, metric) for layer in ("block1", "pool2") for metric in ("linear_cka", "mean_cca")
+    ]
+    alone = json.loads(run("--json").stdout)["layers"]
+    assert [x["repeats"] for x in layers[1::2]] == [pytest.approx(x["repeats"], abs=1e-12) for x in alone]
+    assert "unbiased_cka" in run("--metric", "unbiased_cka").stdout
+
+
+def test_compat_is_near_ours_on_sound_data(run):
+    theirs, ours = (json.loads(run("--json", *more).stdout)["layers"][0] for more in (["--compat", "svcca"], []))
+    assert theirs["metric"] == "google_svcca"
+    assert theirs["value"] == pytest.approx(ours["value"], abs=1e-4)
+    assert theirs["value"] != ours["value"]
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 8)).astype(np.float32)
+    np.save(tmp_path / "a.npy", x)
+    np.save(tmp_path / "b.npy", x @ rng.standard_normal((8, 8)) + rng.standard_normal((500, 8)))
+    return [str(tmp_path / "a.npy"), str(tmp_path / "b.npy")]
+
+
+def test_activations_need_no_network_and_no_data(arrays, invoke):
+    found = json.loads(invoke("cca", "--activations", *arrays, "--channels", "all", "--threads", 1, "--json").stdout)
+    (layer,) = found["layers"]
+    assert set(layer) >= FIELDS
+    assert layer["floor"] < layer["value"] < layer["ceiling"] == pytest.approx(1)
+    assert (found["a"]["name"], len(found["b"]["blake3"])) == ("a.npy", 64)
+    assert "activations" in invoke("cca", "--activations", *arrays, "--channels", "all", "--fast").stdout
+
+
+def test_options_that_would_be_ignored_are_refused(arrays, invoke):
+    for more, words in (
+        (["--activations", "-p", 10_000], "-p is not for --activations"),
+        (["--activations", "--data", "x.csv"], "--data is not for --activations"),
+        (["--activations", "--image-size", 32], "--image-size is not for --activations"),
+        ([], "--data SPEC is needed, or --activations"),
+        (["--data", "x.csv", "--fast"], "--fast is for --activations"),
+        (["--activations", "--compat", "cka"], "--compat is svcca, not cka"),
+        (["--activations", "--compat", "svcca", "--metric", "svcca"], "leave --metric out"),
+        (["--activations", "--metric", "cka"], "metrics are mean_cca"),
+    ):
+        result = invoke("cca", *arrays, *more, check=False)
+        assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+        assert words in result.stderr

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsurgery.similarity.moments import CHUNK, Moments, Varying
+from wsurgery.similarity.moments import CHUNK, DrawnMoments, Moments, Varying
 
 
 def moments_of(*parts):
@@ -54,3 +54,58 @@ def test_what_is_constant_in_each_half_can_vary_between_them():
     assert varying.mask.tolist() == [False, False]
     varying.update(x[5:])
     assert varying.mask.tolist() == [False, True]
+
+
+def test_parts_add_up_to_one_pass_with_the_norms_of_sets():
+    # A drift: the parts' own shifts differ, so nothing but the algebra of moved moments makes them agree.
+    x = np.random.default_rng(0).standard_normal((900, 6)) + np.linspace(0, 5, 900)[:, None]
+    sets = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 1]])
+    parts = []
+    for piece in np.split(x, [200, 350]):
+        parts.append(Moments(sets=sets))
+        parts[-1].update(torch.from_numpy(piece))
+    together, whole = parts[0] + parts[1] + parts[2], Moments(sets=sets)
+    whole.update(torch.from_numpy(x))
+    assert together.rows == 900
+    np.testing.assert_allclose(together.covariance(), whole.covariance(), rtol=1e-12)
+    np.testing.assert_allclose(together.norms(), whole.norms(), rtol=1e-12)
+    squares = (x - x.mean(0)) ** 2 @ sets.numpy().T
+    np.testing.assert_allclose(whole.norms(), squares.T @ squares / 900, rtol=1e-12)
+
+
+def test_parts_of_unlike_kinds_of_rows():
+    x = np.random.default_rng(1).standard_normal((700, 3))
+    for kind in (np.float16, np.float32, np.float64):
+        rows = x.astype(kind)
+        np.testing.assert_allclose(moments_of(rows).covariance(), np.cov(rows.T.astype(float), bias=True), rtol=1e-9)
+
+
+def test_fast_products_are_of_float32():
+    x = np.random.default_rng(2).standard_normal((5000, 8)).astype(np.float32) + 3
+    fast = Moments(fast=True)
+    fast.update(torch.from_numpy(x))
+    error = (fast.covariance() - moments_of(x).covariance()).abs().max()
+    assert 0 < error < 1e-6
+
+
+@pytest.mark.parametrize("channels", [12, 200])
+@pytest.mark.parametrize("fast", [False, True])
+def test_draws_are_moments_of_their_channels(channels, fast):
+    # Three draws of 5 + 4 of 12 channels are sub-blocks of one matrix; of 200, a matrix each.
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((500, channels)) + 1
+    draws_x, draws_y = (torch.from_numpy(np.stack([rng.permutation(channels)[:d] for _ in range(3)])) for d in (5, 4))
+    drawn = DrawnMoments(draws_x, draws_y, channels=channels, norms=True, fast=fast)
+    for batch in np.split(x, [100, 101]):
+        drawn.update(torch.from_numpy(batch))
+    assert (len(drawn._moments) == 1) == (channels == 12)
+    for first, second, parts in ((0, 1, (draws_x, draws_y)), (1, 0, (draws_y, draws_x)), (0, 0, (draws_x, draws_x))):
+        (pair,) = drawn.pairs(first, second)
+        for r in range(3):
+            u, v = (x[:, part[r]] - x[:, part[r]].mean(0) for part in parts)
+            norms = np.stack([(side**2).sum(1) for side in (u, v)])
+            expected = u.T @ u / 500, v.T @ v / 500, u.T @ v / 500, norms @ norms.T / 500
+            for found, matrix in zip((pair.xx[r], pair.yy[r], pair.xy[r], pair.norms[r]), expected, strict=True):
+                np.testing.assert_allclose(
+                    found, matrix, **({"atol": 1e-4} if fast else {"rtol": 1e-10, "atol": 1e-12})
+                )

@@ -48,7 +48,7 @@ def meanvar(x: Array, *, random: RandomStream, run: Map = map, positive: bool = 
 
     def fill(chunk: int) -> None:
         part = result[chunk_slice(chunk)]
-        values = part if x.dtype == working else np.empty(part.size, working)
+        values: Array = part if x.dtype == working else np.empty(part.size, working)
         random.generator(chunk).standard_normal(out=values, dtype=working)
         with np.errstate(over="ignore", under="ignore"):
             values *= working(std)

@@ -8,7 +8,6 @@ draws give for unrelated images (the floor) and for a network against itself (th
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import get_args
 
 import numpy as np
@@ -20,52 +19,12 @@ from torch import Tensor, nn
 from wsurgery.errors import UsageError, printable
 from wsurgery.progress import Progress
 from wsurgery.similarity.activations import Cells, Layout, layer_modules, probe, sample
-from wsurgery.similarity.protocol import Channels, LayerSample, Plan, Rows, Scores, draw_passes, generator, plan_layer
+from wsurgery.similarity.metrics import check_metrics
+from wsurgery.similarity.protocol import Channels, LayerSample, Plan, Rows, draw_passes, generator, plan_layer
+from wsurgery.similarity.results import LayerSimilarity, summarise
 
 _BATCH_PIXELS = 32 * 224 * 224
 _WIDEST_BATCH = 64  # images
-
-
-@dataclass(frozen=True)
-class LayerSimilarity:
-    """The similarity of one layer. Similarities are mean canonical correlations, in [0, 1], averaged over the repeats.
-
-    Attributes:
-        layer: its name.
-        metric: `mean_cca`.
-        value: A against B; None where it is not defined (`notes` says why).
-        se: standard error of `value` over the repeats; None for a single repeat.
-        floor: A against B on other images at the same positions, under the same draws; None where there is one image.
-        ceiling: A against A, under the same draws.
-        normalised: (value − floor) / (ceiling − floor); None where that is not defined.
-        c_a, c_b: channels of the layer in A and in B.
-        d: channels drawn on each side (the smaller side's number, where all are taken).
-        p: rows (image patches) really used in a repeat.
-        images: images that they come from.
-        rank_a, rank_b: the smallest rank of the drawn channels over the repeats.
-        dead_a, dead_b: channels of the layer that are constant over the rows.
-        repeats: the value of each repeat; None where only dead channels were drawn.
-        notes: what a reader of the numbers should know, in words.
-    """
-
-    layer: str
-    metric: str
-    value: float | None
-    se: float | None
-    floor: float | None
-    ceiling: float | None
-    normalised: float | None
-    c_a: int
-    c_b: int
-    d: int
-    p: int
-    images: int
-    rank_a: int
-    rank_b: int
-    dead_a: int
-    dead_b: int
-    repeats: list[float | None]
-    notes: list[str]
 
 
 def compare(
@@ -80,10 +39,11 @@ def compare(
     channels: Channels = "independent",
     rows: Rows = "spatial",
     n_images: int = 512,
+    metrics: Sequence[str] = ("mean_cca",),
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[LayerSimilarity]:
-    """Compare two networks, of the same architecture or not, by canonical correlations.
+    """Compare two networks, of the same architecture or not, by canonical correlations and their relatives.
 
     Both see the same images, each normalised as the network's `pretrained_cfg` says (as ImageNet without one), and the
     same normalised positions in them are taken as rows. The networks are left on `device` in eval mode.
@@ -103,11 +63,12 @@ def compare(
         channels: `independent` draws on each side (the paper), the `same` channels on both, or `all` of them.
         rows: `spatial` or `whole`.
         n_images: images to draw from `images`; all, if there are fewer.
+        metrics: names in `wsurgery.similarity.metrics.METRICS`; all are computed from the same rows and draws.
         seed: of all draws.
         device: where the networks run. Moments and correlations are float64 on the CPU.
 
     Returns:
-        One entry a layer, in the order of `layers`.
+        One entry a layer and metric, in the order of `layers` and, within a layer, of `metrics`.
 
     Raises:
         UsageError: an argument that cannot mean anything, no such layer, or too few rows for the number of channels.
@@ -116,6 +77,7 @@ def compare(
     for name, word, known in (("channels", channels, get_args(Channels)), ("rows", rows, get_args(Rows))):
         if word not in known:
             raise UsageError(f"{name} are {', '.join(known)}, not {printable(word)}")
+    check_metrics(metrics)
     networks = _Network.of(model_a, layers, device), _Network.of(model_b, layers, device)
     if layers is None:
         layers = [layer for layer in networks[0].modules if layer in networks[1].modules]
@@ -130,11 +92,13 @@ def compare(
             plan_layer(layer, a[layer], b[layer], p=p, d=d, pool=len(pool), channels=channels, rows=rows)
             for layer in layers
         ]
-        passes = draw_passes(plans, pool, repeats=repeats, channels=channels, rows=rows, seed=seed)
+        passes = draw_passes(plans, pool, repeats=repeats, channels=channels, rows=rows, seed=seed, metrics=metrics)
         with Progress(sum(len(order) for order, _ in passes), "images") as progress:
             for order, samples in passes:
                 _run(*networks, images, order, samples, progress)
-        return [_summarise(plan, [samples[i] for _, samples in passes]) for i, plan in enumerate(plans)]
+        return [
+            result for i, plan in enumerate(plans) for result in _summarise(plan, [samples[i] for _, samples in passes])
+        ]
 
 
 @dataclass(frozen=True)
@@ -189,53 +153,16 @@ def _run(
         layer.close()
 
 
-def _summarise(plan: Plan, samples: Sequence[LayerSample]) -> LayerSimilarity:
-    found = [layer.scores() for layer in samples]
-    repeats, floors, ceilings = (
-        [score for scores, *_ in found for score in scores[name]] for name in ("value", "floor", "ceiling")
-    )
-    value, floor, ceiling = _mean(repeats), _mean(floors), _mean(ceilings)
-    normalised = None
-    if value is not None and floor is not None and ceiling is not None and ceiling > floor:
-        normalised = (value - floor) / (ceiling - floor)
-    known = _known(repeats)
-    dead_a = max(int((~layer.varying_a.mask).sum()) for layer in samples)
-    dead_b = max(int((~layer.varying_b.mask).sum()) for layer in samples)
-    notes = list(plan.notes)
-    if dead_a == plan.a.channels or dead_b == plan.b.channels:
-        notes.append(f"undefined: no channel of {'A' if dead_a == plan.a.channels else 'B'} varies")
-    elif not all(layer.finite for layer in samples):
-        notes.append("undefined: activations are not finite")
-    elif len(known) < len(repeats):
-        notes.append(f"{len(repeats) - len(known)} of {len(repeats)} repeats drew nothing but constant channels")
-    return LayerSimilarity(
-        layer=plan.layer,
-        metric="mean_cca",
-        value=value,
-        se=stdev(known) / len(known) ** 0.5 if len(known) > 1 else None,
-        floor=floor,
-        ceiling=ceiling,
-        normalised=normalised,
-        c_a=plan.a.channels,
-        c_b=plan.b.channels,
+def _summarise(plan: Plan, samples: Sequence[LayerSample]) -> list[LayerSimilarity]:
+    return summarise(
+        plan.layer,
+        [layer.draws for layer in samples],
+        [(layer.varying_a, layer.varying_b) for layer in samples],
         d=min(plan.d_a, plan.d_b),
         p=plan.n * plan.k,
         images=plan.n,
-        rank_a=min(rank for _, rank, _ in found),
-        rank_b=min(rank for *_, rank in found),
-        dead_a=dead_a,
-        dead_b=dead_b,
-        repeats=repeats,
-        notes=notes,
+        notes=plan.notes,
     )
-
-
-def _mean(scores: Scores) -> float | None:
-    return fmean(_known(scores)) if _known(scores) else None
-
-
-def _known(scores: Scores) -> list[float]:
-    return [score for score in scores if score is not None]
 
 
 @contextmanager

@@ -1,0 +1,141 @@
+"""What canonical correlations cost, beside google/svcca's algorithm in numpy, and beside one symmetric product.
+
+Every figure is a median of `--repeats` runs in this process, the sides of a ratio taking turns on the same float32 rows,
+on one thread. Times are seconds of CPU, so that other processes disturb them little. The other side is written from the
+description of its algorithm: covariance, pseudo-inverses, their square roots, singular values.
+
+Where it would take many minutes, it runs a few of the draws, and its time is scaled up; the table says so.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from wsurgery.similarity.metrics import METRICS, similarities
+from wsurgery.similarity.moments import DrawnMoments, Moments
+
+Rows = NDArray[np.float32]
+
+
+def google_svcca(x: Rows, y: Rows, epsilon: float = 1e-10) -> float:
+    """The mean of cca_coef1; x, y: rows × channels."""
+    covariance, c = np.cov(x.T, y.T), x.shape[1]
+    xx, xy, yy = covariance[:c, :c], covariance[:c, c:], covariance[c:, c:]
+    most_x, most_y = abs(xx).max(), abs(yy).max()
+    xx, yy, xy = xx / most_x, yy / most_y, xy / np.sqrt(most_x * most_y)
+
+    def inverse_root(m: NDArray[np.float64]) -> NDArray[np.float64]:
+        values, vectors = np.linalg.eigh(np.linalg.pinv(m + epsilon * np.eye(len(m))))
+        return vectors @ np.diag(np.sqrt(values)) @ vectors.T
+
+    return float(np.linalg.svd(inverse_root(xx) @ xy @ inverse_root(yy))[1].mean())
+
+
+def medians(repeats: int, **sides: Callable[[], object]) -> dict[str, float]:
+    """Run the sides in turn, once to warm up and `repeats` times; return the median CPU seconds of each."""
+    runs: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats + 1):
+        for name, side in sides.items():
+            start = time.process_time()
+            side()
+            runs[name].append(time.process_time() - start)
+    return {name: statistics.median(times[1:] or times) for name, times in runs.items()}
+
+
+def make(p: int, c: int) -> tuple[Rows, Rows]:
+    """Rows of two sides that share half their variance."""
+    rng = np.random.default_rng(0)
+    shared = rng.standard_normal((p, c), dtype=np.float32)
+    return shared + rng.standard_normal((p, c), dtype=np.float32), shared + rng.standard_normal(
+        (p, c), dtype=np.float32
+    )
+
+
+def row(what: str, ours: float, theirs: float, label: str, wanted: str, *, most: float) -> None:
+    """Print one comparison; a ratio that misses what is wanted is marked."""
+    ratio = ours / theirs
+    times = "" if ratio >= 1 else f" ({1 / ratio:.3g} times faster)"
+    missed = "" if ratio <= most else " (missed)"
+    print(f"| {what} | {ours:.3g} s | {label} {theirs:.3g} s | {ratio:.3g}{times}{missed} | {wanted} |", flush=True)
+
+
+def single(repeats: int, p: int, d: int) -> None:
+    """One comparison of d channels with d."""
+    x, y = make(p, d)
+    rows = torch.from_numpy(np.hstack([x, y]))
+    wide = rows.double().numpy()
+    sets = torch.zeros(2, 2 * d)
+    sets[0, :d], sets[1, d:] = 1, 1
+
+    def ours(metrics: tuple[str, ...] = ("mean_cca",), *, fast: bool = False) -> float | None:
+        moments = Moments(sets=sets if "unbiased_cka" in metrics else None, fast=fast)
+        moments.update(rows)
+        return similarities(moments.pair(d), metrics)[0]["mean_cca"][0]
+
+    costs = medians(
+        repeats,
+        product=lambda: wide.T @ wide,
+        ours=ours,
+        fast=lambda: ours(fast=True),
+        all=lambda: ours(METRICS),
+        google=lambda: google_svcca(x, y),
+    )
+    what = f"p = {p}, d = {d}"
+    row(f"{what}: one call", costs["ours"], costs["google"], "svcca", "at most 1", most=1)
+    wanted = 1.5 if d >= 256 else float("inf")
+    label = "at most 1.5" if d >= 256 else "–"
+    row(f"{what}: one call", costs["ours"], costs["product"], "[X\\|Y]ᵀ[X\\|Y]", label, most=wanted)
+    row(f"{what}: float32", costs["fast"], costs["ours"], "float64", "–", most=float("inf"))
+    row(f"{what}: {len(METRICS)} metrics", costs["all"], costs["ours"], "mean CCA", "–", most=float("inf"))
+
+
+def drawn(repeats: int, p: int, c: int, d: int, draws: int, theirs: int) -> None:
+    """Draws of d of c channels on each side, `theirs` of which the other side runs."""
+    x, y = make(p, c)
+    rng = np.random.default_rng(1)
+    in_x, in_y = (np.stack([np.sort(rng.permutation(c)[:d]) for _ in range(draws)]) for _ in range(2))
+    rows = torch.from_numpy(np.hstack([x, y]))
+
+    def ours() -> list[float | None]:
+        moments = DrawnMoments(torch.from_numpy(in_x), torch.from_numpy(in_y) + c, channels=2 * c)
+        moments.update(rows)
+        return [v for pair in moments.pairs(0, 1) for v in similarities(pair, ["mean_cca"])[0]["mean_cca"]]
+
+    def google() -> list[float]:
+        return [google_svcca(x[:, i], y[:, j]) for i, j in zip(in_x[:theirs], in_y[:theirs], strict=True)]
+
+    costs = medians(repeats, ours=ours, google=google)
+    scaled = "" if theirs == draws else f" ({theirs} draws, scaled)"
+    row(
+        f"p = {p}, c = {c}, d = {d}: {draws} draws", costs["ours"], costs["google"] * draws / theirs, f"svcca{scaled}",
+        "10 times faster", most=0.1,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Run every comparison and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--draws", type=int, default=50)
+    parser.add_argument("--big", action="store_true", help="also p = 50,000, c = 2048, d = 1024: 3 minutes, 3 GB")
+    parser.add_argument("--theirs", type=int, default=3, help="draws that the other side runs with --big")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    print(f"one thread; medians of {options.repeats}\n")
+    print("| what | wsurgery | compared to | ratio | wanted |\n|---|---|---|---|---|")
+    for d in (64, 256, 512):
+        single(options.repeats, 10_000, d)
+    drawn(options.repeats, 10_000, 256, 64, options.draws, options.draws)
+    if options.big:
+        drawn(0, 50_000, 2048, 1024, options.draws, min(options.theirs, options.draws))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Comparing activations that are in files: no network is run, and memory does not grow with the rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.progress import Progress
+from wsurgery.similarity.metrics import check_metrics
+from wsurgery.similarity.moments import Varying
+from wsurgery.similarity.protocol import Channels, Draws, few_rows, repeats_at_once
+from wsurgery.similarity.results import LayerSimilarity, summarise
+
+LAYER = "activations"
+SMALLEST_EIGENVALUE = 0.25  # of a correlation matrix whose canonical correlations keep 1e-6 from products in float32
+_CHUNK_BYTES = 1 << 23
+
+
+class ActivationFile:
+    """A .npy file of activations, rows × channels, of a floating type. The same row of two files is the same input.
+
+    Attributes:
+        rows, channels: its shape.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Look at the header.
+
+        Raises:
+            WsurgeryError: it is no .npy file, ends early, or holds something else.
+        """
+        self._path = path
+        where = printable(str(path))
+        try:
+            mapped = self._map()
+        except (ValueError, EOFError) as error:
+            raise WsurgeryError(f"{where} is no .npy file of numbers, or ends early: {error}") from None
+        if mapped.ndim != 2:
+            raise WsurgeryError(f"{where} has the shape {mapped.shape}: reshape it to rows × channels")
+        if mapped.dtype.kind != "f" or mapped.dtype.itemsize > 8:
+            raise WsurgeryError(f"{where} holds {mapped.dtype}: save float16, float32 or float64")
+        self.rows, self.channels = mapped.shape
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """Return some rows, (n, channels)."""
+        taken = self._map()[rows]
+        return torch.from_numpy(np.ascontiguousarray(taken, dtype=taken.dtype.newbyteorder("=")))
+
+    def _map(self) -> NDArray[np.floating]:
+        # Mapped anew for each chunk: the pages of a chunk count as ours for as long as its mapping lives.
+        return np.lib.format.open_memmap(self._path, mode="r")
+
+
+def compare_files(
+    a: Path,
+    b: Path,
+    *,
+    d: int = 64,
+    repeats: int = 10,
+    channels: Channels = "independent",
+    metrics: Sequence[str] = ("mean_cca",),
+    seed: int = 0,
+    fast: bool = False,
+) -> list[LayerSimilarity]:
+    """Compare two files of activations as `wsurgery.similarity.compare.compare` does a layer of two networks.
+
+    All rows are used. Where images begin is not known, so for the floor each row of A meets the row of B that is half
+    of all rows away.
+
+    Args:
+        a, b: .npy files, (rows, channels), float16, float32 or float64.
+        d, repeats, channels, metrics, seed: as for `compare`.
+        fast: multiply in float32. Where a correlation matrix has an eigenvalue too small for 1e-6 to be kept, the file
+            is read again and multiplied in float64; a note says so.
+
+    Returns:
+        One entry a metric, in order.
+
+    Raises:
+        UsageError: an argument that cannot mean anything, or too few rows for the number of channels.
+        WsurgeryError: a file that cannot be used, or two whose rows do not belong together.
+    """
+    check_metrics(metrics)
+    if channels not in get_args(Channels):
+        raise UsageError(f"channels are {', '.join(get_args(Channels))}, not {printable(channels)}")
+    if min(d, repeats) < 1:
+        raise UsageError("d and repeats must be at least 1")
+    files = ActivationFile(a), ActivationFile(b)
+    (rows_a, c_a), (rows_b, c_b) = ((file.rows, file.channels) for file in files)
+    names = printable(str(a)), printable(str(b))
+    if rows_a != rows_b:
+        raise WsurgeryError(
+            f"{names[0]} has {rows_a} rows and {names[1]} has {rows_b}: row i of both must be the same input"
+        )
+    if channels == "same" and c_a != c_b:
+        raise UsageError(
+            f"{names[0]} has {c_a} channels and {names[1]} has {c_b}: --channels same needs as many in both"
+        )
+    d = min(d, c_a, c_b)
+    drawn = (c_a, c_b) if channels == "all" else (d, d)
+    if rows_a <= sum(drawn):
+        raise UsageError(
+            f"{names[0]} has {rows_a} rows for {drawn[0]} + {drawn[1]} channels, which forces every correlation to 1: "
+            "use more rows or fewer channels (-d)"
+        )
+    notes = few_rows(rows_a, max(drawn), "more rows")
+    step = repeats_at_once([((c_a, c_b), drawn)], repeats)
+    found, varied = [], []
+    for start in range(0, repeats, step):
+        some = range(start, min(start + step, repeats))
+
+        def draw(some: range = some, *, fast: bool) -> Draws:
+            return Draws(LAYER, (c_a, c_b), drawn, some, channels=channels, seed=seed, metrics=metrics, fast=fast)
+
+        draws = draw(fast=fast)
+        varying = _run(*files, draws)
+        if fast and draws.finite and draws.smallest_eigenvalue < SMALLEST_EIGENVALUE:
+            draws = draw(fast=False)
+            varying = _run(*files, draws)
+            note = "float32 could not hold 1e-6 on channels as correlated as these: multiplied in float64"
+            notes += [note] if note not in notes else []
+        found.append(draws)
+        varied.append(varying)
+    return summarise(LAYER, found, varied, d=min(drawn), p=rows_a, images=None, notes=notes)
+
+
+def _run(a: ActivationFile, b: ActivationFile, draws: Draws) -> tuple[Varying, Varying]:
+    """Pass over all rows once; return what varies of A and of B."""
+    varying = Varying(), Varying()
+    step = max(1, _CHUNK_BYTES // (8 * (a.channels + b.channels)))
+    with Progress(a.rows, "rows") as progress:
+        for start in range(0, a.rows, step):
+            here = np.arange(start, min(start + step, a.rows))
+            rows_a, rows_b, rolled_b = a.read(here), b.read(here), b.read((here + a.rows // 2) % a.rows)
+            varying[0].update(rows_a)
+            varying[1].update(rows_b)
+            rows_a = rows_a[:, draws.columns_a]
+            draws.add_paired(rows_a, rows_b[:, draws.columns_b])
+            draws.add_rolled(rows_a, rolled_b[:, draws.columns_b])
+            progress.advance(len(here))
+    return varying

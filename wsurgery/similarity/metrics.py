@@ -1,0 +1,178 @@
+"""Similarities of two representations, X and Y, all from the same moments. 1 is the same; rows are centred throughout."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from wsurgery.errors import UsageError, printable
+from wsurgery.similarity.canonical import correlations_of, singular_values, whiten
+from wsurgery.similarity.moments import Pair
+
+Scores = list[float | None]
+
+VARIANCE_KEPT = 0.99
+GOOGLE_SVCCA = "google_svcca"
+_EPSILON = 1e-10
+_PINV_CUTOFF = 1e-15
+
+
+def similarities(pair: Pair, metrics: Sequence[str]) -> tuple[dict[str, Scores], Tensor, Tensor]:
+    """Compute similarities, batched; several at once share the work.
+
+    Args:
+        pair: the moments, with a batch of r.
+        metrics: names in `METRICS`, or `google_svcca`; `unbiased_cka` needs `pair.norms`.
+
+    Returns:
+        Metric → r values, None where it is not defined: a side has rank 0, or the unbiased estimate of a norm is not
+        positive. The ranks of X and of Y, (r,), int64.
+    """
+    whitened, loadings, rank_x, rank_y = whiten(pair.xx, pair.yy, pair.xy, loadings="pwcca" in metrics)
+    ranks = rank_x, rank_y
+    defined = torch.minimum(rank_x, rank_y) > 0
+    if not defined.all():
+        norms = None if pair.norms is None else pair.norms[defined]
+        pair = Pair(pair.xx[defined], pair.yy[defined], pair.xy[defined], pair.rows, norms)
+        whitened, loadings, rank_x, rank_y = whitened[defined], loadings[defined], rank_x[defined], rank_y[defined]
+    rank = torch.minimum(rank_x, rank_y)
+    correlations = correlations_of(whitened, rank_x, rank_y)
+    of_correlations: dict[str, Callable[[], Tensor]] = {
+        "mean_cca": lambda: correlations.sum(-1) / rank,
+        "pwcca": lambda: _pwcca(whitened, loadings, rank),
+        "r2_cca": lambda: correlations.square().sum(-1) / rank,
+        "adjusted_r2_cca": lambda: _adjusted(
+            correlations.square().sum(-1) / rank, torch.maximum(rank_x, rank_y), pair.rows
+        ),
+    }
+    found: dict[str, Scores] = {}
+    for metric in metrics:
+        values = torch.full(defined.shape, torch.nan, dtype=torch.float64)
+        values[defined] = of_correlations[metric]() if metric in of_correlations else _OF_MOMENTS[metric](pair)
+        found[metric] = [value if math.isfinite(value) else None for value in values.tolist()]
+    return found, *ranks
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raise a UsageError that lists what there is if a metric is not known, or none is named."""
+    for metric in metrics or [""]:
+        if metric not in METRICS and metric != GOOGLE_SVCCA:
+            raise UsageError(f"metrics are {', '.join(METRICS)}, not {printable(metric)!r}")
+
+
+def _pwcca(whitened: Tensor, loadings: Tensor, rank: Tensor) -> Tensor:
+    """Projection-weighted CCA, by the definition in Morcos et al., *Insights on representational similarity*, 2018.
+
+    The weight of the i-th canonical correlation is Σⱼ |⟨hᵢ, xⱼ⟩|: hᵢ is the i-th canonical variate of X, of unit
+    length, and xⱼ a channel of X as it is. So it depends on the scale of channels, and on which side is X.
+    """
+    u, s, _ = torch.linalg.svd(whitened, full_matrices=False)
+    beyond = torch.arange(s.shape[-1], device=s.device) >= rank[:, None]
+    weights = (u.mT @ loadings).abs().sum(-1).masked_fill(beyond, 0.0)
+    value: Tensor = (weights * s.clamp(0, 1)).sum(-1) / weights.sum(-1)
+    return value
+
+
+def _adjusted(r2: Tensor, predictors: Tensor, rows: int) -> Tensor:
+    """R² less what unrelated data would score: `predictors` is the rank of the larger side. It can be negative."""
+    chance = predictors.double() / (rows - 1)
+    return (r2 - chance) / (1 - chance)
+
+
+def _svcca(pair: Pair) -> Tensor:
+    """Mean CCA of the fewest leading principal components that hold 99 % of each side's variance.
+
+    Source: Raghu et al., *SVCCA*, 2017.
+    """
+    (basis_x, kept_x), (basis_y, kept_y) = _leading(pair.xx), _leading(pair.yy)
+    return correlations_of(basis_x.mT @ pair.xy @ basis_y, kept_x, kept_y).sum(-1) / torch.minimum(kept_x, kept_y)
+
+
+def _leading(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the whitened leading components, (b, c, c) with 0 for the others, and their number, (b,)."""
+    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
+    share = values.cumsum(-1) / values.sum(-1, keepdim=True)
+    kept = (share < VARIANCE_KEPT).sum(-1) + 1
+    beyond = torch.arange(values.shape[-1], device=values.device) >= kept[:, None]
+    return vectors * values.masked_fill(beyond, torch.inf).rsqrt()[:, None, :], kept
+
+
+def _linear_cka(pair: Pair) -> Tensor:
+    """Linear centred kernel alignment: Kornblith et al., *Similarity of neural network representations*, 2019."""
+    xy, xx, yy = (matrix.square().sum((-2, -1)) for matrix in (pair.xy, pair.xx, pair.yy))
+    return xy / (xx * yy).sqrt()
+
+
+def _unbiased_cka(pair: Pair) -> Tensor:
+    """Linear CKA with the unbiased estimator of HSIC: 0 on average for unrelated data, and sometimes below.
+
+    Source: Song et al., *Feature selection via dependence maximization*, 2012, equation 5; as CKA in Nguyen et al., *Do
+    wide and deep networks learn the same things?*, 2021. That estimator needs the Gram matrices K = XXᵀ and L = YYᵀ with
+    their diagonals, ‖xᵢ‖² and ‖yᵢ‖², set to 0. Rows of X are centred, so the rows of K add up to 0, and without the
+    diagonal to −‖xᵢ‖². With q = Σᵢ ‖xᵢ‖²‖yᵢ‖², its three terms are
+
+        tr K̃L̃ = ‖XᵀY‖² − q        1ᵀK̃1 · 1ᵀL̃1 = tr XᵀX · tr YᵀY        1ᵀK̃L̃1 = q
+
+    and n(n − 3) HSIC = ‖XᵀY‖² − q n / (n − 2) + tr XᵀX tr YᵀY / ((n − 1)(n − 2)).
+    """
+    assert pair.norms is not None, "unbiased CKA needs moments with sets"
+    n, norms = pair.rows, pair.norms
+
+    def hsic(cross: Tensor, a: Tensor, b: Tensor, among: Tensor) -> Tensor:
+        products = cross.square().sum((-2, -1)) - among / (n - 2)  # everything over n²
+        return products + _trace(a) * _trace(b) / ((n - 1) * (n - 2))
+
+    xy = hsic(pair.xy, pair.xx, pair.yy, norms[:, 0, 1])
+    return (
+        xy / (hsic(pair.xx, pair.xx, pair.xx, norms[:, 0, 0]) * hsic(pair.yy, pair.yy, pair.yy, norms[:, 1, 1])).sqrt()
+    )
+
+
+def _procrustes(pair: Pair) -> Tensor:
+    """1 − D² / 2, where D is the distance of X and Y, each of unit Frobenius norm, under the best rotation.
+
+    That is ‖XᵀY‖ nuclear over ‖X‖‖Y‖. D²: Ding et al., *Grounding representation similarity*, 2021.
+    """
+    nuclear: Tensor = torch.linalg.svdvals(pair.xy).sum(-1)
+    return nuclear / (_trace(pair.xx) * _trace(pair.yy)).sqrt()
+
+
+def _google_svcca(pair: Pair) -> Tensor:
+    """The mean of `cca_coef1` of github.com/google/svcca's `get_cca_similarity` at its users' epsilon of 1e-10.
+
+    It differs from `mean_cca` thus: each covariance is divided by its largest element; channels of variance below
+    epsilon are dropped; epsilon is added to the diagonal; and the mean is over the smaller number of channels, not rank.
+    """
+    values = []
+    for xx, yy, xy in zip(pair.xx, pair.yy, pair.xy, strict=True):
+        (whiten_x, live_x), (whiten_y, live_y) = _google_whitening(xx), _google_whitening(yy)
+        cross = whiten_x @ (xy / (xx.abs().max() * yy.abs().max()).sqrt())[live_x][:, live_y] @ whiten_y.mT
+        values.append(singular_values(cross[None]).mean())
+    return torch.stack(values) if values else pair.xx.new_empty(0)
+
+
+def _google_whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    scaled = covariance / covariance.abs().max()
+    live = scaled.diagonal() >= _EPSILON
+    values, vectors = torch.linalg.eigh(scaled[live][:, live] + _EPSILON * torch.eye(int(live.sum())).to(scaled))
+    kept = values > _PINV_CUTOFF * values.amax()
+    return torch.where(kept, values, torch.inf).rsqrt()[:, None] * vectors.mT, live
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+_OF_MOMENTS: dict[str, Callable[[Pair], Tensor]] = {
+    "svcca": _svcca,
+    "linear_cka": _linear_cka,
+    "unbiased_cka": _unbiased_cka,
+    "procrustes": _procrustes,
+    GOOGLE_SVCCA: _google_svcca,
+}
+
+METRICS = (
+    "mean_cca", "svcca", "pwcca", "r2_cca", "adjusted_r2_cca", "linear_cka", "unbiased_cka", "procrustes",
+)  # fmt: skip
