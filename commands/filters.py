@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from wsurgery.commands._pictures import labels_of
 from wsurgery.commands._shared import Force, command
 
 
@@ -18,11 +19,9 @@ def filters(
 
     Example: wsurgery filters run/init.safetensors run/last.safetensors -o filters.png
     """
-    from wsurgery.checkpoint.remote import without_secrets
     from wsurgery.figures.filters import draw_filters, read_first_filters
     from wsurgery.figures.style import save
 
-    paths = [Path(without_secrets(checkpoint)).with_suffix("") for checkpoint in checkpoints]
-    labels = ["/".join(path.parts[-3:]) for path in paths]
+    labels = labels_of(checkpoints)
     labelled = [(label, read_first_filters(source)) for label, source in zip(labels, checkpoints, strict=True)]
     save(draw_filters(labelled), output, force=force)

@@ -174,7 +174,7 @@ def start_up(report: Report, repeats: int, small: Path) -> None:
 def partial_copy(report: Report, repeats: int, folder: Path, source: Path, into: Path) -> None:
     """`transfuse` from one file into another, against cp and against the torch script."""
     out = folder / "out.safetensors"
-    transfuse = [*WSURGERY, "transfuse", source, "--upto", "block15", "--into", into, "-o", out, "--force"]
+    transfuse = [*WSURGERY, "transfuse", source, "--upto", "50%", "--into", into, "-o", out, "--force"]
     costs = medians(
         repeats,
         cp=lambda: run(["cp", source, out]),
@@ -229,7 +229,7 @@ def pipes(report: Report, repeats: int, source: Path, donor: Path) -> None:
     """A pipe of three against its slowest stage alone, from a file into nothing."""
     lines = {
         "transfuse · meanvar · freeze-spec": [
-            ["transfuse", donor, "--upto", "block15", "--into", "-"],
+            ["transfuse", donor, "--upto", "50%", "--into", "-"],
             ["meanvar", "--blocks", "block1,block2,block3"],
             ["freeze-spec", "--upto", "block2"],
         ],
@@ -258,7 +258,7 @@ def pipes(report: Report, repeats: int, source: Path, donor: Path) -> None:
 def how_big(repeats: int, files: Sequence[Path]) -> None:
     """Cost per gigabyte and peak memory by size, output into nothing through a pipe."""
     commands = {
-        "transfuse": lambda f: [*WSURGERY, "transfuse", f, "--upto", "block15", "--into", f],
+        "transfuse": lambda f: [*WSURGERY, "transfuse", f, "--upto", "50%", "--into", f],
         "meanvar": lambda f: [*WSURGERY, "meanvar", f],
         "shuffle": lambda f: [*WSURGERY, "shuffle", f],
         "cast": lambda f: [*WSURGERY, "cast", f, "--to", "bf16"],
