@@ -13,7 +13,9 @@ from wsurgery.commands._shared import Force, Part, command
 def histogram(
     checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT…", help="Safetensors files.")],
     output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The figure: .pdf, .svg or .png.")],
-    bins: Annotated[int, typer.Option(min=2, max=10_000, help="Bins, of equal width.")] = 100,
+    bins: Annotated[
+        int | None, typer.Option(min=2, max=10_000, help="Bins, of equal width. Default: twice the cube root of n.")
+    ] = None,
     log: Annotated[bool, typer.Option("--log", help="A logarithmic axis of densities: shows the tails.")] = False,
     force: Force = False,
     *,

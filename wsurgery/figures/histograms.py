@@ -35,14 +35,15 @@ class Histogram(NamedTuple):
 
 
 def read_histograms(
-    sources: Sequence[str | Path], *, selection: Selection | None, bins: int = 100
+    sources: Sequence[str | Path], *, selection: Selection | None, bins: int | None = None
 ) -> tuple[npt.NDArray[np.float64], list[Histogram]]:
     """Count the weights of several checkpoints in common bins, one tensor in memory at a time.
 
     Args:
         sources: safetensors files, folders of shards, URLs, or `-`.
         selection: whose floating-point tensors are counted; None for the weight of the first convolution.
-        bins: of equal width, from the smallest weight of all to the largest.
+        bins: of equal width, from the smallest weight of all to the largest; None for 2∛n (Rice's rule) of the fewest
+            weights.
 
     Returns:
         The edges, (bins + 1,), and a histogram for each source.
@@ -63,6 +64,11 @@ def read_histograms(
                 if x.size and not np.isfinite(ends).all():
                     raise WsurgeryError(f"{checkpoint.label}: {printable(name)} has NaN or infinite weights")
                 low, high = min(low, ends[0]), max(high, ends[1])
+        counts = [
+            sum(checkpoint.tensors[name].elements for name in names)
+            for checkpoint, names in zip(checkpoints, chosen, strict=True)
+        ]
+        bins = bins or max(2, round(2 * min(counts) ** (1 / 3)))
         edges = np.histogram_bin_edges([low, high] if low <= high else [], bins)
         return edges, [_count(*pair, edges) for pair in zip(checkpoints, chosen, strict=True)]
 
