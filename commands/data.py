@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsurgery.commands._images import SkipBad, say_skipped
 from wsurgery.commands._shared import Force, Json, Threads, command, say
 
 if TYPE_CHECKING:
@@ -18,19 +19,54 @@ Data = Annotated[str, typer.Argument(metavar="DATA", help="A manifest, or scheme
 @command
 def data_make(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="scheme:argument?key=value.")],
-    output: Annotated[Path, typer.Option("-o", metavar="FOLDER", help="Where the images and manifest.csv go.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", metavar="OUT", help="The manifest, .csv or .parquet; or for synthetic data a folder for all of it."
+        ),
+    ],
+    uncertain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[LABEL=]POLICY",
+            help="chexpert: what -1 means, for all labels or one: ones, zeros, or ignore (default): unknown. Repeatable.",
+        ),
+    ] = None,
+    blank: Annotated[
+        str | None,
+        typer.Option(metavar="zero|ignore", help="chexpert: what no label means: zero (default) or unknown."),
+    ] = None,
+    ordinal: Annotated[
+        bool, typer.Option("--ordinal", help="Grades as cumulative labels: at least mild, at least moderate, ...")
+    ] = False,
     threads: Threads = None,
     force: Force = False,
 ) -> None:
-    """Make a data set: its images, and a manifest.csv that lists them.
+    """Make a manifest of a data set: which image, of which patient, is in which split and has which labels.
+
+    chexpert:DIR (keys views=all|frontal|lateral, uncertain, blank), eyepacs:DIR, aptos:DIR, messidor2:DIR (ordinal,
+    images=FOLDER), medmnist:FILE.npz (ordinal) and folder:DIR, one folder a class (ordinal, patient=REGEX). Splits that
+    the data does not bring are held out by patient (valid, test: parts of the patients; seed).
 
     Drawn here are synthetic:fundus (keys n, size, seed, contrast) and synthetic:textures (keys n, size, seed). An image
-    depends on its number and the keys only. Data that is there already is left as it is.
+    depends on its number and the keys only. With -o FOLDER the images and manifest.csv go there; data that is there
+    already is left as it is.
+
+    Example: wsurgery data make chexpert:/data/CheXpert-v1.0-small --uncertain zeros --uncertain edema=ones -o chexpert.csv
 
     Example: wsurgery data make "synthetic:fundus?n=2000&size=64" -o fundus/
     """
-    from wsurgery.data.sources import make_data
+    from wsurgery.data.sources import make_data, make_manifest
 
+    flags = {"uncertain": ",".join(uncertain or ()), "blank": blank, "ordinal": "true" if ordinal else None}
+    keys = "&".join(f"{key}={value}" for key, value in flags.items() if value)
+    spec += ("&" if "?" in spec else "?") * bool(keys) + keys
+    if output.suffix in (".csv", ".parquet"):
+        manifest = make_manifest(spec, output, force=force, threads=threads)
+        n = len(set(manifest.patients))
+        alone = ": no patients are known, each image counts as one" if n == len(manifest) else ""
+        say(f"{output}: {len(manifest)} images, {n} patients{alone}")
+        return
     made = make_data(spec, output, force=force, threads=threads)
     say(f"{output / 'manifest.csv'}" if made else f"{output / 'manifest.csv'} is there already: nothing to do")
 
@@ -39,18 +75,29 @@ def data_make(
 def data_cache(
     data: Data,
     image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")],
+    subset: Annotated[int | None, typer.Option(min=1, help="Of train's images only what train --subset takes.")] = None,
+    skip_bad: SkipBad = False,
     threads: Threads = None,
 ) -> None:
     """Decode and scale all images once, each split for itself, so that train, eval and cca start at once.
 
+    Cut off and run again, it goes on where it was.
+
     Example: wsurgery data cache fundus/manifest.csv --image-size 64
     """
-    from wsurgery.data.cache import cache_folder, decode
+    from wsurgery.data.cache import cache_folder, decode, decode_readable
     from wsurgery.data.sources import open_data
 
     manifest = open_data(data, threads=threads)
     for split in sorted(set(manifest.splits)):
-        images = decode(manifest.where(split), image_size, threads=threads)
+        part = manifest.where(split)
+        if subset is not None and split == "train":
+            part = part.subset(subset)
+        if skip_bad:
+            images, _, skipped = decode_readable(part, image_size, threads=threads)
+            say_skipped(split, skipped)
+        else:
+            images = decode(part, image_size, threads=threads)
         say(f"{split}: {len(images)} images, {images.nbytes / 1e6:.1f} MB in {cache_folder()}")
 
 

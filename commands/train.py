@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wsurgery.commands._images import SkipBad, say_skipped
 from wsurgery.commands._shared import Data, Device, Seed, Threads, command, say
 from wsurgery.errors import UsageError
 
@@ -42,6 +43,7 @@ def train(
         int | None, typer.Option(min=1, metavar="STEPS", help="Evaluate this often. Default: once an epoch.")
     ] = None,
     eval_split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "valid",
+    skip_bad: SkipBad = False,
     until_auc: Annotated[float | None, typer.Option(min=0, max=1, help="Stop at this macro AUC.")] = None,
     arch: Annotated[str | None, typer.Option(help="The timm model, if INIT does not say it.")] = None,
     device: Device = "auto",
@@ -83,14 +85,21 @@ def train(
     arguments = ["--preset", preset.value] if preset else []
     arguments += ["--eval-split", eval_split] if eval_split != "valid" else []
     arguments += ["--arch", arch] if arch else []
+    arguments += ["--skip-bad"] if skip_bad else []
     arguments += [
         word for key, value in given.items() if value is not None for word in (f"--{key.replace('_', '-')}", str(value))
     ]
+    training = load_dataset(
+        data, split="train", image_size=settings.image_size, subset=settings.subset, skip_bad=skip_bad
+    )
+    validation = load_dataset(data, split=eval_split, image_size=settings.image_size, skip_bad=skip_bad)
+    for split, dataset in (("train", training), (eval_split, validation)):
+        say_skipped(split, dataset.skipped)
     metrics = run_training(
         init,
         output,
-        load_dataset(data, split="train", image_size=settings.image_size, subset=settings.subset),
-        load_dataset(data, split=eval_split, image_size=settings.image_size),
+        training,
+        validation,
         settings,
         data=data,
         arguments=arguments,

@@ -1,6 +1,9 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from wsurgery.__main__ import build_app
@@ -89,3 +92,87 @@ def test_a_broken_image_is_an_error_of_data(run, tmp_path):
     failed = run("cache", tmp_path / "m.csv", "--image-size", 8)
     assert failed.exit_code == 1
     assert "a.png cannot be read as an image" in failed.stderr
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """A folder of two classes, 40 images of 20 patients."""
+    for i in range(40):
+        path = tmp_path / "images" / ("ill" if i % 2 else "well") / f"p{i // 2:02d}_{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), i).save(path)
+    return tmp_path / "images"
+
+
+def test_make_writes_a_manifest_and_says_where_patients_are_not_known(run, tmp_path, classes):
+    made = run("make", f"folder:{classes}", "-o", tmp_path / "m.csv")
+    assert (made.exit_code, made.stdout) == (0, "")
+    assert (
+        made.stderr
+        == f"{tmp_path / 'm.csv'}: 40 images, 40 patients: no patients are known, each image counts as one\n"
+    )
+    again = run("make", f"folder:{classes}?patient=p\\d+", "-o", tmp_path / "m.csv", "--force")
+    assert again.stderr == f"{tmp_path / 'm.csv'}: 40 images, 20 patients\n"
+    shown = json.loads(run("show", tmp_path / "m.csv", "--json").stdout)
+    assert shown == json.loads(run("show", f"folder:{classes}?patient=p\\d+", "--json").stdout)
+    assert shown["patients"] == 20
+
+
+def test_make_of_a_drawn_set_as_a_manifest(run, tmp_path):
+    assert run("make", SPEC, "-o", tmp_path / "m.parquet").exit_code == 0
+    assert run("show", tmp_path / "m.parquet", "--json").stdout == run("show", SPEC, "--json").stdout
+
+
+def test_flags_are_keys(run, tmp_path):
+    (tmp_path / "d").mkdir()
+    header = "Path,Frontal/Lateral,Atelectasis,Cardiomegaly,Consolidation,Edema,Pleural Effusion\n"
+    rows = "".join(f"x/train/patient{i:05d}/study1/a.jpg,Frontal,-1.0,-1.0,1.0,0.0,\n" for i in range(4))
+    (tmp_path / "d" / "train.csv").write_text(header + rows)
+    (tmp_path / "d" / "valid.csv").write_text(
+        header + "x/valid/patient64541/study1/a.jpg,Frontal,0.0,0.0,1.0,0.0,1.0\n"
+    )
+    flags = "--uncertain", "zeros", "--uncertain", "cardiomegaly=ones", "--blank", "ignore"
+    assert run("make", f"chexpert:{tmp_path / 'd'}?valid=0", "-o", tmp_path / "m.csv", *flags).exit_code == 0
+    assert read_manifest(tmp_path / "m.csv").where("train").labels[0].tolist()[:4] == [0, 1, 1, 0]
+    assert np.isnan(read_manifest(tmp_path / "m.csv").where("train").labels[:, 4]).all()
+    refused = run("make", f"folder:{tmp_path}", "-o", tmp_path / "n.csv", "--blank", "zero")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "folder has no key 'blank'" in refused.stderr
+    refused = run("make", f"folder:{tmp_path}", "-o", tmp_path / "folder")
+    assert refused.exit_code == 2
+    assert "name a .csv or .parquet" in refused.stderr
+
+
+def test_cache_counts_what_it_leaves_out(run, tmp_path, classes):
+    run("make", f"folder:{classes}?valid=0&test=0", "-o", tmp_path / "m.csv")
+    (classes / "ill" / "p00_1.png").write_bytes(b"no image")
+    assert run("cache", tmp_path / "m.csv", "--image-size", 8).exit_code == 1
+    cached = run("cache", tmp_path / "m.csv", "--image-size", 8, "--skip-bad")
+    assert cached.exit_code == 0
+    assert cached.stderr.startswith("train: 1 images left out, first: ")
+    assert "p00_1.png cannot be read as an image" in cached.stderr
+    assert "train: 39 images" in cached.stderr
+
+
+# The README's page "On your data".
+README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = README.partition("### On your data")[2].partition("```sh\n")[2].partition("```")[0]
+
+
+def test_from_a_folder_of_images_to_a_convergence_plot(shell, tmp_path):
+    """Stripes against checks, two images a patient."""
+    rng = np.random.default_rng(0)
+    y, x = np.indices((32, 32))
+    for i in range(80):
+        stripes = np.sin(x + rng.uniform(0, 6)) * (np.sin(y) if i % 2 else 1)
+        path = tmp_path / "images" / ("checks" if i % 2 else "stripes") / f"p{i // 2:02d}_{i % 2}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((128 + 60 * stripes + rng.normal(0, 10, (32, 32))).clip(0, 255).astype(np.uint8)).save(path)
+    done = shell("set -e; export OMP_WAIT_POLICY=passive\n" + PAGE, tmp_path)  # kind to the other tests' processes
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"80 images, 40 patients" in done.stderr
+    with Image.open(tmp_path / "curves.png") as figure:
+        assert min(figure.size) > 200
+    for start in ("random", "gabor"):
+        metrics = json.loads((tmp_path / "runs" / start / "1" / "metrics.json").read_text())
+        assert metrics["best"]["macro_auc"] > 0.9

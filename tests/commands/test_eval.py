@@ -84,6 +84,43 @@ def _metadata(path):
         return file.metadata()["wsurgery"]
 
 
+def test_scikit_learn_finds_the_same_referable_auc(evaluated):
+    result, rows = evaluated
+    grades = [("none", "mild"), ("moderate", "severe", "proliferative")]
+    below, above = (np.array([[float(row[f"p_{name}"]) for name in names] for row in rows]) for names in grades)
+    truth = [sum(float(row[name]) for name in grades[1]) for row in rows]
+    share = above.sum(1) / (above.sum(1) + below.sum(1))
+    assert result["referable"]["auc"] == pytest.approx(roc_auc_score(truth, share), rel=1e-12)
+    low, high = result["referable"]["ci"]
+    assert low < result["referable"]["auc"] < high
+    assert [float(row["referable"]) for row in rows] == truth
+    np.testing.assert_allclose([float(row["p_referable"]) for row in rows], share, rtol=1e-9)
+
+
+def test_labels_that_are_no_grades_have_no_referable_score(finished, fundus, invoke, tmp_path):
+    manifest = open_data(fundus)
+    paths = tuple(str(manifest.root.absolute() / name) for name in manifest.paths)
+    write_manifest(replace(manifest, paths=paths, label_names=tuple("abcde")), tmp_path / "m.csv")
+    given = ["--data", tmp_path / "m.csv", "--threads", 1, "--predictions", tmp_path / "p.csv", "--json"]
+    assert "referable" not in json.loads(invoke("eval", finished / "last.safetensors", *given).stdout)
+    assert "referable" not in (tmp_path / "p.csv").read_text()
+
+
+def test_images_that_cannot_be_read_are_left_out_on_demand(finished, fundus, invoke, tmp_path):
+    manifest = open_data(fundus)
+    lost = manifest.splits.index("test")
+    paths = [str(manifest.root.absolute() / name) for name in manifest.paths]
+    paths[lost] = str(tmp_path / "lost.png")
+    write_manifest(replace(manifest, paths=tuple(paths)), tmp_path / "m.csv")
+    given = ["eval", finished / "last.safetensors", "--data", tmp_path / "m.csv", "--threads", 1, "--json"]
+    refused = invoke(*given, check=False)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "lost.png cannot be read" in refused.stderr
+    done = invoke(*given, "--skip-bad")
+    assert done.stderr.startswith("test: 1 images left out, first: ")
+    assert json.loads(done.stdout)["n"] == 41
+
+
 def test_a_label_that_never_changes_is_null(finished, fundus, invoke, tmp_path):
     def change(labels):
         labels[:, 0], labels[:, 1], labels[::3, 2] = 1, np.nan, np.nan

@@ -1,4 +1,6 @@
 import colorsys
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -42,6 +44,24 @@ def test_an_image_is_augmented_alike_in_any_batch():
     rows = np.array([11, 3, 7])
     part = augment(images[rows], EVERYTHING, seed=1, epoch=2, indices=rows)
     torch.testing.assert_close(part, whole[rows], rtol=0, atol=1e-6)
+
+
+ELSEWHERE = """
+import sys
+import numpy as np, torch
+from wsurgery.data.augment import Augmentation, augment
+torch.set_num_threads(1)
+images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, 12, 20, 3), dtype=np.uint8))
+augmentation = Augmentation(crop=0.2, flip_horizontal=True, flip_vertical=True, hue=0.05, contrast=0.3)
+rows = np.array([9, 4, 12])
+sys.stdout.buffer.write(augment(images[rows], augmentation, seed=1, epoch=2, indices=rows).numpy().tobytes())
+"""
+
+
+def test_an_image_is_augmented_alike_in_any_process():
+    whole = augment(batch(), EVERYTHING, seed=1, epoch=2, indices=np.arange(16))[[9, 4, 12]]
+    there = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, check=True).stdout
+    np.testing.assert_allclose(np.frombuffer(there, np.float32).reshape(whole.shape), whole, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"epoch": 1}, {"indices": np.arange(16) + 100}])

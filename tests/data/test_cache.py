@@ -1,13 +1,15 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from wsurgery.data.cache import cache_folder, decode, native_size
+from wsurgery.data.cache import cache_folder, decode, decode_readable, native_size
+from wsurgery.data.dataset import load_dataset
 from wsurgery.data.manifest import Manifest, write_manifest
 from wsurgery.errors import WsurgeryError
 
@@ -64,7 +66,7 @@ def test_sixteen_bits_are_refused_not_clipped(tmp_path):
 def test_decoded_once(tmp_path, cache):
     manifest = manifest_of(tmp_path, noise(3, 8, 8, 3))
     decode(manifest, 8)
-    (file,) = cache.rglob("*.npy")
+    (file,) = (path for path in cache.rglob("*") if path.is_file())
     before = file.stat().st_mtime_ns
     decode(manifest, 8)
     assert file.stat().st_mtime_ns == before
@@ -73,9 +75,9 @@ def test_decoded_once(tmp_path, cache):
 def test_a_changed_image_is_decoded_again(tmp_path):
     manifest = manifest_of(tmp_path, noise(3, 8, 8, 3))
     black, white = (np.full((8, 8, 3), value, np.uint8) for value in (0, 255))
-    for time, image in enumerate((black, white)):
+    for changed, image in enumerate((black, white)):
         Image.fromarray(image).save(tmp_path / "1.png", format="BMP")  # of the same size in bytes
-        os.utime(tmp_path / "1.png", ns=(0, time))
+        os.utime(tmp_path / "1.png", ns=(0, changed))
         np.testing.assert_array_equal(decode(manifest, 8)[1], image)
 
 
@@ -92,7 +94,150 @@ def test_a_corrupt_image_is_named(tmp_path, cache, keep):
     with pytest.raises(WsurgeryError, match=r"1\.png cannot be read as an image") as error:
         decode(manifest, 8)
     assert "\n" not in str(error.value)
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) == 0
+
+
+def test_what_cannot_be_read_is_left_out_on_demand(tmp_path):
+    images = noise(600, 8, 8, 3)
+    manifest = manifest_of(tmp_path, images)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    (tmp_path / "300.png").unlink()
+    (tmp_path / "599.png").write_bytes((tmp_path / "599.png").read_bytes()[:100])
+    good = [row for row in range(600) if row not in (1, 300, 599)]
+    for _ in range(2):  # decoded, and then mapped
+        decoded, rest, reasons = decode_readable(manifest, 8)
+        np.testing.assert_array_equal(decoded, images[good])
+        assert rest.paths == tuple(f"{row}.png" for row in good)
+        assert [reason.partition(" ")[0].rpartition("/")[2] for reason in reasons] == ["1.png", "300.png", "599.png"]
+        with pytest.raises(WsurgeryError, match=r"300\.png cannot be read"):  # found before anything is decoded
+            decode(manifest, 8)
+    write_manifest(manifest, tmp_path / "m.csv")
+    dataset = load_dataset(str(tmp_path / "m.csv"), split="x", skip_bad=True)
+    assert (len(dataset.images), len(dataset.labels), len(dataset.paths), len(dataset.skipped)) == (597, 597, 597, 3)
+    assert dataset.digest == rest.digest != manifest.digest
+
+
+def test_a_corrupt_image_stays_one_after_it_was_left_out(tmp_path):
+    manifest = manifest_of(tmp_path, noise(3, 8, 8, 3))
+    (tmp_path / "0.png").write_bytes(b"no image")
+    assert len(decode_readable(manifest, 8)[0]) == 2
+    with pytest.raises(WsurgeryError, match=r"0\.png cannot be read"):
+        decode(manifest, 8)
+    assert native_size(manifest, skip_bad=True) == 8
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    for fails in (lambda: decode_readable(manifest, 8), lambda: native_size(manifest, skip_bad=True)):
+        with pytest.raises(WsurgeryError, match="none of the images"):
+            fails()
+
+
+def test_killed_it_goes_on_where_it_was(tmp_path, cache):
+    """What had been written is marked after kill -9; the mark is still there at the end, and all the rest is right."""
+    n, size = 600, 16
+    values = np.arange(n) % 251
+    manifest = manifest_of(tmp_path, np.broadcast_to(values[:, None, None], (n, 400, 400)).astype(np.uint8))
+    write_manifest(manifest, tmp_path / "m.csv")
+    command = [sys.executable, "-m", "wsurgery", "data", "cache", tmp_path / "m.csv", "--image-size", str(size)]
+    process = subprocess.Popen([*command, "--threads", "1"])
+    while not (part := [path for path in cache.rglob("*.part") if path.stat().st_size]):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    image = size * size * 3
+    done = part[0].stat().st_size // image
+    assert 0 < done < n
+    with part[0].open("r+b") as stream:
+        stream.write(bytes([255]) * image)
+        stream.seek(0, os.SEEK_END)
+        stream.write(b"half an image")
+    images = decode(manifest, size)
+    assert (images[0] == 255).all()
+    np.testing.assert_array_equal(images[1:], np.broadcast_to(values[1:, None, None, None], (n - 1, size, size, 3)))
+    assert not list(cache.rglob("*.part"))
+
+
+def saved(tmp_path, image, name, **options):
+    """The decoded pixels of one image file."""
+    image.save(tmp_path / name, **options)
+    manifest = Manifest(tmp_path, (name,), (name,), ("x",), np.ones((1, 1), np.float32), ("mild",))
+    return decode(manifest, 8)[0].astype(int)
+
+
+def test_an_image_is_turned_as_its_exif_says(tmp_path):
+    """The eight orientations of the Exif standard: the same picture, stored in eight ways, comes out as one."""
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4, :4], upright[:4, 4:], upright[4:, :4] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.swapaxes(0, 1), 6: np.rot90(upright), 7: upright[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(upright, -1),
+    }  # fmt: skip
+    for orientation, pixels in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        decoded = saved(tmp_path, Image.fromarray(np.ascontiguousarray(pixels)), f"{orientation}.png", exif=exif)
+        np.testing.assert_array_equal(decoded, upright)
+
+
+def test_broken_exif_breaks_no_image(tmp_path):
+    image = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
+    for name, exif in (("a.jpg", b"Exif\0\0garbage"), ("b.jpg", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"), ("c.jpg", b"")):
+        assert abs(saved(tmp_path, image, name, exif=exif) - 90).max() <= 1
+
+
+def test_damaged_files_are_read_or_named(tmp_path):
+    """Bytes changed at random: a square comes out or an error of ours, nothing else."""
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    named = 0
+    for suffix in ("jpg", "png", "webp"):
+        Image.fromarray(noise(40, 30, 3)).save(tmp_path / f"whole.{suffix}", exif=exif)
+        whole = np.fromfile(tmp_path / f"whole.{suffix}", np.uint8)
+        for i in range(150):
+            damaged = whole.copy()
+            damaged[rng.integers(0, (whole.size, 200)[i % 2], 4)] = rng.integers(0, 256, 4)
+            damaged.tofile(tmp_path / f"{i}.{suffix}")
+            manifest = Manifest(tmp_path, (f"{i}.{suffix}",), ("a",), ("x",), np.ones((1, 1), np.float32), ("mild",))
+            try:
+                assert decode(manifest, 8, threads=1).shape == (1, 8, 8, 3)
+            except WsurgeryError as error:
+                named += f"{i}.{suffix} cannot be read" in str(error) or "more than 8 bits" in str(error)
+    assert named > 150
+
+
+def test_palette_images_have_their_colours_transparent_or_not(tmp_path):
+    colours = np.array([[10, 20, 30], [200, 100, 50]], np.uint8)
+    indices = noise(8, 8) % 2
+    image = Image.fromarray(indices, "L")
+    image.putpalette(colours.tobytes())
+    np.testing.assert_array_equal(saved(tmp_path, image, "plain.png"), colours[indices])
+    np.testing.assert_array_equal(saved(tmp_path, image, "clear.png", transparency=bytes([0, 128])), colours[indices])
+
+
+def test_opacity_is_dropped(tmp_path):
+    pixels = noise(8, 8, 4)
+    np.testing.assert_array_equal(saved(tmp_path, Image.fromarray(pixels), "rgba.png"), pixels[..., :3])
+    grey = saved(tmp_path, Image.fromarray(pixels[..., :2]), "la.png")
+    np.testing.assert_array_equal(grey, np.stack([pixels[..., 0]] * 3, axis=2))
+
+
+def test_black_and_white_and_cmyk_become_rgb(tmp_path):
+    bits = noise(8, 8) > 127
+    np.testing.assert_array_equal(saved(tmp_path, Image.fromarray(bits), "bits.png")[..., 1], bits * 255)
+    cmyk = np.zeros((8, 8, 4), np.uint8)
+    cmyk[..., 1], cmyk[..., 3] = 255, 128  # magenta, darkened to one half
+    decoded = saved(tmp_path, Image.fromarray(cmyk, "CMYK"), "cmyk.jpg", quality=100)
+    assert abs(decoded - [127, 0, 127]).max() < 6
+
+
+def test_a_truncated_jpeg_is_named_and_not_filled_with_grey(tmp_path):
+    Image.fromarray(noise(64, 64, 3)).save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    manifest = Manifest(tmp_path, ("cut.jpg",), ("a",), ("x",), np.ones((1, 1), np.float32), ("mild",))
+    with pytest.raises(WsurgeryError, match=r"cut\.jpg cannot be read as an image: .*truncated"):
+        decode(manifest, 8)
 
 
 def test_a_missing_image_is_named(tmp_path):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsurgery.data.fundus import GRADES, draw_fundus
+from wsurgery.data.fundus import draw_fundus
+from wsurgery.data.grades import GRADES
 from wsurgery.data.synthetic import Synthetic
 from wsurgery.data.textures import CLASSES, SHAPES, TEXTURES, draw_texture
 from wsurgery.errors import UsageError

@@ -1,8 +1,11 @@
 """The cache folder, and images decoded once into one array on disk."""
 
+import fcntl
 import json
 import os
-from collections.abc import Iterator
+import struct
+import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -14,12 +17,29 @@ from PIL import Image, ImageOps
 
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.writer import AtomicFile, write_all
+from wsurgery.data.archive import ArchiveReader, split_path
 from wsurgery.data.manifest import Manifest
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.progress import Progress
 
 AHEAD = 256  # images in memory between decoding and writing
-REVISION = 1  # to be raised when the same images come out as other pixels
+REVISION = 2  # to be raised when the same images come out as other pixels
+
+# What its readers raise for broken files.
+_PILLOW_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+_ORIENTATION = 0x0112  # Exif's tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def cache_folder() -> Path:
@@ -33,7 +53,8 @@ def decode(manifest: Manifest, image_size: int, *, threads: int | None = None) -
     """The images of a manifest, scaled so that the shorter side fits, and cut to the centred square.
 
     They are decoded at the first call only, by `threads` threads (default: all cores), and then mapped from a file in
-    the cache folder. An image whose size or time of change differs is another image.
+    the cache folder. A call that was cut off, however it ended, is taken up where it was. An image whose size or time of
+    change differs is another image.
 
     Args:
         manifest: n rows.
@@ -45,64 +66,186 @@ def decode(manifest: Manifest, image_size: int, *, threads: int | None = None) -
     Raises:
         WsurgeryError: an image is missing or cannot be read. It names the file.
     """
-    paths = [manifest.root / path for path in manifest.paths]
-    file = cache_folder() / "images" / f"{_key(paths, image_size)}.npy"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, paths, image_size, threads or len(os.sched_getaffinity(0)))
-    # Copy on write, not read-only: torch warns of arrays that cannot be written to.
-    images: NDArray[np.uint8] = np.load(file, mmap_mode="c")
-    return images
+    return _decode(manifest, image_size, threads, skip_bad=False)[0]
 
 
-def native_size(manifest: Manifest) -> int:
-    """The shorter side of a manifest's first image, in pixels."""
-    path = manifest.root / manifest.paths[0]
+def decode_readable(
+    manifest: Manifest, image_size: int, *, threads: int | None = None
+) -> tuple[NDArray[np.uint8], Manifest, list[str]]:
+    """Like `decode`, without the images that are missing or cannot be read.
+
+    Returns:
+        The m images, uint8 (m, image_size, image_size, 3); their m rows; what is wrong with each of the others.
+
+    Raises:
+        WsurgeryError: no image can be read.
+    """
+    images, bad = _decode(manifest, image_size, threads, skip_bad=True)
+    rest = manifest.take([row for row in range(len(manifest)) if row not in bad]) if bad else manifest
+    return images, rest, list(bad.values())
+
+
+def native_size(manifest: Manifest, *, skip_bad: bool = False) -> int:
+    """The shorter side, in pixels, of a manifest's first image, or the first that can be read."""
+    for path in manifest.paths:
+        try:
+            return _shorter_side(manifest.root / path)
+        except WsurgeryError:
+            if not skip_bad:
+                raise
+    raise WsurgeryError(f"none of the images in {printable(str(manifest.root))} can be read")
+
+
+def _shorter_side(path: Path) -> int:
+    inside = split_path(path)
+    if inside:
+        with ArchiveReader() as archives:
+            height, width, *_ = archives.read(*inside).shape
+            return int(min(height, width))
     try:
         with Image.open(path) as image:
             return min(image.size)
-    except OSError as error:
+    except _PILLOW_ERRORS as error:
         raise _unreadable(path, error) from None
 
 
-def _key(paths: list[Path], image_size: int) -> str:
+def _decode(
+    manifest: Manifest, image_size: int, threads: int | None, *, skip_bad: bool
+) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """The images that can be read, and what is wrong with the others, by row."""
+    paths = [manifest.root / path for path in manifest.paths]
+    file = cache_folder() / "images" / f"{_key(paths, image_size, skip_bad=skip_bad)}.rgb"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write(file, paths, image_size, threads or len(os.sched_getaffinity(0)), skip_bad=skip_bad)
+    bad = _read_bad(file)
+    if bad and not skip_bad:
+        raise WsurgeryError(next(iter(bad.values())))
+    shape = (len(paths) - len(bad), image_size, image_size, 3)
+    if not shape[0]:
+        raise WsurgeryError(f"none of the images in {printable(str(manifest.root))} can be read")
+    # Copy on write, not read-only: torch warns of arrays that cannot be written to.
+    return np.memmap(file, np.uint8, mode="c", shape=shape), bad
+
+
+def _key(paths: list[Path], image_size: int, *, skip_bad: bool) -> str:
     facts: list[object] = [REVISION, image_size]
+    archives: dict[Path, tuple[int, int]] = {}
     for path in paths:
+        inside = split_path(path)
         try:
-            status = path.stat()
+            if inside is None:
+                size, changed = _size_and_change(path)
+            else:
+                archive = inside[0]
+                size, changed = archives.get(archive) or archives.setdefault(archive, _size_and_change(archive))
         except OSError as error:
-            raise _unreadable(path, error) from None
-        facts.append([os.path.abspath(path), status.st_size, status.st_mtime_ns])
+            if not skip_bad:
+                raise _unreadable(path, error) from None
+            size, changed = -1, -1
+        facts.append([os.path.abspath(path), size, changed])
     return bytes_digest(json.dumps(facts).encode())[:32]
 
 
-def _write(file: Path, paths: list[Path], image_size: int, threads: int) -> None:
-    # Written in order through a stream: a memory map that meets a full disk kills the process.
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), image_size, image_size, 3)}
-    with (
-        AtomicFile(file, force=True) as stream,
-        Progress(len(paths), "decoding images") as progress,
-        ThreadPoolExecutor(threads) as pool,
-    ):
-        np.lib.format.write_array_header_1_0(stream, header)
-        todo = iter(paths)
-        while batch := list(islice(todo, AHEAD)):
-            decoded: Iterator[bytes] = pool.map(partial(_decode_image, image_size=image_size), batch)
-            write_all(stream, b"".join(decoded))
-            progress.advance(len(batch))
+def _size_and_change(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
-def _decode_image(path: Path, image_size: int) -> bytes:
+def _write(file: Path, paths: list[Path], image_size: int, threads: int, *, skip_bad: bool) -> None:
+    """Decode all images, in order, into `file`.part, which gets its name when it is complete.
+
+    Its length says how far an earlier call came. Rows that cannot be read are not in it, but in `file`.bad.
+    """
+    part = file.with_suffix(".part")
+    # Through a stream: a memory map that meets a full disk kills the process.
+    with part.open("ab", buffering=0) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # another process may be at it, and then has done it
+        if file.exists():
+            part.unlink(missing_ok=True)
+            return
+        bytes_an_image = image_size * image_size * 3
+        n_good = os.fstat(stream.fileno()).st_size // bytes_an_image
+        stream.truncate(n_good * bytes_an_image)
+        bad = _read_bad(file)
+        if bad and not skip_bad:
+            raise WsurgeryError(next(iter(bad.values())))
+        first = n_good
+        for row in sorted(bad):
+            first += row <= first
+        try:
+            with (
+                warnings.catch_warnings(),
+                Progress(len(paths), "decoding images") as progress,
+                ArchiveReader() as archives,
+                ThreadPoolExecutor(threads) as pool,
+            ):
+                warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that we do not read
+                progress.advance(first)
+                decode_one = partial(_decode_image, image_size=image_size)
+                todo = iter(range(first, len(paths)))
+                while batch := list(islice(todo, AHEAD)):
+                    loaded = [_load(paths[row], archives) for row in batch]
+                    good: list[bytes] = []
+                    for row, pixels in zip(batch, pool.map(decode_one, loaded), strict=True):
+                        if isinstance(pixels, bytes):
+                            good.append(pixels)
+                        elif skip_bad:
+                            bad[row] = str(pixels)
+                        else:
+                            raise pixels
+                    if bad:
+                        with AtomicFile(_bad_file(file), force=True) as stream_of_bad:
+                            write_all(stream_of_bad, json.dumps(bad).encode())
+                    write_all(stream, b"".join(good))
+                    progress.advance(len(batch))
+            os.fsync(stream.fileno())
+        except OSError as error:
+            error.filename = error.filename or str(part)  # a failed write knows no name
+            raise
+        part.rename(file)
+
+
+def _bad_file(file: Path) -> Path:
+    return file.with_suffix(".bad")
+
+
+def _read_bad(file: Path) -> dict[int, str]:
     try:
-        with Image.open(path) as image:
+        return {int(row): reason for row, reason in json.loads(_bad_file(file).read_text()).items()}
+    except FileNotFoundError:
+        return {}
+
+
+def _load(path: Path, archives: ArchiveReader) -> Path | NDArray[np.uint8]:
+    """What `_decode_image` needs: the path of a file, or the pixels from an archive, which is read in order."""
+    inside = split_path(path)
+    return archives.read(*inside) if inside else path
+
+
+def _decode_image(loaded: Path | NDArray[np.uint8], *, image_size: int) -> bytes | WsurgeryError:
+    """The pixels of a square, or what is wrong with the image."""
+    if not isinstance(loaded, Path):
+        return _square(Image.fromarray(loaded), image_size)
+    try:
+        with Image.open(loaded) as image:
             if image.mode.startswith(("I", "F")):
-                raise WsurgeryError(
-                    f"{printable(str(path))} has more than 8 bits a channel: convert it to 8 bits first"
+                return WsurgeryError(
+                    f"{printable(str(loaded))} has more than 8 bits a channel: convert it to 8 bits first"
                 )
-            square = ImageOps.fit(image.convert("RGB"), (image_size, image_size), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
-        raise _unreadable(path, error) from None
-    return square.tobytes()
+            return _square(image, image_size)
+    except _PILLOW_ERRORS as error:
+        return _unreadable(loaded, error)
+
+
+def _square(image: Image.Image, image_size: int) -> bytes:
+    """Upright as Exif says; grey, palette and CMYK in RGB; opacity is dropped, the colours under it stay."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except _PILLOW_ERRORS:
+        orientation = None  # Exif may be broken where the image is not
+    square = ImageOps.fit(image.convert("RGB"), (image_size, image_size), Image.Resampling.BICUBIC)
+    return (square.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else square).tobytes()
 
 
 def _unreadable(path: Path, error: Exception) -> WsurgeryError:

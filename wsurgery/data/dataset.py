@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wsurgery.data.cache import decode, native_size
+from wsurgery.data.cache import decode, decode_readable, native_size
 from wsurgery.data.sources import open_data
 
 
@@ -20,6 +20,7 @@ class Dataset:
         patients: (n,).
         paths: (n,), relative to the manifest's folder.
         digest: BLAKE3 of the manifest's rows that are here, as 64 hexadecimal digits.
+        skipped: what is wrong with each image that was left out.
     """
 
     images: NDArray[np.uint8]
@@ -28,6 +29,7 @@ class Dataset:
     patients: tuple[str, ...]
     paths: tuple[str, ...]
     digest: str
+    skipped: tuple[str, ...] = ()
 
 
 def load_dataset(
@@ -36,6 +38,7 @@ def load_dataset(
     split: str | None,
     image_size: int | None = None,
     subset: int | None = None,
+    skip_bad: bool = False,
     threads: int | None = None,
 ) -> Dataset:
     """Load the images of a split.
@@ -45,6 +48,7 @@ def load_dataset(
         split: None for all splits together.
         image_size: pixels a side. None: the shorter side of the first image.
         subset: only as many whole patients as it takes for this many images; smaller subsets are part of larger ones.
+        skip_bad: leave out what cannot be read, instead of raising.
         threads: for making and decoding what is not there yet. Default: all cores.
 
     Raises:
@@ -56,5 +60,18 @@ def load_dataset(
         manifest = manifest.where(split)
     if subset is not None:
         manifest = manifest.subset(subset)
-    images = decode(manifest, image_size or native_size(manifest), threads=threads)
-    return Dataset(images, manifest.labels, manifest.label_names, manifest.patients, manifest.paths, manifest.digest)
+    size = image_size or native_size(manifest, skip_bad=skip_bad)
+    skipped: list[str] = []
+    if skip_bad:
+        images, manifest, skipped = decode_readable(manifest, size, threads=threads)
+    else:
+        images = decode(manifest, size, threads=threads)
+    return Dataset(
+        images,
+        manifest.labels,
+        manifest.label_names,
+        manifest.patients,
+        manifest.paths,
+        manifest.digest,
+        tuple(skipped),
+    )

@@ -11,10 +11,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from wsurgery.data.grades import GRADES
+
 Floats = NDArray[np.float64]
 Colour = tuple[float, float, float]
 
-GRADES = ("none", "mild", "moderate", "severe", "proliferative")
 GRADE_PRIOR = (0.50, 0.12, 0.20, 0.10, 0.08)
 EYE_DIFFERS = 0.16  # probability that an eye is one grade off its patient's
 RATER_ERRS = 0.06  # probability that a label is one grade off its image's

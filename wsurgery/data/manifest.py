@@ -69,7 +69,7 @@ class Manifest:
         rows = [row for row, name in enumerate(self.splits) if name == split]
         if not rows:
             raise UsageError(f"no image is in split {split!r}: there are {', '.join(sorted(set(self.splits)))}")
-        return self._take(rows)
+        return self.take(rows)
 
     def subset(self, n: int) -> "Manifest":
         """The first patients in a fixed order, as many as it takes for `n` images, with all of their images.
@@ -90,9 +90,10 @@ class Manifest:
             if len(rows) >= n:
                 break
             rows += images_of[patient]
-        return self._take(sorted(rows))
+        return self.take(sorted(rows))
 
-    def _take(self, rows: list[int]) -> "Manifest":
+    def take(self, rows: list[int]) -> "Manifest":
+        """The images of some rows, in the order given."""
         paths, patients, splits = (
             tuple(column[row] for row in rows) for column in (self.paths, self.patients, self.splits)
         )

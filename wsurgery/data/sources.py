@@ -1,22 +1,32 @@
-"""Where data comes from: a manifest, or a specification `scheme:argument?key=value` of data that is made once."""
+"""Where data comes from: a manifest, or a specification `scheme:argument?key=value`.
+
+Behind a scheme stands data that is drawn once, or an adapter that lists the images of a data set where they lie.
+"""
 
 import json
+import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.data.cache import cache_folder
+from wsurgery.data.chexpert import chexpert
+from wsurgery.data.folder import folder as class_folders
+from wsurgery.data.graded import LAYOUTS, graded
 from wsurgery.data.manifest import Manifest, read_manifest, write_manifest
+from wsurgery.data.medmnist import medmnist
 from wsurgery.data.synthetic import Synthetic
 from wsurgery.errors import UsageError, printable
 
 
 class Source(Protocol):
-    """What stands behind a scheme."""
+    """What stands behind a scheme of data that is made."""
 
     @property
     def settings(self) -> Mapping[str, str | int | float]:
@@ -29,8 +39,23 @@ class Source(Protocol):
 SCHEMES: dict[str, Callable[[str, Mapping[str, str]], Source]] = {
     "synthetic": Synthetic.parse,
 }
+ADAPTERS: dict[str, Callable[[str, Mapping[str, str]], Manifest]] = {
+    "chexpert": chexpert,
+    **{name: partial(graded, name) for name in LAYOUTS},
+    "medmnist": medmnist,
+    "folder": class_folders,
+}
 
 EXAMPLE = "synthetic:fundus?n=2000&size=64&seed=0"
+
+
+def portable_name(spec: str) -> str:
+    """Return what a record says of data: the specification, folders before a file's or a data set's name left out."""
+    if Path(spec).is_file():
+        return Path(spec).name
+    scheme, colon, rest = spec.partition(":")
+    argument, mark, options = rest.partition("?")
+    return f"{scheme}{colon}{Path(argument).name}{mark}{options}" if scheme in ADAPTERS else spec
 
 
 def open_data(spec: str, *, threads: int | None = None) -> Manifest:
@@ -44,10 +69,17 @@ def open_data(spec: str, *, threads: int | None = None) -> Manifest:
     if file.is_file():
         return read_manifest(file)
     if not _is_specification(spec):
-        there = " is a folder" if file.is_dir() else ": there is no such file"
+        there = (
+            f" is a folder: for one with a folder a class say folder:{printable(spec)}"
+            if file.is_dir()
+            else ": there is no such file"
+        )
         raise UsageError(f"{printable(spec)}{there}; data is a manifest (.csv or .parquet) or for example {EXAMPLE}")
-    identity = _identity(*_parse(spec))
-    folder = cache_folder() / "data" / f"{spec.partition(':')[0]}-{bytes_digest(identity.encode())[:16]}"
+    scheme, argument, options = _parse(spec)
+    if scheme in ADAPTERS:
+        return ADAPTERS[scheme](argument, options)
+    identity = _identity(scheme, SCHEMES[scheme](argument, options))
+    folder = cache_folder() / "data" / f"{scheme}-{bytes_digest(identity.encode())[:16]}"
     make_data(spec, folder, threads=threads)
     return read_manifest(folder / "manifest.csv")
 
@@ -67,7 +99,10 @@ def make_data(spec: str, folder: Path, *, force: bool = False, threads: int | No
     Raises:
         UsageError: the folder holds something else, or the specification cannot be.
     """
-    scheme, source = _parse(spec)
+    scheme, argument, options = _parse(spec)
+    if scheme in ADAPTERS:
+        raise UsageError(f"{scheme} is listed where it lies: name a .csv or .parquet file with -o")
+    source = SCHEMES[scheme](argument, options)
     identity = _identity(scheme, source)
     if not force and _made_from(folder) == identity:
         return False
@@ -93,6 +128,28 @@ def make_data(spec: str, folder: Path, *, force: bool = False, threads: int | No
     return True
 
 
+def make_manifest(spec: str, file: Path, *, force: bool = False, threads: int | None = None) -> Manifest:
+    """Write the manifest of a specification to `file`, .csv or .parquet.
+
+    The images stay where they are: their paths are relative to the file's folder where they lie below it, and absolute
+    where not. Splits and subsets do not depend on it.
+
+    Raises:
+        UsageError: the file is there already and `force` is off, or the specification cannot be.
+        WsurgeryError: the data is broken.
+    """
+    if file.exists() and not force:
+        raise UsageError(f"{printable(str(file))} exists: add --force to overwrite it")
+    manifest = open_data(spec, threads=threads)
+    folder, root = file.absolute().parent.resolve(), manifest.root.resolve()
+    above = os.path.relpath(root, folder) if root.is_relative_to(folder) else root
+    paths = tuple(os.path.normpath(os.path.join(above, path)) for path in manifest.paths)
+    # Patients that are not known keep the names that they had, as subsets are drawn by them.
+    made = replace(manifest, root=folder, paths=paths)
+    write_manifest(made, file)
+    return made
+
+
 def _publish(part: Path, target: Path, identity: str) -> None:
     try:
         part.rename(target)
@@ -106,12 +163,14 @@ def _is_specification(spec: str) -> bool:
     return re.match(r"[a-z][a-z0-9]+:", spec) is not None
 
 
-def _parse(spec: str) -> tuple[str, Source]:
+def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
+    """The scheme, the argument and the keys of a specification."""
     if not _is_specification(spec):
         raise UsageError(f"{printable(spec)} is not a specification: {EXAMPLE} is one")
     scheme, _, rest = spec.partition(":")
-    if scheme not in SCHEMES:
-        raise UsageError(f"there is no scheme {printable(scheme)!r}: there are {', '.join(SCHEMES)}")
+    if scheme not in {**SCHEMES, **ADAPTERS}:
+        there = ", ".join({**SCHEMES, **ADAPTERS})
+        raise UsageError(f"there is no scheme {printable(scheme)!r}: there are {there}")
     argument, _, query = rest.partition("?")
     options: dict[str, str] = {}
     for pair in query.split("&") if query else ():
@@ -119,7 +178,7 @@ def _parse(spec: str) -> tuple[str, Source]:
         if not equals or key in options:
             raise UsageError(f"{printable(spec)}: {printable(pair)!r} should be key=value, each key once")
         options[key] = value
-    return scheme, SCHEMES[scheme](argument, options)
+    return scheme, argument, options
 
 
 def _identity(scheme: str, source: Source) -> str:

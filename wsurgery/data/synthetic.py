@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsurgery.data.grades import GRADES
 from wsurgery.data.manifest import Manifest
 from wsurgery.data.splits import split_patients
 from wsurgery.errors import UsageError
@@ -62,8 +63,6 @@ class Fundus:
     @property
     def label_names(self) -> tuple[str, ...]:
         """The grades, in the order of the label's index."""
-        from wsurgery.data.fundus import GRADES
-
         return GRADES
 
     def patient(self, index: int) -> str:

@@ -31,6 +31,7 @@ from wsurgery.checkpoint.spool import seekable
 from wsurgery.checkpoint.writer import write_all
 from wsurgery.data.augment import augment, normalise
 from wsurgery.data.dataset import Dataset
+from wsurgery.data.sources import portable_name
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models import create, load_into, save
 from wsurgery.models.load import architecture_of
@@ -138,8 +139,7 @@ def train(
         (run / "resume.pt").unlink(missing_ok=True)
         metrics: Entry = json.loads(finished.read_text())
         return metrics
-    spec = Path(data).name if Path(data).is_file() else data
-    record = make_record("train", ["--data", spec, *arguments], seed=settings.seed, inputs=[described])
+    record = make_record("train", ["--data", portable_name(data), *arguments], seed=settings.seed, inputs=[described])
     before = History(architecture, history.freeze, history.log, history.others)
     loop.resume(run)
     with (run / "log.jsonl").open("a") as log:
