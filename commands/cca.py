@@ -11,14 +11,18 @@ from wsurgery.commands._shared import Device, Force, Json, Seed, Threads, comman
 if TYPE_CHECKING:
     from wsurgery.similarity.results import LayerSimilarity
 
-_OF_NETWORKS = ("data", "layers", "p", "rows", "split", "image_size", "skip_bad", "images", "device", "arch")
+_OF_NETWORKS = (
+    "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "images", "device", "arch", "with_init", "matrix",
+)  # fmt: skip
 
 
 @command
 def cca(
     context: typer.Context,
     a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The checkpoint to compare it with.")],
+    b: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="The checkpoint to compare it with; not with --with-init.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="SPEC", help="A manifest, or scheme:argument?key=value. Needed but with --activations."),
@@ -30,6 +34,15 @@ def cca(
             help="A and B are .npy files, rows × channels, row i of both the same input; no network is run. All rows are "
             "used, and for the floor B is rolled by half of them.",
         ),
+    ] = False,
+    with_init: Annotated[
+        bool,
+        typer.Option(
+            "--with-init", help="Compare A, of a run's folder, with the init.safetensors there, which it began from."
+        ),
+    ] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="All layers of A against all layers of B, from one pass over the images.")
     ] = False,
     metric: Annotated[
         str,
@@ -47,7 +60,7 @@ def cca(
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option(metavar="L,…", help="Blocks, or module paths. Default: all blocks but neck and head."),
+        typer.Option(metavar="L,…", help="Blocks, or module paths; all: all blocks. Default: those but neck and head."),
     ] = None,
     p: Annotated[int, typer.Option("-p", min=1, help="Image patches (rows) to correlate over.")] = 10_000,
     d: Annotated[int, typer.Option("-d", min=1, help="Channels to draw, at most those that there are.")] = 64,
@@ -62,6 +75,12 @@ def cca(
     image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: the data's own.")] = None,
     skip_bad: SkipBad = False,
     images: Annotated[int, typer.Option(min=1, help="Images to use, if there are as many.")] = 512,
+    groups: Annotated[
+        int, typer.Option(min=1, help="Groups of images to leave out in turn, for the images' part of the error.")
+    ] = 16,
+    bias_corrected: Annotated[
+        bool, typer.Option("--bias-corrected", help="Also show the value less its bias from the number of images.")
+    ] = False,
     fast: Annotated[
         bool,
         typer.Option("--fast", help="With --activations: multiply in float32, where that holds 1e-6, else in float64."),
@@ -72,18 +91,30 @@ def cca(
     threads: Threads = None,
     json: Json = False,
     output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Write the JSON to a file.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a table with a line a layer and metric.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the layers, or the matrix: .pdf, .svg or .png."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Compare two networks, layer by layer, by canonical correlations of their activations on the same images.
 
     The floor is what the same draws give when B sees other images, the ceiling what they give for A against itself:
-    read the value between the two, as `normalised` does.
+    read the value between the two, as `normalised` does. Its standard error has a part from the images and one from the
+    draws of channels. Started by torchrun, the processes share the images.
 
     Example: wsurgery cca run1/last.safetensors run2/last.safetensors --data manifest.csv --layers conv1,block1
 
+    Example: wsurgery cca run1/last.safetensors --with-init --data manifest.csv --plot moved.pdf
+
     Example: wsurgery cca --activations a.npy b.npy --channels all --metric mean_cca,linear_cka
+
+    Example: torchrun --nproc-per-node 4 -m wsurgery cca a.safetensors b.safetensors --data manifest.csv --matrix
     """
-    from contextlib import nullcontext
+    from contextlib import ExitStack
     from dataclasses import asdict
     from json import dumps
 
@@ -100,57 +131,120 @@ def cca(
         raise UsageError("--fast is for --activations: networks pass over their images only once")
     elif data is None:
         raise UsageError("--data SPEC is needed, or --activations with two .npy files")
+    if with_init == (b is not None):
+        raise UsageError("name one of B and --with-init" if with_init else "B is needed, or --with-init")
     if compat not in (None, "svcca"):
         raise UsageError(f"--compat is svcca, not {printable(compat)}")
     if compat and metric != "mean_cca":
         raise UsageError("--compat svcca is a definition of mean_cca: leave --metric out")
+    if plot is not None and plot.suffix.lower() not in (".pdf", ".svg", ".png"):
+        raise UsageError(f"{printable(str(plot))}: a figure is a .pdf, .svg or .png file")
+    if plot is not None and plot.exists() and not force:
+        raise UsageError(f"{printable(str(plot))} exists: add --force to overwrite it")
     metrics = ["google_svcca"] if compat else metric.split(",")
-    with AtomicFile(output, force=force) if output else nullcontext() as stream:
+    with ExitStack() as stack:
         import torch
         from threadpoolctl import threadpool_limits
 
         from wsurgery.similarity.files import compare_files
+        from wsurgery.similarity.processes import joined
+        from wsurgery.similarity.results import as_csv
 
         if threads:
             torch.set_num_threads(threads)
             threadpool_limits(threads)  # of numpy's and scipy's libraries, which are loaded by now
-        shared: dict[str, Any] = {"d": d, "repeats": repeats, "channels": channels, "metrics": metrics, "seed": seed}
-        result: dict[str, Any] = {"version": __version__}
+        processes = stack.enter_context(joined())
+        first = processes.rank == 0
+        wanted = [path if first else None for path in (output, csv)]
+        stream, table = (stack.enter_context(AtomicFile(path, force=force)) if path else None for path in wanted)
+        shared: dict[str, Any] = {
+            "d": d, "repeats": repeats, "channels": channels, "metrics": metrics, "groups": groups, "seed": seed
+        }  # fmt: skip
+        result: dict[str, Any] = {"version": __version__, "versions": _versions()}
         if data is None:
+            if processes.count > 1:
+                raise UsageError("--activations is for one process: start it without torchrun")
+            assert b is not None
             found = compare_files(Path(a), Path(b), fast=fast, **shared)
             result |= {"a": _describe_file(a), "b": _describe_file(b), "arguments": {**shared, "fast": fast}}
         else:
             from wsurgery.data.dataset import load_dataset
             from wsurgery.models import load
             from wsurgery.similarity.compare import compare
+            from wsurgery.similarity.initialisation import find_initialisation
             from wsurgery.training.predict import choose_device
 
-            arguments = {**shared, "p": p, "rows": rows}
-            names = layers.split(",") if layers else None
+            other = b if b is not None else str(find_initialisation(a))
+            arguments = {**shared, "p": p, "rows": rows, "matrix": matrix}
+            names = layers if layers in (None, "all") else layers.split(",")
             where = choose_device(device)
-            result |= {"a": _describe(a), "b": _describe(b)}
-            network_a, network_b = load(a, arch=arch), load(b, arch=arch)
+            if where == torch.device("cuda"):
+                where = torch.device("cuda", processes.rank % torch.cuda.device_count())
+            result |= {"a": _describe(a), "b": _describe(other)}
+            network_a, network_b = load(a, arch=arch), load(other, arch=arch)
+            if not first:
+                processes.wait()  # for the first one to have filled the cache
             dataset = load_dataset(data, split=split, image_size=image_size, skip_bad=skip_bad)
-            say_skipped(split, dataset.skipped)
+            if first:
+                processes.wait()
+                say_skipped(split, dataset.skipped)
             found = compare(
-                network_a, network_b, dataset.images, layers=names, n_images=images, device=where, **arguments
+                network_a,
+                network_b,
+                dataset.images,
+                layers=names,
+                n_images=images,
+                device=where,
+                processes=processes,
+                **arguments,
             )
             result["data"] = {
                 "spec": data, "split": split, "image_size": dataset.images.shape[1], "digest": dataset.digest,
+                "skip_bad": skip_bad,
             }  # fmt: skip
             result["arguments"] = {
-                **arguments, "layers": names, "images": images, "arch": arch, "device": str(where)
+                **arguments, "layers": names, "images": images, "arch": arch, "device": str(where),
+                "with_init": with_init, "processes": processes.count,
             }  # fmt: skip
+        if not first:
+            return
         for note in dict.fromkeys(f"{layer.layer}: {note}" for layer in found for note in layer.notes):
             say(note)
         result["layers"] = [asdict(layer) for layer in found]
         text = dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        if plot is not None:
+            _draw(found, plot, matrix=matrix, force=force)
+        if table:
+            write_all(table, as_csv(found).encode())
         if stream:
             write_all(stream, text.encode())
         elif json:
             typer.echo(text, nl=False)
-    if not json:
-        _print_table(found)
+    if json:
+        return
+    if matrix:
+        _print_matrix(found)
+    else:
+        _print_table(found, bias_corrected=bias_corrected)
+
+
+def _versions() -> dict[str, str]:
+    from platform import python_version
+
+    import numpy
+    import scipy
+    import timm
+    import torch
+
+    libraries = {module.__name__: str(module.__version__) for module in (numpy, scipy, timm, torch)}
+    return {"python": python_version(), **libraries}
+
+
+def _draw(found: "list[LayerSimilarity]", path: Path, *, matrix: bool, force: bool) -> None:
+    from wsurgery.figures.similarities import draw_layers, draw_matrix
+    from wsurgery.figures.style import save
+
+    save(draw_matrix(found) if matrix else draw_layers(found), path, force=force)
 
 
 def _describe(source: str) -> dict[str, Any]:
@@ -168,24 +262,44 @@ def _describe_file(path: str) -> dict[str, Any]:
     return {"name": Path(path).name, "size": Path(path).stat().st_size, "blake3": file_digest(Path(path))}
 
 
-def _print_table(found: "list[LayerSimilarity]") -> None:
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _print_table(found: "list[LayerSimilarity]", *, bias_corrected: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
-
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
 
     metrics = {x.metric for x in found}
     title = "mean canonical correlation" if metrics == {"mean_cca"} else "similarity"
     table = Table("layer", title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     if metrics != {"mean_cca"}:
         table.add_column("metric")
-    for heading in ("value", "± se", "floor", "ceiling", "normalised", "channels", "rows", "dead"):
+    corrected = ["bias-corrected"] if bias_corrected else []
+    errors = ["± se", "± images", "± draws"]
+    for heading in ("value", *corrected, *errors, "floor", "ceiling", "normalised", "channels", "rows", "dead"):
         table.add_column(heading, justify="right")
     for x in found:
-        similarity = (number(score) for score in (x.value, x.se, x.floor, x.ceiling, x.normalised))
+        values = [x.value, *([x.bias_corrected] if bias_corrected else []), x.se, x.se_images, x.se_channels]
+        similarity = (_number(score) for score in (*values, x.floor, x.ceiling, x.normalised))
         channels = f"{x.d}/{x.c_a}" if x.c_a == x.c_b else f"{x.d}/{x.c_a},{x.c_b}"
         dead = f"{x.dead_a}" if x.dead_a == x.dead_b else f"{x.dead_a},{x.dead_b}"
         metric = [] if metrics == {"mean_cca"} else [x.metric]
         table.add_row(x.layer, *metric, *similarity, channels, str(x.p), dead)
     table_console().print(table)
+
+
+def _print_matrix(found: "list[LayerSimilarity]") -> None:
+    """Print a table a metric, a row a layer of A and a column a layer of B: the value ± its standard error."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    for metric in dict.fromkeys(x.metric for x in found):
+        results = {(x.layer_a, x.layer_b): x for x in found if x.metric == metric}
+        table = Table("A \\ B", title=metric, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        in_b = list(dict.fromkeys(b for _, b in results))
+        for b in in_b:
+            table.add_column(b, justify="right")
+        for a in dict.fromkeys(a for a, _ in results):
+            table.add_row(a, *(f"{_number(results[a, b].value)} ± {_number(results[a, b].se)}" for b in in_b))
+        table_console().print(table)

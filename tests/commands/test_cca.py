@@ -1,4 +1,8 @@
+import csv
 import json
+import subprocess
+import sys
+from shutil import copy
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ pytest.importorskip("wsurgery.data.dataset")
 
 FIELDS = {"layer", "metric", "value", "se", "floor", "ceiling", "normalised", "c_a", "c_b", "d", "p", "images"}
 FIELDS |= {"rank_a", "rank_b", "dead_a", "dead_b", "repeats"}
+MEASURED = {"value", "se", "se_images", "se_channels", "bias_corrected", "floor", "ceiling", "normalised", "repeats"}
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +157,86 @@ def test_options_that_would_be_ignored_are_refused(arrays, invoke):
         result = invoke("cca", *arrays, *more, check=False)
         assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
         assert words in result.stderr
+
+
+def test_a_csv_and_a_figure_beside_the_json(run, tmp_path):
+    files = [tmp_path / name for name in ("cca.json", "cca.csv", "cca.pdf")]
+    result = run("-o", str(files[0]), "--csv", str(files[1]), "--plot", str(files[2]), "--bias-corrected")
+    assert result.exit_code == 0, result.stderr
+    assert "bias-corrected" in result.stdout
+    layers = json.loads(files[0].read_text())["layers"]
+    lines = list(csv.DictReader(files[1].read_text().splitlines()))
+    assert [(x["layer"], float(x["se"])) for x in lines] == [(x["layer"], x["se"]) for x in layers]
+    assert files[2].read_bytes().startswith(b"%PDF")
+    for option, name in (("--csv", files[1]), ("--plot", files[2]), ("--plot", tmp_path / "cca.jpg")):
+        again = run(option, str(name), "-o", str(tmp_path / "other.json"))
+        assert (again.exit_code, again.stdout, len(again.stderr.splitlines())) == (2, "", 1)
+        assert not (tmp_path / "other.json").exists()
+
+
+def test_the_matrix_in_every_output(run, tmp_path):
+    result = run("--matrix", "--csv", str(tmp_path / "m.csv"), "--plot", str(tmp_path / "m.png"))
+    assert result.exit_code == 0, result.stderr
+    lines = list(csv.DictReader((tmp_path / "m.csv").read_text().splitlines()))
+    assert [(x["layer_a"], x["layer_b"]) for x in lines] == [
+        (a, b) for a in ("block1", "pool2") for b in ("block1", "pool2")
+    ]
+    row = next(line for line in result.stdout.splitlines() if line.strip().startswith("pool2"))
+    assert row.split()[1::3] == [f"{float(x['value']):.3f}" for x in lines[2:]]
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_with_its_own_initialisation(finished, fundus, invoke, fresh, tmp_path):
+    def cca(checkpoint, *more, **options):
+        given = ["--data", fundus, "-d", 3, "--repeats", 2, "--threads", 1, "--device", "cpu", "--json"]
+        return invoke("cca", checkpoint, *more, *given, **options)
+
+    found, named = (
+        json.loads(cca(finished / "last.safetensors", other).stdout)
+        for other in ("--with-init", finished / "init.safetensors")
+    )
+    assert found["b"]["name"] == "init.safetensors"
+    assert found["b"] == named["b"]
+    assert found["layers"] == named["layers"]
+    copy(finished / "best.safetensors", tmp_path)
+    for remedy in ("init.safetensors is not there", "is not what"):
+        failed = cca(tmp_path / "best.safetensors", "--with-init", check=False)
+        assert (failed.exit_code, failed.stdout, len(failed.stderr.splitlines())) == (1, "", 1)
+        assert remedy in failed.stderr
+        assert "as B" in failed.stderr
+        copy(finished / "last.safetensors", tmp_path / "init.safetensors")
+    assert "no file whose history ends in training" in cca(fresh, "--with-init", check=False).stderr
+    assert "name one of B and --with-init" in cca(fresh, fresh, "--with-init", check=False).stderr
+    assert "B is needed" in cca(fresh, check=False).stderr
+
+
+def test_two_processes_find_what_one_finds(finished, fundus, invoke, tmp_path):
+    given = [finished / "init.safetensors", finished / "last.safetensors", "--data", fundus, "--split", "train"]
+    given += ["-d", 3, "--repeats", 3, "--threads", 1, "--device", "cpu", "--metric", "mean_cca,unbiased_cka"]
+    given += ["--image-size", 320]  # four batches
+    one = json.loads(invoke("cca", *given, "--json").stdout)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "wsurgery",
+            "cca",
+            *map(str, given),
+            "-o",
+            str(tmp_path / "two.json"),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["arguments"]["processes"] == 2
+    for x, y in zip(one["layers"], two["layers"], strict=True):
+        assert x["images"] == 60
+        for field, value in x.items():
+            assert y[field] == (pytest.approx(value, abs=1e-12) if field in MEASURED else value)

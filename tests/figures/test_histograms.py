@@ -18,14 +18,14 @@ def test_densities_are_numpys_over_common_bins(tmp_path):
     for part, histogram in zip(parts, found, strict=True):
         np.testing.assert_allclose(histogram.density, np.histogram(part.astype(float), edges, density=True)[0])
         assert (histogram.density * np.diff(edges)).sum() == pytest.approx(1)
-        assert (histogram.count, histogram.std) == (part.size, pytest.approx(part.std(dtype=float)))
+        assert (histogram.elements, histogram.std) == (part.size, pytest.approx(part.std(dtype=float)))
 
 
 def test_a_selection_pools_its_floating_point_tensors(resnet):
     tensors = small_resnet()
     pooled = np.concatenate([x.ravel() for name, x in tensors.items() if name.startswith("layer2") and x.dtype != int])
     edges, [histogram] = read_histograms([resnet], selection=Selection(blocks="block2"), bins=50)
-    assert histogram.count == pooled.size  # more than one chunk of it
+    assert histogram.elements == pooled.size  # more than one chunk of it
     np.testing.assert_allclose(histogram.density, np.histogram(pooled.astype(float), edges, density=True)[0])
 
 
@@ -41,7 +41,7 @@ def test_equal_weights_and_a_pipe_can_be_drawn(invoke, shell, resnet, tmp_path):
 
 def test_every_checkpoint_has_a_line_with_its_name():
     edges = np.linspace(-1, 1, 5)
-    one = Histogram(np.ones(4) / 2, mean=0.0, std=0.58, count=7)
+    one = Histogram(np.ones(4) / 2, mean=0.0, std=0.58, elements=7)
     figure = draw_histograms(edges, [("a$b", one), ("_c", one)])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(figure.axes[0].patches) == len(labels) == 2

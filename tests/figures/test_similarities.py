@@ -1,7 +1,8 @@
 import numpy as np
 
 from wsurgery.figures.runs import LayerScore
-from wsurgery.figures.similarities import draw_similarities, layer_means
+from wsurgery.figures.similarities import draw_layers, draw_matrix, draw_similarities, layer_means
+from wsurgery.similarity.results import LayerSimilarity
 
 
 def scores(*values: float | None) -> list[LayerScore]:
@@ -21,3 +22,40 @@ def test_points_whiskers_and_tracks_are_the_data() -> None:
     tracks = [segment[:, 1] for segment in axes.collections[0].get_segments()]
     np.testing.assert_allclose(tracks, [[0.1, 0.9], [0.1, 0.9]])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["b0", "b1"]
+
+
+def results(metric: str, pairs: list[tuple[str, str]], values: list[float | None]) -> list[LayerSimilarity]:
+    counts = {"c_a": 8, "c_b": 8, "d": 4, "p": 99, "images": 9, "groups": 9, "rank_a": 4, "rank_b": 4}
+    return [
+        LayerSimilarity(
+            layer=a, layer_a=a, layer_b=b, metric=metric, value=value, se=0.05, se_images=0.04, se_channels=0.03,
+            bias_corrected=value, floor=0.1, ceiling=0.9, normalised=None, dead_a=0, dead_b=0, repeats=[], notes=[],
+            **counts,
+        )
+        for (a, b), value in zip(pairs, values, strict=True)
+    ]  # fmt: skip
+
+
+def test_lines_whiskers_and_bands_are_the_data() -> None:
+    layers = [("conv1", "conv1"), ("b_$1", "b_$1")]
+    found = results("mean_cca", layers, [0.5, None]) + results("linear_cka", layers, [0.4, 0.3])
+    figure = draw_layers(found)
+    axes = figure.axes[0]
+    lines = [container.lines[0].get_ydata(orig=False) for container in axes.containers]
+    np.testing.assert_allclose(lines, [[0.5, np.nan], [0.4, 0.3]])
+    np.testing.assert_allclose(sorted(axes.containers[1].lines[2][0].get_segments()[0][:, 1]), [0.35, 0.45])
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert {round(y, 9) for y in band} == {0.1, 0.9}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean_cca", "linear_cka"]
+    figure.canvas.draw()
+
+
+def test_the_heat_map_is_the_matrix() -> None:
+    pairs = [(a, b) for a in ("conv1", "block1") for b in ("conv1", "block1", "block2")]
+    figure = draw_matrix(results("mean_cca", pairs, [0.9, 0.5, 0.1, 0.4, None, 0.2]))
+    axes = figure.axes[0]
+    grid = axes.images[0].get_array().filled(np.nan)
+    np.testing.assert_allclose(grid, [[0.9, 0.5, 0.1], [0.4, np.nan, 0.2]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["conv1", "block1"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["conv1", "block1", "block2"]
+    figure.canvas.draw()

@@ -100,7 +100,8 @@ def test_a_network_against_itself_scores_its_own_ceiling(images):
         assert layer.value == pytest.approx(layer.ceiling, abs=1e-12)
         assert layer.value < 0.999
         assert layer.normalised == pytest.approx(1, abs=1e-9)
-        assert layer.se == pytest.approx(np.std(layer.repeats, ddof=1) / 5**0.5)
+        assert layer.se_channels == pytest.approx(np.std(layer.repeats, ddof=1) / 5**0.5)
+        assert layer.se == pytest.approx(np.hypot(layer.se_channels, layer.se_images))
 
 
 def test_the_value_of_a_repeat_is_that_of_its_channels(images):
@@ -187,3 +188,48 @@ def test_what_cannot_be_compared_is_said(images):
         compare(Small(1), Small(2), images, channels="some")
     with pytest.raises(UsageError, match="at least 1"):
         compare(Small(1), Small(2), images[:0])
+
+
+def test_the_jackknife_leaves_out_whole_images(images):
+    a, b = Small(1), Small(2)
+    found = compare(a, b, images, channels="all", p=10**6, layers=["block1"], groups=4)[0]
+    x, y = activations(a, images)["block1"], activations(b, images)["block1"]
+    group = np.arange(70) * 4 // 70
+    without = np.array([oracle(x[group != g], y[group != g]) for g in range(4)])
+    assert (found.groups, found.se_channels) == (4, None)
+    assert found.se_images == pytest.approx((3 * without.var()) ** 0.5, rel=1e-4)
+
+
+def test_where_repeats_have_images_of_their_own_their_spread_holds_both_errors(images):
+    found = compare(Small(1), Small(2), images, rows="whole", p=720, d=4, repeats=12, layers=["block1"])[0]
+    assert (found.images, found.groups) == (20, 16)
+    spread = np.std(found.repeats, ddof=1) / 12**0.5
+    assert found.se == pytest.approx(max(spread, found.se_images))
+    assert found.se_channels < spread
+
+
+def test_the_matrix_has_the_plain_comparison_on_its_diagonal(images):
+    options = {"p": 1500, "d": 3, "repeats": 3, "metrics": ["mean_cca", "linear_cka"]}
+    found = compare(Small(1), Small(2), images, matrix=True, **options)
+    assert [(x.layer_a, x.layer_b) for x in found[::2]] == [
+        (a, b) for a in ("conv1", "block1") for b in ("conv1", "block1")
+    ]
+    plain = compare(Small(1), Small(2), images, **options)
+    for x, expected in zip([x for x in found if x.layer_a == x.layer_b], plain, strict=True):
+        assert (x.layer, x.metric) == (expected.layer, expected.metric)
+        assert x.repeats == pytest.approx(expected.repeats, abs=1e-12)
+        assert (x.floor, x.ceiling) == pytest.approx((expected.floor, expected.ceiling), abs=1e-12)
+
+
+def test_layers_of_a_matrix_meet_at_the_same_places(images):
+    a, b = Small(1), Small(2)
+    found = compare(a, b, images, matrix=True, channels="all", p=10**6)
+    x, y = activations(a, images)["conv1"], activations(b, images)["block1"]
+    x = x.reshape(len(images), 12, 12, -1)[:, 1::2, 1::2].reshape(len(images), 36, -1)
+    assert (found[1].layer, found[1].c_a, found[1].c_b, found[1].d) == ("conv1 × block1", 6, 9, 6)
+    assert found[1].value == pytest.approx(oracle(x, y), abs=1e-6)
+
+
+def test_all_layers_are_all_blocks(images):
+    layers = [x.layer for x in compare(Small(1), Small(2), images, layers="all", d=2)]
+    assert layers == ["conv1", "block1", "head"]

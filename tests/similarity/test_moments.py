@@ -109,3 +109,24 @@ def test_draws_are_moments_of_their_channels(channels, fast):
                 np.testing.assert_allclose(
                     found, matrix, **({"atol": 1e-4} if fast else {"rtol": 1e-10, "atol": 1e-12})
                 )
+
+
+def test_without_each_is_the_others_alone():
+    rng = np.random.default_rng(3)
+    rows = torch.from_numpy(rng.standard_normal((900, 7)) * [1, 1e-3, 1e3, 1, 1, 1, 1] + 5)
+    rows[300:, 4] = 2.0  # varies in the first part only
+    sets = torch.zeros(2, 7)
+    sets[0, :3], sets[1, 3:] = 1, 1
+    parts = [Moments(sets=sets) for _ in range(3)]
+    for part, some in zip(parts, rows.split(300), strict=True):
+        part.update(some)
+    for i, rest in enumerate(Moments.without_each(parts)):
+        alone = Moments(sets=sets)
+        alone.update(torch.cat([some for j, some in enumerate(rows.split(300)) if j != i]))
+        assert rest.rows == alone.rows == 600
+        scale = alone.covariance().diagonal().clamp_min(1e-300).rsqrt()
+        torch.testing.assert_close(
+            rest.covariance() * scale * scale[:, None], alone.covariance() * scale * scale[:, None], rtol=0, atol=1e-11
+        )
+        torch.testing.assert_close(rest.norms(), alone.norms(), rtol=1e-11, atol=0)
+        assert (rest.covariance()[4, 4] == 0) == (i == 0)

@@ -25,13 +25,13 @@ class Histogram(NamedTuple):
     Attributes:
         density: (bins,), integrates to 1 over the common edges.
         mean, std: of the weights.
-        count: how many there are.
+        elements: how many there are.
     """
 
     density: npt.NDArray[np.float64]
     mean: float
     std: float
-    count: int
+    elements: int
 
 
 def read_histograms(
@@ -109,7 +109,7 @@ def draw_histograms(
         lap, colour = divmod(i, len(PALETTE))
         axes.stairs(
             histogram.density, edges, color=PALETTE[colour], linestyle=("-", "--", ":")[lap % 3], linewidth=1.4,
-            label=f"{plain_text(label)}  (mean {histogram.mean:.2g}, std {histogram.std:.2g}, n {histogram.count:,})",
+            label=f"{plain_text(label)}  (mean {histogram.mean:.2g}, std {histogram.std:.2g}, n {histogram.elements:,})",
         )  # fmt: skip
     axes.set_xlabel("weight")
     axes.set_ylabel("probability density")

@@ -53,7 +53,7 @@ class Layout:
         return output[image, :, y, x] if self.order == "nchw" else output[image, y, x]
 
 
-def layer_modules(model: nn.Module, layers: Sequence[str] | None) -> dict[str, str]:
+def layer_modules(model: nn.Module, layers: Sequence[str] | Literal["all"] | None) -> dict[str, str]:
     """Find the module whose output is a layer.
 
     The output of a block is that of its last module; of a lone convolution with batch norm, after the activation that
@@ -61,7 +61,7 @@ def layer_modules(model: nn.Module, layers: Sequence[str] | None) -> dict[str, s
 
     Args:
         model: a network whose blocks `wsurgery.anatomy.block_map` knows.
-        layers: block names, or else module paths; None for every block but `neck` and `head`.
+        layers: block names, or else module paths; `all` for every block; None for all but `neck` and `head`.
 
     Returns:
         Layer, as it was given → module path. In the order given, or in which data meets the blocks.
@@ -75,8 +75,9 @@ def layer_modules(model: nn.Module, layers: Sequence[str] | None) -> dict[str, s
         for block in dict.fromkeys(blocks.values())
         if (path := _last_module(model, block, blocks)) is not None
     }
-    if layers is None:
-        found = {block: path for block, path in last.items() if block not in (NECK, HEAD, UNPLACED)}
+    if layers is None or layers == "all":
+        without = (UNPLACED,) if layers else (NECK, HEAD, UNPLACED)
+        found = {block: path for block, path in last.items() if block not in without}
         if not found:
             raise UsageError(f"no blocks are known in this {type(model).__name__}: name its modules with --layers")
         return found

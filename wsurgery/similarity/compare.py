@@ -5,10 +5,10 @@ with itself score below 1, and finite samples make unrelated data score above 0.
 draws give for unrelated images (the floor) and for a network against itself (the ceiling).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,17 @@ from wsurgery.errors import UsageError, printable
 from wsurgery.progress import Progress
 from wsurgery.similarity.activations import Cells, Layout, layer_modules, probe, sample
 from wsurgery.similarity.metrics import check_metrics
-from wsurgery.similarity.protocol import Channels, LayerSample, Plan, Rows, draw_passes, generator, plan_layer
+from wsurgery.similarity.processes import ALONE, Processes
+from wsurgery.similarity.protocol import (
+    GROUPS,
+    Channels,
+    LayerSample,
+    Plan,
+    Rows,
+    draw_passes,
+    generator,
+    plan_layer,
+)
 from wsurgery.similarity.results import LayerSimilarity, summarise
 
 _BATCH_PIXELS = 32 * 224 * 224
@@ -32,7 +42,7 @@ def compare(
     model_b: nn.Module,
     images: NDArray[np.uint8],
     *,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str] | Literal["all"] | None = None,
     p: int = 10_000,
     d: int = 64,
     repeats: int = 10,
@@ -40,8 +50,11 @@ def compare(
     rows: Rows = "spatial",
     n_images: int = 512,
     metrics: Sequence[str] = ("mean_cca",),
+    groups: int = GROUPS,
+    matrix: bool = False,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    processes: Processes = ALONE,
 ) -> list[LayerSimilarity]:
     """Compare two networks, of the same architecture or not, by canonical correlations and their relatives.
 
@@ -56,7 +69,8 @@ def compare(
     Args:
         model_a, model_b: the networks.
         images: uint8 (n, size, size, 3).
-        layers: block names or module paths in both networks; None for all blocks that both have, but `neck` and `head`.
+        layers: block names or module paths in both networks; `all` of the blocks that both have; None for these but
+            `neck` and `head`.
         p: rows wanted.
         d: channels to draw, at most the smaller side's number.
         repeats: number of draws. One is made where all draws would be equal.
@@ -64,11 +78,17 @@ def compare(
         rows: `spatial` or `whole`.
         n_images: images to draw from `images`; all, if there are fewer.
         metrics: names in `wsurgery.similarity.metrics.METRICS`; all are computed from the same rows and draws.
+        groups: of images to leave out in turn, for the jackknife; fewer, where there are fewer images or where the
+            moments of all groups would take too much memory.
+        matrix: compare every layer of A with every layer of B, from the same pass over the images. The ceiling of a pair
+            is A's layer against itself.
         seed: of all draws.
         device: where the networks run. Moments and correlations are float64 on the CPU.
+        processes: those that share the images, batch by batch.
 
     Returns:
-        One entry a layer and metric, in the order of `layers` and, within a layer, of `metrics`.
+        One entry a layer (or pair of layers) and metric, in the order of `layers` and, within a layer, of `metrics`. In
+        any but the first process, nothing.
 
     Raises:
         UsageError: an argument that cannot mean anything, no such layer, or too few rows for the number of channels.
@@ -79,26 +99,41 @@ def compare(
             raise UsageError(f"{name} are {', '.join(known)}, not {printable(word)}")
     check_metrics(metrics)
     networks = _Network.of(model_a, layers, device), _Network.of(model_b, layers, device)
-    if layers is None:
-        layers = [layer for layer in networks[0].modules if layer in networks[1].modules]
-        if not layers:
-            raise UsageError("the networks have no block in common: name modules that both have with --layers")
-    if min(p, d, repeats, n_images, len(images)) < 1:
-        raise UsageError("p, d, repeats and the number of images must be at least 1")
+    pairs = _pairs(networks[0].modules, networks[1].modules, matrix=matrix)
+    if min(p, d, repeats, groups, n_images, len(images)) < 1:
+        raise UsageError("p, d, repeats, groups and the number of images must be at least 1")
     pool = np.sort(generator(seed, "", 0, "pool").permutation(len(images))[:n_images])
     with _exact_inference():
-        a, b = (network.probe(images[pool[:1]], layers) for network in networks)
+        a, b = (
+            network.probe(images[pool[:1]], layers)
+            for network, layers in zip(networks, map(dict.fromkeys, zip(*pairs, strict=True)), strict=True)
+        )
         plans = [
-            plan_layer(layer, a[layer], b[layer], p=p, d=d, pool=len(pool), channels=channels, rows=rows)
-            for layer in layers
+            plan_layer(in_a, in_b, a[in_a], b[in_b], p=p, d=d, pool=len(pool), channels=channels, rows=rows)
+            for in_a, in_b in pairs
         ]
-        passes = draw_passes(plans, pool, repeats=repeats, channels=channels, rows=rows, seed=seed, metrics=metrics)
-        with Progress(sum(len(order) for order, _ in passes), "images") as progress:
+        passes = draw_passes(
+            plans, pool, repeats=repeats, channels=channels, rows=rows, seed=seed, metrics=metrics, groups=groups
+        )
+        with Progress(sum(len(order) for order, _ in passes) // processes.count, "images") as progress:
+            progress.wanted &= processes.rank == 0
             for order, samples in passes:
-                _run(*networks, images, order, samples, progress)
+                _run(*networks, images, order, samples, progress, processes)
+        if processes.rank:
+            return []
         return [
-            result for i, plan in enumerate(plans) for result in _summarise(plan, [samples[i] for _, samples in passes])
+            result
+            for i, plan in enumerate(plans)
+            for result in _summarise(plan, [samples[i] for _, samples in passes], same_rows=rows == "spatial")
         ]
+
+
+def _pairs(a: Mapping[str, str], b: Mapping[str, str], *, matrix: bool) -> list[tuple[str, str]]:
+    """Return the layers of A and of B to compare, of those that each has."""
+    pairs = [(in_a, in_b) for in_a in a for in_b in b] if matrix else [(layer, layer) for layer in a if layer in b]
+    if not pairs:
+        raise UsageError("the networks have no block in common: name modules that both have with --layers")
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -108,7 +143,9 @@ class _Network:
     device: torch.device
 
     @classmethod
-    def of(cls, model: nn.Module, layers: Sequence[str] | None, device: torch.device | str) -> "_Network":
+    def of(
+        cls, model: nn.Module, layers: Sequence[str] | Literal["all"] | None, device: torch.device | str
+    ) -> "_Network":
         return cls(model.to(device).eval(), layer_modules(model, layers), torch.device(device))
 
     def normalise(self, images: NDArray[np.uint8]) -> Tensor:
@@ -118,13 +155,18 @@ class _Network:
         x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
         return (x / 255 - mean) / std
 
-    def probe(self, image: NDArray[np.uint8], layers: Sequence[str]) -> dict[str, Layout]:
+    def probe(self, image: NDArray[np.uint8], layers: Iterable[str]) -> dict[str, Layout]:
         return probe(self.model, self.normalise(image), {layer: self.modules[layer] for layer in layers})
 
     def sample(
-        self, images: NDArray[np.uint8], layouts: Mapping[str, Layout], cells: Mapping[str, Cells]
+        self,
+        images: NDArray[np.uint8],
+        layers: Mapping[str, str],
+        layouts: Mapping[str, Layout],
+        cells: Mapping[str, Cells],
     ) -> dict[str, Tensor]:
-        return sample(self.model, self.normalise(images), self.modules, layouts, cells)
+        modules = {name: self.modules[layer] for name, layer in layers.items()}
+        return sample(self.model, self.normalise(images), modules, layouts, cells)
 
 
 def _run(
@@ -134,33 +176,46 @@ def _run(
     order: Cells,
     samples: Sequence[LayerSample],
     progress: Progress,
+    processes: Processes,
 ) -> None:
-    """Run both networks over `images[order]`, each layer over as many of them as it wants."""
+    """Run both networks over this process's part of `images[order]`, each layer over as many of them as it wants."""
     batch = min(max(_BATCH_PIXELS // images.shape[1] ** 2, 1), _WIDEST_BATCH)
-    for start in range(0, len(order), batch):
+    # Whole batches: a network's output for an image depends, in its last bits, on the batch.
+    starts = np.array_split(np.arange(0, len(order), batch), processes.count)[processes.rank]
+    for start in starts.tolist():
         chosen = images[order[start : start + batch]]
         active = {layer.plan.layer: layer for layer in samples if start < layer.plan.n}
         cells = {name: layer.cells(start, start + len(chosen)) for name, layer in active.items()}
-        layouts = {name: (layer.plan.a, layer.plan.b) for name, layer in active.items()}
-        rows_a, rows_b = (
-            network.sample(chosen, {n: x[side] for n, x in layouts.items()}, {n: x[side] for n, x in cells.items()})
-            for side, network in enumerate((a, b))
+        plans = {name: layer.plan for name, layer in active.items()}
+        rows_a = a.sample(
+            chosen,
+            {name: plan.layer_a for name, plan in plans.items()},
+            {name: plan.a for name, plan in plans.items()},
+            {name: in_a for name, (in_a, _) in cells.items()},
+        )
+        rows_b = b.sample(
+            chosen,
+            {name: plan.layer_b for name, plan in plans.items()},
+            {name: plan.b for name, plan in plans.items()},
+            {name: in_b for name, (_, in_b) in cells.items()},
         )
         for name, layer in active.items():
-            layer.update(rows_a[name], rows_b[name])
+            layer.update(start, rows_a[name], rows_b[name])
         progress.advance(len(chosen))
     for layer in samples:
-        layer.close()
+        layer.close(processes)
 
 
-def _summarise(plan: Plan, samples: Sequence[LayerSample]) -> list[LayerSimilarity]:
+def _summarise(plan: Plan, samples: Sequence[LayerSample], *, same_rows: bool) -> list[LayerSimilarity]:
     return summarise(
-        plan.layer,
+        plan.layer_a,
+        plan.layer_b,
         [layer.draws for layer in samples],
         [(layer.varying_a, layer.varying_b) for layer in samples],
         d=min(plan.d_a, plan.d_b),
         p=plan.n * plan.k,
         images=plan.n,
+        same_rows=same_rows,
         notes=plan.notes,
     )
 

@@ -13,7 +13,15 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.progress import Progress
 from wsurgery.similarity.metrics import check_metrics
 from wsurgery.similarity.moments import Varying
-from wsurgery.similarity.protocol import Channels, Draws, few_rows, repeats_at_once
+from wsurgery.similarity.protocol import (
+    GROUPS,
+    Channels,
+    Draws,
+    few_rows,
+    groups_at_once,
+    repeats_at_once,
+    usable_groups,
+)
 from wsurgery.similarity.results import LayerSimilarity, summarise
 
 LAYER = "activations"
@@ -64,6 +72,7 @@ def compare_files(
     repeats: int = 10,
     channels: Channels = "independent",
     metrics: Sequence[str] = ("mean_cca",),
+    groups: int = GROUPS,
     seed: int = 0,
     fast: bool = False,
 ) -> list[LayerSimilarity]:
@@ -75,6 +84,7 @@ def compare_files(
     Args:
         a, b: .npy files, (rows, channels), float16, float32 or float64.
         d, repeats, channels, metrics, seed: as for `compare`.
+        groups: of consecutive rows to leave out in turn, for the jackknife.
         fast: multiply in float32. Where a correlation matrix has an eigenvalue too small for 1e-6 to be kept, the file
             is read again and multiplied in float64; a note says so.
 
@@ -88,8 +98,8 @@ def compare_files(
     check_metrics(metrics)
     if channels not in get_args(Channels):
         raise UsageError(f"channels are {', '.join(get_args(Channels))}, not {printable(channels)}")
-    if min(d, repeats) < 1:
-        raise UsageError("d and repeats must be at least 1")
+    if min(d, repeats, groups) < 1:
+        raise UsageError("d, repeats and groups must be at least 1")
     files = ActivationFile(a), ActivationFile(b)
     (rows_a, c_a), (rows_b, c_b) = ((file.rows, file.channels) for file in files)
     names = printable(str(a)), printable(str(b))
@@ -109,13 +119,17 @@ def compare_files(
             "use more rows or fewer channels (-d)"
         )
     notes = few_rows(rows_a, max(drawn), "more rows")
-    step = repeats_at_once([((c_a, c_b), drawn)], repeats)
+    sizes = [((c_a, c_b), drawn)]
+    step = repeats_at_once(sizes, repeats)
+    groups = usable_groups(groups_at_once(sizes, step, groups), units=rows_a, rows=1, channels=sum(drawn))
     found, varied = [], []
     for start in range(0, repeats, step):
         some = range(start, min(start + step, repeats))
 
         def draw(some: range = some, *, fast: bool) -> Draws:
-            return Draws(LAYER, (c_a, c_b), drawn, some, channels=channels, seed=seed, metrics=metrics, fast=fast)
+            return Draws(
+                LAYER, (c_a, c_b), drawn, some, channels=channels, seed=seed, metrics=metrics, groups=groups, fast=fast
+            )
 
         draws = draw(fast=fast)
         varying = _run(*files, draws)
@@ -126,7 +140,7 @@ def compare_files(
             notes += [note] if note not in notes else []
         found.append(draws)
         varied.append(varying)
-    return summarise(LAYER, found, varied, d=min(drawn), p=rows_a, images=None, notes=notes)
+    return summarise(LAYER, LAYER, found, varied, d=min(drawn), p=rows_a, images=None, same_rows=True, notes=notes)
 
 
 def _run(a: ActivationFile, b: ActivationFile, draws: Draws) -> tuple[Varying, Varying]:
@@ -140,7 +154,10 @@ def _run(a: ActivationFile, b: ActivationFile, draws: Draws) -> tuple[Varying, V
             varying[0].update(rows_a)
             varying[1].update(rows_b)
             rows_a = rows_a[:, draws.columns_a]
-            draws.add_paired(rows_a, rows_b[:, draws.columns_b])
+            group, rows_b = here * draws.groups // a.rows, rows_b[:, draws.columns_b]
+            for i in np.unique(group):
+                first, last = np.searchsorted(group, [i, i + 1])
+                draws.add_paired(rows_a[first:last], rows_b[first:last], int(i))
             draws.add_rolled(rows_a, rolled_b[:, draws.columns_b])
             progress.advance(len(here))
     return varying

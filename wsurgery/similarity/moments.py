@@ -1,7 +1,10 @@
 """Moments of rows that pass by once: what a comparison needs of them, in memory that does not grow with them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import scipy.linalg.blas
 import torch
@@ -140,6 +143,21 @@ class Moments:
         """Return the mean of ‖u‖²‖v‖² of a centred row for any two sets of channels u and v, (g, g), float64."""
         return self._centred()._quartics / self.rows
 
+    @staticmethod
+    def without_each(parts: Sequence["Moments"]) -> Iterator["Moments"]:
+        """Give, for each of two parts or more, the moments of all others together; no part may be empty."""
+        total = reduce(add, parts)
+        for i, part in enumerate(parts):
+            rest = part._about(total._shift)
+            rest.rows = total.rows - rest.rows
+            rest._sums = total._sums - rest._sums
+            rest._products = total._products - rest._products
+            if rest._sets is not None:
+                rest._cubes = total._cubes - rest._cubes
+                rest._quartics = total._quartics - rest._quartics
+            rest._varying = reduce(add, [other._varying for j, other in enumerate(parts) if j != i])
+            yield rest
+
     def pair(self, c_x: int) -> Pair:
         """Split the channels into X, the first `c_x`, and Y; with `sets`, these two must be the sets."""
         covariance = self.covariance()[None]
@@ -214,6 +232,23 @@ class DrawnMoments:
         else:
             for moments, draw in zip(self._moments, self._draws, strict=True):
                 moments.update(rows[:, draw])
+
+    @staticmethod
+    def together(parts: Sequence["DrawnMoments"]) -> "DrawnMoments":
+        """Return the moments of all parts together; parts of the same draws, some of which may be empty."""
+        seen = [part for part in parts if part.rows] or parts[:1]
+        both = copy(seen[0])
+        both._moments = [reduce(add, moments) for moments in zip(*(part._moments for part in seen), strict=True)]
+        return both
+
+    @staticmethod
+    def without_each(parts: Sequence["DrawnMoments"]) -> Iterator["DrawnMoments"]:
+        """Give, for each of two parts or more, the moments of all others together; no part may be empty."""
+        draws = zip(*(part._moments for part in parts), strict=True)
+        for moments in zip(*map(Moments.without_each, draws), strict=True):
+            rest = copy(parts[0])
+            rest._moments = list(moments)
+            yield rest
 
     @property
     def rows(self) -> int:

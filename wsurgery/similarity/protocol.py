@@ -6,6 +6,8 @@ of (seed, layer, repeat, purpose), on the CPU, so it depends on nothing else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Literal
 
 import numpy as np
@@ -18,10 +20,14 @@ from wsurgery.similarity.activations import Cells, Layout, cells_at, shared_grid
 from wsurgery.similarity.canonical import smallest_eigenvalue
 from wsurgery.similarity.metrics import Scores, similarities
 from wsurgery.similarity.moments import DrawnMoments, Varying, matrix_elements
+from wsurgery.similarity.processes import Processes
 
 Channels = Literal["independent", "same", "all"]
 Rows = Literal["spatial", "whole"]
 
+Sizes = Sequence[tuple[tuple[int, int], tuple[int, int]]]
+
+GROUPS = 16  # of images, for the jackknife
 _FEW_IMAGES = 8
 _MOST_BYTES = 2 << 30  # of moments in one pass
 _ENOUGH_ROWS = 10  # times the number of channels
@@ -32,12 +38,15 @@ class Plan:
     """What a repeat takes from one layer: `k` positions in each of `n` images, `d_a` channels of A and `d_b` of B.
 
     Attributes:
-        layer: its name.
+        layer: its name, of which every draw depends.
+        layer_a, layer_b: its name in A and in B.
         a, b: its layout in A and in B.
         notes: what a reader of the result should know, in words.
     """
 
     layer: str
+    layer_a: str
+    layer_b: str
     a: Layout
     b: Layout
     n: int
@@ -47,13 +56,25 @@ class Plan:
     notes: list[str]
 
 
-def plan_layer(layer: str, a: Layout, b: Layout, *, p: int, d: int, pool: int, channels: Channels, rows: Rows) -> Plan:
-    """Decide what is taken from a layer, for `p` rows wanted, `d` channels wanted, and `pool` images that there are.
+def plan_layer(
+    layer_a: str,
+    layer_b: str,
+    a: Layout,
+    b: Layout,
+    *,
+    p: int,
+    d: int,
+    pool: int,
+    channels: Channels,
+    rows: Rows,
+) -> Plan:
+    """Decide what is taken of a layer of A and one of B, for `p` rows and `d` channels wanted, of `pool` images.
 
     Raises:
         UsageError: there would be too few rows for the number of channels, or the same channels are wanted of sides
             that do not have as many.
     """
+    layer = layer_a if layer_a == layer_b else f"{layer_a} × {layer_b}"
     where = printable(layer)
     if channels == "same" and a.channels != b.channels:
         raise UsageError(
@@ -77,7 +98,7 @@ def plan_layer(layer: str, a: Layout, b: Layout, *, p: int, d: int, pool: int, c
         notes.append(
             f"only {n} images, so the spread is large: use more images (--images), a larger -p, or --rows spatial"
         )
-    return Plan(layer, a, b, n, k, d_a, d_b, notes)
+    return Plan(layer, layer_a, layer_b, a, b, n, k, d_a, d_b, notes)
 
 
 def few_rows(rows: int, channels: int, more: str) -> list[str]:
@@ -87,19 +108,37 @@ def few_rows(rows: int, channels: int, more: str) -> list[str]:
     return [f"only {rows} rows for {channels} channels, so the floor is high: use {more} or a smaller -d"]
 
 
-def repeats_at_once(layers: Sequence[tuple[tuple[int, int], tuple[int, int]]], repeats: int) -> int:
+def repeats_at_once(layers: Sizes, repeats: int) -> int:
     """Return how many repeats one pass can serve within the memory limit; at least one.
 
     Args:
         layers: for each, the channels that A and B have, and those that are drawn.
         repeats: number of repeats wanted.
     """
+    return max((r for r in range(1, repeats + 1) if _moments_bytes(layers, r, 1) <= _MOST_BYTES), default=1)
 
-    def bytes_at_most(repeats: int) -> int:
-        # Two sets of moments; A is drawn twice, the second time in B's place.
-        return sum(16 * matrix_elements(sum(c), repeats, 2 * d[0] + d[1]) for c, d in layers)
 
-    return max((r for r in range(1, repeats + 1) if bytes_at_most(r) <= _MOST_BYTES), default=1)
+def groups_at_once(layers: Sizes, repeats: int, groups: int) -> int:
+    """Return how many of the wanted groups can be kept apart within the memory limit; at least one."""
+    return max((g for g in range(1, groups + 1) if _moments_bytes(layers, repeats, g) <= _MOST_BYTES), default=1)
+
+
+def usable_groups(groups: int, *, units: int, rows: int, channels: int) -> int:
+    """Return into how many groups to divide the units (images) for a jackknife; 1 where none can be left out.
+
+    Args:
+        groups: number wanted.
+        units: number of units.
+        rows: of each unit.
+        channels: drawn on both sides together; what is left needs more rows.
+    """
+    groups = max(1, min(groups, units))
+    return groups if (units - -(-units // groups)) * rows > channels else 1
+
+
+def _moments_bytes(layers: Sizes, repeats: int, groups: int) -> int:
+    # Those of unrelated rows, and those of each group; A is drawn twice, the second time in B's place.
+    return sum(8 * (groups + 1) * matrix_elements(sum(c), repeats, 2 * d[0] + d[1]) for c, d in layers)
 
 
 class Draws:
@@ -119,9 +158,10 @@ class Draws:
         channels: Channels,
         seed: int,
         metrics: Sequence[str],
+        groups: int = 1,
         fast: bool = False,
     ) -> None:
-        """Draw `d` of `c` channels of A and of B."""
+        """Draw `d` of `c` channels of A and of B; keep the moments of `groups` groups of rows apart."""
         (c_a, c_b), (d_a, d_b) = c, d
         if d == c:
             repeats = repeats[:1]  # every further draw would be the same
@@ -140,26 +180,43 @@ class Draws:
         self._a, self._self = (torch.searchsorted(self.columns_a, draws) for draws in (draws_a, draws_self))
         self._b = torch.searchsorted(self.columns_b, draws_b) + len(self.columns_a)
         channels_drawn, norms = len(self.columns_a) + len(self.columns_b), "unbiased_cka" in metrics
-        self._paired = DrawnMoments(self._a, self._b, self._self, channels=channels_drawn, norms=norms, fast=fast)
+        self._groups = [
+            DrawnMoments(self._a, self._b, self._self, channels=channels_drawn, norms=norms, fast=fast)
+            for _ in range(groups)
+        ]
         self._rolled = DrawnMoments(self._a, self._b, channels=channels_drawn, norms=norms, fast=fast)
 
-    def add_paired(self, a: Tensor, b: Tensor) -> None:
-        """Add rows of A, (n, columns_a), and the rows of B, (n, columns_b), that belong to them."""
-        self._paired.update(torch.cat([a, b], dim=1))
+    def add_paired(self, a: Tensor, b: Tensor, group: int = 0) -> None:
+        """Add rows of A, (n, columns_a), and the rows of B, (n, columns_b), that belong to them, to a group."""
+        self._groups[group].update(torch.cat([a, b], dim=1))
 
     def add_rolled(self, a: Tensor, b: Tensor) -> None:
         """Add rows of A with rows of B that do not belong to them."""
         self._rolled.update(torch.cat([a, b], dim=1))
 
+    def gather(self, processes: Processes) -> None:
+        """Bring what all processes have added to the first of them."""
+        for i, group in enumerate(self._groups):
+            if parts := processes.to_first(group):
+                self._groups[i] = DrawnMoments.together(parts)
+        if parts := processes.to_first(self._rolled):
+            self._rolled = DrawnMoments.together(parts)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return len(self._groups)
+
     @property
     def finite(self) -> bool:
         """Whether the moments are finite: a network that diverged has no similarity."""
-        return self._paired.finite and self._rolled.finite
+        return all(group.finite for group in self._groups) and self._rolled.finite
 
     @property
     def smallest_eigenvalue(self) -> float:
         """The smallest eigenvalue of the correlation matrices of the draws."""
-        pairs = list(self._paired.pairs(0, 1)) + list(self._paired.pairs(2, 1))
+        paired = DrawnMoments.together(self._groups)
+        pairs = list(paired.pairs(0, 1)) + list(paired.pairs(2, 1))
         return min(float(smallest_eigenvalue(matrix).min()) for pair in pairs for matrix in (pair.xx, pair.yy))
 
     def scores(self) -> tuple[dict[str, dict[str, Scores]], int, int]:
@@ -170,10 +227,18 @@ class Draws:
         nothing: Scores = [None] * self._repeats
         if not self.finite:
             return {metric: dict.fromkeys(("value", "floor", "ceiling"), nothing) for metric in self._metrics}, 0, 0
-        value, rank_a, rank_b = self._similarities(self._paired, 1)
-        ceiling, *_ = self._similarities(self._paired, 2)
+        paired = DrawnMoments.together(self._groups)
+        value, rank_a, rank_b = self._similarities(paired, 1)
+        ceiling, *_ = self._similarities(paired, 2)
         floor = self._similarities(self._rolled, 1)[0] if self._rolled.rows else dict.fromkeys(self._metrics, nothing)
         return {m: {"value": value[m], "floor": floor[m], "ceiling": ceiling[m]} for m in self._metrics}, rank_a, rank_b
+
+    def left_out(self) -> dict[str, list[Scores]]:
+        """Return, by metric, the values of all draws without each group; nothing where there is one group."""
+        if self.groups == 1 or not self.finite:
+            return {metric: [] for metric in self._metrics}
+        found = [self._similarities(rest, 1)[0] for rest in DrawnMoments.without_each(self._groups)]
+        return {metric: [scores[metric] for scores in found] for metric in self._metrics}
 
     def _similarities(self, moments: DrawnMoments, against: int) -> tuple[dict[str, Scores], int, int]:
         found = [similarities(pair, self._metrics) for pair in moments.pairs(0, against)]
@@ -194,11 +259,12 @@ class LayerSample:
     """
 
     def __init__(
-        self, plan: Plan, repeats: range, *, channels: Channels, seed: int, metrics: Sequence[str] = ("mean_cca",)
+        self, plan: Plan, repeats: range, *, channels: Channels, seed: int, metrics: Sequence[str], groups: int
     ) -> None:
         self.plan = plan
         c, d = (plan.a.channels, plan.b.channels), (plan.d_a, plan.d_b)
-        self.draws = Draws(plan.layer, c, d, repeats, channels=channels, seed=seed, metrics=metrics)
+        groups = usable_groups(groups, units=plan.n, rows=plan.k, channels=sum(d))
+        self.draws = Draws(plan.layer, c, d, repeats, channels=channels, seed=seed, metrics=metrics, groups=groups)
         self._grid = shared_grid(plan.a, plan.b)
         cells, rng = self._grid[0] * self._grid[1], generator(seed, plan.layer, 0, "positions")
         self._positions = np.stack([rng.choice(cells, plan.k, replace=False, shuffle=False) for _ in range(plan.n)])
@@ -215,13 +281,18 @@ class LayerSample:
         both = np.concatenate([own, before], axis=1)
         return cells_at(own, self._grid, self.plan.a), cells_at(both, self._grid, self.plan.b)
 
-    def update(self, a: Tensor, b: Tensor) -> None:
-        """Add what was found at `cells`, (n, k, c_a) and (n, 2k, c_b), batch after batch in the order of the images."""
+    def update(self, start: int, a: Tensor, b: Tensor) -> None:
+        """Add what was found at `cells`, (n, k, c_a) and (n, 2k, c_b), from image `start` on.
+
+        Batches come in the order of the images and without a gap, from any image on.
+        """
         k = self.plan.k
         self.varying_a.update(a.flatten(0, 1))
         self.varying_b.update(b[:, :k].flatten(0, 1))
         a, b = a[..., self.draws.columns_a], b[..., self.draws.columns_b]
-        self.draws.add_paired(a.flatten(0, 1), b[:, :k].flatten(0, 1))
+        group = torch.arange(start, start + len(a)) * self.draws.groups // self.plan.n
+        for i in torch.unique(group).tolist():
+            self.draws.add_paired(a[group == i].flatten(0, 1), b[group == i, :k].flatten(0, 1), i)
         at_previous = b[:, k:]
         if len(self._last_a):
             self._roll(torch.cat([self._last_a, a[:-1]]), at_previous)
@@ -230,10 +301,18 @@ class LayerSample:
             self._roll(a[:-1], at_previous[1:])
         self._last_a = a[-1:]
 
-    def close(self) -> None:
-        """Pair the last image of A with the first of B, unless it is the only one."""
-        if self.plan.n > 1:
-            self._roll(self._last_a, self._first_b)
+    def close(self, processes: Processes) -> None:
+        """Pair the last image of A with the first of B, unless it is the only one; bring all to the first process.
+
+        With several processes, the image that follows the last one of a process is the first one of the next.
+        """
+        firsts = [first for first in processes.from_next(self._first_b) if len(first)]
+        if self.plan.n > 1 and len(self._last_a):
+            self._roll(self._last_a, firsts[0])
+        self.draws.gather(processes)
+        for name in ("varying_a", "varying_b"):
+            if parts := [part for part in processes.to_first(getattr(self, name)) if len(part.mask)]:
+                setattr(self, name, reduce(add, parts))
 
     def _roll(self, a: Tensor, b: Tensor) -> None:
         self.draws.add_rolled(a.flatten(0, 1), b.flatten(0, 1))
@@ -247,15 +326,18 @@ def draw_passes(
     channels: Channels,
     rows: Rows,
     seed: int,
-    metrics: Sequence[str] = ("mean_cca",),
+    metrics: Sequence[str],
+    groups: int,
 ) -> list[tuple[Cells, list[LayerSample]]]:
     """Draw the passes over the images in `pool`, (n,): for each, the images in order and a sample for each layer.
 
     With `spatial` rows one pass serves as many repeats as memory allows, on the same rows; with `whole` each has its
-    own, and a layer takes the first images.
+    own, and a layer takes the first images. There are fewer groups rather than more passes.
     """
+    sizes = [((x.a.channels, x.b.channels), (x.d_a, x.d_b)) for x in plans]
+    at_once = repeats_at_once(sizes, repeats) if rows == "spatial" else 1
+    groups = groups_at_once(sizes, at_once, groups)
     if rows == "spatial":
-        at_once = repeats_at_once([((x.a.channels, x.b.channels), (x.d_a, x.d_b)) for x in plans], repeats)
         served = [range(start, min(start + at_once, repeats)) for start in range(0, repeats, at_once)]
         orders = [pool] * len(served)
     else:
@@ -263,7 +345,10 @@ def draw_passes(
         orders = [pool[generator(seed, "", r, "images").permutation(len(pool))[:most]] for r in range(repeats)]
         served = [range(r, r + 1) for r in range(repeats)]
     return [
-        (order, [LayerSample(plan, which, channels=channels, seed=seed, metrics=metrics) for plan in plans])
+        (
+            order,
+            [LayerSample(x, which, channels=channels, seed=seed, metrics=metrics, groups=groups) for x in plans],
+        )
         for order, which in zip(orders, served, strict=True)
     ]
 

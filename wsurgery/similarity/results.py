@@ -1,7 +1,10 @@
 """What a comparison found, brought together over its repeats."""
 
+import csv
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import hypot
 from statistics import fmean, stdev
 
 from wsurgery.similarity.metrics import Scores
@@ -14,10 +17,16 @@ class LayerSimilarity:
     """The similarity of one layer by one metric, averaged over the repeats.
 
     Attributes:
-        layer: its name.
+        layer: its name; for a layer of A against another one of B, `layer_a × layer_b`.
+        layer_a, layer_b: its name in A and in B.
         metric: its name in `wsurgery.similarity.metrics`.
         value: A against B; None where it is not defined (`notes` says why).
-        se: standard error of `value` over the repeats; None for a single repeat.
+        se: standard error of `value`: the root of the sum of the squares of the next two, of those that are known.
+        se_images: its part from the images (rows of a file): a jackknife over `groups`; None for one group.
+        se_channels: its part from the draws of channels: the spread of `repeats` over the root of their number, less
+            the images' part where every repeat has images of its own; None for a single repeat.
+        bias_corrected: `value` less its bias from the finite number of images, as the jackknife estimates it; it can
+            leave the range of `value`. The floor and the ceiling are not corrected.
         floor: A against B on other images at the same positions, under the same draws; None where there is one image.
         ceiling: A against A, under the same draws.
         normalised: (value − floor) / (ceiling − floor); None where that is not defined.
@@ -25,6 +34,7 @@ class LayerSimilarity:
         d: channels drawn on each side (the smaller side's number, where all are taken).
         p: rows (image patches) really used in a repeat.
         images: images that they come from; None where activations were given.
+        groups: consecutive images, or rows of a file, are left out together in so many groups; 1 is no jackknife.
         rank_a, rank_b: the smallest rank of the drawn channels over the repeats.
         dead_a, dead_b: channels of the layer that are constant over the rows.
         repeats: the value of each repeat; None where only dead channels were drawn.
@@ -32,9 +42,14 @@ class LayerSimilarity:
     """
 
     layer: str
+    layer_a: str
+    layer_b: str
     metric: str
     value: float | None
     se: float | None
+    se_images: float | None
+    se_channels: float | None
+    bias_corrected: float | None
     floor: float | None
     ceiling: float | None
     normalised: float | None
@@ -43,6 +58,7 @@ class LayerSimilarity:
     d: int
     p: int
     images: int | None
+    groups: int
     rank_a: int
     rank_b: int
     dead_a: int
@@ -52,20 +68,31 @@ class LayerSimilarity:
 
 
 def summarise(
-    layer: str,
+    layer_a: str,
+    layer_b: str,
     passes: Sequence[Draws],
     varying: Sequence[tuple[Varying, Varying]],
     *,
     d: int,
     p: int,
     images: int | None,
+    same_rows: bool,
     notes: Sequence[str],
 ) -> list[LayerSimilarity]:
-    """Bring the passes over one layer together, and what varied of A and of B in each: one entry a metric."""
+    """Bring the passes over one layer together, and what varied of A and of B in each: one entry a metric.
+
+    Args:
+        layer_a, layer_b: its name in A and in B.
+        passes: what each gathered.
+        varying: for each, what varied of A and of B.
+        d, p, images, notes: as in the result.
+        same_rows: whether all passes saw the same rows, in the same groups.
+    """
     masks = [[side.mask for side in sides] for sides in zip(*varying, strict=True)]
     (c_a, c_b) = (len(side[0]) for side in masks)
     dead_a, dead_b = (max(int((~mask).sum()) for mask in side) for side in masks)
     found = [draws.scores() for draws in passes]
+    left_out = [draws.left_out() for draws in passes]
     finite = all(draws.finite for draws in passes)
     results = []
     for metric in found[0][0]:
@@ -77,6 +104,14 @@ def summarise(
         if value is not None and floor is not None and ceiling is not None and ceiling > floor:
             normalised = (value - floor) / (ceiling - floor)
         known = _known(repeats)
+        spread = stdev(known) / len(known) ** 0.5 if len(known) > 1 else None
+        se_images, bias = _jackknife(
+            [scores[metric]["value"] for scores, *_ in found], [x[metric] for x in left_out], same_rows
+        )
+        se_channels = spread
+        if spread is not None and se_images is not None and not same_rows:
+            se_channels = max(spread**2 - se_images**2, 0.0) ** 0.5
+        parts = _known([se_images, se_channels])
         more = []
         if dead_a == c_a or dead_b == c_b:
             more.append(f"undefined: no channel of {'A' if dead_a == c_a else 'B'} varies")
@@ -86,10 +121,15 @@ def summarise(
             more.append(f"{len(repeats) - len(known)} of {len(repeats)} repeats drew nothing but constant channels")
         results.append(
             LayerSimilarity(
-                layer=layer,
+                layer=layer_a if layer_a == layer_b else f"{layer_a} × {layer_b}",
+                layer_a=layer_a,
+                layer_b=layer_b,
                 metric=metric,
                 value=value,
-                se=stdev(known) / len(known) ** 0.5 if len(known) > 1 else None,
+                se=hypot(*parts) if parts else None,
+                se_images=se_images,
+                se_channels=se_channels,
+                bias_corrected=None if value is None or bias is None else value - bias,
                 floor=floor,
                 ceiling=ceiling,
                 normalised=normalised,
@@ -98,6 +138,7 @@ def summarise(
                 d=d,
                 p=p,
                 images=images,
+                groups=passes[0].groups,
                 rank_a=min(rank for _, rank, _ in found),
                 rank_b=min(rank for *_, rank in found),
                 dead_a=dead_a,
@@ -107,6 +148,45 @@ def summarise(
             )
         )
     return results
+
+
+def as_csv(results: Sequence[LayerSimilarity]) -> str:
+    """Write one line a result, with a header; without the values of each repeat and the notes."""
+    columns = [field.name for field in fields(LayerSimilarity) if field.name not in ("repeats", "notes")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([getattr(result, column) for column in columns] for result in results)
+    return text.getvalue()
+
+
+def _jackknife(
+    values: Sequence[Scores], left_out: Sequence[Sequence[Scores]], same_rows: bool
+) -> tuple[float | None, float | None]:
+    """Return the standard error and the bias of the mean of all values, by the jackknife over groups.
+
+    Source: Quenouille, *Notes on bias in estimation*, 1956; Tukey, *Bias and confidence in not-quite large samples*, 1958.
+
+    Args:
+        values: the values of each pass.
+        left_out: for each pass and group, the values without that group.
+        same_rows: whether all passes saw the same rows; if not, their errors are independent.
+    """
+    if same_rows:
+        values = [[score for scores in values for score in scores]]
+        left_out = [[[score for scores in group for score in scores] for group in zip(*left_out, strict=True)]]
+    variances, biases = [], []
+    for scores, groups in zip(values, left_out, strict=True):
+        known = [i for i, score in enumerate(scores) if score is not None]
+        without = [[group[i] for i in known] for group in groups]
+        if not known or not without or any(score is None for group in without for score in group):
+            continue
+        means, g = [fmean(_known(group)) for group in without], len(without)
+        variances.append((g - 1) / g * sum((mean - fmean(means)) ** 2 for mean in means))
+        biases.append((g - 1) * (fmean(means) - fmean(_known(scores))))
+    if not variances:
+        return None, None
+    return (fmean(variances) / len(variances)) ** 0.5, fmean(biases)
 
 
 def _mean(scores: Scores) -> float | None:
