@@ -142,7 +142,7 @@ def _pairs(report: Report) -> str:
             "comparisons of two networks", f"{command}` for the NAMEs `{PRETRAINED_PAIR}` and `{RANDOM_PAIR}"
         )
     series = {name: [scores] for name, scores in report.pairs.items()}
-    caption = "Similarity of two networks after training, layer by layer. Whiskers: ± one standard error (images and draws of channels)."
+    caption = "Similarity of two networks after training, layer by layer. Whiskers: ± one standard error, of images and draws."
     page = _figure(inline_svg(draw_similarities(series), _text(caption)), caption)
     page += _similarity_table(series, "networks")
     if PRETRAINED_PAIR in report.pairs and RANDOM_PAIR in report.pairs:
