@@ -20,7 +20,7 @@ demo-imagenet: $(VENV)/installed-dev
 	$(MAKE) -C recipes/imagenet-surgery -j$(JOBS)
 
 test: $(VENV)/installed-dev
-	pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 pytest -n $(JOBS) --dist worksteal
 
 sweep: $(VENV)/installed-dev
 	python tests/anatomy/sweep.py
