@@ -119,6 +119,7 @@ def cca(
     from json import dumps
 
     from wsurgery import __version__
+    from wsurgery.checkpoint.provenance import describe_file
     from wsurgery.checkpoint.writer import AtomicFile, write_all
     from wsurgery.errors import UsageError, printable
 
@@ -166,7 +167,7 @@ def cca(
                 raise UsageError("--activations is for one process: start it without torchrun")
             assert b is not None
             found = compare_files(Path(a), Path(b), fast=fast, **shared)
-            result |= {"a": _describe_file(a), "b": _describe_file(b), "arguments": {**shared, "fast": fast}}
+            result |= {"a": describe_file(Path(a)), "b": describe_file(Path(b)), "arguments": {**shared, "fast": fast}}
         else:
             from wsurgery.data.dataset import load_dataset
             from wsurgery.models import load
@@ -254,12 +255,6 @@ def _describe(source: str) -> dict[str, Any]:
     with open_checkpoint(source) as checkpoint:
         described = describe_input(checkpoint, History(), flows=False)
     return {key: value.result() if key == "blake3" else value for key, value in described.items()}
-
-
-def _describe_file(path: str) -> dict[str, Any]:
-    from wsurgery.checkpoint.digest import file_digest
-
-    return {"name": Path(path).name, "size": Path(path).stat().st_size, "blake3": file_digest(Path(path))}
 
 
 def _number(value: float | None) -> str:

@@ -42,9 +42,8 @@ def fetch(
         read_config,
     )
     from wsurgery.anatomy.timm_names import to_timm
-    from wsurgery.checkpoint.digest import file_digest
     from wsurgery.checkpoint.hub import download
-    from wsurgery.checkpoint.provenance import History, make_record
+    from wsurgery.checkpoint.provenance import History, describe_file, make_record
     from wsurgery.checkpoint.state_dict import open_state_dict
 
     name, _, pinned = name.partition("@")
@@ -68,7 +67,7 @@ def fetch(
                 f"{known.name} is at {known.url}, not on the hub: it has no revisions, leave out --revision"
             )
         path = download_url(known.url, offline=offline, progress=progress)
-        given = {"name": path.name, "size": path.stat().st_size, "blake3": file_digest(path), "url": known.url}
+        given = {**describe_file(path), "url": known.url}
     else:
         found = download(repo, revision, offline=offline, progress=progress)
         path, given = found.path, found.describe()

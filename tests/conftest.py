@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +155,16 @@ def peak_memory(*arguments: object) -> int:
     """Run `wsurgery ARGUMENTS` and return its peak resident memory in KiB."""
     done = subprocess.run([sys.executable, "-c", _MEASURE, *map(str, arguments)], capture_output=True, check=True)
     return int(done.stdout)
+
+
+HEAVY = ("torch", "timm", "torchvision", "scipy", "matplotlib", "sklearn", "pandas")
+
+
+def watching_imports(folder: Path, forbidden: Sequence[str] = HEAVY) -> str:
+    """Write `run.py` in a folder; return the start of a line of bash there that runs wsurgery, and fails on these imports."""
+    (folder / "run.py").write_text(
+        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
+        f"    found = {set(forbidden)} & set(sys.modules)\n"
+        "    sys.exit(f'imports {found}' if found else end.code)"
+    )
+    return f"{sys.executable} run.py"

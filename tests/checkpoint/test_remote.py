@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.conftest import small_resnet
+from tests.conftest import small_resnet, watching_imports
 from wsurgery.checkpoint import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -411,14 +411,9 @@ def test_a_package_that_is_missing_is_named(shell, tmp_path):
 
 
 def test_only_urls_import_what_urls_need(resnet, shell, tmp_path):
-    script = (
-        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
-        "    net = {'http.client', 'urllib.request', 'fsspec', 'huggingface_hub', 's3fs'} & set(sys.modules)\n"
-        "    sys.exit(f'imports {net}' if net else end.code)"
-    )
-    (tmp_path / "run.py").write_text(script)
+    run = watching_imports(tmp_path, ("http.client", "urllib.request", "fsspec", "huggingface_hub", "s3fs"))
     for words in ("--help", f"show {resnet}", f"shuffle {resnet} -o out"):
-        done = shell(f"{sys.executable} run.py {words}", tmp_path)
+        done = shell(f"{run} {words}", tmp_path)
         assert done.returncode == 0, done.stderr.decode()
 
 

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import sys
 import tarfile
 import warnings
 from functools import partial
@@ -21,7 +20,7 @@ from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from tests.conftest import peak_memory, small_resnet
+from tests.conftest import peak_memory, small_resnet, watching_imports
 from wsurgery.models import load
 
 
@@ -231,13 +230,8 @@ def test_a_mistake_is_one_line_and_leaves_no_file(arguments, status, words, save
 
 
 def test_convert_imports_no_heavy_library(saved, shell, tmp_path):
-    script = (
-        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
-        "    heavy = {'torch', 'timm', 'torchvision', 'scipy', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
-        "    sys.exit(f'imports {heavy}' if heavy else end.code)"
-    )
-    (tmp_path / "run.py").write_text(script)
-    done = shell(f"{sys.executable} run.py convert 'as downloaded.pth' -o out.safetensors", tmp_path)
+    run = watching_imports(tmp_path)
+    done = shell(f"{run} convert 'as downloaded.pth' -o out.safetensors", tmp_path)
     assert done.returncode == 0, done.stderr.decode()
 
 

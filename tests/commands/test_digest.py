@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-import sys
 
 from safetensors.numpy import load_file, save_file
+
+from tests.conftest import watching_imports
 
 LINE = re.compile(rb"[0-9a-f]{64}\n")
 
@@ -53,9 +54,5 @@ def test_an_input_that_ends_early_has_no_digest(resnet, wsurgery):
 
 
 def test_it_does_not_import_numpy(resnet, tmp_path, shell):
-    script = (
-        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
-        "    sys.exit('imports numpy' if 'numpy' in sys.modules else end.code)"
-    )
-    (tmp_path / "run.py").write_text(script)
-    assert shell(f"{sys.executable} run.py digest resnet.safetensors", tmp_path).returncode == 0
+    run = watching_imports(tmp_path, ["numpy"])
+    assert shell(f"{run} digest resnet.safetensors", tmp_path).returncode == 0

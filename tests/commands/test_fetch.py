@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from safetensors.numpy import load_file, save
 from safetensors.torch import save as save_torch
 
-from tests.conftest import small_resnet
+from tests.conftest import small_resnet, watching_imports
 from tests.hub import HubServer
 from wsurgery.checkpoint import open_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError
@@ -106,13 +106,8 @@ def test_a_model_of_timm_is_fetched_with_all_that_it_is(hub, network, as_timm_pu
 
 def test_fetch_of_a_model_of_the_hub_imports_no_heavy_library(hub, as_timm_pushes, shell, tmp_path):
     hub.push("org/name", as_timm_pushes)
-    script = (
-        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
-        "    heavy = {'torch', 'timm', 'torchvision', 'scipy', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
-        "    sys.exit(f'imports {heavy}' if heavy else end.code)"
-    )
-    (tmp_path / "run.py").write_text(script)
-    done = shell(f"{sys.executable} run.py fetch org/name -o out.safetensors", tmp_path)
+    run = watching_imports(tmp_path)
+    done = shell(f"{run} fetch org/name -o out.safetensors", tmp_path)
     assert done.returncode == 0, done.stderr.decode()
 
 

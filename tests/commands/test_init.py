@@ -1,8 +1,9 @@
 import json
-import sys
 
 import pytest
 from safetensors.torch import load_file
+
+from tests.conftest import watching_imports
 
 
 def test_the_seed_decides_every_byte(invoke, fresh, tmp_path):
@@ -56,13 +57,8 @@ def test_any_timm_model_with_its_own_arguments(invoke, tmp_path):
 
 @pytest.mark.parametrize("arch", ["resnet50_slim", "cbr_tiny"])
 def test_plain_resnets_and_the_cbr_family_are_made_without_torch(arch, shell, tmp_path):
-    script = (
-        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
-        "    heavy = {'torch', 'timm', 'torchvision', 'scipy', 'matplotlib', 'sklearn', 'pandas'} & set(sys.modules)\n"
-        "    sys.exit(f'imports {heavy}' if heavy else end.code)"
-    )
-    (tmp_path / "run.py").write_text(script)
-    done = shell(f"{sys.executable} run.py init {arch} --num-classes 5 --width 0.5 -o x", tmp_path)
+    run = watching_imports(tmp_path)
+    done = shell(f"{run} init {arch} --num-classes 5 --width 0.5 -o x", tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     from wsurgery.models import load
 

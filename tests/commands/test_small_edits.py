@@ -1,7 +1,6 @@
 """cast, rename, drop, keep, scale, add-noise, average, lerp and new-head as a user runs them."""
 
 import json
-import sys
 
 import ml_dtypes
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import small_resnet
+from tests.conftest import small_resnet, watching_imports
 
 COMMANDS = {
     "cast": ["cast", "--to", "bf16", "--except", "fc.*"],
@@ -40,14 +39,9 @@ def history(path) -> dict:
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
 def test_threads_and_pipes_give_the_same_bytes_without_a_heavy_library(arguments, resnet, wsurgery, shell, folder):
     wsurgery(*arguments, "--threads", 8, "-o", "many", stdin=resnet.read_bytes(), cwd=folder)
-    script = (
-        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
-        "    heavy = {'torch', 'timm', 'torchvision', 'scipy', 'matplotlib', 'sklearn', 'pandas'} & set(sys.modules)\n"
-        "    sys.exit(f'imports {heavy}' if heavy else end.code)"
-    )
-    (folder / "run.py").write_text(script)
+    run = watching_imports(folder)
     quoted = " ".join(f"'{word}'" for word in arguments)
-    done = shell(f"cat resnet.safetensors | {sys.executable} run.py {quoted} --threads 1 > one", folder)
+    done = shell(f"cat resnet.safetensors | {run} {quoted} --threads 1 > one", folder)
     assert done.returncode == 0, done.stderr.decode()
     assert (folder / "many").read_bytes() == (folder / "one").read_bytes()
     with safe_open(folder / "one", "numpy") as file:

@@ -16,7 +16,7 @@ from blake3 import blake3
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.conftest import peak_memory, small_resnet
+from tests.conftest import peak_memory, small_resnet, watching_imports
 
 COMMANDS = {
     "meanvar": ["meanvar"],
@@ -50,13 +50,8 @@ def test_the_reference_library_reads_the_result_and_foreign_metadata_is_kept(arg
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
 def test_no_surgery_command_imports_a_heavy_library(arguments, resnet, tmp_path, shell):
-    script = (
-        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
-        "    heavy = {'torch', 'timm', 'torchvision', 'scipy', 'matplotlib', 'sklearn', 'pandas'} & set(sys.modules)\n"
-        "    sys.exit(f'imports {heavy}' if heavy else end.code)"
-    )
-    (tmp_path / "run.py").write_text(script)
-    line = " ".join([sys.executable, "run.py", *arguments, "-o", "out.safetensors", "<", str(resnet)])
+    run = watching_imports(tmp_path)
+    line = " ".join([run, *arguments, "-o", "out.safetensors", "<", str(resnet)])
     done = shell(line, tmp_path)
     assert done.returncode == 0, done.stderr.decode()
 
@@ -64,12 +59,8 @@ def test_no_surgery_command_imports_a_heavy_library(arguments, resnet, tmp_path,
 @pytest.mark.parametrize("command", ["--help", "show x.safetensors", "log x.safetensors"])
 def test_commands_that_read_the_header_do_not_import_numpy(command, resnet, tmp_path, shell):
     os.link(resnet, tmp_path / "x.safetensors")
-    script = (
-        "import sys, runpy\ntry:\n    runpy.run_module('wsurgery', run_name='__main__')\nexcept SystemExit as end:\n"
-        "    sys.exit('imports numpy' if 'numpy' in sys.modules else end.code)"
-    )
-    (tmp_path / "run.py").write_text(script)
-    done = shell(f"{sys.executable} run.py {command}", tmp_path)
+    run = watching_imports(tmp_path, ["numpy"])
+    done = shell(f"{run} {command}", tmp_path)
     assert done.returncode == 0, done.stderr.decode()
 
 

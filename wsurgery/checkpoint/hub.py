@@ -4,7 +4,6 @@ The cache also notes which files a commit does not have. So what is taken from t
 """
 
 import errno
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 
 from wsurgery.checkpoint.digest import FilesDigest, file_sha256
 from wsurgery.checkpoint.provenance import Record
-from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, WHOLE
+from wsurgery.checkpoint.shards import INDEX, WHOLE, read_shard_names
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 _WEIGHTS = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first that there is, is taken
@@ -71,7 +70,11 @@ def download(repo: str, revision: str | None = None, *, offline: bool = False, p
     if weights is None:
         raise WsurgeryError(f"{model.label} has none of {', '.join(_WEIGHTS)}: it is not a model that can be read here")
     sharded = weights.suffix == ".json"
-    files = [model.need(name) for name in _shards(weights, model.label)] if sharded else [weights]
+    files = [weights]
+    if sharded:
+        index = f"{model.label}: {weights.name}"
+        names = read_shard_names(weights, index, lambda name: f"{index} names {name}: a shard is a file beside it")
+        files = [model.need(name) for name in names]
     for file in files:
         _verify(file, model.label)
     for name in _CONFIGS:
@@ -161,19 +164,6 @@ class _Model:
             where = printable(constants.ENDPOINT)
             problem = f"the download from {where} failed ({reason}): try again, or --offline for the cache"
         raise WsurgeryError(f"{self.label}: {problem}") from None
-
-
-def _shards(index: Path, label: str) -> list[str]:
-    try:
-        if index.stat().st_size > MAX_INDEX:
-            raise ValueError
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise WsurgeryError(f"{label}: {index.name} is not an index: it has no weight_map") from None
-    for name in names:
-        if name != Path(name).name or name in ("", "..") or "\0" in name:
-            raise WsurgeryError(f"{label}: {index.name} names {printable(name)}: a shard is a file beside it")
-    return names
 
 
 def _verify(file: Path, label: str) -> None:

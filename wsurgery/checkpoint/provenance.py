@@ -12,10 +12,11 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from wsurgery import __version__
-from wsurgery.checkpoint.digest import FilesDigest, bytes_digest
+from wsurgery.checkpoint.digest import FilesDigest, bytes_digest, file_digest
 from wsurgery.checkpoint.reader import STDIN, Checkpoint
 from wsurgery.errors import WsurgeryError
 
@@ -126,6 +127,11 @@ def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool) -> 
         "blake3": FilesDigest(checkpoint.files),
     }
     return {**described, "log": list(history.log)} if history.log and not flows else described
+
+
+def describe_file(path: Path) -> Record:
+    """Describe an input that is one file of any format, for a record."""
+    return {"name": path.name, "size": path.stat().st_size, "blake3": file_digest(path)}
 
 
 def as_pipeline(log: Sequence[Record], runs: Iterator[int] | None = None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from wsurgery.checkpoint.header import LENGTH_BYTES, Header, TensorInfo, header_length, parse_header
+from wsurgery.checkpoint.writer import write_all
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 if TYPE_CHECKING:
@@ -135,6 +136,21 @@ class Checkpoint:
         for piece in self.pieces(tensor, skip=done):
             while piece:
                 piece = piece[target.write(piece) :]
+
+    def copy_whole_to(self, target: BinaryIO) -> None:
+        """Copy the checkpoint to an unbuffered stream, as one file with the same metadata.
+
+        Raises:
+            WsurgeryError: the input ends early.
+        """
+        write_all(target, self._whole_header)
+        for tensor in self.tensors.values():
+            self.copy_to(tensor, target)
+
+    @property
+    def _whole_header(self) -> bytes:
+        """The header of one file that holds all of it."""
+        return self.header_bytes
 
     def finish(self) -> None:
         """Read a stream to its end.

@@ -1,18 +1,19 @@
 """A checkpoint in several files: a folder with a `model.safetensors.index.json`, as the Hugging Face hub stores it."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from mmap import mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from wsurgery.checkpoint.header import Header, TensorInfo
+from wsurgery.checkpoint.header import Header, TensorInfo, format_header
 from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 MAX_INDEX = 200_000_000  # bytes: twice the largest header
+_NO_INDEX = "{} is not an index: it has no weight_map"
 
 
 class ShardedCheckpoint(Checkpoint):
@@ -72,6 +73,10 @@ class ShardedCheckpoint(Checkpoint):
     def copy_to(self, tensor: TensorInfo, target: BinaryIO) -> None:
         """Copy one tensor's bytes to an unbuffered stream, inside the kernel where it can."""
         self._shard_with(tensor).copy_to(tensor, target)
+
+    @property
+    def _whole_header(self) -> bytes:
+        return format_header(self.tensors.values(), self.header.metadata)
 
     def _shard_with(self, tensor: TensorInfo) -> Checkpoint:
         shard = self.shards[self.shard_of[tensor.name]]
@@ -142,26 +147,56 @@ def _read_index(path: Path) -> dict[str, str]:
         return parse_index(stream.read(MAX_INDEX + 1), printable(str(path)))
 
 
+def read_shard_names(path: Path, label: str, complain: Callable[[str], str]) -> list[str]:
+    """Return the names of the shards in an index, whatever their format, sorted.
+
+    Args:
+        path: the index.
+        label: what messages call it.
+        complain: gives the message for a name, escaped, that is not one of a file beside the index.
+
+    Raises:
+        WsurgeryError: it is not an index, or names such a file.
+    """
+    with path.open("rb") as stream:
+        weight_map = _parse_weight_map(stream.read(MAX_INDEX + 1), label)
+    try:
+        names = sorted(set(weight_map.values()))
+    except TypeError:  # lists, or a mixture
+        raise WsurgeryError(_NO_INDEX.format(label)) from None
+    for name in names:
+        if not _is_beside(name):
+            raise WsurgeryError(complain(printable(str(name))))
+    return names
+
+
 def parse_index(content: bytes, label: str) -> dict[str, str]:
     """Return tensor name → file name of its shard.
 
     Raises:
         WsurgeryError: it is not an index, or names a file outside its folder.
     """
-    if len(content) > MAX_INDEX:
-        raise WsurgeryError(f"{label} is more than {MAX_INDEX:,} bytes: no index is as large")
-    try:
-        index: Any = json.loads(content)
-        weight_map = index["weight_map"]
-        pairs = list(weight_map.items())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise WsurgeryError(f"{label} is not an index: it has no weight_map") from None
-    for tensor, file in pairs:
-        if not isinstance(file, str) or not file.endswith(".safetensors") or file != Path(file).name or "\0" in file:
+    weight_map = _parse_weight_map(content, label)
+    for tensor, file in weight_map.items():
+        if not _is_beside(file) or not file.endswith(".safetensors"):
             raise WsurgeryError(
                 f"{label} places {printable(tensor)} in {printable(str(file))}: a shard is a .safetensors file in the folder"
             )
-    return dict(pairs)
+    return weight_map
+
+
+def _parse_weight_map(content: bytes, label: str) -> dict[str, Any]:
+    if len(content) > MAX_INDEX:
+        raise WsurgeryError(f"{label} is more than {MAX_INDEX:,} bytes: no index is as large")
+    try:
+        return dict(json.loads(content)["weight_map"].items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise WsurgeryError(_NO_INDEX.format(label)) from None
+
+
+def _is_beside(name: object) -> bool:
+    """Whether it is the name of a file in the same folder."""
+    return isinstance(name, str) and name == Path(name).name and name not in ("", "..") and "\0" not in name
 
 
 def _require_indexed(shard: Checkpoint, name: str, shard_of: dict[str, str]) -> None:

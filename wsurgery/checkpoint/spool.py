@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from tempfile import TemporaryFile, gettempdir
 
 from wsurgery.checkpoint.reader import Checkpoint
-from wsurgery.checkpoint.writer import write_all
 
 
 @contextmanager
@@ -22,9 +21,7 @@ def seekable(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
         return
     with TemporaryFile(buffering=0) as stream:
         try:
-            write_all(stream, checkpoint.header_bytes)
-            for tensor in checkpoint.tensors.values():
-                checkpoint.copy_to(tensor, stream)
+            checkpoint.copy_whole_to(stream)
         except OSError as error:
             error.filename = error.filename or f"{gettempdir()} (a copy of {checkpoint.label}; TMPDIR moves it)"
             raise

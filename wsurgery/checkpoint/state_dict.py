@@ -1,6 +1,5 @@
 """A state dict from a checkpoint as it is found: a file or folder of torch.save, .npz or safetensors, in any wrapper."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -9,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from wsurgery.checkpoint.digest import bytes_digest, file_digest
+from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
 from wsurgery.checkpoint.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy, one_line_errors
-from wsurgery.checkpoint.provenance import History, Record, describe_input
+from wsurgery.checkpoint.provenance import History, Record, describe_file, describe_input
 from wsurgery.checkpoint.reader import STDIN, open_checkpoint
-from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, WHOLE
+from wsurgery.checkpoint.shards import INDEX, WHOLE, read_shard_names
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 # Names under which training scripts save the weights beside other things, in the order in which they are taken.
@@ -169,7 +168,7 @@ def _torch(file: TorchFile, path: Path, key: str | None) -> StateDict:
         file.label,
         tensors,
         lambda name: file.read(found[name], name),
-        _describe(path),
+        describe_file(path),
         notes=tuple(notes),
         aliases=_tied(found),
     )
@@ -192,15 +191,10 @@ def _bin_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return [folder / _BIN] if (folder / _BIN).is_file() else []
     label = printable(str(index))
-    if index.stat().st_size > MAX_INDEX:
-        raise WsurgeryError(f"{label} is {index.stat().st_size} bytes: no index is as large")
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise WsurgeryError(f"{label} is not an index: it has no weight_map") from None
+    names = read_shard_names(
+        index, label, lambda name: f"{label} names the file {name}: a shard is a file in the folder"
+    )
     for name in names:
-        if not isinstance(name, str) or name != Path(name).name or name in ("", "..") or "\0" in name:
-            raise WsurgeryError(f"{label} names the file {printable(str(name))}: a shard is a file in the folder")
         if not (folder / name).is_file():
             raise WsurgeryError(f"{printable(str(folder))} lacks {printable(name)}, which its index names")
     return [folder / name for name in names]
@@ -248,7 +242,7 @@ def _npz(path: Path, label: str, key: str | None) -> StateDict:
             tensors[name] = TensorInfo(_checked(name), dtype_name(value.dtype), value.shape, 0, 0).placed(0)
         except (TypeError, WsurgeryError) as error:
             raise WsurgeryError(f"{label}: {printable(name)}: {error}") from None
-    return StateDict(label, tensors, lambda name: array(name).reshape(-1).view(np.uint8).data, _describe(path))
+    return StateDict(label, tensors, lambda name: array(name).reshape(-1).view(np.uint8).data, describe_file(path))
 
 
 @contextmanager
@@ -256,10 +250,6 @@ def _open_npz(path: Path, label: str) -> Iterator[Any]:
     # numpy leaves a file open that it opened itself and could not read.
     with path.open("rb") as stream, one_line_errors(label), np.load(stream, allow_pickle=False) as file:
         yield file
-
-
-def _describe(path: Path) -> Record:
-    return {"name": path.name, "size": path.stat().st_size, "blake3": file_digest(path)}
 
 
 def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:

@@ -24,11 +24,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from wsurgery.checkpoint import AtomicFile, Checkpoint, open_checkpoint
-from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History, Record, describe_input, make_record
-from wsurgery.checkpoint.shards import ShardedCheckpoint
 from wsurgery.checkpoint.spool import seekable
-from wsurgery.checkpoint.writer import write_all
 from wsurgery.data.augment import augment, normalise
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import portable_name
@@ -319,13 +316,8 @@ def _claim_folder(run: Path, config: Entry, init: Checkpoint) -> None:
         leftovers = [path.name for path in run.iterdir() if not path.name.startswith(".") and path.suffix != ".tmp"]
         if leftovers and leftovers != ["init.safetensors"]:
             raise UsageError(f"{printable(str(run))} holds {printable(leftovers[0])} and no run: choose another folder")
-        header = init.header_bytes
-        if isinstance(init, ShardedCheckpoint):
-            header = format_header(init.tensors.values(), init.header.metadata)
         with AtomicFile(run / "init.safetensors", force=True) as target:
-            write_all(target, header)
-            for tensor in init.tensors.values():
-                init.copy_to(tensor, target)
+            init.copy_whole_to(target)
         _write_json(settled, as_read)
         return
     before = json.loads(settled.read_text())
