@@ -60,6 +60,17 @@ def test_a_resampled_variance_is_positive_and_keeps_mean_and_variance():
     assert y.std() == pytest.approx(x.std(), rel=0.05)
 
 
+@pytest.mark.parametrize("dtype", ["u2:f2", "u4:f4"])
+def test_a_signalling_nan_is_counted_without_a_warning(dtype):
+    bits, real = dtype.split(":")
+    x = np.array([0x7D00, 0, 0x3C00] if bits == "u2" else [0x7F810000, 0, 0x3F800000], bits).view(real)
+    with ThreadPoolExecutor(2) as pool:
+        found = summary(x, pool.map)
+    assert (found.nan, found.zeros, found.mean, found.max) == (1, 1, 0.5, 1.0)
+    with pytest.raises(WsurgeryError, match="NaN"):
+        meanvar(x, random=stream())
+
+
 @pytest.mark.parametrize("operation", RESAMPLINGS)
 @pytest.mark.parametrize("size", [5, CHUNK, 3 * CHUNK + 17])
 def test_threads_do_not_change_the_result(operation, size):

@@ -37,8 +37,8 @@ def moments(x: Array, run: Map) -> Moments:
     flat = x.reshape(-1)
 
     def part(chunk: int) -> Moments:
-        values = flat[chunk_slice(chunk)].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # whoever asks checks that the result is finite
+            values = flat[chunk_slice(chunk)].astype(np.float64)
             mean = float(values.mean())
             np.subtract(values, mean, out=values)
             np.multiply(values, values, out=values)
@@ -68,7 +68,8 @@ def summary(x: Array, run: Map = map) -> Summary:
     flat = x.reshape(-1)
 
     def part(chunk: int) -> tuple[Moments, int, int, int, float, float]:
-        values = flat[chunk_slice(chunk)].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            values = flat[chunk_slice(chunk)].astype(np.float64)
         zeros, nan, inf = values.size - int(np.count_nonzero(values)), 0, 0
         if not (math.isfinite(values.min()) and math.isfinite(values.max())):
             nan, inf = int(np.isnan(values).sum()), int(np.isinf(values).sum())
