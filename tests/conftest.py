@@ -91,6 +91,27 @@ def wsurgery() -> Run:
 
 
 @pytest.fixture(scope="session")
+def torchrun() -> Run:
+    """Run `wsurgery ARGUMENTS` in two processes that share the work, as torchrun starts them."""
+
+    def run(*arguments: object, check: bool = True):
+        # Whatever this machine's host name resolves to, if anything: they meet on the loopback interface.
+        together = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *together, "-m", "wsurgery", *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=240,
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+        )
+        if check:
+            assert done.returncode == 0, done.stderr.decode()
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def shell() -> Callable[[str, Path], subprocess.CompletedProcess[bytes]]:
     """Run a line of bash in a folder, with `wsurgery` on the path and `pipefail` set."""
 

@@ -1,7 +1,5 @@
 import csv
 import json
-import subprocess
-import sys
 from shutil import copy
 
 import numpy as np
@@ -210,30 +208,12 @@ def test_with_its_own_initialisation(finished, fundus, invoke, fresh, tmp_path):
     assert "B is needed" in cca(fresh, check=False).stderr
 
 
-def test_two_processes_find_what_one_finds(finished, fundus, invoke, tmp_path):
+def test_two_processes_find_what_one_finds(finished, fundus, invoke, torchrun, tmp_path):
     given = [finished / "init.safetensors", finished / "last.safetensors", "--data", fundus, "--split", "train"]
     given += ["-d", 3, "--repeats", 3, "--threads", 1, "--device", "cpu", "--metric", "mean_cca,unbiased_cka"]
     given += ["--image-size", 320]  # four batches
     one = json.loads(invoke("cca", *given, "--json").stdout)
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            "-m",
-            "wsurgery",
-            "cca",
-            *map(str, given),
-            "-o",
-            str(tmp_path / "two.json"),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    torchrun("cca", *given, "-o", tmp_path / "two.json")
     two = json.loads((tmp_path / "two.json").read_text())
     assert two["arguments"]["processes"] == 2
     for x, y in zip(one["layers"], two["layers"], strict=True):
