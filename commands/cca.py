@@ -49,7 +49,8 @@ def cca(
         typer.Option(
             metavar="M,…",
             help="mean_cca, svcca (99 % of the variance), pwcca (weighted by A), r2_cca, adjusted_r2_cca, linear_cka, "
-            "unbiased_cka, procrustes. All of them from the same draws, in one pass.",
+            "unbiased_cka (unbiased if rows are independent, as patches of one image are not), procrustes. All of them "
+            "from the same draws, in one pass.",
         ),
     ] = "mean_cca",
     compat: Annotated[
@@ -76,7 +77,7 @@ def cca(
     skip_bad: SkipBad = False,
     images: Annotated[int, typer.Option(min=1, help="Images to use, if there are as many.")] = 512,
     groups: Annotated[
-        int, typer.Option(min=1, help="Groups of images to leave out in turn, for the images' part of the error.")
+        int, typer.Option(min=1, help="Groups of images to leave out in turn, for the images' part of the error; 1: none.")
     ] = 16,
     bias_corrected: Annotated[
         bool, typer.Option("--bias-corrected", help="Also show the value less its bias from the number of images.")
@@ -147,8 +148,8 @@ def cca(
         import torch
         from threadpoolctl import threadpool_limits
 
+        from wsurgery.processes import joined
         from wsurgery.similarity.files import compare_files
-        from wsurgery.similarity.processes import joined
         from wsurgery.similarity.results import as_csv
 
         if threads:

@@ -1,6 +1,5 @@
 """`wsurgery eval`."""
 
-import os
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Data, Device, Force, Json, Threads, command, table_console
+from wsurgery.commands._shared import Data, Device, Force, Json, Seed, Threads, command, table_console
 from wsurgery.errors import UsageError, WsurgeryError
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wsurgery.data.dataset import Dataset
+    from wsurgery.training.bootstrap import Interval
 
 
 @command
@@ -34,12 +34,17 @@ def eval(
     arch: Annotated[str | None, typer.Option(help="The timm model, if a checkpoint does not say it.")] = None,
     device: Device = "auto",
     threads: Threads = None,
+    bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Samples of the bootstrap; 0 for none.")] = 2000,
+    seed: Seed = 0,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Evaluate checkpoints: AUC for each label with its 95 % confidence interval (DeLong), and their mean.
+    """Evaluate checkpoints: AUC for each label and their mean, with 95 % confidence intervals.
 
+    One interval is DeLong's, which takes images as independent; the other resamples patients, with all images of each.
     Where the labels are the five grades of retinopathy, also for the eyes to be referred: moderate or worse.
+
+    Started by torchrun, the processes share the images, and the result is one process's.
 
     Example: wsurgery eval run/best.safetensors --data synthetic:fundus?n=2000 --predictions test.csv
     """
@@ -49,6 +54,7 @@ def eval(
     from wsurgery.checkpoint.remote import without_secrets
     from wsurgery.data.dataset import load_dataset
     from wsurgery.models import load
+    from wsurgery.processes import cores, joined
     from wsurgery.training.predict import choose_device, predict
 
     if len(checkpoints) > 1 and (predictions or (json and not beside)):
@@ -57,27 +63,36 @@ def eval(
         raise UsageError(f"--beside {beside}: give a file name, without a folder")
     if beside is not None and any("://" in checkpoint for checkpoint in checkpoints):
         raise UsageError("--beside writes beside a file, and a URL is read only: use --json")
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    where = choose_device(device)
-    dataset = load_dataset(data, split=split, image_size=image_size, skip_bad=skip_bad)
-    say_skipped(split, dataset.skipped)
-    for checkpoint in checkpoints:
-        label = without_secrets(checkpoint)
-        logits = predict(load(checkpoint, arch).to(where), dataset, device=where)
-        result = _evaluate(logits, dataset, label, split)
-        if predictions:
-            _write_predictions(predictions, dataset, logits, force=force)
-        if beside:
-            with AtomicFile(Path(checkpoint).with_name(beside), force=force) as stream:
-                stream.write(dumps(result, indent=2).encode() + b"\n")
-        if json:
-            typer.echo(dumps(result, indent=2))
-        else:
-            _print_table(result, label if len(checkpoints) > 1 else None)
+    torch.set_num_threads(threads or cores())
+    with joined() as processes:
+        where = choose_device(device, processes)
+        dataset = processes.in_turn(lambda: load_dataset(data, split=split, image_size=image_size, skip_bad=skip_bad))
+        if processes.is_first:
+            say_skipped(split, dataset.skipped)
+        for checkpoint in checkpoints:
+            label = without_secrets(checkpoint)
+            logits = predict(load(checkpoint, arch).to(where), dataset, device=where, processes=processes)
+            if not processes.is_first:
+                continue
+            result = _evaluate(logits, dataset, label, split, bootstrap=bootstrap, seed=seed)
+            if predictions:
+                _write_predictions(predictions, dataset, logits, force=force)
+            if beside:
+                with AtomicFile(Path(checkpoint).with_name(beside), force=force) as stream:
+                    stream.write(dumps(result, indent=2).encode() + b"\n")
+            if json:
+                typer.echo(dumps(result, indent=2))
+            else:
+                _print_table(result, label if len(checkpoints) > 1 else None)
 
 
-def _evaluate(logits: "NDArray[np.float32]", dataset: "Dataset", label: str, split: str) -> dict[str, Any]:
+def _evaluate(
+    logits: "NDArray[np.float32]", dataset: "Dataset", label: str, split: str, *, bootstrap: int, seed: int
+) -> dict[str, Any]:
+    import numpy as np
+
     from wsurgery.data.grades import referable
+    from wsurgery.training.bootstrap import bootstrap_aucs, percentile_interval, resampling_unit
     from wsurgery.training.metrics import auc_per_label, delong_interval, macro
 
     if logits.shape[1] != len(dataset.label_names):
@@ -95,6 +110,23 @@ def _evaluate(logits: "NDArray[np.float32]", dataset: "Dataset", label: str, spl
         truth, score = graded
         auc = auc_per_label(truth[:, None], score[:, None], ["referable"])["referable"]
         result["referable"] = {"auc": auc, "ci": delong_interval(truth, score)}
+
+    def drawn(labels: "NDArray[Any]", scores: "NDArray[Any]") -> "NDArray[np.float64]":
+        return bootstrap_aucs(labels, scores, dataset.patients, resamples=bootstrap, seed=seed)
+
+    def interval(values: "NDArray[np.float64]") -> dict[str, "Interval | int | None"]:
+        return {"bootstrap_ci": percentile_interval(values), "left_out": int(np.isnan(values).sum())}
+
+    samples = drawn(dataset.labels, logits)
+    for values, entry in zip(samples.T, result["labels"].values(), strict=True):
+        entry |= interval(values)
+    if graded:
+        result["referable"] |= interval(drawn(graded[0][:, None], graded[1][:, None])[:, 0])
+    scored = [i for i, auc in enumerate(aucs.values()) if auc is not None]
+    means = samples[:, scored].mean(axis=1) if scored else np.full(bootstrap, np.nan)
+    result["macro_ci"], result["macro_left_out"] = interval(means).values()
+    result["bootstrap"] = bootstrap
+    result["resampled"] = resampling_unit(dataset.patients, dataset.paths)
     return result
 
 
@@ -134,13 +166,22 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
 
     table = Table(title=Text(printable(title)) if title else None, box=None, header_style="bold", pad_edge=False)
     table.add_column("label")
-    for column in ("AUC", "95 % interval"):
+    for column in ("AUC", "95 %, DeLong", "95 %, bootstrap"):
         table.add_column(column, justify="right")
+
+    def words(interval: "Interval | None") -> str:
+        return "–" if interval is None else "{:.4f} – {:.4f}".format(*interval)
+
     graded = {"referable": result["referable"]} if "referable" in result else {}
     for name, label in [*result["labels"].items(), *graded.items()]:
         auc = "–" if label["auc"] is None else f"{label['auc']:.4f}"
-        interval = "–" if label["ci"] is None else "{:.4f} – {:.4f}".format(*label["ci"])
-        table.add_row(Text(printable(name)), auc, interval)
+        table.add_row(Text(printable(name)), auc, words(label["ci"]), words(label["bootstrap_ci"]))
     mean = result["macro_auc"]
-    table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", f"n = {result['n']}")
+    table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", "", words(result["macro_ci"]))
+    drawn = f"; {result['resampled']} resampled {result['bootstrap']:,} times" if result["bootstrap"] else ""
+    lost = f", {result['macro_left_out']:,} samples without both classes of each label left out of the macro AUC's"
+    table.caption, table.caption_justify = (
+        f"n = {result['n']:,}{drawn}{lost if result['macro_left_out'] else ''}",
+        "left",
+    )
     table_console().print(table)

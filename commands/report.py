@@ -1,4 +1,4 @@
-"""`wsurgery report`: an experiment as one page and one table."""
+"""`wsurgery report`: an experiment, or several, as one page and one table."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,33 +6,64 @@ from typing import Annotated
 import typer
 
 from wsurgery.commands._shared import Force, Json, command, table_console
+from wsurgery.errors import UsageError, printable
 
 
 @command
 def report(
-    folder: Annotated[Path, typer.Argument(help="An experiment: runs/ARM/SEED and, for pairs, cca/NAME.json.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="An experiment: runs/ARM/SEED, cca/NAME.json, cca/NAME/SEED.json. Several: NET, NET@N.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The page, .html, or .md.")],
+    arms: Annotated[str | None, typer.Option(metavar="A,...", help="These arms, in this order; or none.")] = None,
+    cca: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="These comparisons, ARM-to-init among them; or none.")
+    ] = None,
     threshold: Annotated[float, typer.Option(help="Count steps to this validation macro AUC.")] = 0.9,
-    title: Annotated[str, typer.Option(help="Title of the page.")] = "Transfusion, at toy scale",
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Transfusion",
+    paper: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="What the paper found, to stand at the top of the page.")
+    ] = None,
     json: Json = False,
     force: Force = False,
 ) -> None:
-    """Write an experiment's report: one self-contained HTML page, or Markdown by suffix, and its table on standard output.
+    """Write a report: one self-contained HTML page, or Markdown by suffix, and its tables on standard output.
+
+    Several folders are networks, the deepest first, each with its section, and claims across them at the end.
 
     Example: wsurgery report demo/ -o report.html --threshold 0.85
+
+    Example: wsurgery report out/resnet50 out/cbr_small --arms random,meanvar --cca none -o meanvar.html
     """
     from json import dumps
 
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.writer import write_all
+    from wsurgery.figures.networks import json_of, read_experiments
     from wsurgery.figures.page import render_page
-    from wsurgery.figures.report import as_json, markdown, read_report, terminal_table
+    from wsurgery.figures.tables import markdown, terminal_tables
 
-    found = read_report(folder, threshold=threshold)
-    page = (markdown if output.suffix == ".md" else render_page)(found, title=title)
+    try:
+        about = paper.read_text(encoding="utf-8") if paper else ""
+    except UnicodeDecodeError:
+        raise UsageError(f"--paper {printable(str(paper))} is not UTF-8 text") from None
+    found = read_experiments(folders, threshold=threshold, arms=_names(arms), comparisons=_names(cca))
+    page = (markdown if output.suffix == ".md" else render_page)(found, title=title, paper=about)
     with AtomicFile(output, force=force) as stream:
         write_all(stream, page.encode())
     if json:
-        typer.echo(dumps(as_json(found), indent=2, ensure_ascii=False, allow_nan=False))
+        typer.echo(dumps(json_of(found), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        table_console().print(terminal_table(found))
+        for table in terminal_tables(found):
+            table_console().print(table)
+
+
+def _names(words: str | None) -> list[str] | None:
+    """Read a list of names: None for all, [] for `none`."""
+    if words is None:
+        return None
+    return [] if words == "none" else list(dict.fromkeys(words.split(",")))

@@ -64,6 +64,47 @@ def test_scikit_learn_finds_the_same_auc_in_the_predictions(evaluated):
         assert label["auc"] == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
 
 
+def test_the_bootstrap_is_that_of_the_predictions_by_patient(evaluated):
+    result, rows = evaluated
+    assert (result["bootstrap"], result["resampled"]) == (2000, "patients")
+    owners = [row["patient"] for row in rows]
+    names, owner = np.unique(owners, return_inverse=True)
+    assert len(names) < len(rows)
+    rng, samples = np.random.default_rng(0), {name: [] for name in result["labels"]}
+    for _ in range(2000):
+        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[owner]
+        for name, values in samples.items():
+            labels, scores = (np.repeat([float(row[key]) for row in rows], times) for key in (name, f"p_{name}"))
+            above = (scores[labels == 1, None] > scores[None, labels == 0]).ravel()
+            values.append(above.mean() if len(above) else np.nan)
+    for name, label in result["labels"].items():
+        assert label["bootstrap_ci"] == pytest.approx(np.nanquantile(samples[name], [0.025, 0.975]), abs=1e-9)
+        assert label["left_out"] == np.isnan(samples[name]).sum()
+    means = np.mean(list(samples.values()), axis=0)
+    macro = np.nanquantile(means, [0.025, 0.975])
+    assert result["macro_ci"] == pytest.approx(macro, abs=1e-9)
+    assert result["macro_left_out"] == np.isnan(means).sum()
+    assert result["referable"]["left_out"] == 0
+    assert result["referable"]["bootstrap_ci"][0] < result["referable"]["auc"] < result["referable"]["bootstrap_ci"][1]
+
+
+def test_without_patients_images_are_resampled_and_without_samples_nothing(finished, fundus, invoke, tmp_path):
+    manifest = open_data(fundus)
+    paths = tuple(str(manifest.root.absolute() / name) for name in manifest.paths)
+    write_manifest(replace(manifest, paths=paths, patients=paths), tmp_path / "m.csv")
+    given = ["eval", finished / "last.safetensors", "--data", tmp_path / "m.csv", "--threads", 1]
+    first, other = (json.loads(invoke(*given, "--json", "--seed", seed).stdout) for seed in (0, 1))
+    assert first["resampled"] == "images"
+    assert first["macro_ci"] != other["macro_ci"]
+    assert "images resampled 2,000 times" in invoke(*given).stdout
+    none = json.loads(invoke(*given, "--json", "--bootstrap", 0).stdout)
+    assert (none["bootstrap"], none["macro_ci"]) == (0, None)
+    for label in (*none["labels"].values(), none["referable"]):
+        assert (label["bootstrap_ci"], label["left_out"]) == (None, 0)
+    assert none["labels"]["none"]["ci"] == first["labels"]["none"]["ci"]
+    assert "resampled" not in invoke(*given, "--bootstrap", 0).stdout
+
+
 def test_predictions_tie_only_where_the_logits_do(finished, fundus, invoke, tmp_path):
     state = load_file(finished / "last.safetensors")
     state["fc.weight"] *= 1e-7
@@ -132,17 +173,21 @@ def test_a_label_that_never_changes_is_null(finished, fundus, invoke, tmp_path):
     assert found == [(True, True), (True, True), (False, False), (False, False), (False, False)]
     known = [label["auc"] for label in result["labels"].values() if label["auc"] is not None]
     assert result["macro_auc"] == pytest.approx(np.mean(known))
+    left_out = [label["left_out"] for label in result["labels"].values()]
+    assert left_out[:2] == [2000, 2000]
+    assert max(left_out[2:]) < 2000
+    assert result["macro_ci"][0] < result["macro_auc"] < result["macro_ci"][1]
     with (tmp_path / "p.csv").open(newline="") as stream:
         assert {row["mild"] for row in csv.DictReader(stream)} == {""}
     table = invoke("eval", finished / "last.safetensors", "--data", data, "--threads", 1).stdout
-    assert table.splitlines()[1].split() == ["none", "–", "–"]
+    assert table.splitlines()[1].split() == ["none", "–", "–", "–"]
 
 
 def test_a_split_without_any_two_classes_has_no_mean(finished, fundus, invoke, tmp_path):
     data = relabelled(fundus, lambda labels: labels.fill(0), tmp_path / "m.csv")
     given = ["--data", data, "--split", "valid", "--threads", 1]
     result = json.loads(invoke("eval", finished / "last.safetensors", *given, "--json").stdout)
-    assert (result["macro_auc"], result["n"]) == (None, 18)
+    assert (result["macro_auc"], result["macro_ci"], result["n"]) == (None, None, 18)
     assert "macro" in invoke("eval", finished / "last.safetensors", *given).stdout
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,40 @@ def test_an_unfinished_run_ends_in_one_line_and_no_file(folder: Path, tmp_path: 
     assert "random/1 has not ended" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "a.html").exists()
+
+
+def test_a_choice_that_is_not_there_ends_in_one_line_with_the_list(folder: Path, tmp_path: Path) -> None:
+    result = invoke(folder, "-o", tmp_path / "a.html", "--arms", "random,gabor")
+    assert result.exit_code == 2
+    assert "has no runs of gabor: there are random, transfer" in result.stderr
+    result = invoke(folder, "-o", tmp_path / "a.html", "--cca", "pair")
+    assert result.exit_code == 2
+    assert "has no comparison pair; there are: none" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_two_folders_are_one_page(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(folder)
+    shutil.copytree(folder, tmp_path / "small")
+    (tmp_path / "paper.md").write_text("Figure 6.")
+    arguments = ["--arms", "transfer,random", "--cca", "none", "--paper", tmp_path / "paper.md", "--json"]
+    result = invoke(folder, tmp_path / "small", "-o", tmp_path / "a.md", *arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert list(json.loads(result.stdout)["networks"]) == ["demo", "small"]
+    text = (tmp_path / "a.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# Transfusion", "## The paper", "## demo", "## small",
+    ]  # fmt: skip
+    assert text.index("| transfer |") < text.index("| random |")
+    result = invoke(folder, tmp_path / "other", "-o", tmp_path / "b.md")
+    assert result.exit_code == 2
+    assert "have the same name" in result.stderr
+
+
+def test_a_paper_that_is_no_text_ends_in_one_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "paper.md").write_bytes(b"\xff\xfe")
+    result = invoke(folder, "-o", tmp_path / "a.md", "--paper", tmp_path / "paper.md")
+    assert result.exit_code == 2
+    assert "paper.md is not UTF-8 text" in result.stderr
+    assert invoke(folder, "-o", tmp_path / "a.md", "--paper", tmp_path / "no.md").exit_code == 1

@@ -1,6 +1,10 @@
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import TRAINING
@@ -116,3 +120,124 @@ def test_a_mistake_is_one_line_and_claims_no_folder(more, words, invoke, fresh, 
     assert words in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def read_log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_every_value_of_a_preset_has_a_flag(invoke, fresh, fundus, tmp_path):
+    given = [
+        "--preset", "chexpert", "--epochs", 2, "--global-batch", 20, "--lr", 0.1, "--optimizer", "adamw",
+        "--weight-decay", 0.1, "--warmup-epochs", 0, "--decay-epochs", "1", "--image-size", 16, "--crop", 0, "--hue", 0,
+        "--contrast", 0.5, "--flip", "vertical", "--grad-clip", 2, "--ema", 0.5, "--patience", 7, "--eval-every", 1,
+        "--subset", 50, "--precision", "fp32", "--threads", 1,
+    ]  # fmt: skip
+    invoke("train", fresh, "--data", fundus, "-o", tmp_path, *given)
+    assert settings(tmp_path) == {
+        "steps": None, "epochs": 2, "batch_size": 20, "lr": 0.1, "optimizer": "adamw", "weight_decay": 0.1,
+        "warmup_epochs": 0, "decay_epochs": [1], "image_size": 16, "subset": 50, "eval_every": 1, "until_auc": None,
+        "seed": 0, "grad_clip": 2, "ema": 0.5, "patience": 7, "precision": "fp32", "compile": False, "sync_bn": False,
+        "augmentation": {
+            "crop": 0, "flip_horizontal": False, "flip_vertical": True, "hue": 0, "contrast": 0.5
+        },
+    }  # fmt: skip
+    assert [entry["lr"] for entry in read_log(tmp_path)[1:]] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_record_repeats_the_run_in_one_process(invoke, fresh, fundus, tmp_path):
+    flags = ["--steps", 2, "--global-batch", 8, "--weight-decay", 0.0, "--decay-epochs", "none", "--flip", "both"]
+    invoke("train", fresh, "--data", fundus, "-o", tmp_path / "run", *flags, "--device", "cpu", "--threads", 1)
+    shown = invoke("log", tmp_path / "run" / "last.safetensors").stdout
+    assert "--steps 2 --batch-size 8 --weight-decay 0.0 --decay-epochs none --flip both --seed 0" in shown
+
+
+def test_the_gradient_is_scaled_down_to_the_norm(invoke, fresh, fundus, tmp_path):
+    given = ["--steps", 1, "--batch-size", 8, "--optimizer", "momentum", "--lr", 0.5, "--threads", 1, "--device", "cpu"]
+    invoke("train", fresh, "--data", fundus, "-o", tmp_path / "run", *given, "--grad-clip", 0.01)
+    before, after = load_file(fresh), load_file(tmp_path / "run" / "last.safetensors")
+    trained = [name for name in before if name.endswith(("weight", "bias"))]
+    norm = sum(float((after[name] - before[name]).square().sum()) for name in trained) ** 0.5
+    assert norm == pytest.approx(0.5 * 0.01, rel=1e-3)
+
+
+def test_the_average_of_the_weights_is_what_is_saved_and_evaluated(invoke, fresh, fundus, tmp_path):
+    given = ["--eval-every", 1, "--batch-size", 8, "--lr", 0.01, "--threads", 1, "--device", "cpu"]
+    steps = []
+    for n in (1, 2, 3):
+        invoke("train", fresh, "--data", fundus, "-o", tmp_path / str(n), *given, "--steps", n)
+        steps.append(load_file(tmp_path / str(n) / "last.safetensors"))
+    run = tmp_path / "averaged"
+    invoke("train", fresh, "--data", fundus, "-o", run, *given, "--steps", 3, "--ema", 0.75)
+    averaged = load_file(run / "last.safetensors")
+    for name, value in averaged.items():
+        if value.is_floating_point():
+            by_hand = 0.75 * (0.75 * steps[0][name] + 0.25 * steps[1][name]) + 0.25 * steps[2][name]
+            torch.testing.assert_close(value, by_hand, rtol=1e-5, atol=1e-6)
+    evaluated = ["--data", fundus, "--split", "valid", "--json", "--threads", 1, "--device", "cpu"]
+    result = json.loads(invoke("eval", run / "last.safetensors", *evaluated).stdout)
+    assert result["macro_auc"] == pytest.approx(read_log(run)[-1]["macro_auc"])
+    assert result["referable"]["auc"] == pytest.approx(read_log(run)[-1]["referable_auc"])
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better(invoke, fresh, fundus, tmp_path):
+    words = list(TRAINING)
+    words[words.index("--lr") + 1] = 0
+    words[words.index("--steps") + 1] = 40
+    frozen = ["--weight-decay", 0, "--patience", 2]
+    invoke("freeze-spec", fresh, "--upto", "block4", "-o", tmp_path / "frozen")  # no running statistics move
+    invoke("train", tmp_path / "frozen", "--data", fundus, "-o", tmp_path / "run", *words, *frozen)
+    assert [entry["step"] for entry in read_log(tmp_path / "run") if "auc" in entry] == [0, 4, 8]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 8
+
+
+def test_data_without_patients_is_said_to_be_unchecked(invoke, fresh, fundus, tmp_path):
+    from wsurgery.data.manifest import write_manifest
+    from wsurgery.data.sources import open_data
+
+    manifest = open_data(fundus)
+    paths = tuple(str(manifest.root.absolute() / name) for name in manifest.paths)
+    warning = "data has no patients: the split cannot be checked by patient"
+    for patients, count in ((paths, 1), (manifest.patients, 0)):
+        file = tmp_path / f"{count}.csv"
+        write_manifest(replace(manifest, paths=paths, patients=patients), file)
+        done = invoke("train", fresh, "--data", file, "-o", tmp_path / str(count), *TRAINING[:2], *TRAINING[4:])
+        assert done.stderr.splitlines().count(warning) == count
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU refuses these")
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--global-batch", 8], "--batch-size and --global-batch both give the batch: choose one"),
+        (["--decay-epochs", "30;60"], "--decay-epochs 30;60: write it as 30,60,90, or none"),
+        (["--sync-bn"], "--sync-bn: torch has it for CUDA devices only"),
+    ],
+)
+def test_a_flag_that_cannot_be_meant_is_one_line(more, words, invoke, fresh, fundus, tmp_path):
+    refused = invoke("train", fresh, "--data", fundus, "-o", tmp_path / "run", *TRAINING, *more, check=False)
+    assert refused.exit_code == 2
+    assert words in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_is_taken_where_the_processor_has_it_and_refused_elsewhere(invoke, fresh, fundus, tmp_path):
+    given = ["--data", fundus, "-o", tmp_path / "run", *TRAINING, "--precision", "bf16"]
+    done = invoke("train", fresh, *given, check=False)
+    if "bf16" in Path("/proc/cpuinfo").read_text():
+        assert settings(tmp_path / "run")["precision"] == "bf16"
+        assert load_file(tmp_path / "run" / "last.safetensors")["fc.weight"].dtype == torch.float32
+    else:
+        assert done.exit_code == 2
+        assert "computes in bfloat16 only by emulation; use fp32" in done.stderr
+
+
+def test_a_run_that_began_before_there_was_a_setting_goes_on(invoke, fresh, fundus, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["settings"]["patience"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    invoke("train", fresh, "--data", fundus, "-o", tmp_path / "run", *TRAINING)
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == (finished / "last.safetensors").read_bytes()

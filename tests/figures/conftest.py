@@ -8,6 +8,30 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from wsurgery.figures.runs import Run
+from wsurgery.figures.summary import Arm
+
+
+@pytest.fixture(name="write_run")
+def write_run_fixture() -> Callable[..., Path]:
+    return write_run
+
+
+@pytest.fixture(name="write_cca")
+def write_cca_fixture() -> Callable[..., Path]:
+    return write_cca
+
+
+@pytest.fixture
+def make_arm() -> Callable[..., Arm]:
+    """Make an arm of its seeds' steps to the threshold, None for a run that never passed in `last`."""
+
+    def make(name: str, *steps: int | None, last: int = 200, test_auc: Sequence[float | None] = ()) -> Arm:
+        runs = [Run(Path(name), name, f"{i}", {last: 0.9}, {}) for i in range(len(steps))]
+        return Arm(name, runs, list(test_auc or [None] * len(steps)), list(steps))
+
+    return make
+
 
 def write_run(folder: Path, auc: Mapping[int, float], *, test_auc: float | None = None) -> Path:
     folder.mkdir(parents=True)

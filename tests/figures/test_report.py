@@ -7,7 +7,8 @@ import pytest
 
 from wsurgery.errors import UsageError
 from wsurgery.figures.page import render_page
-from wsurgery.figures.report import as_json, markdown, read_report, table_rows
+from wsurgery.figures.report import as_json, read_report
+from wsurgery.figures.tables import comparison_rows, markdown, table_rows, terminal_tables
 
 FAST = [{0: 0.5, 20: 0.92, 40: 0.95}, {0: 0.5, 20: 0.8, 40: 0.94}]
 SLOW = [{0: 0.5, 20: 0.6, 40: 0.7}, {0: 0.5, 20: 0.55, 40: 0.65}]
@@ -101,7 +102,8 @@ def test_the_numbers_are_those_of_the_files(experiment: Path) -> None:
     assert [x["layer"] for x in data["pair_differences"]] == ["block1", "block2", "block3"]
     assert [x["difference"] for x in data["pair_differences"]] == pytest.approx([0.32, 0.16, 0.08])
     verdicts = {claim["claim"].split()[0]: claim["verdict"] for claim in data["claims"]}
-    assert verdicts["Transfer"] == "suggestive: every seed agrees (2 seeds)"
+    assert verdicts["Transfer"].endswith("suggestive: every seed agrees")
+    assert [len(arm["cca_init"]) for arm in data["arms"]] == [2] * 4
     assert set(verdicts) == {"Transfer", "Pretrained", "The", "Two", "That"}
 
 
@@ -138,3 +140,52 @@ def test_markdown_holds_the_rows_of_the_terminal_and_every_claim(make_experiment
     for claim in found.claims:
         assert claim.claim in text
         assert claim.verdict in text
+    for row in comparison_rows(found.comparisons):
+        assert "| " + " | ".join(row) + " |" in text
+    assert "0.820 (0.820 to 0.820) [0.10, 0.90]" in text
+
+
+def test_chosen_arms_come_in_their_order_and_the_others_are_not_looked_at(make_experiment):
+    folder = make_experiment({"random": SLOW, "transfer": FAST, "gabor": FAST})
+    (folder / "runs" / "random" / "1" / "metrics.json").unlink()  # still training
+    found = read_report(folder, threshold=0.9, arms=["gabor", "transfer"], comparisons=["transfer-to-init"])
+    assert list(found.arms) == ["gabor", "transfer"]
+    assert list(found.comparisons) == ["transfer-to-init"]
+    text = render_page(found, title="T")
+    assert "Are two networks alike?" not in text  # left out, not missing
+    assert "Not judged" not in text
+    with pytest.raises(UsageError, match="has no runs of meanvar: there are random, transfer, gabor"):
+        read_report(folder, threshold=0.9, arms=["meanvar"])
+
+
+def test_a_report_of_comparisons_alone(make_experiment):
+    folder = make_experiment({"transfer": FAST})
+    found = read_report(folder, threshold=0.9, arms=[], comparisons=["pretrained-pair", "random-pair"])
+    text = render_page(found, title="T")
+    assert "Convergence" not in text
+    assert text.count("<svg") == 1
+    assert len(terminal_tables(found)) == 1
+    assert markdown(found, title="T").count("|---") == 5
+    with pytest.raises(UsageError, match="is left to report"):
+        read_report(folder, threshold=0.9, arms=[], comparisons=[])
+
+
+def test_what_the_paper_says_stands_first_and_brings_nothing_from_outside(experiment):
+    found = read_report(experiment, threshold=0.9)
+    paper = (
+        "Figure **6**.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n<script>x</script> ![picture](https://example.org/a.png)\n"
+    )
+    text = render_page(found, title="T", paper=paper)
+    page = Page(text)
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert "img" not in [tag for tag, a in page.tags if "base64" not in (a.get("src") or "")]
+    assert text.index("<strong>6</strong>") < text.index("<td>1</td>") < text.index("Accuracy and speed")
+    assert markdown(found, title="T", paper=paper).startswith(f"# T\n\n## The paper\n\n{paper}")
+
+
+def test_the_page_says_once_how_many_tests_were_made(experiment):
+    found = read_report(experiment, threshold=0.9)
+    tests = sum(claim.tests for claim in found.claims)
+    assert tests == 3  # transfer, meanvar, and the lowest layer; the pairs are not tested
+    for text in (render_page(found, title="T"), markdown(found, title="T")):
+        assert text.count(f"{tests} tests were made here") == 1

@@ -68,6 +68,14 @@ def test_runs_come_in_the_order_of_the_paper_and_seeds_by_number(tmp_path: Path)
     assert sorted(arms, key=arm_order) == arms
 
 
+def test_arms_of_one_family_are_in_the_order_of_their_blocks() -> None:
+    arms = [
+        f"{kind}{block}" for kind in ("freeze-", "freeze-hybrid-", "freeze-random-") for block in ("conv1", "block1")
+    ]
+    arms = ["random", "transfuse-conv1", "transfuse-block1", "bn-identity", "slim-random", *arms, "another"]
+    assert sorted(reversed(arms), key=arm_order) == arms
+
+
 def test_a_run_under_way_and_a_folder_without_runs_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no runs"):
         find_runs(tmp_path)

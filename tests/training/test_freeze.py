@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 from tests.conftest import TRAINING
 from wsurgery.errors import WsurgeryError
 from wsurgery.models import create
-from wsurgery.training.loop import freeze
+from wsurgery.training.optimisation import freeze
 
 
 def network():

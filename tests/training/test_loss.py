@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from wsurgery.training.loop import masked_loss
+from wsurgery.training.optimisation import masked_loss
 
 NAN = float("nan")
 

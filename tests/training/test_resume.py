@@ -2,38 +2,54 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.conftest import TRAINING
+from wsurgery.data.dataset import load_dataset
+from wsurgery.training.interruption import Interrupted, signals_noted
+from wsurgery.training.loop import train
+from wsurgery.training.settings import Settings
 
-# Imports once, then runs each command line in a process of its own. With a number N the process is killed, for real, as
-# it is about to change the folder `run` for the Nth time: before a file there gets its name, or is removed.
+# Imports once, then runs each command line in a process of its own. With a number N the process gets a signal, for real,
+# as it is about to change the folder `run` for the Nth time: before a file there gets its name, or is removed; or else
+# so many seconds after it began.
 FORKS = """
-import json, os, signal, sys
+import json, os, signal, sys, threading, time
 import torch, torch._dynamo, timm.optim, wsurgery.data.dataset, wsurgery.training.loop
-from wsurgery.__main__ import build_app
+from wsurgery.__main__ import _terminate, build_app
 
-def kill_at(n, run):
+def kill_at(n, run, number):
     left = n
     def hook(event, arguments):
         nonlocal left
         if event in ("os.rename", "os.remove") and str(arguments[-2 if event == "os.remove" else 1]).startswith(run):
             left -= 1
             if not left:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
     sys.addaudithook(hook)
 
+def kill_after(seconds, number):
+    def wait():
+        time.sleep(seconds)
+        os.kill(os.getpid(), number)
+    threading.Thread(target=wait, daemon=True).start()
+
+signal.signal(signal.SIGTERM, _terminate)
 app = build_app()
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()
     if not child:
         if order["kill_at"]:
-            kill_at(order["kill_at"], order["run"])
+            kill_at(order["kill_at"], order["run"], order["signal"])
+        if order["kill_after"]:
+            kill_after(order["kill_after"], order["signal"])
         try:
             app(order["arguments"])
         except SystemExit as end:
@@ -53,9 +69,10 @@ def train_killed(fresh, fundus):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
-    def run(folder, kill_at=None):
+    def run(folder, kill_at=None, kill_after=None, number=signal.SIGKILL):
         words = ["train", fresh, "--data", fundus, "-o", folder, *TRAINING]
-        order = {"arguments": list(map(str, words)), "kill_at": kill_at, "run": str(folder)}
+        order = {"arguments": list(map(str, words)), "run": str(folder)}
+        order |= {"kill_at": kill_at, "kill_after": kill_after, "signal": number}
         print(json.dumps(order), file=process.stdin, flush=True)
         return int(process.stdout.readline())
 
@@ -93,6 +110,75 @@ def test_killed_again_and_again_it_still_gets_there(train_killed, finished, tmp_
         assert len(statuses) < 20
     assert len(statuses) > 3
     assert content(tmp_path / "run") == content(finished)
+
+
+def test_killed_after_any_time_again_and_again_it_still_gets_there(train_killed, finished, tmp_path):
+    rng = random.Random(0)
+    statuses = [train_killed(tmp_path / "run", kill_after=0.1)]
+    while statuses[-1] != 0:
+        assert statuses[-1] == -signal.SIGKILL
+        statuses.append(train_killed(tmp_path / "run", kill_after=rng.uniform(0, 0.2 * len(statuses))))
+    assert len(statuses) > 1
+    assert content(tmp_path / "run") == content(finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_in_good_order(number, train_killed, finished, tmp_path):
+    run = tmp_path / "run"
+    assert train_killed(run, kill_at=3, number=number) == 128 + number  # as it writes the state of step 0
+    assert not (run / "metrics.json").exists()
+    assert train_killed(run, kill_at=4, number=number) == 128 + number  # of step 4, after two checkpoints of step 0
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [0, 4]
+    assert train_killed(run) == 0
+    assert content(run) == content(finished)
+
+
+@pytest.mark.parametrize(
+    ("args", "more"),
+    [
+        ([], {}),
+        (["--arg=drop_rate=0.5", "--arg=proj_drop_rate=0.1"], {"ema": 0.9, "grad_clip": 0.1, "optimizer": "adamw"}),
+        ([], {"optimizer": "momentum", "warmup_epochs": 1, "decay_epochs": (2,), "patience": 4}),
+    ],
+    ids=["plain", "dropout, average", "schedule"],
+)
+def test_a_run_that_is_stopped_after_every_step_ends_with_the_same_bytes(args, more, invoke, fundus, tmp_path):
+    init = tmp_path / "vit"
+    small = [f"--arg={word}" for word in ("img_size=32", "patch_size=8", "embed_dim=16", "depth=1", "num_heads=2")]
+    invoke("init", "vit_tiny_patch16_224", "--num-classes", 5, *small, *args, "-o", init)
+    settings = Settings(**{"steps": 23, "epochs": None, "batch_size": 8, "lr": 0.01, "eval_every": 13, **more})
+    data = [load_dataset(fundus, split=split) for split in ("train", "valid")]
+
+    def run(folder, signalled):
+        device = torch.device("cpu")
+        train(init, folder, *data, settings, data=fundus, arguments=[], device=device, signalled=signalled)
+
+    run(tmp_path / "unbroken", lambda: 0)
+    steps = []
+    while not (tmp_path / "stopped" / "metrics.json").exists():
+        try:
+            run(tmp_path / "stopped", iter([0, signal.SIGTERM]).__next__)
+        except Interrupted as stopped:
+            steps.append((stopped.exit_status, str(stopped).partition(":")[0]))
+    assert steps == [(143, f"stopped by SIGTERM after step {step} of 23") for step in range(1, 23)]
+    assert content(tmp_path / "stopped") == content(tmp_path / "unbroken")
+
+
+def test_only_the_first_signal_waits():
+    def earlier(number, frame):
+        raise KeyError(number)
+
+    before = signal.signal(signal.SIGTERM, earlier)
+    try:
+        with signals_noted() as signalled:
+            assert signalled() == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signalled() == signal.SIGTERM
+            with pytest.raises(KeyError):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is earlier
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_finished_run_is_left_alone(train_killed, tmp_path):

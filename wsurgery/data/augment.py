@@ -4,9 +4,10 @@ What an image gets is a function of (seed, epoch, image) alone: a hash, not a ge
 batch, worker or process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 LUMA = (0.299, 0.587, 0.114)
-YIQ_FROM_RGB = np.array([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])  # the NTSC's
-RGB_FROM_YIQ = np.linalg.inv(YIQ_FROM_RGB)
+YIQ_FROM_RGB = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # the NTSC's
+RGB_FROM_YIQ = tuple(map(tuple, np.linalg.inv(YIQ_FROM_RGB).tolist()))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def augment(
 
     def uniform(purpose: Purpose, low: float, high: float) -> Tensor:
         drawn = low + (high - low) * uniforms(seed, epoch, purpose, indices)
-        return torch.from_numpy(drawn.astype(np.float32)).to(images.device)
+        return torch.from_numpy(drawn.astype(np.float32)).to(images.device, non_blocking=True)
 
     for wanted, purpose, axis in (
         (augmentation.flip_horizontal, Purpose.FLIP_HORIZONTAL, 2),
@@ -95,8 +96,14 @@ def to_float(images: Tensor) -> Tensor:
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtract `mean` from each channel and divide by `std`, (3,) each. `images`: float32 (b, 3, h, w)."""
-    centre, scale = (torch.tensor(x, dtype=images.dtype, device=images.device)[:, None, None] for x in (mean, std))
+    centre, scale = (_constant(tuple(x), images.dtype, images.device)[:, None, None] for x in (mean, std))
     return (images - centre) / scale
+
+
+@cache  # a copy to a GPU for every batch would be waited for
+def _constant(numbers: Hashable, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # whoever asks first, all may use it
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def uniforms(seed: int, epoch: int, purpose: int, indices: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -130,9 +137,7 @@ def _recolour(images: Tensor, turn: Tensor, contrast: Tensor) -> Tensor:
     cos, sin = torch.cos(2 * torch.pi * turn), torch.sin(2 * torch.pi * turn)
     zero, one = torch.zeros_like(turn), torch.ones_like(turn)
     rotation = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    to_yiq, to_rgb = (
-        torch.tensor(matrix, dtype=images.dtype, device=images.device) for matrix in (YIQ_FROM_RGB, RGB_FROM_YIQ)
-    )
+    to_yiq, to_rgb = (_constant(matrix, images.dtype, images.device) for matrix in (YIQ_FROM_RGB, RGB_FROM_YIQ))
     pixels = images.flatten(2)
     mean_luma = to_yiq[0] @ pixels.mean(dim=2).T
     offset = ((1 - contrast) * mean_luma)[:, None, None]

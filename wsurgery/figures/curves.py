@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.figures.runs import Run
-from wsurgery.figures.style import FAINT, house_style, line_styles, plain_text
+from wsurgery.figures.style import FAINT, house_style, legend_height, line_styles, plain_text
 
 Metric = Literal["auc", "loss"]
 _LABELS: dict[str, str] = {"auc": "macro AUC, validation split", "loss": "training loss (binary cross-entropy, nats)"}
@@ -73,9 +73,9 @@ def draw_curves(runs: Sequence[Run], *, metric: Metric = "auc", threshold: float
         metric: what to draw.
         threshold: an AUC at which to draw a dashed line.
     """
-    figure = Figure(figsize=(5.4, 4.0))
-    axes = figure.subplots()
     arms = by_arm(runs)
+    figure = Figure(figsize=(5.4, 3.6 + legend_height(len(arms))))
+    axes = figure.subplots()
     styles = line_styles(arms)
     for arm, members in arms.items():
         curve = seed_curve(members, metric)

@@ -2,69 +2,104 @@
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from statistics import fmean
 from string import Template
 
 import numpy as np
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from wsurgery.errors import printable
+from wsurgery.figures.cca import PRETRAINED_PAIR, RANDOM_PAIR, Comparison, differences, draw_comparisons
+from wsurgery.figures.claims import Claim
 from wsurgery.figures.curves import Spread, band_caption, draw_curves
 from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
-from wsurgery.figures.report import SPREAD_NOTE, Report
+from wsurgery.figures.networks import Networks, gap_rows
+from wsurgery.figures.report import Report
 from wsurgery.figures.runs import Run
-from wsurgery.figures.similarities import Series, draw_similarities, layer_means, layer_names
+from wsurgery.figures.significance import NOT_SHOWN, SHOWN
+from wsurgery.figures.similarities import layer_names
 from wsurgery.figures.style import INK, inline_svg, line_styles
 from wsurgery.figures.summary import against_random, in_words
-from wsurgery.figures.verdicts import (
-    ENOUGH_SEEDS,
-    NOT_SHOWN,
-    PRETRAINED_PAIR,
-    RANDOM_PAIR,
-    SHOWN,
-    pair_differences,
-)
+from wsurgery.figures.tables import SPREAD_NOTE, tests_note
 
 _FILTER_ARMS = ("random", "transfer", "meanvar", "gabor")
-_TRACK_NOTE = (
-    "The grey track behind each point runs from the floor, what the same draws give for unrelated images, to the "
-    "ceiling, what they give for a network against itself: read a value by its place between the two, for both depend "
-    "on the layer's width and on how it was sampled, and not on training."
+_SIMILARITY_NOTE = (
+    "In the figures of similarity, bands: smallest to largest seed, or ± one standard deviation from 4 seeds on; whiskers, "
+    "for one seed: ± one standard error, of images and draws. Dotted in the same colour: the floor, what the same draws "
+    "give for unrelated images, and the ceiling, what they give for a network against itself. Read a value by its place "
+    "between the two, for both depend on the layer's width and on how it was sampled, and not on training."
 )
 
 
-def render_page(report: Report, *, title: str) -> str:
+def render_page(report: Report | Networks, *, title: str, paper: str = "") -> str:
     """Return the page: UTF-8 HTML with its styles and figures inside, the same for the same runs.
+
+    Args:
+        report: one experiment, or several.
+        title: of the page.
+        paper: Markdown that stands first, under "The paper". HTML in it is shown as text, images as their descriptions.
 
     Raises:
         WsurgeryError: a checkpoint of a run is broken.
     """
     template = Template(files("wsurgery.figures").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=_text(title),
-        introduction=_introduction(report),
-        arms=_arm_table(report),
-        curves=_curves(report),
-        filters=_filters(report),
-        moved=_moved(report),
-        pairs=_pairs(report),
-        claims=_claims(report),
-    )
+    parts = ["<h2>The paper</h2>" + _paper(paper)] if paper else []
+    if isinstance(report, Networks):
+        parts += [_introduction(report.reports)]
+        for name, one in report.reports.items():
+            parts += [f"<h2 class='network'>{_text(name)}</h2>", _sections(one, "h3")]
+        rows = [[_text(cell) for cell in row] for row in gap_rows(report.reports)]
+        if rows or report.claims:
+            parts += ["<h2>Across networks</h2>", _table(rows[0], rows[1:]) if rows else "", _claim_list(report.claims)]
+        claims, compared = report.all_claims, any(one.comparisons for one in report.reports.values())
+    else:
+        parts += [_introduction({"": report}), _sections(report, "h2")]
+        claims, compared = list(report.claims), bool(report.comparisons)
+    notes = [_SIMILARITY_NOTE] * compared + [note for note in (tests_note(claims),) if note]
+    if notes:
+        parts += ["<h2>How to read this</h2>", *(f"<p>{_text(note)}</p>" for note in notes)]
+    return template.substitute(title=_text(title), body="\n".join(parts))
 
 
-def _introduction(report: Report) -> str:
-    runs = _runs(report)
+def _paper(text: str) -> str:
+    renderer = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    html: str = renderer.render("".join(printable(line, 10_000) + "\n" for line in text.splitlines()))
+    return html.replace("<table>", "<div class='scroll'><table>").replace("</table>", "</table></div>")
+
+
+def _introduction(reports: Mapping[str, Report]) -> str:
+    runs = [run for report in reports.values() for run in _runs(report)]
+    here = "Here are no runs, but comparisons of networks alone."
+    if runs:
+        arms = len({run.arm for run in runs})
+        here = (
+            f"Here are {len(runs)} runs in {arms} arms, of up to {max(run.last_step for run in runs)} steps: a network is "
+            "trained from differently edited copies of a pretrained checkpoint, and each kind of edit is an arm."
+        )
     return (
-        "<p>A toy-scale rerun of the experiment of Raghu, Zhang, Kleinberg and Bengio, <cite>Transfusion: "
-        "Understanding Transfer Learning for Medical Imaging</cite> (NeurIPS 2019): one network is trained on one set "
-        "of images from differently edited copies of a pretrained checkpoint, and each kind of edit is an arm. "
-        f"Here are {len(runs)} runs in {len(report.arms)} arms, of up to {max(run.last_step for run in runs)} steps. "
-        "The numbers speak for this toy alone and say nothing about medicine.</p>"
+        "<p>An experiment after Raghu, Zhang, Kleinberg and Bengio, <cite>Transfusion: Understanding Transfer Learning for "
+        f"Medical Imaging</cite> (NeurIPS 2019). {here} The numbers speak for these networks and this data alone.</p>"
     )
+
+
+def _sections(report: Report, level: str) -> str:
+    """Build the sections of one experiment, under headings of `level`."""
+    sections = {}
+    if report.arms:
+        sections["Accuracy and speed"] = _arm_table(report)
+        sections["Convergence"] = _curves(report)
+        sections["First-layer filters, before and after training"] = _filters(report)
+    if report.to_init or not report.selected:
+        sections["How far each layer moved"] = _moved(report)
+    if report.pairs or not report.selected:
+        sections["Are two networks alike?"] = _pairs(report)
+    if report.claims or not report.selected:
+        sections["What is and is not shown here"] = _claims(report)
+    return "\n".join(f"<{level}>{heading}</{level}>\n{content}" for heading, content in sections.items())
 
 
 def _arm_table(report: Report) -> str:
@@ -123,32 +158,24 @@ def _filter_image(label: str, grid: FilterGrid) -> str:
 
 
 def _moved(report: Report) -> str:
-    series = {arm.name: arm.init_scores for arm in report.arms.values() if arm.init_scores}
-    if not series:
+    if not report.to_init:
         command = "wsurgery cca RUN/init.safetensors RUN/last.safetensors --data SPEC -o RUN/cca-init.json"
         return _missing("comparisons with the initialisation", command)
-    caption = (
-        "Similarity of each layer after training to the same layer as training began, mean over the seeds; "
-        "the higher, the less the layer moved. Whiskers: range of the seeds, or ± one standard error for one seed."
-    )
-    figure = _figure(inline_svg(draw_similarities(series), _text(caption)), caption)
-    return f"{figure}<p>{_TRACK_NOTE}</p>{_similarity_table(series, 'arm')}"
+    what = "Similarity of each layer after training to the same layer as training began; the higher, the less it moved."
+    return _comparisons(report.to_init, what, "arm")
 
 
 def _pairs(report: Report) -> str:
     if not report.pairs:
-        command = "wsurgery cca RUN_A/last.safetensors RUN_B/last.safetensors --data SPEC -o FOLDER/cca/NAME.json"
+        command = "wsurgery cca RUN_A/last.safetensors RUN_B/last.safetensors --data SPEC -o FOLDER/cca/NAME/SEED.json"
         return _missing(
             "comparisons of two networks", f"{command}` for the NAMEs `{PRETRAINED_PAIR}` and `{RANDOM_PAIR}"
         )
-    series = {name: [scores] for name, scores in report.pairs.items()}
-    caption = "Similarity of two networks after training, layer by layer. Whiskers: ± one standard error, of images and draws."
-    page = _figure(inline_svg(draw_similarities(series), _text(caption)), caption)
-    page += _similarity_table(series, "networks")
+    page = _comparisons(report.pairs, "Similarity of two networks, layer by layer.", "networks")
     if PRETRAINED_PAIR in report.pairs and RANDOM_PAIR in report.pairs:
         rows = [
             [_text(x.layer), f"{x.difference:+.3f}" + (f" ± {x.se:.3f}" if x.se is not None else "")]
-            for x in pair_differences(report.pairs)
+            for x in differences(report.pairs[PRETRAINED_PAIR], report.pairs[RANDOM_PAIR])
         ]
         page += "<p>The pretrained pair less the random pair, as in the paper's Table 5, where the difference in the "
         page += "lowest layer is .218 for ResNet-50 and .102 for CBR-Small:</p>"
@@ -156,40 +183,46 @@ def _pairs(report: Report) -> str:
     return page
 
 
-def _similarity_table(series: Series, heading: str) -> str:
+def _comparisons(shown: Mapping[str, Comparison], caption: str, heading: str) -> str:
+    figure = _figure(inline_svg(draw_comparisons(shown), _text(caption)), caption)
+    layers = layer_names({name: comparison.results for name, comparison in shown.items()})
     rows = []
-    for name, results in series.items():
-        means = {field: layer_means(results, field) for field in ("value", "floor", "ceiling", "normalised")}
-        rows.append([_text(name)])
-        for layer in layer_names(series):
-            value, low, high, place = (means[field].get(layer) for field in means)
-            cell = "–" if value is None else f"{value:.3f}"
-            if low is not None and high is not None:
-                cell += f"<small>{low:.2f} to {high:.2f}</small>"
-            if place is not None:
-                cell += f"<small>at {place:.0%}</small>"
+    for name, comparison in shown.items():
+        floors, ceilings, places = (comparison.means(field) for field in ("floor", "ceiling", "normalised"))
+        seeds = len(comparison.by_seed)
+        rows.append([f"{_text(name)}<small class='short'>{seeds} seed{'s' if seeds > 1 else ''}</small>"])
+        for layer in layers:
+            cell = _two_lines(comparison.spread(layer))
+            if layer in floors and layer in ceilings:
+                cell += f"<small>[{floors[layer]:.2f}, {ceilings[layer]:.2f}]</small>"
+            if layer in places:
+                cell += f"<small>at {places[layer]:.0%}</small>"
             rows[-1].append(cell)
-    note = "Below each value: its floor and ceiling, and where it stands between them."
-    return _table([heading, *layer_names(series)], rows) + f"<p class='note'>{note}</p>"
+    note = "Below each value: its spread over the seeds, [floor, ceiling], and where it stands between those."
+    return f"{figure}{_table([heading, *layers], rows)}<p class='note'>{note}</p>"
 
 
 def _claims(report: Report) -> str:
-    items = []
-    for claim in report.claims:
-        kind = {SHOWN: "yes", NOT_SHOWN: "no"}.get(claim.verdict, "maybe")
-        verdict = f"<em class='{kind}'>{_text(claim.verdict)}</em>"
-        items.append(f"<li><strong>{_text(claim.claim)}</strong>{_text(claim.evidence)}{verdict}</li>")
-    seeds = fmean(len(arm.runs) for arm in report.arms.values())
-    rule = (
-        "The verdicts follow a fixed rule. Two sets of runs agree with a claim when their ranges do not overlap. "
-        f"That counts as shown from {ENOUGH_SEEDS} seeds on, where ranges that overlap may still be suggestive, and as "
-        f"suggestive with fewer; here are {seeds:.2g} an arm."
-    )
     missing = [
         name for name in ("random", "transfer", "meanvar", "transfuse-block1", "gabor") if name not in report.arms
     ]
-    absent = f"<p class='missing'>Not judged, for there are no runs of {', '.join(missing)}.</p>" if missing else ""
-    return f"<p>{rule}</p><ol class='claims'>{''.join(items)}</ol>{absent}"
+    absent = f"<p class='missing'>Not judged, for there are no runs of {', '.join(missing)}.</p>"
+    return _claim_list(report.claims) + (absent if missing and not report.selected else "")
+
+
+def _claim_list(claims: Sequence[Claim]) -> str:
+    items = []
+    for claim in claims:
+        kind = (
+            "yes"
+            if claim.verdict.startswith(SHOWN)
+            else "no"
+            if claim.verdict.startswith(NOT_SHOWN) or claim.verdict.endswith("not suggested")
+            else "maybe"
+        )
+        verdict = f"<em class='{kind}'>{_text(claim.verdict)}</em>"
+        items.append(f"<li><strong>{_text(claim.claim)}</strong>{_text(claim.evidence)}{verdict}</li>")
+    return f"<ol class='claims'>{''.join(items)}</ol>" if items else ""
 
 
 def _runs(report: Report) -> list[Run]:
@@ -202,7 +235,7 @@ def _text(text: str) -> str:
 
 def _two_lines(summary: Spread | None) -> str:
     mean, _, detail = in_words(summary).partition(" ")
-    return f"{mean}<small>{detail}</small>"
+    return f"{mean}<small>{detail}</small>" if detail else mean
 
 
 def _swatch(colour: str) -> str:

@@ -3,13 +3,25 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
-_ARM_ORDER = ("random", "transfer", "meanvar", "shuffle", "sample", "transfuse-", "gabor", "freeze-")
+_ARM_ORDER: tuple[str, ...] = (
+    "random",
+    "transfer",
+    "meanvar",
+    "shuffle",
+    "sample",
+    "transfuse-",
+    "gabor",
+    "bn-",
+    "slim-",
+)
+_ARM_ORDER += ("freeze-", "freeze-hybrid-", "freeze-random-")
 
 
 @dataclass(frozen=True)
@@ -93,30 +105,65 @@ def read_run(folder: Path) -> Run:
     return Run(folder, resolved.parent.name, resolved.name, auc, loss)
 
 
-def find_runs(folder: Path) -> list[Run]:
-    """Read every finished run under `folder`/runs/ARM/SEED, the arms of the paper first, seeds in numeric order.
+def find_runs(folder: Path, arms: Sequence[str] | None = None) -> list[Run]:
+    """Read every finished run under `folder`/runs/ARM/SEED, seeds in numeric order.
+
+    Args:
+        folder: an experiment.
+        arms: whose runs, in this order; the others are not looked at. None for all, those of the paper first.
+
+    Raises:
+        UsageError: there is none, or none of one of `arms`.
+        WsurgeryError: a run is broken or has not ended.
+    """
+    folders = arms_in(folder)
+    there = sorted(folders, key=arm_order)
+    if not there and arms != []:
+        raise UsageError(f"{printable(str(folder))} holds no runs: a report is made from FOLDER/runs/ARM/SEED")
+    for arm in arms or []:
+        if arm not in folders:
+            names = ", ".join(printable(name) for name in there)
+            raise UsageError(f"{printable(str(folder))} has no runs of {printable(arm)}: there are {names}")
+    return [_read_finished(seed) for arm in (there if arms is None else arms) for seed in folders[arm]]
+
+
+def arms_in(folder: Path) -> dict[str, list[Path]]:
+    """List the folders of the seeds in `folder`/runs/ARM/SEED, in numeric order, by arm."""
+    folders: dict[str, list[Path]] = {}
+    for path in sorted((folder / "runs").glob("*/*"), key=lambda path: natural(path.name)):
+        if path.is_dir():
+            folders.setdefault(path.parent.name, []).append(path)
+    return folders
+
+
+def read_seeds(folder: Path) -> list[Run]:
+    """Read a finished run, or, from the folder of an arm, those of all its seeds, in numeric order.
 
     Raises:
         UsageError: there is none.
         WsurgeryError: a run is broken or has not ended.
     """
-    runs = []
-    folders = [path for path in (folder / "runs").glob("*/*") if path.is_dir()]
-    for seed in sorted(folders, key=lambda path: (arm_order(path.parent.name), _natural(path.name))):
-        runs.append(read_run(seed))
-        if not (seed / "metrics.json").is_file():
-            raise WsurgeryError(
-                f"{printable(str(seed))} has not ended (no metrics.json): repeat its train command to go on"
-            )
-    if not runs:
-        raise UsageError(f"{printable(str(folder))} holds no runs: a report is made from FOLDER/runs/ARM/SEED")
-    return runs
+    if (folder / "log.jsonl").is_file():
+        return [_read_finished(folder)]
+    seeds = sorted((log.parent for log in folder.glob("*/log.jsonl")), key=lambda path: natural(path.name))
+    if not seeds:
+        raise UsageError(f"{printable(str(folder))} holds no runs: name a run's folder, or one of runs, as runs/ARM")
+    return [_read_finished(seed) for seed in seeds]
 
 
-def arm_order(arm: str) -> tuple[int, list[tuple[int, str]]]:
+def _read_finished(folder: Path) -> Run:
+    run = read_run(folder)
+    if not (folder / "metrics.json").is_file():
+        raise WsurgeryError(
+            f"{printable(str(folder))} has not ended (no metrics.json): repeat its train command to go on"
+        )
+    return run
+
+
+def arm_order(arm: str) -> tuple[int, bool, list[tuple[int, str]]]:
     """Return a sorting key for arms: those of the paper in the order in which it explains them, then the others."""
-    known = [arm.startswith(name) if name.endswith("-") else arm == name for name in _ARM_ORDER]
-    return (known.index(True) if any(known) else len(known)), _natural(arm)
+    known = [i for i, name in enumerate(_ARM_ORDER) if (arm.startswith(name) if name.endswith("-") else arm == name)]
+    return max(known, default=len(_ARM_ORDER)), not arm.endswith("-conv1"), natural(arm)
 
 
 def read_test_auc(folder: Path) -> float | None:
@@ -168,6 +215,6 @@ def _number(record: dict[str, Any], key: str, where: str) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Sort seed 10 after seed 9."""
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return a sorting key that puts seed 10 after seed 9."""
     return [(int(part or 0), word) for word, part in re.findall(r"(\D*)(\d*)", text)]

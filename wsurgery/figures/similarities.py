@@ -102,6 +102,7 @@ def draw_layers(found: "Sequence[LayerSimilarity]") -> Figure:
     axes.set_xticks(range(len(layers)), [plain_text(layer) for layer in layers])
     if sum(map(len, layers)) > 60:  # characters that fit side by side
         axes.tick_params(axis="x", rotation=90)
+    axes.set_ylim(min(axes.get_ylim()[0], 0.0), 1.02)  # two pictures can be compared; an unbiased score can be negative
     axes.set_ylabel("similarity")
     title = "whisker: ± 1 standard error; band: from floor to ceiling"
     figure.legend(loc="outside lower center", ncols=min(len(metrics), 3), title=title, title_fontsize="small")

@@ -64,6 +64,11 @@ def line_styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {arm: styles[_SAME.get(arm, arm)] for arm in arms}
 
 
+def legend_height(lines: int) -> float:
+    """Return the height in inches of a legend of three columns, so that the axes above it keep theirs."""
+    return 0.2 * max(2, -(-lines // 3))
+
+
 def plain_text(text: str) -> str:
     """Show a name as it is: to matplotlib, dollars are mathematics and a leading underscore hides a legend entry."""
     text = printable(text, 40).replace("$", r"\$")

@@ -7,7 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 from wsurgery.figures.curves import Spread, by_arm, spread
-from wsurgery.figures.runs import LayerScore, Run, read_similarities, read_test_auc
+from wsurgery.figures.runs import Run, read_test_auc
 
 _DESCRIPTIONS = {
     "random": "random initialisation",
@@ -16,10 +16,17 @@ _DESCRIPTIONS = {
     "shuffle": "each pretrained tensor's values in random order",
     "sample": "each tensor drawn from the pretrained tensor's values",
     "gabor": "Gabor filters in the first layer, the rest random",
+    "bn-identity": "meanvar, batch norm reset to the identity",
+    "bn-meanvar": "meanvar, batch norm drawn from its own means and variances",
+    "bn-transfer": "meanvar, batch norm as pretrained",
+    "slim-random": "half the channels in the upper blocks, random initialisation",
 }
-_PREFIXES = {
-    "transfuse-": "pretrained up to and with {}, random above",
-    "freeze-": "pretrained, frozen up to and with {}",
+_PREFIXES = {  # the longer first
+    "freeze-hybrid-": "pretrained up to and with {0}, random above, frozen up to and with {0}",
+    "freeze-random-": "random, frozen up to and with {0}",
+    "freeze-": "pretrained, frozen up to and with {0}",
+    "slim-transfuse-": "pretrained up to and with {0}, random above with half the channels",
+    "transfuse-": "pretrained up to and with {0}, random above",
 }
 
 
@@ -32,14 +39,12 @@ class Arm:
         runs: its runs.
         test_auc: macro AUC on the test split, one for each run; None where the run was not evaluated.
         steps: step at which the threshold was first passed, one for each run; None where it never was.
-        init_scores: similarity of the last checkpoint to the run's own initial one, for those runs that have it.
     """
 
     name: str
     runs: list[Run]
     test_auc: list[float | None]
     steps: list[int | None]
-    init_scores: list[list[LayerScore]]
 
     @property
     def description(self) -> str:
@@ -97,7 +102,7 @@ class Median(NamedTuple):
 
 
 def summarise(runs: Sequence[Run], threshold: float) -> dict[str, Arm]:
-    """Gather runs by arm, with what evaluation and comparison have left in their folders.
+    """Gather runs by arm, with what evaluation has left in their folders.
 
     Args:
         runs: the runs, in the order of the page.
@@ -108,25 +113,23 @@ def summarise(runs: Sequence[Run], threshold: float) -> dict[str, Arm]:
     """
     arms = {}
     for name, members in by_arm(runs).items():
-        similarities = [run.folder / "cca-init.json" for run in members]
         arms[name] = Arm(
             name=name,
             runs=members,
             test_auc=[read_test_auc(run.folder) for run in members],
             steps=[run.steps_to(threshold) for run in members],
-            init_scores=[read_similarities(path) for path in similarities if path.is_file()],
         )
     return arms
 
 
-def against(arm: Median, random: Median) -> str:
+def against(arm: Median, random: Median, name: str = "random") -> str:
     """Say how many times fewer or more steps an arm takes: `2.1× fewer steps`, `> 1.5× fewer steps`, or `unknown`."""
     if not arm.exact and not random.exact:
         return "unknown: neither passed"
     if arm.exact and arm.steps == 0:
         return "passed before training" if random.steps else "both passed before training"
     if random.exact and random.steps == 0:
-        return "random passed before training"
+        return f"{name} passed before training"
     ratio = random.steps / arm.steps
     bound = "" if arm.exact and random.exact else "> "
     if ratio > 1 and arm.exact:

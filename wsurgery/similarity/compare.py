@@ -17,10 +17,10 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from wsurgery.errors import UsageError, printable
+from wsurgery.processes import ALONE, Processes
 from wsurgery.progress import Progress
 from wsurgery.similarity.activations import Cells, Layout, layer_modules, probe, sample
 from wsurgery.similarity.metrics import check_metrics
-from wsurgery.similarity.processes import ALONE, Processes
 from wsurgery.similarity.protocol import (
     GROUPS,
     Channels,
@@ -79,7 +79,8 @@ def compare(
         n_images: images to draw from `images`; all, if there are fewer.
         metrics: names in `wsurgery.similarity.metrics.METRICS`; all are computed from the same rows and draws.
         groups: of images to leave out in turn, for the jackknife; fewer, where there are fewer images or where the
-            moments of all groups would take too much memory.
+            moments of all groups would take too much memory. From about 160 channels on they are left out of the first
+            repeats only, at least two, so that error bars take about as long as all else.
         matrix: compare every layer of A with every layer of B, from the same pass over the images. The ceiling of a pair
             is A's layer against itself.
         seed: of all draws.

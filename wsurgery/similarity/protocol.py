@@ -16,11 +16,11 @@ from torch import Tensor
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.operations.random_streams import RandomStream
+from wsurgery.processes import Processes
 from wsurgery.similarity.activations import Cells, Layout, cells_at, shared_grid
 from wsurgery.similarity.canonical import smallest_eigenvalue
 from wsurgery.similarity.metrics import Scores, similarities
 from wsurgery.similarity.moments import DrawnMoments, Varying, matrix_elements
-from wsurgery.similarity.processes import Processes
 
 Channels = Literal["independent", "same", "all"]
 Rows = Literal["spatial", "whole"]
@@ -30,6 +30,8 @@ Sizes = Sequence[tuple[tuple[int, int], tuple[int, int]]]
 GROUPS = 16  # of images, for the jackknife
 _FEW_IMAGES = 8
 _MOST_BYTES = 2 << 30  # of moments in one pass
+_MOST_LEAVING_OUT = 1 << 30  # groups × draws × channels³: a second or less, where it is more than the fewest draws
+_FEWEST_LEAVING_OUT = 2  # draws: the error that they have in common is in the covariance of two
 _ENOUGH_ROWS = 10  # times the number of channels
 
 
@@ -136,6 +138,16 @@ def usable_groups(groups: int, *, units: int, rows: int, channels: int) -> int:
     return groups if (units - -(-units // groups)) * rows > channels else 1
 
 
+def draws_to_jackknife(groups: int, channels: int) -> int:
+    """Return of how many draws at most groups are left out in turn, so that this does not take most of the time.
+
+    Args:
+        groups: number of groups.
+        channels: drawn on the larger side.
+    """
+    return max(_FEWEST_LEAVING_OUT, _MOST_LEAVING_OUT // (groups * channels**3))
+
+
 def _moments_bytes(layers: Sizes, repeats: int, groups: int) -> int:
     # Those of unrelated rows, and those of each group; A is drawn twice, the second time in B's place.
     return sum(8 * (groups + 1) * matrix_elements(sum(c), repeats, 2 * d[0] + d[1]) for c, d in layers)
@@ -174,6 +186,7 @@ class Draws:
         draws_a, draws_b = draw("channels of A", c_a, d_a), draw(purpose_b, c_b, d_b)
         draws_self = draw(purpose_b, c_a, d_a)  # A in B's place, drawn as B is: A against A is the ceiling
         self._repeats = len(draws_a)
+        self._jackknifed = max(0, min(draws_to_jackknife(groups, max(d)), repeats.stop) - repeats.start)
         self._metrics = metrics
         self.columns_a = torch.unique(torch.cat([draws_a, draws_self]))
         self.columns_b = torch.unique(draws_b)
@@ -234,10 +247,14 @@ class Draws:
         return {m: {"value": value[m], "floor": floor[m], "ceiling": ceiling[m]} for m in self._metrics}, rank_a, rank_b
 
     def left_out(self) -> dict[str, list[Scores]]:
-        """Return, by metric, the values of all draws without each group; nothing where there is one group."""
-        if self.groups == 1 or not self.finite:
+        """Return, by metric, the values of the draws without each group; nothing where there is one group.
+
+        They are of the first draws only, where there are many channels (`draws_to_jackknife`).
+        """
+        if self.groups == 1 or not self._jackknifed or not self.finite:
             return {metric: [] for metric in self._metrics}
-        found = [self._similarities(rest, 1)[0] for rest in DrawnMoments.without_each(self._groups)]
+        remaining = DrawnMoments.without_each(self._groups, draws=self._jackknifed)
+        found = [self._similarities(rest, 1)[0] for rest in remaining]
         return {metric: [scores[metric] for scores in found] for metric in self._metrics}
 
     def _similarities(self, moments: DrawnMoments, against: int) -> tuple[dict[str, Scores], int, int]:

@@ -8,37 +8,40 @@ cut off goes on where it was and ends with the same bytes.
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.optim import create_optimizer_v2
-from timm.scheduler import MultiStepLRScheduler
-from timm.scheduler.scheduler import Scheduler
+from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from wsurgery.checkpoint import AtomicFile, Checkpoint, open_checkpoint
-from wsurgery.checkpoint.provenance import History, Record, describe_input, make_record
+from wsurgery.checkpoint import AtomicFile, open_checkpoint
+from wsurgery.checkpoint.provenance import History, describe_input, make_record
 from wsurgery.checkpoint.spool import seekable
 from wsurgery.data.augment import augment, normalise
 from wsurgery.data.dataset import Dataset
+from wsurgery.data.grades import referable
 from wsurgery.data.sources import portable_name
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models import create, load_into, save
 from wsurgery.models.load import architecture_of
+from wsurgery.processes import ALONE, Processes
+from wsurgery.training.interruption import Interrupted
 from wsurgery.training.metrics import auc_per_label, macro
+from wsurgery.training.optimisation import freeze, make_optimizer, make_scheduler, masked_loss
 from wsurgery.training.predict import fit_channels, image_statistics, predict
+from wsurgery.training.run_folder import Entry, claim_folder, summarise, write_json
 from wsurgery.training.settings import Settings
 
 LOG_EVERY = 10  # steps
-THRESHOLDS = tuple(round(0.5 + 0.01 * i, 2) for i in range(50))  # of macro AUC, in metrics.json
-Entry = dict[str, Any]
 
 
 @dataclass
@@ -49,34 +52,8 @@ class Progress:
     step: int = 0
     best_auc: float = -1.0
     best_step: int = 0
-
-
-def freeze(model: nn.Module, globs: tuple[str, ...]) -> list[nn.Module]:
-    """Take the tensors that `globs` name out of training.
-
-    Returns:
-        The modules whose running statistics are frozen: they must be in eval mode during training.
-
-    Raises:
-        WsurgeryError: a glob names no tensor of the network, or everything is frozen.
-    """
-    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
-    for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
-            raise WsurgeryError(f"the freeze specification names {printable(glob)!r}, which matches no tensor")
-
-    def frozen(name: str) -> bool:
-        return any(fnmatchcase(name, glob) for glob in globs)
-
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not frozen(name))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise WsurgeryError("the freeze specification leaves nothing to train: freeze fewer blocks")
-    return [
-        module
-        for prefix, module in model.named_modules()
-        if "running_mean" in module._buffers and frozen(f"{prefix}.running_mean")
-    ]
+    stale: int = 0  # evaluations since the best one
+    losses: tuple[float, ...] = ()  # of the steps since the last entry of the log
 
 
 def train(
@@ -91,6 +68,8 @@ def train(
     device: torch.device,
     arch: str | None = None,
     report: Callable[[Entry], None] = lambda entry: None,
+    processes: Processes = ALONE,
+    signalled: Callable[[], int] = lambda: 0,
 ) -> Entry:
     """Train a checkpoint, or go on with a run that was cut off.
 
@@ -104,7 +83,9 @@ def train(
         arguments: the command line's settings, for the record.
         device: where to compute.
         arch: the architecture's name, for a checkpoint that does not say it.
-        report: called with every entry of the log.
+        report: called with every entry of the log, in the first process.
+        processes: which train together; the first one writes the folder.
+        signalled: returns the number of a signal that asks the run to end, 0 if none came.
 
     Returns:
         What `metrics.json` holds: `steps`, `best` and `last` (each with `step` and `macro_auc`), and `steps_to_auc`
@@ -113,7 +94,10 @@ def train(
     Raises:
         UsageError: the run folder belongs to other settings or another checkpoint.
         WsurgeryError: checkpoint and data do not fit together, or the loss is not finite.
+        Interrupted: a signal came; the state after the last step is saved.
     """
+    if str(init) == "-" and processes.count > 1:
+        raise UsageError("several processes cannot share standard input: give INIT as a file")
     with open_checkpoint(init) as opened, seekable(opened) as checkpoint:
         history = History.of(checkpoint)
         architecture = architecture_of(checkpoint, arch)
@@ -129,29 +113,51 @@ def train(
             "labels": list(training.label_names),
             "device": device.type,
         }
-        loop = _Loop(model.to(device), training, validation, settings, device, history.freeze)
-        _claim_folder(run, config, checkpoint)
+        loop = _Loop(model, training, validation, settings, device, history.freeze, processes, signalled)
+        processes.in_turn(lambda: claim_folder(run, config, checkpoint))
     finished = run / "metrics.json"
-    if finished.exists():
-        (run / "resume.pt").unlink(missing_ok=True)
+    if processes.from_first(finished.exists()):
+        if processes.is_first:
+            (run / "resume.pt").unlink(missing_ok=True)
         metrics: Entry = json.loads(finished.read_text())
         return metrics
     record = make_record("train", ["--data", portable_name(data), *arguments], seed=settings.seed, inputs=[described])
     before = History(architecture, history.freeze, history.log, history.others)
-    loop.resume(run)
-    with (run / "log.jsonl").open("a") as log:
+
+    def publish() -> None:
+        for name in ("best", "last") if loop.progress.best_step == loop.progress.step else ("last",):
+            path = run / f"{name}.safetensors"
+            save(loop.evaluated.state_dict(), before.then({**record, "output": path.name}), path, force=True)
+
+    # `resume.pt` decides: what it holds has happened. It is written after the log, which is cut back to it, and before
+    # the checkpoints, which are written again from it when a run goes on. The other way round, a run killed in between
+    # would leave a best.safetensors of a step that it then takes again, perhaps with another AUC: on a GPU, or with
+    # another number of threads or processes.
+    resumed = loop.resume(run)
+    processes.wait()  # nobody changes the folder before all have read it
+    first, cuda = processes.is_first, [device] if device.type == "cuda" else []
+    with open(run / "log.jsonl" if first else os.devnull, "a") as log, torch.random.fork_rng(cuda):
+        if first and resumed:
+            publish()
         for entry in loop.entries():
             log.write(json.dumps(entry) + "\n")
             log.flush()
-            report(entry)
-            if "macro_auc" in entry:
-                if loop.progress.best_step == entry["step"]:
-                    _save(model, before, record, run / "best.safetensors")
-                _save(model, before, record, run / "last.safetensors")
+            if first:
+                report(entry)
+            if first and "macro_auc" in entry:
+                os.fsync(log.fileno())
                 loop.save(run)
-    metrics = _summarise(run / "log.jsonl")
-    _write_json(finished, metrics)
-    (run / "resume.pt").unlink()
+                publish()
+        if loop.signal:
+            if not first:
+                raise SystemExit(128 + loop.signal)
+            os.fsync(log.fileno())
+            loop.save(run)
+            raise Interrupted(loop.signal, loop.progress.step, loop.steps)
+    metrics = summarise(run / "log.jsonl")
+    if first:
+        write_json(finished, metrics)
+        (run / "resume.pt").unlink()
     return metrics
 
 
@@ -166,50 +172,57 @@ class _Loop:
         settings: Settings,
         device: torch.device,
         frozen: tuple[str, ...],
+        processes: Processes = ALONE,
+        signalled: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.model, self.training, self.validation = model, training, validation
-        self.settings, self.device = settings, device
-        self.still = freeze(model, frozen)
+        self.training, self.validation, self.settings = training, validation, settings
+        self.device, self.processes, self.signalled = device, processes, signalled
+        self.signal = 0  # the signal that ended the run
         self.batch_size = min(settings.batch_size, len(training.images))
+        self.share, rest = divmod(self.batch_size, processes.count)
+        if rest:
+            raise UsageError(
+                f"a batch of {self.batch_size} images has no equal shares for {processes.count} processes: "
+                "choose a multiple with --global-batch"
+            )
         self.epoch_steps = len(training.images) // self.batch_size
         self.steps = settings.steps if settings.steps is not None else (settings.epochs or 0) * self.epoch_steps
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        try:
-            self.optimizer = create_optimizer_v2(
-                trainable, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay, momentum=0.9
-            )
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # what timm's optimisers raise
-            raise UsageError(f"optimizer {printable(settings.optimizer)}: {printable(str(error))}") from None
-        self.scheduler = self._scheduler()
+        if settings.sync_bn and processes.count > 1:
+            model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        self.model = model
+        self.model.to(device)
+        if device.type == "cuda":
+            self.model.to(memory_format=torch.channels_last)
+        self.still = freeze(self.model, frozen)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = make_optimizer(self.parameters, settings)
+        self.scheduler = make_scheduler(self.optimizer, settings, epoch_steps=self.epoch_steps)
+        self.average = ModelEmaV3(self.model, decay=settings.ema) if settings.ema is not None else None
+        self.evaluated = self.model if self.average is None else self.average.module
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
+        if processes.count > 1:
+            self.forward = DistributedDataParallel(self.model)
+        if settings.compile:
+            self.forward = torch.compile(self.forward)
         self.progress = Progress()
-        self.mean, self.std = image_statistics(model)
+        self.mean, self.std = image_statistics(self.model)
 
-    def _scheduler(self) -> Scheduler | None:
-        if not (self.settings.warmup_epochs or self.settings.decay_epochs):
-            return None
-        return MultiStepLRScheduler(
-            self.optimizer,
-            decay_t=[epoch * self.epoch_steps + 1 for epoch in self.settings.decay_epochs],  # timm decays a step early
-            decay_rate=0.1,
-            warmup_t=self.settings.warmup_epochs * self.epoch_steps,
-            warmup_lr_init=0.0,
-            warmup_prefix=False,  # epochs count from the beginning, not from the end of the warm-up
-            t_in_epochs=False,
-        )
-
-    def resume(self, run: Path) -> None:
-        """Take up the state that `save` left in the run folder, if any, and cut the log back to it."""
+    def resume(self, run: Path) -> bool:
+        """Take up the state that `save` left in the run folder and cut the log back to it; say whether there was one."""
         state_file, log = run / "resume.pt", run / "log.jsonl"
-        kept = 0
-        if state_file.exists():
+        exists, kept = state_file.exists(), 0
+        if exists:
             state = torch.load(state_file, map_location=self.device, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None:
+                self.evaluated.load_state_dict(state["average"])
             self.progress = Progress(**state["progress"])
             kept = state["log_bytes"]
-        if log.exists():
+        if log.exists() and self.processes.is_first:
             with log.open("r+b") as stream:
                 stream.truncate(kept)
+        return exists
 
     def save(self, run: Path) -> None:
         """Write all that `resume` needs, at once or not at all."""
@@ -219,27 +232,35 @@ class _Loop:
             "progress": asdict(self.progress),
             "log_bytes": (run / "log.jsonl").stat().st_size,
         }
+        if self.average is not None:
+            state["average"] = self.evaluated.state_dict()
         with AtomicFile(run / "resume.pt", force=True) as stream:
             torch.save(state, stream)
 
     def entries(self) -> Iterator[Entry]:
-        """Train to the end, yielding an entry for the log every few steps and at each evaluation."""
+        """Train to the end or to a signal, yielding an entry for the log every few steps and at each evaluation."""
         every = self.settings.eval_every or self.epoch_steps
         if not self.progress.begun:
             self.progress.begun = True
             yield self._evaluate({"step": 0, "epoch": 0})
-        losses: list[torch.Tensor] = []
+        losses: list[torch.Tensor] = []  # they stay on the device until the log wants them
         began = time.monotonic()
         while self.progress.step < self.steps and not self._is_good_enough():
+            self.signal = self.processes.largest(self.signalled())
+            if self.signal:
+                self.progress.losses += self._gathered(losses)
+                return
             losses.append(self._step(self.progress.step))
             self.progress.step += 1
             step = self.progress.step
             evaluate = step % every == 0 or step == self.steps
             if not evaluate and step % LOG_EVERY:
                 continue
-            loss = float(torch.stack(losses).mean())
+            gathered = self._gathered(losses)
+            loss = float(torch.tensor([*self.progress.losses, *gathered]).mean())
             if not math.isfinite(loss):
                 raise WsurgeryError(f"the loss is {loss} at step {step}: try a lower --lr")
+            self.progress.losses = ()
             entry = {
                 "step": step,
                 "epoch": step / self.epoch_steps,
@@ -251,49 +272,86 @@ class _Loop:
             losses, began = [], time.monotonic()
 
     def _is_good_enough(self) -> bool:
-        return self.settings.until_auc is not None and self.progress.best_auc >= self.settings.until_auc
+        reached = self.settings.until_auc is not None and self.progress.best_auc >= self.settings.until_auc
+        return reached or (self.settings.patience is not None and self.progress.stale >= self.settings.patience)
+
+    def _gathered(self, losses: list[torch.Tensor]) -> tuple[float, ...]:
+        return tuple(self.processes.means(torch.stack(losses).tolist())) if losses else ()
 
     def _step(self, step: int) -> torch.Tensor:
+        """Take one step; return the loss, whose mean over the processes is that of the whole batch."""
         if self.scheduler is not None:
             self.scheduler.step_update(step)
         self.model.train()
         for module in self.still:
             module.eval()
         epoch, within = divmod(step, self.epoch_steps)
-        indices = self._order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
-        batch = torch.from_numpy(self.training.images[indices]).to(self.device)
-        labels = torch.from_numpy(self.training.labels[indices]).to(self.device)
-        seed = self.settings.seed
+        whole = self._order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+        mine = slice(self.processes.rank * self.share, (self.processes.rank + 1) * self.share)
+        indices, seed = whole[mine], self.settings.seed
+        batch, labels = self._on_device(self.training.images[indices]), self._on_device(self.training.labels[indices])
         images = augment(batch, self.settings.augmentation, seed=seed, epoch=epoch, indices=indices)
-        logits = self.model(fit_channels(normalise(images, self.mean, self.std), self.model))
-        loss = masked_loss(logits, labels)
+        images = fit_channels(normalise(images, self.mean, self.std), self.model)
+        if self.device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
+        self._seed(step)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            logits = self.forward(images)
+        loss = masked_loss(logits.float(), labels)
+        if self.processes.count > 1:
+            # The mean over the known labels of the whole batch, which every process can count, is not the mean of the
+            # processes' means. DDP divides the sum of the gradients by the number of processes.
+            known = ~np.isnan(self.training.labels[whole])
+            loss = loss * (self.processes.count * float(known[mine].sum()) / max(1.0, float(known.sum())))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.settings.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model, step=step + 1)
         return loss.detach()
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.training.images))
+        return _permutation(self.settings.seed, epoch, len(self.training.images))
+
+    def _on_device(self, array: NDArray[np.generic]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":  # from pinned memory a copy waits for nothing, and nothing for it
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _seed(self, step: int) -> None:
+        """Let dropout, which draws from torch's own generator, draw by (seed, step, process) alone."""
+        words = np.random.SeedSequence([self.settings.seed, step, self.processes.rank]).generate_state(1, np.uint64)
+        seed = int(words[0])
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
 
     def _evaluate(self, entry: Entry) -> Entry:
-        logits = predict(self.model, self.validation, device=self.device)
-        aucs = auc_per_label(self.validation.labels, logits, self.validation.label_names)
+        if self.processes.count > 1:  # the first one's running statistics are the network's
+            for buffer in self.evaluated.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        logits = predict(self.evaluated, self.validation, device=self.device, processes=self.processes)
+        names, labels = self.validation.label_names, self.validation.labels
+        aucs = auc_per_label(labels, logits, names)
         mean = macro(aucs)
+        self.progress.stale += 1
         if mean is not None and mean > self.progress.best_auc:
-            self.progress.best_auc, self.progress.best_step = mean, entry["step"]
-        return {**entry, "auc": aucs, "macro_auc": mean}
+            self.progress.best_auc, self.progress.best_step, self.progress.stale = mean, entry["step"], 0
+        entry = {**entry, "auc": aucs, "macro_auc": mean}
+        graded = referable(names, labels, logits)
+        if graded:
+            truth, score = graded
+            entry["referable_auc"] = auc_per_label(truth[:, None], score[:, None], ["referable"])["referable"]
+        return entry
 
 
-def masked_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the binary cross-entropy averaged over the known labels.
-
-    Args:
-        logits: (b, k).
-        labels: (b, k), 0 or 1, NaN for unknown.
-    """
-    known = ~labels.isnan()
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
-    return (losses * known).sum() / known.sum().clamp(min=1)
+@lru_cache(maxsize=1)
+def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def _require_fit(model: nn.Module, training: Dataset, validation: Dataset) -> None:
@@ -306,48 +364,3 @@ def _require_fit(model: nn.Module, training: Dataset, validation: Dataset) -> No
     shared = set(training.patients) & set(validation.patients)
     if shared:
         raise WsurgeryError(f"patient {printable(min(shared))} is in both training and validation: split by patient")
-
-
-def _claim_folder(run: Path, config: Entry, init: Checkpoint) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    settled = run / "config.json"
-    as_read = json.loads(json.dumps(config))
-    if not settled.exists():
-        leftovers = [path.name for path in run.iterdir() if not path.name.startswith(".") and path.suffix != ".tmp"]
-        if leftovers and leftovers != ["init.safetensors"]:
-            raise UsageError(f"{printable(str(run))} holds {printable(leftovers[0])} and no run: choose another folder")
-        with AtomicFile(run / "init.safetensors", force=True) as target:
-            init.copy_whole_to(target)
-        _write_json(settled, as_read)
-        return
-    before = json.loads(settled.read_text())
-    for key in as_read:
-        if as_read[key] != before.get(key):
-            raise UsageError(
-                f"{printable(str(run))} was begun with other {key}: choose another folder with -o, or remove it"
-            )
-
-
-def _save(model: nn.Module, before: History, record: Record, path: Path) -> None:
-    save(model.state_dict(), before.then({**record, "output": path.name}), path, force=True)
-
-
-def _summarise(log: Path) -> Entry:
-    evaluated = [entry for entry in map(json.loads, log.read_text().splitlines()) if "macro_auc" in entry]
-    scored = [entry for entry in evaluated if entry["macro_auc"] is not None]
-    best = max(scored, key=lambda entry: entry["macro_auc"], default=evaluated[0])
-
-    def first(threshold: float) -> int | None:
-        return next((entry["step"] for entry in scored if entry["macro_auc"] >= threshold), None)
-
-    return {
-        "steps": evaluated[-1]["step"],
-        "best": {key: best[key] for key in ("step", "macro_auc")},
-        "last": {key: evaluated[-1][key] for key in ("step", "macro_auc")},
-        "steps_to_auc": {f"{threshold:.2f}": first(threshold) for threshold in THRESHOLDS},
-    }
-
-
-def _write_json(path: Path, value: Entry) -> None:
-    with AtomicFile(path, force=True) as stream:
-        stream.write(json.dumps(value, indent=2).encode() + b"\n")

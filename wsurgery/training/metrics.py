@@ -48,11 +48,25 @@ def delong_interval(labels: Floats, scores: Floats, *, level: float = 0.95) -> t
     m, n = len(positive), len(negative)
     if min(m, n) < 2:
         return None
-    everything = rankdata(np.concatenate([positive, negative]))
-    above = (everything[:m] - rankdata(positive)) / n  # for each positive, the share of negatives below it
-    below = 1 - (everything[m:] - rankdata(negative)) / m
+    above, below = structural_components(positive, negative)
     half = norm.ppf(0.5 + level / 2) * np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n)
     return max(0.0, float(above.mean() - half)), min(1.0, float(above.mean() + half))
+
+
+def structural_components(positive: Floats, negative: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what each image contributes to the AUC: the structural components of DeLong et al. (1988), by midranks.
+
+    Args:
+        positive: (m,), scores of the positives, at least one.
+        negative: (n,), scores of the negatives, at least one.
+
+    Returns:
+        For each positive, (m,), the share of negatives below it, and for each negative, (n,), the share of positives
+        above it; ties count half. The mean of either is the AUC.
+    """
+    m, n = len(positive), len(negative)
+    everything = rankdata(np.concatenate([positive, negative]))
+    return (everything[:m] - rankdata(positive)) / n, 1 - (everything[m:] - rankdata(negative)) / m
 
 
 def _known(labels: Floats, scores: Floats) -> tuple[Floats, Floats]:

@@ -1,5 +1,9 @@
 """Running a network over a data set."""
 
+import os
+import re
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -8,13 +12,14 @@ from torch import nn
 from wsurgery.data.augment import normalise, to_float
 from wsurgery.data.dataset import Dataset
 from wsurgery.errors import UsageError, WsurgeryError
+from wsurgery.processes import ALONE, Processes
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` means here.
+def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` means here; of several processes each has a CUDA device.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: there is no such device, or fewer than processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,7 +29,28 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"--device {name}: say auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: this machine has no CUDA device; use --device cpu")
+    if device.type == "cuda" and processes.count > 1:
+        here, n = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if ":" in name or here > n:
+            raise UsageError(f"--device {name}: {here} processes need as many CUDA devices of {n}: use --device cuda")
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return what `auto`, `fp32` or `bf16` means on a device: `fp32` or `bf16`.
+
+    Raises:
+        UsageError: the device has no arithmetic in bfloat16; emulated, it is many times slower than float32.
+    """
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        cpu = Path("/proc/cpuinfo")
+        has_bf16 = cpu.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpu.read_text()))
+    if name == "bf16" and not has_bf16:
+        raise UsageError(f"--precision bf16: this {device.type} computes in bfloat16 only by emulation; use fp32")
+    return "bf16" if name == "bf16" or (name == "auto" and device.type == "cuda" and has_bf16) else "fp32"
 
 
 def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -38,23 +64,35 @@ def fit_channels(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
     return images.mean(1, keepdim=True) if getattr(model, "in_chans", 3) == 1 else images
 
 
-def predict(model: nn.Module, dataset: Dataset, *, device: torch.device, batch_size: int = 128) -> NDArray[np.float32]:
+def predict(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    batch_size: int = 128,
+    processes: Processes = ALONE,
+) -> NDArray[np.float32]:
     """Return the logits, (n, k) float32, of a network in eval mode; its mode is put back afterwards.
+
+    Several processes take whole batches in turn and exchange the logits, so that each returns, bit for bit, what one
+    process finds.
 
     Raises:
         WsurgeryError: a logit is NaN, which has no rank.
     """
     mean, std = image_statistics(model)
+    starts = range(0, len(dataset.images), batch_size)
     logits, was_training = [], [module for module in model.modules() if module.training]
     model.eval()
     with torch.inference_mode():
-        for start in range(0, len(dataset.images), batch_size):
+        for start in starts[processes.rank :: processes.count]:
             batch = torch.from_numpy(np.ascontiguousarray(dataset.images[start : start + batch_size])).to(device)
             images = normalise(to_float(batch), mean, std)
-            logits.append(model(fit_channels(images, model)).float().cpu())
+            logits.append(model(fit_channels(images, model)).float().cpu().numpy())
     for module in was_training:
         module.training = True
-    result: NDArray[np.float32] = torch.cat(logits).numpy()
+    shares = processes.to_all(logits)
+    result = np.concatenate([shares[i % processes.count][i // processes.count] for i in range(len(starts))])
     if np.isnan(result).any():
         raise WsurgeryError("the network's outputs are NaN: wsurgery show --stats says which tensors are not finite")
     return result

@@ -14,7 +14,7 @@ class Settings:
     Attributes:
         steps: length in optimiser steps; None when `epochs` says it.
         epochs: length in passes over the training images; None when `steps` says it.
-        batch_size: images a step.
+        batch_size: images a step, in all processes together.
         lr: learning rate at its highest.
         optimizer: a name that timm knows (`adam`, `momentum` for SGD with momentum, `adamw`, …).
         weight_decay: as the optimiser takes it.
@@ -26,6 +26,13 @@ class Settings:
         until_auc: stop once the macro AUC reaches this; None never.
         seed: of the order of images and the augmentation.
         augmentation: what is done to each training image.
+        grad_clip: largest norm of the gradient of all weights together; None is any.
+        ema: share of the moving average of the weights that stays at each step; None is no average. With one, it is
+            the average that is evaluated and saved.
+        patience: stop after this many evaluations in a row without a better macro AUC; None never.
+        precision: `fp32`, or `bf16` for the forward and backward pass where autocast takes it. Evaluation is in fp32.
+        compile: whether torch.compile makes kernels for the network.
+        sync_bn: whether batch norm in training takes the moments of the whole batch, not of each process's share.
     """
 
     steps: int | None = None
@@ -42,6 +49,12 @@ class Settings:
     until_auc: float | None = None
     seed: int = 0
     augmentation: Augmentation = MILD
+    grad_clip: float | None = None
+    ema: float | None = None
+    patience: int | None = None
+    precision: str = "fp32"
+    compile: bool = False
+    sync_bn: bool = False
 
 
 # Raghu et al. 2019, appendix A. The paper does not say how mild its crop, hue and contrast are: MILD is our reading, nor

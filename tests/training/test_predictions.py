@@ -1,0 +1,94 @@
+"""Files of predictions: what cannot be compared says why, in one line."""
+
+import numpy as np
+import pytest
+
+from wsurgery.data.dataset import load_dataset
+from wsurgery.errors import WsurgeryError
+from wsurgery.training.predictions import align, from_logits, read_predictions
+
+HEADER = "path,patient,a,b,p_a,p_b\n"
+ROWS = ["x.png,1,0,1,0.1,0.9\n", "y.png,1,,0,0.2,0.7\n", "z.png,2,1,1,0.5,0.75\n"]
+
+
+def written(path, text):
+    path.write_text(text)
+    return read_predictions(path)
+
+
+def test_a_file_read_by_hand(tmp_path):
+    found = written(tmp_path / "p.csv", HEADER + "".join(ROWS))
+    assert (found.paths, found.patients) == (("x.png", "y.png", "z.png"), ("1", "1", "2"))
+    assert (found.names, found.count) == (("a", "b"), 2)
+    np.testing.assert_array_equal(found.labels, [[0, 1], [np.nan, 0], [1, 1]])
+    np.testing.assert_array_equal(found.scores, [[0.1, 0.9], [0.2, 0.7], [0.5, 0.75]])
+
+
+def test_referable_stands_beside_the_labels(tmp_path):
+    found = written(tmp_path / "p.csv", "path,patient,a,p_a,referable,p_referable\nx.png,1,0,0.1,,0.5\n")
+    assert (found.names, found.count) == (("a", "referable"), 1)
+    np.testing.assert_array_equal(found.labels, [[0, np.nan]])
+    np.testing.assert_array_equal(found.scores, [[0.1, 0.5]])
+    found = written(tmp_path / "q.csv", "path,patient,referable,p_referable\nx.png,1,0,0.1\n")
+    assert (found.names, found.count) == (("referable",), 1)
+
+
+def test_logits_are_the_predictions_of_the_data(fundus):
+    data = load_dataset(fundus, split="test")
+    logits = np.random.default_rng(0).normal(size=data.labels.shape).astype(np.float32)
+    found = from_logits("x", data, logits)
+    assert (found.names, found.count) == ((*data.label_names, "referable"), 5)
+    np.testing.assert_array_equal(found.labels[:, :5], data.labels)
+    np.testing.assert_array_equal(found.labels[:, 5], data.labels[:, 2:].sum(axis=1))
+    np.testing.assert_array_equal(found.scores[:, :5], logits)
+    with pytest.raises(WsurgeryError, match="x has 4 outputs, the data 5 labels"):
+        from_logits("x", data, logits[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no table of predictions"),
+        ("a,b\n1,2\n", "no table of predictions"),
+        ("path,patient,a,b,p_b,p_a\n", "no table of predictions"),
+        ("path,patient\n", "no table of predictions"),
+        (HEADER, "holds no image"),
+        (HEADER + ROWS[0] + "y.png,1,0\n", "row 2 is broken"),
+        (HEADER + "x.png,1,0,1,half,0.9\n", "row 1 is broken"),
+        (HEADER + "x.png,1,2,1,0.5,0.9\n", "row 1: a label is neither 0 nor 1"),
+        (HEADER + "x.png,1,1,1,nan,0.9\n", "or a probability no number"),
+        (HEADER + ROWS[0] + ROWS[1] + ROWS[0], r"names image x\.png 2 times"),
+        ("\0", "no table of predictions"),
+    ],
+)
+def test_another_file_is_refused_in_one_line(tmp_path, text, said):
+    with pytest.raises(WsurgeryError, match=said) as caught:
+        written(tmp_path / "p.csv", text)
+    assert "p.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_are_brought_into_one_order(tmp_path):
+    a = written(tmp_path / "a.csv", HEADER + "".join(ROWS))
+    b = written(tmp_path / "b.csv", HEADER + "".join(reversed(ROWS)))
+    (aligned,) = align(a, [b])
+    assert aligned.paths == a.paths
+    np.testing.assert_array_equal(aligned.labels, a.labels)
+    np.testing.assert_array_equal(aligned.scores, a.scores)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "said"),
+    [
+        (HEADER, ROWS[:2], r"image z\.png is in .*a\.csv and not in .*b\.csv"),
+        (HEADER, [*ROWS, "more.png,3,0,1,0.1,0.9\n"], r"image more\.png is in .*b\.csv and not in .*a\.csv"),
+        (HEADER, [*ROWS[:2], "z.png,2,1,0,0.5,0.75\n"], r"different labels of image z\.png"),
+        (HEADER, [ROWS[0], "y.png,1,0,0,0.2,0.7\n", ROWS[2]], r"different labels of image y\.png"),
+        ("path,patient,a,c,p_a,p_c\n", ROWS, "different labels, a, b and a, c"),
+    ],
+)
+def test_what_is_not_the_same_names_the_first_difference(tmp_path, header, rows, said):
+    a = written(tmp_path / "a.csv", HEADER + "".join(ROWS))
+    with pytest.raises(WsurgeryError, match=said) as caught:
+        align(a, [written(tmp_path / "b.csv", header + "".join(rows))])
+    assert "\n" not in str(caught.value)

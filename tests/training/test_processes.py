@@ -1,0 +1,91 @@
+"""Two processes, as torchrun starts them, do what one does."""
+
+import csv
+import json
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wsurgery.data.dataset import load_dataset
+from wsurgery.data.manifest import write_manifest
+from wsurgery.data.sources import open_data
+from wsurgery.processes import ALONE, joined
+from wsurgery.training.interruption import Interrupted
+from wsurgery.training.loop import train
+from wsurgery.training.settings import Settings
+
+TWO_BATCHES = "synthetic:fundus?n=400&size=16"  # 140 images to test: a batch of 128 and one of 12
+TINY_VIT = [f"--arg={word}" for word in ("img_size=32", "patch_size=8", "embed_dim=16", "depth=1", "num_heads=2")]
+SGD = ["--steps", 7, "--eval-every", 3, "--lr", 0.05, "--optimizer", "momentum", "--device", "cpu", "--threads", 1]
+
+
+def test_evaluation_is_one_processs_to_the_last_bit(fresh, invoke, torchrun, tmp_path):
+    given = ["eval", fresh, "--data", TWO_BATCHES, "--json", "--threads", 1, "--device", "cpu", "--predictions"]
+    alone = invoke(*given, tmp_path / "one.csv")
+    together = torchrun(*given, tmp_path / "two.csv")
+    assert together.stdout.decode() == alone.stdout  # and only one process prints
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    with (tmp_path / "two.csv").open(newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == 140
+
+
+@pytest.fixture(scope="module")
+def masked(fundus, tmp_path_factory):
+    """The small data set, where most images have only some labels, and some none."""
+    manifest = open_data(fundus)
+    labels = manifest.labels.copy()
+    rng = np.random.default_rng(0)
+    labels[rng.random(labels.shape) < rng.random((len(labels), 1)) ** 0.5] = np.nan
+    paths = tuple(str(manifest.root.absolute() / name) for name in manifest.paths)
+    file = tmp_path_factory.mktemp("masked") / "manifest.csv"
+    write_manifest(replace(manifest, paths=paths, labels=labels), file)
+    return file
+
+
+def read_log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_one_process_began_goes_on_in_two_as_in_one(masked, invoke, torchrun, tmp_path):
+    invoke("init", "vit_tiny_patch16_224", "--num-classes", 5, *TINY_VIT, "-o", tmp_path / "vit")
+    given = ["train", tmp_path / "vit", "--data", masked, *SGD, "--grad-clip", 0.5, "--ema", 0.5]
+    invoke(*given, "--batch-size", 12, "-o", tmp_path / "one")
+    settings = Settings(
+        steps=7, epochs=None, batch_size=12, lr=0.05, optimizer="momentum", eval_every=3, grad_clip=0.5, ema=0.5
+    )
+    with pytest.raises(Interrupted, match="after step 4 of 7"):
+        train(
+            tmp_path / "vit",
+            tmp_path / "two",
+            load_dataset(str(masked), split="train"),
+            load_dataset(str(masked), split="valid"),
+            settings,
+            data=str(masked),
+            arguments=[],
+            device=torch.device("cpu"),
+            signalled=iter([0, 0, 0, 0, signal.SIGTERM]).__next__,
+        )
+    said = torchrun(*given, "--global-batch", 12, "-o", tmp_path / "two").stderr.decode()
+    assert [line.split("  ")[0] for line in said.splitlines() if line.startswith("step")] == ["step 6", "step 7"]
+    before, one, two = (load_file(tmp_path / path) for path in ("vit", "one/last.safetensors", "two/last.safetensors"))
+    moved = max(float((one[name] - before[name]).abs().max()) for name in one)
+    assert moved > 1e-2
+    for name, value in one.items():
+        assert float((two[name] - value).abs().max()) < 1e-6, name
+    for alone, together in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
+        assert together.get("loss") == pytest.approx(alone.get("loss"), abs=1e-6)
+        assert together["auc"] == pytest.approx(alone["auc"], abs=0.05)  # a rank or two of 18 images
+    config = [(tmp_path / run / "config.json").read_text() for run in ("one", "two")]
+    assert config[0] == config[1]
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch):
+    with joined() as processes:
+        assert processes is ALONE
+    assert ALONE.to_all("x") == ALONE.from_next("x") == ALONE.to_first("x") == ["x"]
+    assert (ALONE.largest(3), ALONE.means([1.0, 2.0]), ALONE.from_first("x")) == (3, [1, 2], "x")
+    assert ALONE.in_turn(lambda: "done") == "done"

@@ -1,0 +1,139 @@
+"""The report as text: tables for the terminal, and Markdown for a recipe's RESULTS.md."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from wsurgery.errors import printable
+from wsurgery.figures.cca import Comparison
+from wsurgery.figures.claims import Claim
+from wsurgery.figures.curves import SD_FROM
+from wsurgery.figures.networks import Networks, gap_rows
+from wsurgery.figures.report import Report
+from wsurgery.figures.significance import ALPHA
+from wsurgery.figures.similarities import layer_names
+from wsurgery.figures.summary import against_random, in_words
+
+Rows = list[list[str]]  # the head first
+SPREAD_NOTE = (
+    f"In brackets the range over the seeds; from {SD_FROM} seeds on, ± one standard deviation instead. "
+    "> N: never passed in N steps."
+)
+COMPARISON_NOTE = (
+    "Mean canonical correlation by layer: mean over the seeds, with their spread; in square brackets the floor and the "
+    "ceiling."
+)
+
+
+def table_rows(report: Report) -> Rows:
+    """Return the table of arms in words."""
+    steps = f"steps to AUC {report.threshold:g}, by seed"
+    rows = [["arm", "seeds", "test macro AUC", "valid. AUC at end", steps, "against random"]]
+    for arm in report.arms.values():
+        cells = [printable(arm.name, 40), f"{len(arm.runs)}", in_words(arm.test_spread), in_words(arm.valid_spread)]
+        rows.append([*cells, arm.steps_in_words(), against_random(arm, report.arms)])
+    return rows
+
+
+def comparison_rows(comparisons: Mapping[str, Comparison]) -> Rows:
+    """Return the table of comparisons in words: a row each, a column a layer."""
+    layers = layer_names({name: comparison.results for name, comparison in comparisons.items()})
+    rows = [["networks", "seeds", *(printable(layer, 40) for layer in layers)]]
+    for name, comparison in comparisons.items():
+        floors, ceilings = comparison.means("floor"), comparison.means("ceiling")
+        rows.append([printable(name, 40), f"{len(comparison.by_seed)}"])
+        for layer in layers:
+            cell = in_words(comparison.spread(layer))
+            if cell != "–" and layer in floors and layer in ceilings:
+                cell += f" [{floors[layer]:.2f}, {ceilings[layer]:.2f}]"
+            rows[-1].append(cell)
+    return rows
+
+
+def tests_note(claims: Iterable[Claim]) -> str:
+    """Say how many tests were made, and that nothing corrects for it; empty for none."""
+    claims = list(claims)
+    tests = sum(claim.tests for claim in claims)
+    if not tests:
+        return ""
+    several = (
+        f"{tests} tests were made here and p is not corrected for that: of claims that are false, about one in "
+        f"{round(1 / ALPHA)} comes out as shown. "
+        if tests > 1
+        else ""
+    )
+    return (
+        f"{several}The tests are exact permutation tests of the seeds, one-sided for a claim that has a direction; shown "
+        f"is p < {ALPHA:g}. A run that never passed counts by the bound that speaks against the claim. Finding no "
+        "difference does not show that there is none."
+    )
+
+
+def terminal_tables(report: Report | Networks) -> list[Table]:
+    """Return the tables for a terminal."""
+    if isinstance(report, Networks):
+        tables = [table for name, one in report.reports.items() for table in _terminal(one, printable(name, 40))]
+        return tables + ([_table(rows, "")] if (rows := gap_rows(report.reports)) else [])
+    return _terminal(report)
+
+
+def _terminal(report: Report, title: str | None = None) -> list[Table]:
+    tables = [_table(table_rows(report), SPREAD_NOTE)] if report.arms else []
+    tables += [_table(comparison_rows(report.comparisons), COMPARISON_NOTE)] if report.comparisons else []
+    tables[0].title = Text(title) if title else None
+    return tables
+
+
+def _table(rows: Rows, caption: str) -> Table:
+    head, *rest = rows
+    table = Table(caption=Text(caption), caption_justify="left")
+    for column in head:
+        table.add_column(Text(column), no_wrap=column in ("arm", "networks", "test macro AUC"))
+    for row in rest:
+        table.add_row(*map(Text, row))  # as Text, for a name in square brackets is no markup
+    return table
+
+
+def markdown(report: Report | Networks, *, title: str, paper: str = "") -> str:
+    """Return the tables and the verdicts as Markdown.
+
+    Args:
+        report: one experiment, or several.
+        title: the first heading.
+        paper: Markdown that stands first, under "The paper".
+    """
+    parts = [f"# {printable(title, 200)}", ""]
+    if paper:
+        parts += ["## The paper", "", paper.strip(), ""]
+    if isinstance(report, Networks):
+        for name, one in report.reports.items():
+            parts += [f"## {printable(name, 40)}", "", *_sections(one)]
+        rows = gap_rows(report.reports)
+        if rows or report.claims:
+            parts += ["## Across networks", "", *_markdown_table(rows), *_list(report.claims)]
+        note = tests_note(report.all_claims)
+    else:
+        parts += ["## Here", ""] if paper else []
+        parts += _sections(report)
+        note = tests_note(report.claims)
+    return "\n".join([*parts, *([note] if note else [])]).rstrip("\n") + "\n"
+
+
+def _sections(report: Report) -> list[str]:
+    parts = [*_markdown_table(table_rows(report)), SPREAD_NOTE, ""] if report.arms else []
+    if report.comparisons:
+        parts += [*_markdown_table(comparison_rows(report.comparisons)), COMPARISON_NOTE, ""]
+    return parts + _list(report.claims)
+
+
+def _list(claims: Sequence[Claim]) -> list[str]:
+    items = [printable(f"- **{x.claim}** {x.evidence} *{x.verdict}.*", 10_000) for x in claims]
+    return [*items, ""] if items else []
+
+
+def _markdown_table(rows: Rows) -> list[str]:
+    if not rows:
+        return []
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:], ""]

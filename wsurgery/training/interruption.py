@@ -1,0 +1,42 @@
+"""Ending a run in good order when it is asked to end."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from wsurgery.errors import WsurgeryError
+
+
+class Interrupted(WsurgeryError):
+    """A run that was asked to end by a signal, and can go on. Exit status 128 + the signal's number, as in a shell."""
+
+    def __init__(self, number: int, step: int, steps: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after step {step} of {steps}: "
+            "run the same command again to go on from there"
+        )
+        self.exit_status = 128 + number
+
+
+@contextmanager
+def signals_noted() -> Iterator[Callable[[], int]]:
+    """Only note the first SIGTERM or Ctrl-C while this is open; the next one does what it did before.
+
+    Yields:
+        A function that returns the number of the signal that came, 0 if none did.
+    """
+    noted: list[int] = []
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: object) -> None:
+        noted.append(number)
+        restore()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: noted[0] if noted else 0
+    finally:
+        restore()

@@ -1,0 +1,144 @@
+"""What a network says of each image, as `eval --predictions` writes it."""
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsurgery.data.dataset import Dataset
+from wsurgery.data.grades import referable
+from wsurgery.errors import WsurgeryError, printable
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """One network's scores of n images.
+
+    Attributes:
+        source: what to call them in an error.
+        paths: (n,), of the images, all different.
+        patients: (n,); an image whose patient is not known has its own path here.
+        names: the k labels and, where they are the grades of retinopathy, `referable` after them.
+        labels: (n, k) or (n, k + 1): 0, 1, or NaN for unknown.
+        scores: as `labels`, an increasing function of the probability.
+        count: k, the labels of the macro AUC.
+    """
+
+    source: str
+    paths: tuple[str, ...]
+    patients: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    count: int
+
+
+def from_logits(source: str, dataset: Dataset, logits: NDArray[np.float32]) -> Predictions:
+    """Return a network's logits, (n, k), as predictions.
+
+    Raises:
+        WsurgeryError: the data have other labels than the network outputs.
+    """
+    names, labels, scores = dataset.label_names, dataset.labels.astype(np.float64), logits.astype(np.float64)
+    if logits.shape[1] != len(names):
+        raise WsurgeryError(f"{printable(source)} has {logits.shape[1]} outputs, the data {len(names)} labels")
+    graded = referable(names, labels, scores)
+    if graded:
+        names = (*names, "referable")
+        labels, scores = (np.column_stack(pair) for pair in ((labels, graded[0]), (scores, graded[1])))
+    return Predictions(source, dataset.paths, dataset.patients, names, labels, scores, logits.shape[1])
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a file of `eval --predictions`.
+
+    Raises:
+        WsurgeryError: not such a file, or one that names an image twice.
+    """
+    where = printable(str(path))
+    with path.open(newline="", encoding="utf-8") as stream:
+        try:
+            header, *rows = csv.reader(stream)
+        except (ValueError, csv.Error):  # empty, no text, a NUL
+            raise WsurgeryError(f"{where} is no table of predictions: write it with eval --predictions") from None
+    names, count = _names(header, where)
+    width = len(names)
+    at = [header.index(name, 2) for name in names] + [header.index(f"p_{name}", 2) for name in names]
+    table = np.array([_numbers(row, at, width, f"{where} row {i}") for i, row in enumerate(rows, 1)])
+    paths, patients = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
+    if not rows:
+        raise WsurgeryError(f"{where} holds no image: write it with eval --predictions")
+    image, times = Counter(paths).most_common(1)[0]
+    if times > 1:
+        raise WsurgeryError(f"{where} names image {printable(image)} {times} times: write it with eval --predictions")
+    return Predictions(where, paths, patients, names, table[:, :width], table[:, width:], count)
+
+
+def align(reference: Predictions, others: Sequence[Predictions]) -> list[Predictions]:
+    """Return predictions with the images in the order of `reference`.
+
+    Raises:
+        WsurgeryError: they are not of the same images with the same labels; names the first image at which they differ.
+    """
+    aligned = []
+    for other in others:
+        both = f"{printable(reference.source)} and {printable(other.source)}"
+        if other.names != reference.names:
+            raise WsurgeryError(
+                f"{both} have different labels, {_list(reference.names)} and {_list(other.names)}: compare networks of one task"
+            )
+        _require_same_images(reference, other)
+        row_of = {path: row for row, path in enumerate(other.paths)}
+        rows = [row_of[path] for path in reference.paths]
+        labels = other.labels[rows]
+        differ = (labels != reference.labels) & ~(np.isnan(labels) & np.isnan(reference.labels))
+        if differ.any():
+            image = printable(reference.paths[int(differ.any(axis=1).argmax())])
+            raise WsurgeryError(f"{both} have different labels of image {image}: evaluate both on the same data")
+        aligned.append(
+            replace(other, paths=reference.paths, patients=reference.patients, labels=labels, scores=other.scores[rows])
+        )
+    return aligned
+
+
+def _require_same_images(a: Predictions, b: Predictions) -> None:
+    for here, there in ((a, b), (b, a)):
+        known = set(there.paths)
+        missing = next((path for path in here.paths if path not in known), None)
+        if missing is not None:
+            raise WsurgeryError(
+                f"image {printable(missing)} is in {printable(here.source)} and not in {printable(there.source)}: "
+                "a paired test needs the same images, so evaluate both on the same data and split"
+            )
+
+
+def _names(header: Sequence[str], where: str) -> tuple[tuple[str, ...], int]:
+    """Return the names of the columns that hold labels, and how many of them the macro AUC takes."""
+    columns = list(header[2:])
+    graded = columns[-2:] == ["referable", "p_referable"] and len(columns) > 2
+    own = columns[:-2] if graded else columns
+    names = own[: len(own) // 2]
+    if list(header[:2]) != ["path", "patient"] or not names or own[len(names) :] != [f"p_{name}" for name in names]:
+        raise WsurgeryError(f"{where} is no table of predictions: write it with eval --predictions")
+    return (*names, *(["referable"] if graded else [])), len(names)
+
+
+def _numbers(row: Sequence[str], at: Sequence[int], width: int, where: str) -> list[float]:
+    """Return a row's labels, NaN for those that are empty, and its probabilities."""
+    try:
+        labels = [float(row[i] or "nan") for i in at[:width]]
+        scores = [float(row[i]) for i in at[width:]]
+    except (ValueError, IndexError):
+        raise WsurgeryError(f"{where} is broken: write the file again with eval --predictions") from None
+    if not all(label in (0, 1) or math.isnan(label) for label in labels) or any(map(math.isnan, scores)):
+        raise WsurgeryError(f"{where}: a label is neither 0 nor 1, or a probability no number: write the file again")
+    return [*labels, *scores]
+
+
+def _list(names: Sequence[str]) -> str:
+    return printable(", ".join(names), 60)
