@@ -15,7 +15,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FOLDER...",
-            help="An experiment: runs/ARM/SEED, cca/NAME.json, cca/NAME/SEED.json. Several: NET, NET@N.",
+            help="An experiment: runs/ARM/SEED, cca/NAME.json, cca/NAME/SEED.json. Several: NET, NET@N. Or Markdown "
+            "files, RESULTS.md, that come on one page as they are.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The page, .html, or .md.")],
@@ -38,15 +39,26 @@ def report(
     Example: wsurgery report demo/ -o report.html --threshold 0.85
 
     Example: wsurgery report out/resnet50 out/cbr_small --arms random,meanvar --cca none -o meanvar.html
+
+    Example: wsurgery report meanvar/RESULTS.md gabor/RESULTS.md -o results.html
     """
     from json import dumps
 
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.writer import write_all
     from wsurgery.figures.networks import json_of, read_experiments
-    from wsurgery.figures.page import render_page
+    from wsurgery.figures.page import render_page, render_results
     from wsurgery.figures.tables import markdown, terminal_tables
 
+    if any(path.suffix == ".md" for path in folders):
+        if json or arms or cca or paper or output.suffix == ".md" or any(path.suffix != ".md" for path in folders):
+            raise UsageError(
+                "Markdown files only come together on an .html page: no folder beside them, no --arms, --cca, "
+                "--paper or --json"
+            )
+        with AtomicFile(output, force=force) as stream:
+            write_all(stream, render_results(folders, title=title).encode())
+        return
     try:
         about = paper.read_text(encoding="utf-8") if paper else ""
     except UnicodeDecodeError:

@@ -17,6 +17,7 @@ from wsurgery.figures.cca import PRETRAINED_PAIR, RANDOM_PAIR, Comparison, diffe
 from wsurgery.figures.claims import Claim
 from wsurgery.figures.curves import Spread, band_caption, draw_curves
 from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
+from wsurgery.figures.gather import results_html
 from wsurgery.figures.networks import Networks, gap_rows
 from wsurgery.figures.report import Report
 from wsurgery.figures.runs import Run
@@ -35,6 +36,15 @@ _SIMILARITY_NOTE = (
 )
 
 
+def render_results(results: Sequence[Path], *, title: str) -> str:
+    """Return a page of Markdown files, such as recipes' RESULTS.md: UTF-8 HTML with styles and pictures inside.
+
+    Raises:
+        WsurgeryError: a file or a picture in it cannot be read.
+    """
+    return _page(title, results_html(results))
+
+
 def render_page(report: Report | Networks, *, title: str, paper: str = "") -> str:
     """Return the page: UTF-8 HTML with its styles and figures inside, the same for the same runs.
 
@@ -46,7 +56,6 @@ def render_page(report: Report | Networks, *, title: str, paper: str = "") -> st
     Raises:
         WsurgeryError: a checkpoint of a run is broken.
     """
-    template = Template(files("wsurgery.figures").joinpath("report.html").read_text(encoding="utf-8"))
     parts = ["<h2>The paper</h2>" + _paper(paper)] if paper else []
     if isinstance(report, Networks):
         parts += [_introduction(report.reports)]
@@ -62,7 +71,12 @@ def render_page(report: Report | Networks, *, title: str, paper: str = "") -> st
     notes = [_SIMILARITY_NOTE] * compared + [note for note in (tests_note(claims),) if note]
     if notes:
         parts += ["<h2>How to read this</h2>", *(f"<p>{_text(note)}</p>" for note in notes)]
-    return template.substitute(title=_text(title), body="\n".join(parts))
+    return _page(title, "\n".join(parts))
+
+
+def _page(title: str, body: str) -> str:
+    template = Template(files("wsurgery.figures").joinpath("report.html").read_text(encoding="utf-8"))
+    return template.substitute(title=_text(title), body=body)
 
 
 def _paper(text: str) -> str:
