@@ -1,0 +1,131 @@
+"""The paper's recipes: complete, readable, and run at their smallest, on drawn data and on trees like the real data's."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PAPER = sorted(path.parent.name for path in RECIPES.glob("*/paper.md"))
+TINY = ["NETS=cbr_tiny", "WIDTH=0.05", "SEEDS=1 2", "IMAGES=64", "STEPS=4", "EVAL_EVERY=4", "PRETRAIN=4"]
+DISEASES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+
+
+def make(recipe: str, *arguments: str) -> str:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["make", "-C", str(RECIPES / recipe), "--no-print-directory", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "MAKEFLAGS": ""},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_experiment_of_the_paper_has_its_recipe_and_its_result():
+    listed = re.search(r"RECIPES := ((?:.*\\\n)*.*)\n", (RECIPES / "Makefile").read_text())
+    assert sorted(listed[1].replace("\\\n", " ").split()) == PAPER
+    assert len(PAPER) == 16
+    for recipe in PAPER:
+        assert {"Makefile", "README.md", "RESULTS.md", "paper.md"} <= {
+            path.name for path in (RECIPES / recipe).iterdir()
+        }
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_every_line_is_a_command_that_a_user_can_type(recipe, tmp_path):
+    source = tmp_path / "source.safetensors"
+    source.touch()
+    given = [f"SOURCE_{net}={source}" for net in ("resnet50", "inception_v3")]
+    scales = ([], ["SCALE=paper", "DATA=chexpert:/d", "SOURCE_DATA=folder:/i", *given])
+    for variables in scales:
+        lines = make(recipe, "-n", f"OUT={tmp_path / 'out'}", *variables).replace("\\\n", " ").splitlines()
+        for line in lines:
+            assert all(stage.split()[0] in ("wsurgery", "mkdir", "ln") for stage in line.split(" | ")), line
+    assert "--device" not in " ".join(lines)  # the toy's limits stay in the toy
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_runs_through_and_shares_its_runs_with_the_next(tmp_path):
+    out = f"OUT={tmp_path / 'out'}"
+    make("meanvar", "-j2", out, *TINY)
+    page = (tmp_path / "out" / "meanvar.html").read_text()
+    for arm in ("random", "transfer", "meanvar"):
+        assert arm in page
+        assert json.loads((tmp_path / "out/cbr_tiny/runs" / arm / "2" / "metrics.json").read_text())["steps"] == 4
+    make("meanvar", "-q", out, *TINY)  # fails if anything would be made again
+    planned = make("cca-seeds", "-n", out, *TINY)
+    assert "wsurgery train" not in planned
+    make("cca-seeds", "-j2", out, *TINY)
+    pair = json.loads((tmp_path / "out/cbr_tiny/cca/pretrained-pair/1.json").read_text())
+    assert [layer["layer"] for layer in pair["layers"]] == ["block1", "block2", "block3", "block4"]
+    assert "pretrained-pair" in (tmp_path / "out" / "cca-seeds.html").read_text()
+
+
+def test_what_stands_before_a_job_runs_it(tmp_path):
+    planned = make("meanvar", "-n", f"OUT={tmp_path}", *TINY, "RUN=srun -n1")
+    jobs = [line for line in planned.splitlines() if re.search(r"wsurgery (train|eval|cca)", line)]
+    assert jobs
+    assert all(line.startswith("srun -n1 wsurgery ") for line in jobs)
+    assert len(re.findall("srun", planned)) == len(jobs)
+
+
+def chexpert_tree(folder: Path) -> None:
+    """200 X-rays of 64 pixels as CheXpert lays them out: 160 to train on, 40 to test on."""
+    rng = np.random.default_rng(0)
+    for part, patients in (("train", range(80)), ("valid", range(80, 100))):
+        rows = []
+        for number in (p for p in patients for _ in range(2)):
+            path = f"{part}/patient{number:05}/study1/view{len(rows) % 2 + 1}_frontal.jpg"
+            file = folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(file)
+            states = rng.choice(["1.0", "0.0"] if part == "valid" else ["1.0", "0.0", "-1.0", ""], 5)
+            rows.append([f"{folder.name}/{path}", "Female", "60", "Frontal", "AP", *states])
+        with (folder / f"{part}.csv").open("w", newline="") as stream:
+            csv.writer(stream).writerows([["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *DISEASES], *rows])
+
+
+def eyepacs_tree(folder: Path) -> None:
+    """200 eyes of 100 patients as Kaggle's EyePACS lays them out."""
+    rng = np.random.default_rng(0)
+    (folder / "train").mkdir(parents=True)
+    rows = []
+    for eye in (f"{patient}_{side}" for patient in range(100) for side in ("left", "right")):
+        Image.fromarray(rng.integers(0, 256, (64, 80, 3), np.uint8)).save(folder / "train" / f"{eye}.jpeg")
+        rows.append([eye, rng.choice(5)])
+    with (folder / "trainLabels.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["image", "level"], *rows])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scheme", "tree", "preset"),
+    [
+        ("performance-chexpert", "chexpert", chexpert_tree, "chexpert"),
+        ("performance-retina", "eyepacs", eyepacs_tree, "retina"),
+    ],
+)
+def test_at_the_papers_scale_on_a_tree_like_the_real_one(recipe, scheme, tree, preset, tmp_path, invoke):
+    (tmp_path / "data").mkdir()
+    tree(tmp_path / "data")
+    source, out = tmp_path / "source.safetensors", tmp_path / "out"
+    invoke("init", "cbr_tiny", "--num-classes", 10, "--seed", 1, "-o", source)
+    given = ["SCALE=paper", f"DATA={scheme}:{tmp_path / 'data'}", f"SOURCE_cbr_tiny={source}", f"OUT={out}"]
+    small = ["NETS=cbr_tiny", "SEEDS=1", "IMAGE_SIZE=32", f"TRAIN=--preset {preset} --steps 2", "THRESHOLD=0.5"]
+    assert f"--preset {preset} " in make(recipe, "-n", *given, *small[:-2])  # as a user has it
+    make(recipe, "-j2", *given, *small)
+    for arm in ("random", "transfer"):
+        run = out / "cbr_tiny" / "runs" / arm / "1"
+        settings = json.loads((run / "config.json").read_text())["settings"]
+        assert (settings["optimizer"], settings["steps"]) == ({"chexpert": "momentum", "retina": "adam"}[preset], 2)
+        assert len(json.loads((run / "eval.json").read_text())["labels"]) == 5
+    assert "steps to validation AUC 0.5" in (out / f"{recipe}.html").read_text()
