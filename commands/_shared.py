@@ -291,7 +291,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             typer.echo(f"wsurgery {title}: {_one_line(error)}", err=True)
             if isinstance(error, BrokenPipeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
-            raise typer.Exit(getattr(error, "exit_status", 1)) from None
+            interrupted = 130 if isinstance(error, KeyboardInterrupt) else 1  # as shells have it: 128 + SIGINT
+            raise typer.Exit(getattr(error, "exit_status", interrupted)) from None
 
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]

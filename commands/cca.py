@@ -77,7 +77,8 @@ def cca(
     skip_bad: SkipBad = False,
     images: Annotated[int, typer.Option(min=1, help="Images to use, if there are as many.")] = 512,
     groups: Annotated[
-        int, typer.Option(min=1, help="Groups of images to leave out in turn, for the images' part of the error; 1: none.")
+        int,
+        typer.Option(min=1, help="Groups of images to leave out in turn, for the images' part of the error; 1: none."),
     ] = 16,
     bias_corrected: Annotated[
         bool, typer.Option("--bias-corrected", help="Also show the value less its bias from the number of images.")

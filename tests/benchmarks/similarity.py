@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import timm
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from wsurgery.similarity.compare import compare
 from wsurgery.similarity.metrics import METRICS, similarities
 from wsurgery.similarity.moments import DrawnMoments, Moments
 
@@ -118,6 +120,25 @@ def drawn(repeats: int, p: int, c: int, d: int, draws: int, theirs: int) -> None
     )  # fmt: skip
 
 
+def networks(repeats: int, images: int) -> None:
+    """`cca` of two ResNet-50s over five layers, beside their forward passes over the same batches."""
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 224, 224, 3), dtype=np.uint8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        a, b = (timm.create_model("resnet50").eval() for _ in range(2))
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for batch in np.split(pixels, range(32, images, 32)):
+                for network in (a, b):
+                    network(torch.from_numpy(batch).permute(0, 3, 1, 2) / 255)
+
+    costs = medians(repeats, ours=lambda: compare(a, b, pixels, n_images=images), forward=forward)
+    row(
+        f"two ResNet-50s, {images} images", costs["ours"], costs["forward"], "forward passes", "at most 1.25", most=1.25
+    )
+
+
 def main() -> None:
     """Run every comparison and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -125,6 +146,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--big", action="store_true", help="also p = 50,000, c = 2048, d = 1024: 3 minutes, 3 GB")
     parser.add_argument("--theirs", type=int, default=3, help="draws that the other side runs with --big")
+    parser.add_argument("--images", type=int, default=0, help="also two ResNet-50s on so many images; cca's are 512")
     options = parser.parse_args()
     torch.set_num_threads(1)
     threadpool_limits(1)
@@ -133,6 +155,8 @@ def main() -> None:
     for d in (64, 256, 512):
         single(options.repeats, 10_000, d)
     drawn(options.repeats, 10_000, 256, 64, options.draws, options.draws)
+    if options.images:
+        networks(min(options.repeats, 1), options.images)
     if options.big:
         drawn(0, 50_000, 2048, 1024, options.draws, min(options.theirs, options.draws))
 

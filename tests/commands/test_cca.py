@@ -1,5 +1,10 @@
 import csv
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
 from shutil import copy
 
 import numpy as np
@@ -220,3 +225,32 @@ def test_two_processes_find_what_one_finds(finished, fundus, invoke, torchrun, t
         assert x["images"] == 60
         for field, value in x.items():
             assert y[field] == (pytest.approx(value, abs=1e-12) if field in MEASURED else value)
+
+
+def test_interrupted_at_a_terminal_it_says_so_in_a_line_and_leaves_nothing(finished, fundus, tmp_path):
+    given = [finished / "init.safetensors", finished / "last.safetensors", "--data", fundus, "-d", 3, "--groups", 1]
+    given += ["--rows", "whole", "--repeats", 300, "--threads", 1, "--device", "cpu"]  # ten seconds of work
+    outputs = ["-o", tmp_path / "cca.json", "--csv", tmp_path / "cca.csv", "--plot", tmp_path / "cca.pdf"]
+    terminal, stderr = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "wsurgery", "cca", *map(str, given + outputs)],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    ) as process:
+        os.close(stderr)
+        said = b""
+        while b"images" not in said:  # its progress bar
+            said += os.read(terminal, 1000)
+        process.send_signal(signal.SIGINT)
+        said = b""
+        try:
+            while some := os.read(terminal, 1000):
+                said += some
+        except OSError:  # how Linux says that nobody writes to a terminal any more
+            os.close(terminal)
+        assert process.stdout.read() == b""
+    assert process.returncode == 130
+    assert said.endswith(b"wsurgery cca: interrupted\r\n")
+    assert b"Traceback" not in said
+    assert list(tmp_path.iterdir()) == []

@@ -233,7 +233,7 @@ def test_a_killed_command_leaves_nothing_and_the_old_output_intact(moment, numbe
         with process:
             text = process.stderr.read().decode()
         if number == signal.SIGINT:
-            assert (process.returncode, text) == (1, "wsurgery shuffle: interrupted\n")
+            assert (process.returncode, text) == (130, "wsurgery shuffle: interrupted\n")
         else:
             assert (process.returncode, text) == (-number if number == signal.SIGKILL else 128 + number, "")
     assert contents(folder / "out") == before

@@ -78,7 +78,7 @@ def test_an_interrupted_run_ends_its_processes_and_leaves_nothing(tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     process.communicate()  # it ends when the last process that holds its output has
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
 
 

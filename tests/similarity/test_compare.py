@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from wsurgery.errors import UsageError
+from wsurgery.similarity import protocol
 from wsurgery.similarity.compare import compare
 
 SIZE = 12
@@ -206,6 +207,22 @@ def test_where_repeats_have_images_of_their_own_their_spread_holds_both_errors(i
     spread = np.std(found.repeats, ddof=1) / 12**0.5
     assert found.se == pytest.approx(max(spread, found.se_images))
     assert found.se_channels < spread
+
+
+def test_the_jackknife_of_some_draws_estimates_that_of_all(images, monkeypatch):
+    options = {"p": 1500, "d": 3, "repeats": 40, "layers": ["block1"]}
+    every = compare(Small(1), Small(2), images, **options)[0]
+    monkeypatch.setattr(protocol, "draws_to_jackknife", lambda groups, channels: 10)
+    some = compare(Small(1), Small(2), images, **options)[0]
+    assert some.repeats == every.repeats
+    assert some.se_images != every.se_images
+    assert some.se_images == pytest.approx(every.se_images, rel=0.35)
+    assert some.bias_corrected == pytest.approx(every.bias_corrected, abs=every.se_images)
+
+
+@pytest.mark.parametrize(("channels", "draws"), [(3, 10), (64, 10), (512, 2), (2048, 2)])
+def test_fewer_draws_are_jackknifed_where_there_are_many_channels(channels, draws):
+    assert min(10, protocol.draws_to_jackknife(16, channels)) == draws
 
 
 def test_the_matrix_has_the_plain_comparison_on_its_diagonal(images):

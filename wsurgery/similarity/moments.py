@@ -13,6 +13,7 @@ from torch import Tensor
 CHUNK = 1024  # rows that are converted at a time, at most: float32 sums the products of more with fewer digits
 _CHUNK_BYTES = 1 << 22  # what stays in the cache; the product of fewer than a few hundred rows is slow
 _SHORTEST_CHUNK = 256
+_FEW = 16  # rows
 _GATHERING = 2  # the cost of an element in small products of gathered columns, against that in one large product
 _BLOCK_ELEMENTS = 1 << 20  # of the covariances of draws that are in memory at a time
 
@@ -34,15 +35,28 @@ class Varying:
         if len(self.mask) == 0:
             self._first = rows[0].clone()
             self.mask = torch.zeros_like(self._first, dtype=torch.bool)
-        if not self.mask.all():
-            self.mask = self.mask | (rows != self._first).any(0)
+        for some in (rows[:_FEW], rows[_FEW:]):  # most channels vary within a few rows: the others need not be read
+            if self.mask.all():
+                return
+            self.mask = self.mask | (some != self._first).any(0)
 
     def __add__(self, other: "Varying") -> "Varying":
         """Return what varies in both parts together; neither part may be empty."""
-        both = Varying()
-        both.update(torch.stack([self._first, other._first]))
-        both.mask = both.mask | self.mask | other.mask
-        return both
+        return Varying._of(torch.stack([self._first, other._first]), torch.stack([self.mask, other.mask]))
+
+    @staticmethod
+    def without_each(parts: Sequence["Varying"]) -> Iterator["Varying"]:
+        """Give, for each of two parts or more, what varies in all others together; no part may be empty."""
+        firsts, masks = torch.stack([part._first for part in parts]), torch.stack([part.mask for part in parts])
+        for others in ~torch.eye(len(parts), dtype=torch.bool):
+            yield Varying._of(firsts[others], masks[others])
+
+    @staticmethod
+    def _of(firsts: Tensor, masks: Tensor) -> "Varying":
+        """Return what varies in parts together, of which the first rows and the masks, (parts, c), are given."""
+        together = Varying()
+        together._first, together.mask = firsts[0], masks.any(0) | (firsts != firsts[0]).any(0)
+        return together
 
 
 @dataclass(frozen=True)
@@ -129,10 +143,15 @@ class Moments:
         both._varying = self._varying + other._varying
         return both
 
+    @property
+    def finite(self) -> bool:
+        """Whether all rows seen are finite, and not so large that their squares are not."""
+        return self.rows == 0 or bool((self._sums + self._products.diagonal()).isfinite().all())
+
     def covariance(self) -> Tensor:
         """Return the centred second moments over the number of rows, (c, c), float64; a constant channel's are 0."""
-        products = self._centred()._products
-        covariance = products.tril_().add_(products.tril(-1).T).div_(self.rows)
+        products = torch.addr(self._products, self._sums, self._sums, alpha=-1 / self.rows)
+        covariance = products.tril_().add_(products.tril(-1).T.contiguous()).div_(self.rows)
         constant = ~self._varying.mask
         if constant.any():
             covariance[constant] = 0.0
@@ -141,13 +160,14 @@ class Moments:
 
     def norms(self) -> Tensor:
         """Return the mean of ‖u‖²‖v‖² of a centred row for any two sets of channels u and v, (g, g), float64."""
-        return self._centred()._quartics / self.rows
+        return self._about(self._shift + self._sums / self.rows)._quartics / self.rows
 
     @staticmethod
     def without_each(parts: Sequence["Moments"]) -> Iterator["Moments"]:
         """Give, for each of two parts or more, the moments of all others together; no part may be empty."""
         total = reduce(add, parts)
-        for i, part in enumerate(parts):
+        varying = Varying.without_each([part._varying for part in parts])
+        for part, others in zip(parts, varying, strict=True):
             rest = part._about(total._shift)
             rest.rows = total.rows - rest.rows
             rest._sums = total._sums - rest._sums
@@ -155,7 +175,7 @@ class Moments:
             if rest._sets is not None:
                 rest._cubes = total._cubes - rest._cubes
                 rest._quartics = total._quartics - rest._quartics
-            rest._varying = reduce(add, [other._varying for j, other in enumerate(parts) if j != i])
+            rest._varying = others
             yield rest
 
     def pair(self, c_x: int) -> Pair:
@@ -164,9 +184,6 @@ class Moments:
         norms = None if self._sets is None else self.norms()[None]
         x, y = slice(c_x), slice(c_x, None)
         return Pair(covariance[:, x, x], covariance[:, y, y], covariance[:, x, y], self.rows, norms)
-
-    def _centred(self) -> "Moments":
-        return self._about(self._shift + self._sums / self.rows)
 
     def _about(self, shift: Tensor) -> "Moments":
         """Return the same moments about another point: z becomes z + m, and ‖z‖² becomes ‖z‖² + 2 m·z + ‖m‖²."""
@@ -242,11 +259,18 @@ class DrawnMoments:
         return both
 
     @staticmethod
-    def without_each(parts: Sequence["DrawnMoments"]) -> Iterator["DrawnMoments"]:
-        """Give, for each of two parts or more, the moments of all others together; no part may be empty."""
-        draws = zip(*(part._moments for part in parts), strict=True)
-        for moments in zip(*map(Moments.without_each, draws), strict=True):
-            rest = copy(parts[0])
+    def without_each(parts: Sequence["DrawnMoments"], *, draws: int) -> Iterator["DrawnMoments"]:
+        """Give, for each of two parts or more, the moments of all others together; no part may be empty.
+
+        Args:
+            parts: of the same draws.
+            draws: only the first so many are kept.
+        """
+        first = copy(parts[0])
+        first._draws, first._parts = first._draws[:draws], tuple(part[:draws] for part in first._parts)
+        kept = zip(*(part._moments[:draws] for part in parts), strict=True)
+        for moments in zip(*map(Moments.without_each, kept), strict=True):
+            rest = copy(first)
             rest._moments = list(moments)
             yield rest
 
@@ -258,7 +282,7 @@ class DrawnMoments:
     @property
     def finite(self) -> bool:
         """Whether all moments are finite."""
-        return self.rows == 0 or all(bool(m.covariance().isfinite().all()) for m in self._moments)
+        return all(moments.finite for moments in self._moments)
 
     def pairs(self, x: int, y: int) -> Iterator[Pair]:
         """Give the moments of part `x` against part `y`, some draws at a time."""

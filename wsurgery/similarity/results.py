@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from math import hypot
 from statistics import fmean, stdev
 
+import numpy as np
+
 from wsurgery.similarity.metrics import Scores
 from wsurgery.similarity.moments import Varying
 from wsurgery.similarity.protocol import Draws
@@ -22,7 +24,8 @@ class LayerSimilarity:
         metric: its name in `wsurgery.similarity.metrics`.
         value: A against B; None where it is not defined (`notes` says why).
         se: standard error of `value`: the root of the sum of the squares of the next two, of those that are known.
-        se_images: its part from the images (rows of a file): a jackknife over `groups`; None for one group.
+        se_images: its part from the images (rows of a file): a jackknife over `groups`, of the first repeats only where
+            many channels are drawn; None for one group.
         se_channels: its part from the draws of channels: the spread of `repeats` over the root of their number, less
             the images' part where every repeat has images of its own; None for a single repeat.
         bias_corrected: `value` less its bias from the finite number of images, as the jackknife estimates it; it can
@@ -118,7 +121,10 @@ def summarise(
         elif not finite:
             more.append("undefined: activations are not finite")
         elif len(known) < len(repeats):
-            more.append(f"{len(repeats) - len(known)} of {len(repeats)} repeats drew nothing but constant channels")
+            why = "drew nothing but constant channels"
+            if metric == "unbiased_cka":
+                why += ", or too few rows for an unbiased estimate of a norm that is positive"
+            more.append(f"{len(repeats) - len(known)} of {len(repeats)} repeats {why}")
         results.append(
             LayerSimilarity(
                 layer=layer_a if layer_a == layer_b else f"{layer_a} × {layer_b}",
@@ -165,28 +171,40 @@ def _jackknife(
 ) -> tuple[float | None, float | None]:
     """Return the standard error and the bias of the mean of all values, by the jackknife over groups.
 
+    Groups may be left out of the first draws only. The error of a mean of R draws is v / R + (1 − 1 / R) c, where v is
+    that of one draw and c the covariance of the errors of two: both are as good, if noisier, from a few draws.
+
     Source: Quenouille, *Notes on bias in estimation*, 1956; Tukey, *Bias and confidence in not-quite large samples*, 1958.
 
     Args:
         values: the values of each pass.
-        left_out: for each pass and group, the values without that group.
+        left_out: for each pass and group, the values of its first draws without that group; or nothing for a pass.
         same_rows: whether all passes saw the same rows; if not, their errors are independent.
     """
+    first = [len(groups[0]) if groups else 0 for groups in left_out]
+    whole = [list(scores[:draws]) for scores, draws in zip(values, first, strict=True)]
     if same_rows:
+        whole = [[score for scores in whole for score in scores]]
+        together = zip(*(groups for groups in left_out if groups), strict=True)
+        left_out = [[[score for scores in group for score in scores] for group in together]]
         values = [[score for scores in values for score in scores]]
-        left_out = [[[score for scores in group for score in scores] for group in zip(*left_out, strict=True)]]
     variances, biases = [], []
-    for scores, groups in zip(values, left_out, strict=True):
-        known = [i for i, score in enumerate(scores) if score is not None]
-        without = [[group[i] for i in known] for group in groups]
-        if not known or not without or any(score is None for group in without for score in group):
+    for scores, of_draws, groups in zip(values, whole, left_out, strict=True):
+        known = [i for i, score in enumerate(of_draws) if score is not None]
+        without = np.array([[group[i] for i in known] for group in groups], float)  # None becomes NaN
+        if not without.size or np.isnan(without).any():
             continue
-        means, g = [fmean(_known(group)) for group in without], len(without)
-        variances.append((g - 1) / g * sum((mean - fmean(means)) ** 2 for mean in means))
-        biases.append((g - 1) * (fmean(means) - fmean(_known(scores))))
+        g, r = without.shape
+        errors = (g - 1) * np.atleast_2d(np.cov(without.T, bias=True))
+        each = errors.trace() / r
+        common = (errors.sum() - errors.trace()) / (r * (r - 1)) if r > 1 else each
+        total = len(_known(scores))
+        variances.append(max(each / total + (1 - 1 / total) * common, 0.0))
+        biases.append((g - 1) * (float(without.mean()) - fmean(_known(of_draws))))
     if not variances:
         return None, None
-    return (fmean(variances) / len(variances)) ** 0.5, fmean(biases)
+    passes = sum(bool(_known(scores)) for scores in values)
+    return (fmean(variances) / passes) ** 0.5, fmean(biases)
 
 
 def _mean(scores: Scores) -> float | None:
