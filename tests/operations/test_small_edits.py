@@ -79,6 +79,20 @@ def test_float64_is_rounded_once_to_the_nearest_value(target):
     assert (ties.view(f"u{target.itemsize}") & 1 == 0).all()
 
 
+def test_float16_has_numpys_bytes_for_all_its_values_ties_and_their_neighbours():
+    exact = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    ties = np.append((exact[:-1] + exact[1:]) / 2, np.float32(65520))  # exact in float32
+    ties = ties.view(np.uint32)
+    bits = np.concatenate([exact.view(np.uint32), ties - 1, ties, ties + 1])
+    bits = np.concatenate([bits, bits | np.uint32(1 << 31)])
+    finite_result = np.tile(bits[bits.view(np.float32) < 65520], 4)  # more than one block, without an overflow
+    special = np.uint32([0x7F800000, 0xFF800000, 0x7FC01234, 0xFFC00001, 0x7F801FFF])  # infinities and NaN
+    for x in (finite_result, bits, np.concatenate([finite_result, special]), special, finite_result[:0]):
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = x.view(np.float32).astype(np.float16)
+        assert cast(x.view(np.float32), dtype=np.dtype("f2")).tobytes() == expected.tobytes()
+
+
 def test_half_precision_survives_the_way_through_float32():
     x = every(np.dtype("f2"))
     x = x[~np.isnan(x)]

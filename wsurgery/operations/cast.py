@@ -4,9 +4,13 @@ from typing import Any
 
 import numpy as np
 from ml_dtypes import finfo
+from numpy.typing import NDArray
 
 from wsurgery.operations.random_streams import chunk_slice, chunks, for_each_chunk
 from wsurgery.operations.rewrite import Array, Map
+
+_HALF_BLOCK = 1 << 16  # elements at a time: what is in work stays in the second-level cache
+_HALF_OVERFLOW = np.float32(65520)  # the least that becomes infinite
 
 
 def cast(x: Array, *, dtype: "np.dtype[Any]", run: Map = map) -> Array:
@@ -22,10 +26,14 @@ def cast(x: Array, *, dtype: "np.dtype[Any]", run: Map = map) -> Array:
     """
     flat = x.reshape(-1)
     result = np.empty(flat.size, dtype)
+    to_half = x.dtype == np.float32 and dtype == np.float16
 
     def fill(chunk: int) -> None:
         part = chunk_slice(chunk)
-        result[part] = round_once(flat[part], dtype)
+        if to_half:
+            _to_half(flat[part], result[part])
+        else:
+            result[part] = round_once(flat[part], dtype)
 
     for_each_chunk(run, fill, flat.size)
     return result.reshape(x.shape)
@@ -55,6 +63,34 @@ def round_once(values: Array, dtype: "np.dtype[Any]") -> Array:
         if values.dtype == np.float64 and dtype not in (np.float64, np.float32, np.float16):
             values = _odd_float32(values)
         return values.astype(dtype)
+
+
+def _to_half(x: NDArray[np.float32], out: NDArray[np.float16]) -> None:
+    """Round to float16, bit for bit as numpy's `astype` does, with vector instructions: in half its time.
+
+    The greatest power of two in |x|, 2^e, is raised to at least 2^-14, below which float16 is subnormal. |x| + 2^(e + 13)
+    then has the last place of float16, so the addition rounds, and its low bits are k, the multiple of 2^(e - 10) that |x|
+    becomes. The result is k + (e + 14) 2^10. It stands in the low half of the last sum: shifted down, the power gives
+    (e + 140) 2^10 + 1, and the 0x800 - 1 more that are needed modulo 2^16 are in the power's own low bits.
+    """
+    scratch = np.empty((2, min(_HALF_BLOCK, x.size)), np.uint32)
+    for start in range(0, x.size, _HALF_BLOCK):
+        part = x[start : start + _HALF_BLOCK]
+        bits, (power, total) = part.view(np.uint32), scratch[:, : part.size]
+        magnitude = np.abs(part, out=total.view(np.float32))
+        if not magnitude.max() < _HALF_OVERFLOW:  # NaN, infinity or overflow
+            out[start : start + _HALF_BLOCK] = round_once(part, out.dtype)
+            continue
+        np.bitwise_and(bits, np.uint32(0xFF << 23), out=power)
+        np.maximum(power, np.uint32(113 << 23), out=power)  # 2^-14
+        power += np.uint32((13 << 23) + 0x800)  # 2^13 times as much
+        magnitude += power.view(np.float32)
+        power >>= np.uint32(13)
+        total += power
+        np.right_shift(bits, np.uint32(16), out=power)
+        power &= np.uint32(0x8000)
+        total |= power
+        np.copyto(out[start : start + _HALF_BLOCK].view(np.uint16), total, casting="unsafe")  # the low half
 
 
 def _odd_float32(values: Array) -> Array:

@@ -49,7 +49,7 @@ def meanvar(x: Array, *, random: RandomStream, run: Map = map, positive: bool = 
     def fill(chunk: int) -> None:
         part = result[chunk_slice(chunk)]
         values: Array = part if x.dtype == working else np.empty(part.size, working)
-        random.generator(chunk).standard_normal(out=values, dtype=working)
+        random.standard_normal(chunk, out=values)
         with np.errstate(over="ignore", under="ignore"):
             values *= working(std)
             values += working(mean)

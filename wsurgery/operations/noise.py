@@ -40,7 +40,8 @@ def add_noise(x: Array, *, std: float, relative: bool, random: RandomStream, run
     def fill(chunk: int) -> None:
         part = flat[chunk_slice(chunk)]
         with np.errstate(over="ignore", invalid="ignore"):
-            noise = random.generator(chunk).standard_normal(part.size, dtype=working)
+            noise: Array = np.empty(part.size, working)
+            random.standard_normal(chunk, out=noise)
             noise *= working(std)
             noise += part.astype(working)
             result[chunk_slice(chunk)] = noise

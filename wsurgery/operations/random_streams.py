@@ -8,8 +8,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from wsurgery.operations.gaussian import float32_normal
 
 CHUNK = 1 << 18  # elements; part of what defines the result
 
@@ -35,6 +39,13 @@ class RandomStream:
         key = json.dumps([self.seed, self.operation, self.occurrence, self.tensor, purpose, chunk])
         digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
+
+    def standard_normal(self, chunk: int, *, out: NDArray[Any]) -> None:
+        """Fill a one-dimensional array, float32 or float64, with the chunk's iid standard normal numbers."""
+        if out.dtype == np.float32:
+            float32_normal(self.generator(chunk), out)
+        else:
+            self.generator(chunk).standard_normal(out=out, dtype=np.float64)
 
 
 def chunks(elements: int) -> range:

@@ -128,17 +128,18 @@ def _write(edits: Sequence[Edit], history: History, stream: BinaryIO, threads: i
     # The digests of inputs are computed while their bytes are copied, where the header can still be written after that.
     late = stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.fileno() != 1
     total = sum(tensor.nbytes for tensor in tensors)
-    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as writer, Progress(total, "writing") as progress:
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as io, Progress(total, "writing") as progress:
         write_all(stream, format_header(tensors, history.metadata(draft=late)))
         written: Future[None] | None = None
-        for edit, data in _results(edits, pool):
+        for edit, data in _results(edits, pool, io):
             if written:
                 written.result()
             if data is None:
                 edit.source.copy_to(edit.origin, stream)
                 written = None
             else:
-                written = writer.submit(write_all, stream, data)
+                written = io.submit(write_all, stream, data)
+                del data  # so that its memory is free as soon as it is written
             progress.advance(edit.tensor.nbytes)
         if written:
             written.result()
@@ -147,30 +148,42 @@ def _write(edits: Sequence[Edit], history: History, stream: BinaryIO, threads: i
             write_all(stream, format_header(tensors, history.metadata()))
 
 
-def _results(edits: Sequence[Edit], pool: ThreadPoolExecutor) -> Iterator[tuple[Edit, memoryview | None]]:
+def _results(
+    edits: Sequence[Edit], pool: ThreadPoolExecutor, io: ThreadPoolExecutor
+) -> Iterator[tuple[Edit, memoryview | None]]:
     """Yield each edit with its new bytes, or with None where the bytes are to be copied.
 
-    Small tensors are computed several at a time, large ones one after another in chunks.
+    Small tensors are computed several at a time, large ones one after another in chunks. While a large one is in work, the
+    one thread of `io` writes the result before it and then reads the next, so that three tensors are in memory.
     """
     pending: deque[tuple[Edit, Future[memoryview]]] = deque()
-    for edit in edits:
+    ahead: Future[Array] | None = None
+    for edit, following in zip(edits, [*edits[1:], None], strict=True):
         if edit.compute is None:
             yield from _drain(pending, 0)
             yield edit, None
             continue
-        try:
-            array = edit.source.read_array(edit.origin.name)
-            if array.size > CHUNK:
-                yield from _drain(pending, 0)
-                yield edit, _compute(edit, array, pool.map)
-            else:
-                pending.append((edit, pool.submit(_compute, edit, array, map)))
-                yield from _drain(pending, _AHEAD)
-        except TypeError as error:  # sub-byte elements
-            raise WsurgeryError(
-                f"{printable(edit.origin.name)}: {error}: leave it out with --except, or drop it first"
-            ) from None
+        array = ahead.result() if ahead else _read(edit)
+        ahead = None
+        if array.size > CHUNK:
+            yield from _drain(pending, 0)
+            if following and following.compute:
+                ahead = io.submit(_read, following)
+            yield edit, _compute(edit, array, pool.map)
+        else:
+            pending.append((edit, pool.submit(_compute, edit, array, map)))
+            yield from _drain(pending, _AHEAD)
+        del array
     yield from _drain(pending, 0)
+
+
+def _read(edit: Edit) -> Array:
+    try:
+        return edit.source.read_array(edit.origin.name)
+    except TypeError as error:  # sub-byte elements
+        raise WsurgeryError(
+            f"{printable(edit.origin.name)}: {error}: leave it out with --except, or drop it first"
+        ) from None
 
 
 def _drain(pending: deque[tuple[Edit, Future[memoryview]]], allowed: int) -> Iterator[tuple[Edit, memoryview]]:
