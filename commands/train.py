@@ -1,6 +1,7 @@
 """`wsurgery train`."""
 
 import re
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Data, Device, Seed, Threads, command, say
+from wsurgery.commands._shared import Data, Device, Seed, Threads, command, say, wants_progress
 from wsurgery.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ class Flip(str, Enum):
     horizontal = "horizontal"
     vertical = "vertical"
     both = "both"
+
+
+class Logger(str, Enum):
+    """Where a run's log goes, too."""
+
+    tensorboard = "tensorboard"
+    wandb = "wandb"
 
 
 class Precision(str, Enum):
@@ -105,6 +113,10 @@ def train(
     eval_split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "valid",
     skip_bad: SkipBad = False,
     arch: Annotated[str | None, typer.Option(help="The timm model, if INIT does not say it.")] = None,
+    log_to: Annotated[
+        list[Logger] | None,
+        typer.Option(help="Send the log there, too; repeatable. Needs pip install 'wsurgery[tensorboard]' or [wandb]."),
+    ] = None,
     precision: Annotated[
         Precision, typer.Option(help="bf16 needs a processor that has it. Default: bf16 on CUDA, else fp32.")
     ] = Precision.auto,
@@ -127,6 +139,7 @@ def train(
 
     from wsurgery.data.dataset import load_dataset
     from wsurgery.processes import cores, joined
+    from wsurgery.training.display import logged, watched
     from wsurgery.training.interruption import signals_noted
     from wsurgery.training.loop import train as run_training
     from wsurgery.training.predict import choose_device, choose_precision
@@ -164,7 +177,17 @@ def train(
                 say_skipped(split, dataset.skipped)
             if training.patients == training.paths:
                 say("data has no patients: the split cannot be checked by patient")
-        with signals_noted() as signalled:
+        steps = settings.length(len(training.images)).steps
+        with ExitStack() as reports, signals_noted() as signalled:
+            if processes.is_first:
+                loggers = [logger.value for logger in log_to or ()]
+                log = reports.enter_context(logged(loggers, output, asdict(settings)))
+                show = reports.enter_context(watched(steps, say, live=wants_progress()))
+
+            def report(entry: dict[str, Any]) -> None:
+                log(entry)
+                show(entry)
+
             metrics = run_training(
                 init,
                 output,
@@ -175,7 +198,7 @@ def train(
                 arguments=arguments,
                 device=where,
                 arch=arch,
-                report=_say_entry,
+                report=report,
                 processes=processes,
                 signalled=signalled,
             )
@@ -221,11 +244,3 @@ def _words(flags: Flags) -> list[str]:
 
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
-
-
-def _say_entry(entry: dict[str, Any]) -> None:
-    if "macro_auc" in entry:
-        loss = f"  loss {entry['loss']:.4f}" if "loss" in entry else ""
-        speed = f"  {entry['images_per_second']:.0f} images/s" if "loss" in entry else ""
-        score = "–" if entry["macro_auc"] is None else f"{entry['macro_auc']:.4f}"
-        say(f"step {entry['step']}{loss}  macro AUC {score}{speed}")

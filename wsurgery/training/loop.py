@@ -178,15 +178,13 @@ class _Loop:
         self.training, self.validation, self.settings = training, validation, settings
         self.device, self.processes, self.signalled = device, processes, signalled
         self.signal = 0  # the signal that ended the run
-        self.batch_size = min(settings.batch_size, len(training.images))
+        self.batch_size, self.epoch_steps, self.steps = settings.length(len(training.images))
         self.share, rest = divmod(self.batch_size, processes.count)
         if rest:
             raise UsageError(
                 f"a batch of {self.batch_size} images has no equal shares for {processes.count} processes: "
                 "choose a multiple with --global-batch"
             )
-        self.epoch_steps = len(training.images) // self.batch_size
-        self.steps = settings.steps if settings.steps is not None else (settings.epochs or 0) * self.epoch_steps
         if settings.sync_bn and processes.count > 1:
             model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.model = model

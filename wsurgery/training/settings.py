@@ -1,6 +1,7 @@
 """What a run does: the resolved settings, and the paper's two presets."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from wsurgery.data.augment import Augmentation
 
@@ -55,6 +56,22 @@ class Settings:
     precision: str = "fp32"
     compile: bool = False
     sync_bn: bool = False
+
+    def length(self, images: int) -> "Length":
+        """Return how long a run on `images` training images is."""
+        batch_size = min(self.batch_size, images)
+        epoch_steps = images // batch_size
+        return Length(
+            batch_size, epoch_steps, self.steps if self.steps is not None else (self.epochs or 0) * epoch_steps
+        )
+
+
+class Length(NamedTuple):
+    """Images a step, steps an epoch, and steps in all."""
+
+    batch_size: int
+    epoch_steps: int
+    steps: int
 
 
 # Raghu et al. 2019, appendix A. The paper does not say how mild its crop, hue and contrast are: MILD is our reading, nor

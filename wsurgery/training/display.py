@@ -1,0 +1,105 @@
+"""What a run says while it goes on: to whoever watches, and to loggers."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from wsurgery.errors import UsageError
+from wsurgery.training.run_folder import Entry
+
+Report = Callable[[Entry], None]
+Log = Callable[[int, dict[str, float]], None]  # step, values
+
+
+def in_words(entry: Entry) -> str:
+    """Write an entry of the log on one line."""
+    parts = [f"step {entry['step']}"]
+    if "loss" in entry:
+        parts.append(f"loss {entry['loss']:.4f}")
+    if "macro_auc" in entry:
+        parts.append("macro AUC " + ("–" if entry["macro_auc"] is None else f"{entry['macro_auc']:.4f}"))
+    if "images_per_second" in entry:
+        parts.append(f"{entry['images_per_second']:.0f} images/s")
+    return "  ".join(parts)
+
+
+@contextmanager
+def watched(steps: int, say: Callable[[str], None], *, live: bool) -> Iterator[Report]:
+    """Show a run of `steps` steps: a line at each evaluation, and on a terminal one more that is kept up to date.
+
+    Args:
+        steps: the run's length.
+        say: prints a line.
+        live: keep a line with bar and time left, once a second; for a terminal.
+    """
+    if not live:
+        yield lambda entry: say(in_words(entry)) if "macro_auc" in entry else None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("of {task.total}"), TimeRemainingColumn()
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, refresh_per_second=1) as bar:
+        task = bar.add_task("step 0", total=steps)
+
+        def show(entry: Entry) -> None:
+            bar.update(task, description=in_words(entry), completed=entry["step"])
+            if "macro_auc" in entry:
+                say(in_words(entry))
+
+        yield show
+
+
+@contextmanager
+def logged(names: Sequence[str], run: Path, settings: dict[str, Any]) -> Iterator[Report]:
+    """Send a run's entries to `tensorboard` (RUN/tensorboard), `wandb`, or both.
+
+    A run that goes on replaces what it had sent of the steps that it takes again (tensorboard), or leaves them (wandb).
+
+    Raises:
+        UsageError: the package is not installed.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise UsageError(f"--log-to {name}: first pip install 'wsurgery[{name}]'")
+    logs: list[Log] = []
+    with ExitStack() as opened:
+
+        def log(entry: Entry) -> None:
+            step = entry["step"]
+            if not logs:  # only now has the run's folder been found to be its own
+                logs.extend(opened.enter_context(_LOGGERS[name](run, settings, step)) for name in names)
+            values = {key: value for key, value in entry.items() if isinstance(value, (int, float)) and key != "step"}
+            values |= {f"auc/{label}": value for label, value in entry.get("auc", {}).items() if value is not None}
+            for each in logs:
+                each(step, values)
+
+        yield log
+
+
+@contextmanager
+def _tensorboard(run: Path, settings: dict[str, Any], step: int) -> Iterator[Log]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(run / "tensorboard", purge_step=step) as writer:
+
+        def log(step: int, values: dict[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+
+        yield log
+
+
+@contextmanager
+def _wandb(run: Path, settings: dict[str, Any], step: int) -> Iterator[Log]:
+    import wandb
+
+    name = "-".join(run.resolve().parts[-2:])  # ARM-SEED
+    with wandb.init(project="wsurgery", id=name, name=name, resume="allow", dir=run, config=settings) as session:
+        yield lambda step, values: session.log(values, step=step)
+
+
+_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}
