@@ -1,29 +1,11 @@
 """The demo at its smallest: every target, from drawing the data to the report."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-DEMO = Path(__file__).parents[2] / "recipes" / "demo"
 SMALL = ["ARMS=random transfer", "SEEDS=1", "IMAGES=64", "STEPS=4", "PRETRAIN=4", "NET=cbr_tiny --width 0.05"]
-
-
-def make(*arguments: str) -> str:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["make", "-C", str(DEMO), "--no-print-directory", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "MAKEFLAGS": ""},
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +13,8 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("demo") / "out"
 
 
-def test_the_demo_runs_through_to_a_report_of_both_arms(out):
-    printed = make("-j2", f"OUT={out}", *SMALL)
+def test_the_demo_runs_through_to_a_report_of_both_arms(out, make):
+    printed = make("demo", "-j2", f"OUT={out}", *SMALL)
     page = (out / "report.html").read_text()
     for arm in ("random", "transfer"):
         run = out / "runs" / arm / "1"
@@ -41,8 +23,8 @@ def test_the_demo_runs_through_to_a_report_of_both_arms(out):
         assert json.loads((run / "metrics.json").read_text())["steps"] == 4
         assert json.loads((run / "eval.json").read_text())["n"] == 22
         assert len(json.loads((run / "cca-init.json").read_text())["layers"]) >= 4
-    make("-q", f"OUT={out}", *SMALL)  # fails if anything would be made again
-    more = make("-n", f"OUT={out}", "ARMS=random gabor", *SMALL[1:])
+    make("demo", "-q", f"OUT={out}", *SMALL)  # fails if anything would be made again
+    more = make("demo", "-n", f"OUT={out}", "ARMS=random gabor", *SMALL[1:])
     assert "runs/gabor/1 " in more  # another arm is trained although the report is there
     assert "runs/random/1 " not in more
 
@@ -51,8 +33,8 @@ ARMS = "random transfer meanvar shuffle sample gabor transfuse-block1 transfuse-
 
 
 @pytest.mark.parametrize("variables", [[], [f"ARMS={ARMS}", "SEEDS=1 2 3"]], ids=["default", "every arm"])
-def test_every_line_is_a_command_that_a_user_can_type(variables, tmp_path):
-    lines = make("-n", f"OUT={tmp_path / 'out'}", *variables).replace("\\\n", " ").splitlines()
+def test_every_line_is_a_command_that_a_user_can_type(variables, make, tmp_path):
+    lines = make("demo", "-n", f"OUT={tmp_path / 'out'}", *variables).replace("\\\n", " ").splitlines()
     assert len(lines) > 40
     assert [line for line in lines if line.split()[0] not in ("wsurgery", "mkdir")] == []
     for line in lines:

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +13,6 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 PAPER = sorted(path.parent.name for path in RECIPES.glob("*/paper.md"))
 TINY = ["NETS=cbr_tiny", "WIDTH=0.05", "SEEDS=1 2", "IMAGES=64", "STEPS=4", "EVAL_EVERY=4", "PRETRAIN=4"]
 DISEASES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-
-
-def make(recipe: str, *arguments: str) -> str:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["make", "-C", str(RECIPES / recipe), "--no-print-directory", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "MAKEFLAGS": ""},
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_every_experiment_of_the_paper_has_its_recipe_and_its_result():
@@ -42,7 +26,7 @@ def test_every_experiment_of_the_paper_has_its_recipe_and_its_result():
 
 
 @pytest.mark.parametrize("recipe", PAPER)
-def test_every_line_is_a_command_that_a_user_can_type(recipe, tmp_path):
+def test_every_line_is_a_command_that_a_user_can_type(recipe, make, tmp_path):
     source = tmp_path / "source.safetensors"
     source.touch()
     given = [f"SOURCE_{net}={source}" for net in ("resnet50", "inception_v3")]
@@ -55,7 +39,7 @@ def test_every_line_is_a_command_that_a_user_can_type(recipe, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_recipe_runs_through_and_shares_its_runs_with_the_next(tmp_path):
+def test_a_recipe_runs_through_and_shares_its_runs_with_the_next(make, tmp_path):
     out = f"OUT={tmp_path / 'out'}"
     make("meanvar", "-j2", out, *TINY)
     page = (tmp_path / "out" / "meanvar.html").read_text()
@@ -71,7 +55,7 @@ def test_a_recipe_runs_through_and_shares_its_runs_with_the_next(tmp_path):
     assert "pretrained-pair" in (tmp_path / "out" / "cca-seeds.html").read_text()
 
 
-def test_what_stands_before_a_job_runs_it(tmp_path):
+def test_what_stands_before_a_job_runs_it(make, tmp_path):
     planned = make("meanvar", "-n", f"OUT={tmp_path}", *TINY, "RUN=srun -n1")
     jobs = [line for line in planned.splitlines() if re.search(r"wsurgery (train|eval|cca)", line)]
     assert jobs
@@ -114,7 +98,7 @@ def eyepacs_tree(folder: Path) -> None:
         ("performance-retina", "eyepacs", eyepacs_tree, "retina"),
     ],
 )
-def test_at_the_papers_scale_on_a_tree_like_the_real_one(recipe, scheme, tree, preset, tmp_path, invoke):
+def test_at_the_papers_scale_on_a_tree_like_the_real_one(recipe, scheme, tree, preset, make, tmp_path, invoke):
     (tmp_path / "data").mkdir()
     tree(tmp_path / "data")
     source, out = tmp_path / "source.safetensors", tmp_path / "out"
