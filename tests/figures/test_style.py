@@ -41,8 +41,10 @@ def test_an_arm_of_the_paper_looks_the_same_in_any_company_and_no_two_arms_look_
     together = line_styles(["random", "transfer", "gabor", *others])
     for arm in ("random", "transfer", "gabor"):
         assert line_styles([arm])[arm] == together[arm]
-    assert line_styles(reversed(others)) == {arm: together[arm] for arm in others}
+    assert line_styles(reversed(others)) == line_styles(others)
     assert len({tuple(style.values()) for style in together.values()}) == len(together)
+    few = line_styles(["random", "transfer", *others[:5]])
+    assert len({style["color"] for style in few.values()}) == len(few) == len(PALETTE)
 
 
 def test_colours_keep_apart_for_the_colour_blind() -> None:

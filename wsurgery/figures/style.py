@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Iterable
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,17 @@ house_style = matplotlib.rc_context(_LOOK)
 def line_styles(arms: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Give each arm its colour, line and marker, as keyword arguments of `Axes.plot`.
 
-    The arms of the paper always have the same ones. Others are dashed and share out the palette in alphabetical order.
+    The arms of the paper always have the same ones. Others are dashed and share out, in alphabetical order, the colours that
+    no arm here has, and then all of them.
     """
-    styles: dict[str, dict[str, Any]] = {}
     arms = set(arms)
-    for i, arm in enumerate((*_KNOWN, *sorted(arms.difference(_KNOWN, _SAME)))):
-        lap, colour = divmod(i, len(PALETTE))
+    slots = {arm: i for i, arm in enumerate(_KNOWN) if arm in {_SAME.get(arm, arm) for arm in arms}}
+    free = [i for i in range(len(PALETTE)) if i not in slots.values()]
+    dashed = chain((len(PALETTE) + i for i in free), count(2 * len(PALETTE)))
+    slots |= dict(zip(sorted(arms.difference(_KNOWN, _SAME)), dashed, strict=False))
+    styles: dict[str, dict[str, Any]] = {}
+    for arm, slot in slots.items():
+        lap, colour = divmod(slot, len(PALETTE))
         dashes = _DASHES[(lap - 1) % len(_DASHES)] if lap else "-"
         styles[arm] = {"color": PALETTE[colour], "marker": _MARKERS[colour], "linestyle": dashes}
     return {arm: styles[_SAME.get(arm, arm)] for arm in arms}
