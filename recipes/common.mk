@@ -76,17 +76,19 @@ comma    := ,
 list      = $(subst $() $(),$(comma),$(strip $(1)))
 unique    = $(if $(1),$(firstword $(1)) $(call unique,$(filter-out $(firstword $(1)),$(1))))
 ALL_ARMS  = $(call unique,$(foreach net,$(NETS),$(call ARMS,$(net))))
-REPORT    = wsurgery report $(FOLDERS) --arms $(call list,$(or $(ALL_ARMS),none)) --cca $(call list,$(COMPARISONS)) \
+REPORT    = wsurgery report $(FOLDERS) --arms $(call list,$(or $(strip $(ALL_ARMS)),none)) --cca $(call list,$(COMPARISONS)) \
             --threshold $(THRESHOLD) --paper paper.md --title $(RECIPE) --force > /dev/null
 
-all: $(OUT)/$(RECIPE).html $(FIGURES)
+PAGE     := $(if $(strip $(ALL_ARMS) $(filter-out none,$(COMPARISONS))),$(OUT)/$(RECIPE).html)
+
+all: $(PAGE) $(FIGURES)
 
 $(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(RUNS:=/eval.json) $(COMPARED) paper.md
 	$(REPORT) -o $@
 
 # What stands in the recipe's folder as its last result.
 results: all
-	$(REPORT) -o RESULTS.md
+	$(if $(PAGE),$(REPORT) -o RESULTS.md,$(RESULTS) > RESULTS.md)
 	$(if $(FIGURES),cp $(FIGURES) .)
 	$(foreach figure,$(notdir $(FIGURES)),printf '\n![%s](%s)\n' $(basename $(figure)) $(figure) >> RESULTS.md; )
 
