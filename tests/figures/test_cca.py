@@ -150,3 +150,12 @@ def test_json_of_a_comparison_is_complete(tmp_path: Path, write_cca: WriteCca) -
     assert (first["mean"], first["low"], first["high"]) == pytest.approx((0.6, 0.5, 0.7))
     assert (first["floor"], first["ceiling"]) == (0.1, 0.9)
     assert "mean" not in second
+
+
+def test_pairs_that_begin_alike_and_end_alike() -> None:
+    begun = compared("random-pair-at-init", seeds(*([x, 0.1] for x in (0.5, 0.6, 0.7, 0.8, 0.9))))
+    ended = compared("random-pair", seeds(*([x, 0.9 - x] for x in (0.2, 0.3, 0.4, 0.5, 0.6))))
+    mixed = compared("random-pair", seeds(*([x, 0.1] for x in (0.4, 0.2, 0.6, 0.3, 0.5))))
+    for after, expected in ((ended, SHOWN), (mixed, NOT_SHOWN)):
+        assert judged(begun, after)["Those"].startswith(expected)
+    assert judged(begun, compared("random-pair", seeds([0.5], [0.6]))) == {}

@@ -1,15 +1,16 @@
 """The tests of significance against plain enumeration."""
 
 import math
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, spearmanr
 
 from wsurgery.figures.significance import (
     NOT_SHOWN,
     SHOWN,
+    correlation,
     in_all,
     mann_whitney,
     sign_flip,
@@ -104,3 +105,13 @@ def test_no_difference_found_is_all_that_equality_gets() -> None:
     assert words(SOONER, SOONER) == "no difference found (p = 1, 5 and 5 seeds)"
     assert words(LATER, SOONER) == "a difference found (p = 0.0079, 5 and 5 seeds)"
     assert words(SOONER[:3], LATER[:3]) == "too few seeds to find a difference (smallest possible p = 0.1)"
+
+
+@pytest.mark.parametrize("y", [[1, 2, 3, 4, 5], [2, 1, 4, 3, 5], [5, 4, 3, 2, 1], [1, 1, 2, 2, 3]])
+def test_a_correlation_counts_all_pairings(y: list[float]) -> None:
+    x = [0.1, 0.2, 0.4, 0.8, 1.6]
+    rho, test = correlation(x, y)
+    assert rho == pytest.approx(spearmanr(x, y).statistic)
+    all_of_them = [spearmanr(x, shuffled).statistic for shuffled in permutations(y)]
+    assert test.p == pytest.approx(np.mean([other >= rho - 1e-9 for other in all_of_them]))
+    assert test.least == 1 / 120

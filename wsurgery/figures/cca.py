@@ -17,6 +17,7 @@ from wsurgery.figures.style import house_style, legend_height, line_styles, plai
 
 PRETRAINED_PAIR, RANDOM_PAIR = "pretrained-pair", "random-pair"
 TO_INIT = "-to-init"
+AT_INIT = "-at-init"  # of a comparison of two networks as training began
 _Paths = dict[str, dict[str, Path]]  # name → seed → file
 
 

@@ -2,9 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from wsurgery.figures.cca import PRETRAINED_PAIR, RANDOM_PAIR, TO_INIT, Comparison, LayerDifference, differences
+from wsurgery.figures.cca import (
+    AT_INIT,
+    PRETRAINED_PAIR,
+    RANDOM_PAIR,
+    TO_INIT,
+    Comparison,
+    LayerDifference,
+    differences,
+)
 from wsurgery.figures.claims import Claim
-from wsurgery.figures.significance import NOT_SHOWN, Significance, in_all, mann_whitney, sign_flip, verdict
+from wsurgery.figures.significance import NOT_SHOWN, Significance, correlation, in_all, mann_whitney, sign_flip, verdict
 
 _ONE_PAIR = "suggestive only (1 pair of each kind)"
 
@@ -26,7 +34,24 @@ def comparison_claims(comparisons: Mapping[str, Comparison]) -> list[Claim]:
         top = differences(random, mixed)[-2:]
         text = "In the top two layers, a pretrained and a random network are less alike than two random ones."
         found += [_more_alike(text, random, mixed, top)]
+    for name in (RANDOM_PAIR, "transfer-random"):
+        before, after = comparisons.get(f"{name}{AT_INIT}"), comparisons.get(name)
+        found += [_stays_alike(before, after)] if before and after else []
     return [claim for claim in found if claim]
+
+
+def _stays_alike(before: Comparison, after: Comparison) -> Claim | None:
+    """Judge that pairs which are more alike than others when training begins are so when it ends, in the lowest layer."""
+    layer = after.layers[0]
+    x, y = before.values(layer), after.values(layer)
+    both = [seed for seed in x if seed in y]
+    if len(both) < 3 or any(len({values[seed] for seed in both}) == 1 for values in (x, y)):
+        return None
+    rho, test = correlation([x[seed] for seed in both], [y[seed] for seed in both])
+    pairs = ", ".join(f"{x[seed]:.3f} → {y[seed]:.3f}" for seed in both)
+    evidence = f"{after.name}, {layer}, by seed: {pairs}; Spearman's ρ {rho:+.2f}."
+    text = f"Those of {after.name} that are more alike in the lowest layer when training begins are so when it ends."
+    return Claim(text, evidence, verdict(test), test.p, 1)
 
 
 def _lowest_moves_least(comparison: Comparison) -> Claim | None:
