@@ -56,7 +56,12 @@ def test_an_empty_folder_is_filled(tmp_path):
 
 
 def wsurgery(*arguments):
-    return subprocess.Popen([sys.executable, "-m", "wsurgery", *arguments], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "wsurgery", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
 
 
 def test_a_killed_run_is_not_taken_for_a_complete_one(tmp_path):

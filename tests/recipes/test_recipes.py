@@ -49,7 +49,7 @@ def test_a_recipe_runs_through_and_shares_its_runs_with_the_next(make, tmp_path)
     make("meanvar", "-q", out, *TINY)  # fails if anything would be made again
     planned = make("cca-seeds", "-n", out, *TINY)
     assert "wsurgery train" not in planned
-    make("cca-seeds", "-j2", out, *TINY, "ITSELF=resnet10t --width 0.1")
+    make("cca-seeds", "-j2", out, *TINY, "ITSELF=cbr_tiny --width 0.05")
     pair = json.loads((tmp_path / "out/cbr_tiny/cca/pretrained-pair/1.json").read_text())
     assert [layer["layer"] for layer in pair["layers"]] == ["block1", "block2", "block3", "block4"]
     assert "pretrained-pair" in (tmp_path / "out" / "cca-seeds.html").read_text()
