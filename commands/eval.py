@@ -8,13 +8,9 @@ import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
 from wsurgery.commands._shared import Data, Device, Force, Json, Seed, Threads, command, table_console
-from wsurgery.errors import UsageError, WsurgeryError
+from wsurgery.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from wsurgery.data.dataset import Dataset
     from wsurgery.training.bootstrap import Interval
 
 
@@ -55,7 +51,9 @@ def eval(
     from wsurgery.data.dataset import load_dataset
     from wsurgery.models import load
     from wsurgery.processes import cores, joined
+    from wsurgery.training.evaluation import evaluate
     from wsurgery.training.predict import choose_device, predict
+    from wsurgery.training.predictions import from_logits, write_predictions
 
     if len(checkpoints) > 1 and (predictions or (json and not beside)):
         raise UsageError("--predictions and --json are for one checkpoint; for several, write each with --beside NAME")
@@ -74,9 +72,10 @@ def eval(
             logits = predict(load(checkpoint, arch).to(where), dataset, device=where, processes=processes)
             if not processes.is_first:
                 continue
-            result = _evaluate(logits, dataset, label, split, bootstrap=bootstrap, seed=seed)
+            found = from_logits(label, dataset, logits)
+            result = {**evaluate(found, resamples=bootstrap, seed=seed), "split": split}
             if predictions:
-                _write_predictions(predictions, dataset, logits, force=force)
+                write_predictions(predictions, found, force=force)
             if beside:
                 with AtomicFile(Path(checkpoint).with_name(beside), force=force) as stream:
                     stream.write(dumps(result, indent=2).encode() + b"\n")
@@ -84,78 +83,6 @@ def eval(
                 typer.echo(dumps(result, indent=2))
             else:
                 _print_table(result, label if len(checkpoints) > 1 else None)
-
-
-def _evaluate(
-    logits: "NDArray[np.float32]", dataset: "Dataset", label: str, split: str, *, bootstrap: int, seed: int
-) -> dict[str, Any]:
-    import numpy as np
-
-    from wsurgery.data.grades import referable
-    from wsurgery.training.bootstrap import bootstrap_aucs, percentile_interval, resampling_unit
-    from wsurgery.training.metrics import auc_per_label, delong_interval, macro
-
-    if logits.shape[1] != len(dataset.label_names):
-        raise WsurgeryError(f"{label} has {logits.shape[1]} outputs, the data {len(dataset.label_names)} labels")
-    aucs = auc_per_label(dataset.labels, logits, dataset.label_names)
-    intervals = [delong_interval(dataset.labels[:, i], logits[:, i]) for i in range(len(aucs))]
-    result: dict[str, Any] = {
-        "labels": {name: {"auc": aucs[name], "ci": interval} for name, interval in zip(aucs, intervals, strict=True)},
-        "macro_auc": macro(aucs),
-        "n": len(dataset.images),
-        "split": split,
-    }
-    graded = referable(dataset.label_names, dataset.labels, logits)
-    if graded:
-        truth, score = graded
-        auc = auc_per_label(truth[:, None], score[:, None], ["referable"])["referable"]
-        result["referable"] = {"auc": auc, "ci": delong_interval(truth, score)}
-
-    def drawn(labels: "NDArray[Any]", scores: "NDArray[Any]") -> "NDArray[np.float64]":
-        return bootstrap_aucs(labels, scores, dataset.patients, resamples=bootstrap, seed=seed)
-
-    def interval(values: "NDArray[np.float64]") -> dict[str, "Interval | int | None"]:
-        return {"bootstrap_ci": percentile_interval(values), "left_out": int(np.isnan(values).sum())}
-
-    samples = drawn(dataset.labels, logits)
-    for values, entry in zip(samples.T, result["labels"].values(), strict=True):
-        entry |= interval(values)
-    if graded:
-        result["referable"] |= interval(drawn(graded[0][:, None], graded[1][:, None])[:, 0])
-    scored = [i for i, auc in enumerate(aucs.values()) if auc is not None]
-    means = samples[:, scored].mean(axis=1) if scored else np.full(bootstrap, np.nan)
-    result["macro_ci"], result["macro_left_out"] = interval(means).values()
-    result["bootstrap"] = bootstrap
-    result["resampled"] = resampling_unit(dataset.patients, dataset.paths)
-    return result
-
-
-def _write_predictions(path: Path, dataset: "Dataset", logits: "NDArray[np.float32]", *, force: bool) -> None:
-    import csv
-    import io
-
-    import numpy as np
-
-    from wsurgery.checkpoint import AtomicFile
-    from wsurgery.data.grades import referable
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = dataset.label_names
-    graded = referable(names, dataset.labels, logits)
-    added = ["referable", "p_referable"] if graded else []
-    writer.writerow(["path", "patient", *names, *(f"p_{name}" for name in names), *added])
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    rows = zip(dataset.paths, dataset.patients, dataset.labels, probabilities, strict=True)
-    for row, (image, patient, labels, scores) in enumerate(rows):
-        known = ["" if np.isnan(label) else int(label) for label in labels]
-        referred = []
-        if graded:
-            truth, log_odds = graded[0][row], graded[1][row]
-            referred = ["" if np.isnan(truth) else int(truth), 1 / (1 + np.exp(-log_odds))]
-        writer.writerow([image, patient, *known, *scores, *referred])  # all digits: rounded, they would tie
-    with AtomicFile(path, force=force) as stream:
-        stream.write(text.getvalue().encode())
 
 
 def _print_table(result: dict[str, Any], title: str | None) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from tests.conftest import said_on
 from wsurgery.__main__ import build_app
 from wsurgery.models import cbr_small
 
@@ -243,12 +244,7 @@ def test_interrupted_at_a_terminal_it_says_so_in_a_line_and_leaves_nothing(finis
         while b"images" not in said:  # its progress bar
             said += os.read(terminal, 1000)
         process.send_signal(signal.SIGINT)
-        said = b""
-        try:
-            while some := os.read(terminal, 1000):
-                said += some
-        except OSError:  # how Linux says that nobody writes to a terminal any more
-            os.close(terminal)
+        said = said_on(terminal)
         assert process.stdout.read() == b""
     assert process.returncode == 130
     assert said.endswith(b"wsurgery cca: interrupted\r\n")

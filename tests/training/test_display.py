@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.conftest import said_on
+
 tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
 
@@ -57,13 +59,7 @@ def test_on_a_terminal_one_line_is_kept_up_to_date_and_evaluations_stay(fresh, f
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
     ):
         os.close(theirs)
-        said = b""
-        try:
-            while some := os.read(ours, 4096):
-                said += some
-        except OSError:  # how Linux says that nobody writes to a terminal any more
-            os.close(ours)
-    text = said.decode()
+        text = said_on(ours).decode()
     for step in (0, 20, 40):
         assert f"step {step}  " in text
     assert "of 40" in text  # the bar

@@ -28,16 +28,17 @@ from wsurgery.checkpoint.provenance import History, describe_input, make_record
 from wsurgery.checkpoint.spool import seekable
 from wsurgery.data.augment import augment, normalise
 from wsurgery.data.dataset import Dataset
-from wsurgery.data.grades import referable
 from wsurgery.data.sources import portable_name
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models import create, load_into, save
 from wsurgery.models.load import architecture_of
 from wsurgery.processes import ALONE, Processes
+from wsurgery.training.evaluation import aucs_of
 from wsurgery.training.interruption import Interrupted
-from wsurgery.training.metrics import auc_per_label, macro
+from wsurgery.training.metrics import macro
 from wsurgery.training.optimisation import freeze, make_optimizer, make_scheduler, masked_loss
 from wsurgery.training.predict import fit_channels, image_statistics, predict
+from wsurgery.training.predictions import from_logits
 from wsurgery.training.run_folder import Entry, claim_folder, summarise, write_json
 from wsurgery.training.settings import Settings
 
@@ -333,18 +334,12 @@ class _Loop:
             for buffer in self.evaluated.buffers():
                 torch.distributed.broadcast(buffer, 0)
         logits = predict(self.evaluated, self.validation, device=self.device, processes=self.processes)
-        names, labels = self.validation.label_names, self.validation.labels
-        aucs = auc_per_label(labels, logits, names)
+        aucs, more = aucs_of(from_logits("the network", self.validation, logits))
         mean = macro(aucs)
         self.progress.stale += 1
         if mean is not None and mean > self.progress.best_auc:
             self.progress.best_auc, self.progress.best_step, self.progress.stale = mean, entry["step"], 0
-        entry = {**entry, "auc": aucs, "macro_auc": mean}
-        graded = referable(names, labels, logits)
-        if graded:
-            truth, score = graded
-            entry["referable_auc"] = auc_per_label(truth[:, None], score[:, None], ["referable"])["referable"]
-        return entry
+        return {**entry, "auc": aucs, "macro_auc": mean, **{f"{name}_auc": auc for name, auc in more.items()}}
 
 
 @lru_cache(maxsize=1)

@@ -1,15 +1,18 @@
 """What a network says of each image, as `eval --predictions` writes it."""
 
 import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsurgery.checkpoint import AtomicFile
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.grades import referable
 from wsurgery.errors import WsurgeryError, printable
@@ -52,6 +55,22 @@ def from_logits(source: str, dataset: Dataset, logits: NDArray[np.float32]) -> P
         names = (*names, "referable")
         labels, scores = (np.column_stack(pair) for pair in ((labels, graded[0]), (scores, graded[1])))
     return Predictions(source, dataset.paths, dataset.patients, names, labels, scores, logits.shape[1])
+
+
+def write_predictions(path: Path, found: Predictions, *, force: bool = False) -> None:
+    """Write predictions from logits as CSV: path, patient, labels, probabilities, and `referable` with its own last."""
+    probabilities = 1 / (1 + np.exp(-found.scores))
+    columns = [*range(found.count)], [*range(found.count, len(found.names))]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = [[name(found.names[i]) for i in some] for some in columns for name in (str, "p_{}".format)]
+    writer.writerow(["path", "patient", *chain(*header)])
+    for path_of, patient, labels, scores in zip(found.paths, found.patients, found.labels, probabilities, strict=True):
+        known = ["" if np.isnan(label) else int(label) for label in labels]
+        cells = [[row[i] for i in some] for some in columns for row in (known, scores)]
+        writer.writerow([path_of, patient, *chain(*cells)])  # all digits: rounded, they would tie
+    with AtomicFile(path, force=force) as stream:
+        stream.write(text.getvalue().encode())
 
 
 def read_predictions(path: Path) -> Predictions:

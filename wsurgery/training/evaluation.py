@@ -1,0 +1,50 @@
+"""How good one network's predictions are: AUCs with their confidence intervals."""
+
+from typing import Any
+
+import numpy as np
+
+from wsurgery.training.bootstrap import bootstrap_aucs, percentile_interval, resampling_unit
+from wsurgery.training.metrics import auc_per_label, delong_interval, macro
+from wsurgery.training.predictions import Predictions
+
+Aucs = dict[str, float | None]
+
+
+def aucs_of(found: Predictions) -> tuple[Aucs, Aucs]:
+    """Return the AUC of each of the k labels and, apart from them, of `referable` where they are grades."""
+    aucs = list(auc_per_label(found.labels, found.scores, found.names).items())
+    return dict(aucs[: found.count]), dict(aucs[found.count :])
+
+
+def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]:
+    """Return what `eval --json` holds of predictions, but for the split.
+
+    Args:
+        found: one network's predictions.
+        resamples: samples of the bootstrap; 0 for none.
+        seed: of the bootstrap.
+    """
+    own, more = aucs_of(found)
+    samples = bootstrap_aucs(found.labels, found.scores, found.patients, resamples=resamples, seed=seed)
+    scores = [
+        {
+            "auc": auc,
+            "ci": delong_interval(found.labels[:, i], found.scores[:, i]),
+            "bootstrap_ci": percentile_interval(samples[:, i]),
+            "left_out": int(np.isnan(samples[:, i]).sum()),
+        }
+        for i, auc in enumerate([*own.values(), *more.values()])
+    ]
+    scored = [i for i, auc in enumerate(own.values()) if auc is not None]
+    means = samples[:, scored].mean(axis=1) if scored else np.full(resamples, np.nan)
+    return {
+        "labels": dict(zip(own, scores, strict=False)),
+        "macro_auc": macro(own),
+        "n": len(found.paths),
+        **dict(zip(more, scores[found.count :], strict=True)),
+        "macro_ci": percentile_interval(means),
+        "macro_left_out": int(np.isnan(means).sum()),
+        "bootstrap": resamples,
+        "resampled": resampling_unit(found.patients, found.paths),
+    }
