@@ -115,6 +115,6 @@ def _predict(
     found = []
     for run in runs:
         checkpoint = run.folder / "best.safetensors"
-        logits = predict(load(str(checkpoint)).to(where), dataset, device=where)
+        logits = predict(load(str(checkpoint)), dataset, device=where)
         found.append(from_logits(str(checkpoint), dataset, logits))
     return found

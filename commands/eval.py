@@ -69,7 +69,7 @@ def eval(
             say_skipped(split, dataset.skipped)
         for checkpoint in checkpoints:
             label = without_secrets(checkpoint)
-            logits = predict(load(checkpoint, arch).to(where), dataset, device=where, processes=processes)
+            logits = predict(load(checkpoint, arch), dataset, device=where, processes=processes)
             if not processes.is_first:
                 continue
             found = from_logits(label, dataset, logits)

@@ -91,6 +91,26 @@ def test_the_two_flips_are_independent():
     assert abs((across == down).float().mean() - 0.5) < 4 * 0.5 / np.sqrt(400)
 
 
+def test_a_crop_is_grid_sample_s():
+    """PyTorch's own bilinear sampling, at the positions that images of coordinates show."""
+    b, h, w = 16, 12, 20
+    images = batch(b, h, w)
+    out = run(images, crop=0.3, flip_horizontal=True, flip_vertical=True)
+    ramps = torch.zeros(b, h, w, 3, dtype=torch.uint8)
+    ramps[..., 0], ramps[..., 1] = 10 * torch.arange(w)[None, None, :], 10 * torch.arange(h)[None, :, None]
+    seen = run(ramps, crop=0.3, flip_horizontal=True, flip_vertical=True)[:, :2] * 255 / 10  # the positions, in pixels
+    grid = (2 * seen.permute(0, 2, 3, 1) + 1) / torch.tensor([w, h]) - 1
+    expected = torch.nn.functional.grid_sample(to_float(images), grid, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
+def test_blocks_do_not_show(monkeypatch):
+    whole = augment(batch(), EVERYTHING, seed=0, epoch=0, indices=np.arange(16))
+    monkeypatch.setattr("wsurgery.data.augment.BLOCK_PIXELS", 3 * 12 * 20)
+    in_blocks = augment(batch(), EVERYTHING, seed=0, epoch=0, indices=np.arange(16))
+    torch.testing.assert_close(in_blocks, whole, rtol=0, atol=1e-6)
+
+
 def test_a_crop_of_a_ramp_is_a_shorter_ramp_from_inside():
     """On an image whose value is its x (or y) coordinate, the result shows the coordinates that were sampled."""
     size, crop, b = 50, 0.3, 300
@@ -151,7 +171,7 @@ def test_contrast_scales_about_the_mean_luma():
 
 def test_normalise():
     x = torch.rand(2, 3, 4, 5)
-    out = normalise(x, (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
+    out = normalise(x.clone(), (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
     for channel, (mean, std) in enumerate(((0.1, 1.0), (0.2, 2.0), (0.3, 4.0))):
         torch.testing.assert_close(out[:, channel], (x[:, channel] - mean) / std)
 

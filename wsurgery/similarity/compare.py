@@ -147,7 +147,11 @@ class _Network:
     def of(
         cls, model: nn.Module, layers: Sequence[str] | Literal["all"] | None, device: torch.device | str
     ) -> "_Network":
-        return cls(model.to(device).eval(), layer_modules(model, layers), torch.device(device))
+        return cls(
+            model.to(device).to(memory_format=torch.channels_last).eval(),
+            layer_modules(model, layers),
+            torch.device(device),
+        )
 
     def normalise(self, images: NDArray[np.uint8]) -> Tensor:
         config = getattr(self.model, "pretrained_cfg", None) or {}

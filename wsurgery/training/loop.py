@@ -189,9 +189,7 @@ class _Loop:
         if settings.sync_bn and processes.count > 1:
             model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.model = model
-        self.model.to(device)
-        if device.type == "cuda":
-            self.model.to(memory_format=torch.channels_last)
+        self.model.to(device).to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and on CUDA
         self.still = freeze(self.model, frozen)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(self.parameters, settings)
@@ -291,8 +289,7 @@ class _Loop:
         batch, labels = self._on_device(self.training.images[indices]), self._on_device(self.training.labels[indices])
         images = augment(batch, self.settings.augmentation, seed=seed, epoch=epoch, indices=indices)
         images = fit_channels(normalise(images, self.mean, self.std), self.model)
-        if self.device.type == "cuda":
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
         self._seed(step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             logits = self.forward(images)

@@ -72,7 +72,7 @@ def predict(
     batch_size: int = 128,
     processes: Processes = ALONE,
 ) -> NDArray[np.float32]:
-    """Return the logits, (n, k) float32, of a network in eval mode; its mode is put back afterwards.
+    """Return the logits, (n, k) float32, of a network in eval mode; its mode is put back, and it stays on the device.
 
     Several processes take whole batches in turn and exchange the logits, so that each returns, bit for bit, what one
     process finds.
@@ -83,7 +83,7 @@ def predict(
     mean, std = image_statistics(model)
     starts = range(0, len(dataset.images), batch_size)
     logits, was_training = [], [module for module in model.modules() if module.training]
-    model.eval()
+    model.to(device).to(memory_format=torch.channels_last).eval()
     with torch.inference_mode():
         for start in starts[processes.rank :: processes.count]:
             batch = torch.from_numpy(np.ascontiguousarray(dataset.images[start : start + batch_size])).to(device)
