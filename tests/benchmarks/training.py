@@ -4,8 +4,12 @@ All ratios are of one run: the same network, optimiser, batch and threads, the t
 `--repeats`. Times of a step and of an image are CPU seconds of this process, so that other processes disturb them little;
 those of an epoch, which timm shares among worker processes, are wall seconds.
 
-The bare loop has its images in memory, normalised, and does not augment them. Ours takes uint8 images from an array; it is
-measured without augmentation, which is the comparison, and with it, which is its price.
+The bare loop has its images in memory, normalised, and does not augment them, once in PyTorch's own layout and once
+channels last. Ours takes uint8 images from an array; it is measured without augmentation, which is the comparison, and
+with it, which is its price.
+
+On a CUDA device, `--cuda`: images a second with augmentation, from an array that is mapped from a file, beside the same
+network on one batch that lies on the device, both in bfloat16.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +35,7 @@ from wsurgery.data.dataset import Dataset, load_dataset
 from wsurgery.data.manifest import Manifest, write_manifest
 from wsurgery.models import create
 from wsurgery.training.loop import _Loop
+from wsurgery.training.optimisation import make_optimizer
 from wsurgery.training.predict import image_statistics
 from wsurgery.training.settings import MILD, Settings
 
@@ -37,6 +43,8 @@ CPU = torch.device("cpu")
 NOTHING = Augmentation(crop=0, flip_horizontal=False, flip_vertical=False, hue=0, contrast=0)
 FULL = Augmentation(crop=0.1, flip_horizontal=True, flip_vertical=True, hue=0.02, contrast=0.2)
 LABELS = ("a", "b", "c", "d", "e")
+# Width and height: no larger than needed, CheXpert-small's, Messidor's.
+PHOTOGRAPHS = ((128, 128), (390, 320), (2304, 1536))
 
 
 def medians(
@@ -76,29 +84,77 @@ def step(repeats: int, steps: int, name: str, size: int, batch: int, **args: flo
         model = create({"name": name, "num_classes": len(LABELS), "args": args})
         settings = Settings(steps=10**6, epochs=None, batch_size=batch, augmentation=kind)
         loops[key] = _Loop(model, data, data, settings, CPU, ())
-    model = create({"name": name, "num_classes": len(LABELS), "args": args}).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    images, labels = normalise(to_float(torch.from_numpy(data.images)), *image_statistics(model)), data.labels
-    batches = list(zip(images.split(batch), torch.from_numpy(labels).split(batch), strict=True))
 
-    def bare() -> None:
-        for i in range(steps):
-            x, y = batches[i % len(batches)]
-            loss = nn.functional.binary_cross_entropy_with_logits(model(x), y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+    def bare(layout: torch.memory_format) -> Callable[[], None]:
+        model = create({"name": name, "num_classes": len(LABELS), "args": args}).train().to(memory_format=layout)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        images = normalise(to_float(torch.from_numpy(data.images)), *image_statistics(model))
+        images = images.contiguous(memory_format=layout)
+        batches = list(zip(images.split(batch), torch.from_numpy(data.labels).split(batch), strict=True))
+
+        def some() -> None:
+            for i in range(steps):
+                x, y = batches[i % len(batches)]
+                loss = nn.functional.binary_cross_entropy_with_logits(model(x), y)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+
+        return some
 
     def ours(key: str) -> Callable[[], object]:
         return lambda: [loops[key]._step(i) for i in range(steps)]
 
-    costs = medians(repeats, bare=bare, **{key: ours(key) for key in loops})
+    layouts = {"bare": torch.contiguous_format, "last": torch.channels_last}
+    sides: dict[str, Callable[[], object]] = {key: bare(layout) for key, layout in layouts.items()}
+    costs = medians(repeats, **sides, **{key: ours(key) for key in loops})
     what = f"{name}{''.join(f' {key}={value}' for key, value in args.items())}, {size} px, batch {batch}, {steps} steps"
     row(what, costs["ours"], costs["bare"], "bare", 0.97)
-    row(f"{what}, augmented", costs["augmented"], costs["bare"], "bare, not augmented", None)
+    row(what, costs["ours"], costs["last"], "bare, channels last", 0.97)
+    row(f"{what}, augmented", costs["augmented"], costs["last"], "bare, channels last, not augmented", None)
 
 
-def epoch(repeats: int, n: int, size: int, batch: int, workers: int) -> None:
+def device_step(repeats: int, steps: int, name: str, size: int, batch: int, device: torch.device) -> None:
+    """Some steps of our loop with augmentation on a device, and of a bare one on a single batch that lies there."""
+    mixed = "bf16" if device.type == "cuda" else "fp32"
+    settings = Settings(steps=10**6, epochs=None, batch_size=batch, augmentation=FULL, precision=mixed)
+    with tempfile.TemporaryFile() as file:
+        in_memory = random_images(4 * batch, size)
+        in_memory.images.tofile(file)
+        data = replace(in_memory, images=np.memmap(file, np.uint8, mode="c", shape=in_memory.images.shape))
+        loop = _Loop(create({"name": name, "num_classes": len(LABELS)}), data, data, settings, device, ())
+        model = create({"name": name, "num_classes": len(LABELS)}).train().to(device)
+        model.to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(list(model.parameters()), settings)
+        x = to_float(torch.from_numpy(data.images[:batch])).to(device, memory_format=torch.channels_last)
+        y = torch.from_numpy(data.labels[:batch]).to(device)
+
+        def finish() -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        def bare() -> None:
+            for _ in range(steps):
+                with torch.autocast(device.type, torch.bfloat16, enabled=mixed == "bf16"):
+                    logits = model(x)
+                loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), y)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            finish()
+
+        def ours() -> None:
+            for i in range(steps):
+                loop._step(i)
+            finish()
+
+        costs = medians(repeats, time.perf_counter, bare=bare, ours=ours)
+    rate = f"{steps * batch / costs['ours']:.0f} images/s"
+    what = f"{name}, {size} px, batch {batch}, {mixed}, augmented, on {device}: {rate}"
+    row(what, costs["ours"], costs["bare"], "bare, on one batch", 0.9)
+
+
+def epoch(repeats: int, n: int, photograph: tuple[int, int], size: int, batch: int, workers: int) -> None:
     """A pass over a folder of JPEGs with CBR-Tiny: timm's loader, ours with decoding, and ours from the cache."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -108,7 +164,7 @@ def epoch(repeats: int, n: int, size: int, batch: int, workers: int) -> None:
             (root / str(label)).mkdir()
         paths = [f"{int(row[0])}/{i}.jpg" for i, row in enumerate(data.labels)]
         for path, image in zip(paths, data.images, strict=True):  # smooth, as photographs are
-            Image.fromarray(image).resize((2 * size, 2 * size), Image.Resampling.BICUBIC).save(root / path, quality=90)
+            Image.fromarray(image).resize(photograph, Image.Resampling.BICUBIC).save(root / path, quality=90)
         manifest = Manifest(root, tuple(paths), tuple(paths), ("train",) * n, data.labels[:, :1], LABELS[:1])
         write_manifest(manifest, root / "manifest.csv")
 
@@ -146,7 +202,7 @@ def epoch(repeats: int, n: int, size: int, batch: int, workers: int) -> None:
             our_epoch()
 
         costs = medians(repeats, time.perf_counter, timm=timm_epoch, uncached=uncached, cached=our_epoch)
-    what = f"an epoch of {n} JPEGs with cbr_tiny, {size} px, batch {batch}"
+    what = f"an epoch of {n} JPEGs of {photograph[0]} x {photograph[1]} with cbr_tiny, {size} px, batch {batch}"
     row(f"{what}, decoded", costs["uncached"], costs["timm"], f"timm, {workers} workers", 1.0)
     row(f"{what}, from the cache", costs["cached"], costs["timm"], f"timm, {workers} workers", 1.5)
 
@@ -179,15 +235,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--images", type=int, default=1024, help="of an epoch")
+    parser.add_argument("--cuda", action="store_true", help="only ResNet-50 at 224 px, batch 256, on a CUDA device")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{options.threads} threads; medians of {options.repeats}\n")
     print("| what | wsurgery | compared to | times as fast | wanted |\n|---|---|---|---|---|")
+    if options.cuda:
+        device_step(options.repeats, options.steps, "resnet50", 224, 256, torch.device("cuda"))
+        return
     step(options.repeats, options.steps, "cbr_small", 224, 8)
     step(options.repeats, max(1, options.steps // 5), "resnet50", 224, 8)
     step(options.repeats, 10 * options.steps, "cbr_tiny", 64, 32, width=0.125)
-    epoch(options.repeats, options.images, 64, 32, workers=2)
+    for photograph in PHOTOGRAPHS:
+        epoch(options.repeats, options.images, photograph, 64, 32, workers=2)
     torch.set_num_threads(1)
     pipeline(options.repeats, 256, 224)
 

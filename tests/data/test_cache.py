@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wsurgery.data.cache import cache_folder, decode, decode_readable, native_size
 from wsurgery.data.dataset import load_dataset
@@ -51,6 +51,21 @@ def test_scaling_down_averages(tmp_path):
     stripes[:, ::2] = 255
     inner = decode(manifest_of(tmp_path, [stripes]), 16)[0, :, 2:-2].astype(int)
     assert abs(inner - 127.5).max() < 6
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(("width", "height"), [(1203, 901), (901, 1203), (517, 771)])
+def test_a_jpeg_scaled_down_by_its_decoder_is_the_same_picture(tmp_path, mode, width, height):
+    """The oracle decodes every pixel. Sides that 8 does not divide: a shift by part of a pixel would show."""
+    coarse = noise(height // 60, width // 60, 3)
+    photograph = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    photograph.save(tmp_path / "big.jpg", quality=95)
+    with Image.open(tmp_path / "big.jpg") as image:
+        whole = ImageOps.fit(image.convert("RGB"), (32, 32), Image.Resampling.BICUBIC)
+    manifest = Manifest(tmp_path, ("big.jpg",), ("a",), ("x",), np.ones((1, 1), np.float32), ("mild",))
+    difference = decode(manifest, 32)[0].astype(int) - np.asarray(whole)
+    assert abs(difference).max() <= 4
+    assert abs(difference).mean() < 0.5
 
 
 def test_grey_images_become_three_equal_channels(tmp_path):
