@@ -64,3 +64,19 @@ def test_on_a_terminal_one_line_is_kept_up_to_date_and_evaluations_stay(fresh, f
         assert f"step {step}  " in text
     assert "of 40" in text  # the bar
     assert f"{tmp_path / 'run'}: 40 steps" in text.rstrip().splitlines()[-1]
+
+
+def test_wandb_has_the_log_of_each_run(fresh, fundus, invoke, tmp_path, monkeypatch):
+    """In the file that wandb writes where it has no network."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    given = [fresh, "--data", fundus, "--eval-every", 2, "--batch-size", 4, "--device", "cpu", "--log-to", "wandb"]
+    runs = [tmp_path / experiment / "transfer" / "1" for experiment in "ab"]
+    for run in runs:
+        invoke("train", *given, "--steps", 4, "-o", run)
+    assert len({(run / "wandb.id").read_text() for run in runs}) == 2  # two experiments may have arms of the same name
+    (file,) = runs[0].glob("wandb/offline-run-*/*.wandb")
+    for line in (runs[0] / "log.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        assert json.dumps(entry["macro_auc"]).encode() in file.read_bytes()
+        assert all(json.dumps(auc).encode() in file.read_bytes() for auc in entry["auc"].values())

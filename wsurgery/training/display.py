@@ -1,11 +1,13 @@
 """What a run says while it goes on: to whoever watches, and to loggers."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from wsurgery.errors import UsageError
 from wsurgery.training.run_folder import Entry
@@ -97,8 +99,14 @@ def _tensorboard(run: Path, settings: dict[str, Any], step: int) -> Iterator[Log
 def _wandb(run: Path, settings: dict[str, Any], step: int) -> Iterator[Log]:
     import wandb
 
-    name = "-".join(run.resolve().parts[-2:])  # ARM-SEED
-    with wandb.init(project="wsurgery", id=name, name=name, resume="allow", dir=run, config=settings) as session:
+    name = "-".join(run.resolve().parts[-2:])  # ARM-SEED: other experiments have such a run, too
+    identity = run / "wandb.id"
+    if not identity.exists():
+        identity.write_text(uuid4().hex)
+    project = os.environ.get("WANDB_PROJECT", "wsurgery")
+    with wandb.init(
+        project=project, id=identity.read_text(), name=name, resume="allow", dir=run, config=settings
+    ) as session:
         yield lambda step, values: session.log(values, step=step)
 
 
