@@ -72,6 +72,10 @@ def augment(
         drawn = low + (high - low) * uniforms(seed, epoch, purpose, indices)
         return torch.from_numpy(drawn.astype(np.float32)).to(images.device, non_blocking=True)
 
+    moves = augmentation.crop or augmentation.flip_horizontal or augmentation.flip_vertical
+    recolours = augmentation.hue or augmentation.contrast
+    if not (moves or recolours):
+        return to_float(images)
     b, h, w, _ = images.shape
     side = uniform(Purpose.SCALE, 1 - augmentation.crop, 1)
     down = _positions(h, side, uniform(Purpose.TOP, 0, 1))
@@ -83,14 +87,12 @@ def augment(
     contrast = uniform(Purpose.CONTRAST, 1 - augmentation.contrast, 1 + augmentation.contrast)
     matrix = _colour_matrix(augmentation.hue * uniform(Purpose.HUE, -1, 1), contrast)
 
-    moves = augmentation.crop or augmentation.flip_horizontal or augmentation.flip_vertical
     out = torch.empty(b, 3, h, w, device=images.device)
     at_once = max(1, b if images.is_cuda else BLOCK_PIXELS // max(1, h * w))
     for start in range(0, b, at_once):
         some = slice(start, start + at_once)
-        x = _resample(images[some], down[some], across[some]) if moves else images[some]
-        x = to_float(x)
-        if augmentation.hue or augmentation.contrast:
+        x = to_float(_resample(images[some], down[some], across[some]) if moves else images[some])
+        if recolours:
             x = _recolour(x, matrix[some], contrast[some])
         out[some] = x
     return out
