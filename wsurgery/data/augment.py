@@ -53,9 +53,16 @@ class Purpose(IntEnum):
 
 
 def augment(
-    images: Tensor, augmentation: Augmentation, *, seed: int, epoch: int, indices: NDArray[np.integer]
+    images: Tensor,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    epoch: int,
+    indices: NDArray[np.integer],
+    mean: Sequence[float] = (0, 0, 0),
+    std: Sequence[float] = (1, 1, 1),
 ) -> Tensor:
-    """Crop, flip and recolour a batch.
+    """Crop, flip, recolour and normalise a batch.
 
     Args:
         images: uint8 (b, h, w, 3), RGB.
@@ -63,9 +70,11 @@ def augment(
         seed: of the run.
         epoch: of the training.
         indices: (b,), each image's index in the data set.
+        mean: (3,), subtracted from the channels, which then are in [0, 1].
+        std: (3,), by which they are divided then.
 
     Returns:
-        float32 (b, 3, h, w) in [0, 1], on the device of `images`.
+        float32 (b, 3, h, w) on the device of `images`, in memory channels last.
     """
 
     def uniform(purpose: Purpose, low: float, high: float) -> Tensor:
@@ -74,27 +83,27 @@ def augment(
 
     moves = augmentation.crop or augmentation.flip_horizontal or augmentation.flip_vertical
     recolours = augmentation.hue or augmentation.contrast
-    if not (moves or recolours):
-        return to_float(images)
     b, h, w, _ = images.shape
-    side = uniform(Purpose.SCALE, 1 - augmentation.crop, 1)
-    down = _positions(h, side, uniform(Purpose.TOP, 0, 1))
-    across = _positions(w, side, uniform(Purpose.LEFT, 0, 1))
+    if moves:
+        side = uniform(Purpose.SCALE, 1 - augmentation.crop, 1)
+        down = _positions(h, side, uniform(Purpose.TOP, 0, 1))
+        across = _positions(w, side, uniform(Purpose.LEFT, 0, 1))
     if augmentation.flip_vertical:
         down = torch.where(uniform(Purpose.FLIP_VERTICAL, 0, 1)[:, None] < 0.5, down.flip(1), down)
     if augmentation.flip_horizontal:
         across = torch.where(uniform(Purpose.FLIP_HORIZONTAL, 0, 1)[:, None] < 0.5, across.flip(1), across)
-    contrast = uniform(Purpose.CONTRAST, 1 - augmentation.contrast, 1 + augmentation.contrast)
-    matrix = _colour_matrix(augmentation.hue * uniform(Purpose.HUE, -1, 1), contrast)
+    if recolours:
+        contrast = uniform(Purpose.CONTRAST, 1 - augmentation.contrast, 1 + augmentation.contrast)
+        matrix = _colour_matrix(augmentation.hue * uniform(Purpose.HUE, -1, 1), contrast)
 
-    out = torch.empty(b, 3, h, w, device=images.device)
+    out = torch.empty(b, 3, h, w, device=images.device, memory_format=torch.channels_last)
     at_once = max(1, b if images.is_cuda else BLOCK_PIXELS // max(1, h * w))
     for start in range(0, b, at_once):
         some = slice(start, start + at_once)
         x = to_float(_resample(images[some], down[some], across[some]) if moves else images[some])
         if recolours:
             x = _recolour(x, matrix[some], contrast[some])
-        out[some] = x
+        out[some] = normalise(x, mean, std)
     return out
 
 

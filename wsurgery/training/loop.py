@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wsurgery.checkpoint import AtomicFile, open_checkpoint
 from wsurgery.checkpoint.provenance import History, describe_input, make_record
 from wsurgery.checkpoint.spool import seekable
-from wsurgery.data.augment import augment, normalise
+from wsurgery.data.augment import augment
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import portable_name
 from wsurgery.errors import UsageError, WsurgeryError, printable
@@ -190,7 +190,9 @@ class _Loop:
             model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.model = model
         self.model.to(device).to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and on CUDA
-        self.still = freeze(self.model, frozen)
+        self.model.train()
+        for module in freeze(self.model, frozen):
+            module.eval()
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(self.parameters, settings)
         self.scheduler = make_scheduler(self.optimizer, settings, epoch_steps=self.epoch_steps)
@@ -279,17 +281,16 @@ class _Loop:
         """Take one step; return the loss, whose mean over the processes is that of the whole batch."""
         if self.scheduler is not None:
             self.scheduler.step_update(step)
-        self.model.train()
-        for module in self.still:
-            module.eval()
         epoch, within = divmod(step, self.epoch_steps)
         whole = self._order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
         mine = slice(self.processes.rank * self.share, (self.processes.rank + 1) * self.share)
         indices, seed = whole[mine], self.settings.seed
         batch, labels = self._on_device(self.training.images[indices]), self._on_device(self.training.labels[indices])
-        images = augment(batch, self.settings.augmentation, seed=seed, epoch=epoch, indices=indices)
-        images = fit_channels(normalise(images, self.mean, self.std), self.model)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = augment(
+            batch, self.settings.augmentation,
+            seed=seed, epoch=epoch, indices=indices, mean=self.mean, std=self.std,
+        )  # fmt: skip
+        images = fit_channels(images, self.model)
         self._seed(step)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             logits = self.forward(images)
