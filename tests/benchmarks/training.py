@@ -36,7 +36,7 @@ from wsurgery.data.manifest import Manifest, write_manifest
 from wsurgery.models import create
 from wsurgery.training.loop import _Loop
 from wsurgery.training.optimisation import make_optimizer
-from wsurgery.training.predict import image_statistics
+from wsurgery.training.predict import image_statistics, supports_bf16
 from wsurgery.training.settings import MILD, Settings
 
 CPU = torch.device("cpu")
@@ -154,7 +154,9 @@ def device_step(repeats: int, steps: int, name: str, size: int, batch: int, devi
     row(what, costs["ours"], costs["bare"], "bare, on one batch", 0.9)
 
 
-def epoch(repeats: int, n: int, photograph: tuple[int, int], size: int, batch: int, workers: int) -> None:
+def epoch(
+    repeats: int, n: int, photograph: tuple[int, int], size: int, batch: int, workers: int, precision: str
+) -> None:
     """A pass over a folder of JPEGs with CBR-Tiny: timm's loader, ours with decoding, and ours from the cache."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -182,12 +184,14 @@ def epoch(repeats: int, n: int, photograph: tuple[int, int], size: int, batch: i
 
         def timm_epoch() -> None:
             for x, y in loader:
-                loss = nn.functional.binary_cross_entropy_with_logits(theirs(x)[:, 0], y.float())
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    logits = theirs(x)[:, 0]
+                loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), y.float())
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
 
-        settings = Settings(steps=10**6, epochs=None, batch_size=batch, augmentation=FULL)
+        settings = Settings(steps=10**6, epochs=None, batch_size=batch, augmentation=FULL, precision=precision)
         model = network()
 
         def our_epoch() -> None:
@@ -202,7 +206,8 @@ def epoch(repeats: int, n: int, photograph: tuple[int, int], size: int, batch: i
             our_epoch()
 
         costs = medians(repeats, time.perf_counter, timm=timm_epoch, uncached=uncached, cached=our_epoch)
-    what = f"an epoch of {n} JPEGs of {photograph[0]} x {photograph[1]} with cbr_tiny, {size} px, batch {batch}"
+    image = " x ".join(map(str, photograph))
+    what = f"an epoch of {n} JPEGs of {image} with cbr_tiny, {size} px, batch {batch}, {precision}"
     row(f"{what}, decoded", costs["uncached"], costs["timm"], f"timm, {workers} workers", 1.0)
     row(f"{what}, from the cache", costs["cached"], costs["timm"], f"timm, {workers} workers", 1.5)
 
@@ -247,8 +252,9 @@ def main() -> None:
     step(options.repeats, options.steps, "cbr_small", 224, 8)
     step(options.repeats, max(1, options.steps // 5), "resnet50", 224, 8)
     step(options.repeats, 10 * options.steps, "cbr_tiny", 64, 32, width=0.125)
-    for photograph in PHOTOGRAPHS:
-        epoch(options.repeats, options.images, photograph, 64, 32, workers=2)
+    for precision in ("fp32", "bf16") if supports_bf16(CPU) else ("fp32",):
+        for photograph in PHOTOGRAPHS:
+            epoch(options.repeats, options.images, photograph, 64, 32, 2, precision)
     torch.set_num_threads(1)
     pipeline(options.repeats, 256, 224)
 

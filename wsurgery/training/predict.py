@@ -43,14 +43,18 @@ def choose_precision(name: str, device: torch.device) -> str:
     Raises:
         UsageError: the device has no arithmetic in bfloat16; emulated, it is many times slower than float32.
     """
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        cpu = Path("/proc/cpuinfo")
-        has_bf16 = cpu.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpu.read_text()))
+    has_bf16 = supports_bf16(device)
     if name == "bf16" and not has_bf16:
         raise UsageError(f"--precision bf16: this {device.type} computes in bfloat16 only by emulation; use fp32")
     return "bf16" if name == "bf16" or (name == "auto" and device.type == "cuda" and has_bf16) else "fp32"
+
+
+def supports_bf16(device: torch.device) -> bool:
+    """Return whether a device has arithmetic in bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpu.read_text()))
 
 
 def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
