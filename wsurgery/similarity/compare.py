@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from wsurgery.data.augment import normalise, to_float
 from wsurgery.errors import UsageError, printable
 from wsurgery.processes import ALONE, Processes
 from wsurgery.progress import Progress
@@ -155,10 +156,8 @@ class _Network:
 
     def normalise(self, images: NDArray[np.uint8]) -> Tensor:
         config = getattr(self.model, "pretrained_cfg", None) or {}
-        mean = torch.tensor(config.get("mean", IMAGENET_DEFAULT_MEAN), device=self.device)[:, None, None]
-        std = torch.tensor(config.get("std", IMAGENET_DEFAULT_STD), device=self.device)[:, None, None]
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
-        return (x / 255 - mean) / std
+        mean, std = config.get("mean", IMAGENET_DEFAULT_MEAN), config.get("std", IMAGENET_DEFAULT_STD)
+        return normalise(to_float(torch.from_numpy(np.ascontiguousarray(images)).to(self.device)), mean, std)
 
     def probe(self, image: NDArray[np.uint8], layers: Iterable[str]) -> dict[str, Layout]:
         return probe(self.model, self.normalise(image), {layer: self.modules[layer] for layer in layers})
