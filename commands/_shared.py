@@ -36,6 +36,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads to use. Default: all cores. Never changes the result.")
 ]
+NetworkThreads = Annotated[
+    int | None, typer.Option(min=1, help="Threads to use. Default: all cores. Another number may round otherwise.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

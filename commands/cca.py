@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Device, Force, Json, Seed, Threads, command, say, table_console
+from wsurgery.commands._shared import Device, Force, Json, NetworkThreads, Seed, command, say, table_console
 
 if TYPE_CHECKING:
     from wsurgery.similarity.results import LayerSimilarity
@@ -90,7 +90,7 @@ def cca(
     seed: Seed = 0,
     device: Device = "auto",
     arch: Annotated[str | None, typer.Option(help="Architecture, where a checkpoint does not tell.")] = None,
-    threads: Threads = None,
+    threads: NetworkThreads = None,
     json: Json = False,
     output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Write the JSON to a file.")] = None,
     csv: Annotated[

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Device, Json, Seed, Threads, command, say, table_console
+from wsurgery.commands._shared import Device, Json, NetworkThreads, Seed, command, say, table_console
 from wsurgery.errors import WsurgeryError, printable
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def compare(
     image_size: Annotated[int | None, typer.Option(min=1, help="With --data: pixels a side. Default: theirs.")] = None,
     skip_bad: SkipBad = False,
     device: Device = "auto",
-    threads: Threads = None,
+    threads: NetworkThreads = None,
     bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Samples of the bootstrap; 0 for none.")] = 2000,
     seed: Seed = 0,
     json: Json = False,

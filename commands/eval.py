@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Data, Device, Force, Json, Seed, Threads, command, table_console
+from wsurgery.commands._shared import Data, Device, Force, Json, NetworkThreads, Seed, command, table_console
 from wsurgery.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def eval(
     skip_bad: SkipBad = False,
     arch: Annotated[str | None, typer.Option(help="The timm model, if a checkpoint does not say it.")] = None,
     device: Device = "auto",
-    threads: Threads = None,
+    threads: NetworkThreads = None,
     bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Samples of the bootstrap; 0 for none.")] = 2000,
     seed: Seed = 0,
     force: Force = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Data, Device, Seed, Threads, command, say, wants_progress
+from wsurgery.commands._shared import Data, Device, NetworkThreads, Seed, command, say, wants_progress
 from wsurgery.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def train(
         Precision, typer.Option(help="bf16 needs a processor that has it. Default: bf16 on CUDA, else fp32.")
     ] = Precision.auto,
     device: Device = "auto",
-    threads: Threads = None,
+    threads: NetworkThreads = None,
     seed: Seed = 0,
 ) -> None:
     """Train a checkpoint as a multi-label classifier. Run again on the same RUN, it goes on where it was.
