@@ -1,15 +1,13 @@
 """What subcommands share: options declared once, and one way to end in an error."""
 
 import inspect
-import json
 import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,13 +16,14 @@ import typer
 
 from wsurgery.anatomy import Selection, parse_block_map
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.progress import be_quiet, is_quiet
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from wsurgery.checkpoint import Checkpoint
-    from wsurgery.checkpoint.provenance import History, Record
-    from wsurgery.operations.rewrite import Edit, Folder
+    from wsurgery.operations.planning import Planned
+    from wsurgery.operations.rewrite import Folder
 
 Input = Annotated[
     str | None,
@@ -48,14 +47,6 @@ BlockMap = Annotated[
     str | None,
     typer.Option(metavar="FILE", help='The blocks in your own words: JSON {"stem": ["conv1.*", ...], ...}, in order.'),
 ]
-
-
-class BatchNorm(str, Enum):
-    """What happens to batch norm when everything else is resampled."""
-
-    identity = "identity"
-    meanvar = "meanvar"
-    keep = "keep"
 
 
 @dataclass(frozen=True)
@@ -85,16 +76,6 @@ class Part:
         """The selection that the options ask for."""
         only, except_ = tuple(self.only or ()), tuple(self.except_ or ())
         return Selection(self.upto, self.blocks, self.role, only, except_, self._own_blocks)
-
-    @property
-    def arguments(self) -> list[str]:
-        """The options as typed, for the record; a block map that they need by its content, so that no file is needed."""
-        single = [("--upto", self.upto), ("--blocks", self.blocks), ("--role", self.role)]
-        if self._own_blocks is not None and (self.upto or self.blocks):
-            content = json.dumps(self._own_blocks, separators=(",", ":"))
-            single.append(("--block-map", content.replace("/", "\\u002f")))  # a word with a slash may not be replayed
-        many = [("--only", glob) for glob in self.only or ()] + [("--except", glob) for glob in self.except_ or ()]
-        return [word for option, value in single + many if value is not None for word in (option, value)]
 
 
 @dataclass(frozen=True)
@@ -148,7 +129,7 @@ class SurgeryOutput(Output):
         typer.Option("--no-digest", help="Do not record the digests of input files; replay then takes them on trust."),
     ] = False
 
-    def folder(self, like: "Checkpoint") -> "Folder | None":
+    def folder(self, like: "Checkpoint | None") -> "Folder | None":
         """Give the folder of shards that the options ask for, None if they ask for a file."""
         from wsurgery.operations.rewrite import Folder
 
@@ -170,47 +151,26 @@ def _bytes(size: str | None) -> int | None:
     return amount
 
 
-def write_surgery(
-    edits: "Sequence[Edit]",
-    history: "History",
-    record: "Record",
-    output: SurgeryOutput,
-    *,
-    name_from: "Checkpoint",
-    flows: "Checkpoint | None" = None,
-) -> None:
-    """Write a surgery command's result: edited tensors, and the history with one more record.
-
-    Args:
-        edits: the tensors.
-        history: of the input that flows through.
-        record: of this command.
-        output: where to.
-        name_from: the input that gives the name on a terminal.
-        flows: the input that flows through, if that is another.
-    """
+def write_surgery(planned: "Planned", output: SurgeryOutput) -> None:
+    """Write a surgery command's result, and say what is to be said of it."""
     from wsurgery.operations.rewrite import rewrite
 
-    flows = flows or name_from
-    if output.dry_run:
-        _foretell(edits, flows)
-        return
-    if output.no_digest:
-        inputs = [{key: value for key, value in given.items() if key != "blake3"} for given in record["inputs"]]
-        record = {**record, "inputs": inputs}
-    history = history.then(record)
+    for line in planned.says:
+        say(line)
+    flows = planned.flows
     folder = output.folder(flows)
-    if all(edit.source is not flows for edit in edits):
-        flows.finish()  # nothing of it is used, and still nothing is written if it ends early
     if folder is not None:
-        rewrite(edits, history, folder, force=output.force, threads=output.threads)
-        return
-    stem = name_from.name.removesuffix(".safetensors") if name_from.name else "stdin"
-    with output.destination(f"{stem}.{_described(record)}.safetensors") as path:
-        rewrite(edits, history, path, force=output.force, threads=output.threads)
+        rewrite(planned, folder, force=output.force, threads=output.threads)
+    else:
+        with output.destination(f"{planned.name}.safetensors") as path:
+            rewrite(planned, path, force=output.force, threads=output.threads)
+    for line in planned.warnings():
+        say(line)
 
 
-def _foretell(edits: "Sequence[Edit]", flows: "Checkpoint") -> None:
+def foretell(planned: "Planned") -> None:
+    """Say what would change."""
+    edits, flows = planned.edits, planned.flows
     changed = [e for e in edits if e.compute or e.source is not flows or e.tensor.name != e.origin.name]
     elements, total = (sum(edit.tensor.elements for edit in some) for some in (changed, edits))
     typer.echo(f"{len(changed)} of {len(edits)} tensors would change, {elements:,} of {total:,} elements:")
@@ -218,28 +178,14 @@ def _foretell(edits: "Sequence[Edit]", flows: "Checkpoint") -> None:
         renamed = "" if edit.tensor.name == edit.origin.name else f" (was {printable(edit.origin.name)})"
         typer.echo(f"  {printable(edit.tensor.name)} {edit.tensor.dtype} {edit.tensor.shape}{renamed}")
     used = {edit.origin.name for edit in edits} | {edit.tensor.name for edit in edits}
-    for name in (name for name in flows.tensors if name not in used):
+    for name in (name for name in (flows.tensors if flows else ()) if name not in used):
         typer.echo(f"  {printable(name)} would go")
-
-
-def _described(record: "Record") -> str:
-    arguments = dict(zip(record["arguments"][::2], record["arguments"][1::2], strict=False))
-    part = "-".join(arguments[key] for key in ("--upto", "--blocks") if key in arguments)
-    return re.sub(r"[^\w.,=-]+", "_", f"{record['command']}-{part}" if part else record["command"])
 
 
 def say(message: str) -> None:
     """Print a message for people: on standard error, unless --quiet."""
-    if not _quiet:
+    if not is_quiet():
         typer.echo(message, err=True)
-
-
-def wants_progress() -> bool:
-    """Whether a library's progress bar may show: on a terminal, unless --quiet."""
-    return sys.stderr.isatty() and not _quiet
-
-
-_quiet = False
 
 
 def table_console() -> "Console":
@@ -280,8 +226,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     title = (name if name == module else f"{module} {name.removeprefix(module + '_')}").replace("_", "-")
 
     def run(**given: Any) -> None:
-        global _quiet
-        _quiet, debug = given.pop("quiet"), given.pop("debug")
+        be_quiet(given.pop("quiet"))
+        debug = given.pop("debug")
         grouped = {
             name: kind(**{field.name: given.pop(field.name) for field in fields(kind)}) for name, kind in groups.items()
         }

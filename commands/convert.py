@@ -1,33 +1,28 @@
 """`wsurgery convert`."""
 
-from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from wsurgery.commands._conversion import write_converted
-from wsurgery.commands._shared import Output, command
+from wsurgery.plugin import Argument, InputFile, Option, Result, edit
 
 
-@command
+@edit()
 def convert(
     source: Annotated[
-        str | None,
-        typer.Argument(metavar="[IN]", help="A .pth, .pt, .bin, .npz or .safetensors file, or a Hugging Face folder."),
+        InputFile | None,
+        Argument(metavar="[IN]", help="A .pth, .pt, .bin, .npz or .safetensors file, or a Hugging Face folder."),
     ] = None,
+    *,
     key: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="NAME",
             help="Which of the file's state dicts. Default: the first of state_dict, model, model_state_dict, model_ema, "
             "ema, …; it is printed, and what else there is.",
         ),
     ] = None,
-    keep_names: Annotated[bool, typer.Option("--keep-names", help="Leave the tensors' names alone.")] = False,
-    arch: Annotated[str | None, typer.Option(metavar="NAME", help="The timm model, where nothing tells it.")] = None,
-    *,
-    output: Output,
-) -> None:
+    arch: Annotated[str | None, Option(metavar="NAME", help="The timm model, where nothing tells it.")] = None,
+    keep_names: Annotated[bool, Option("--keep-names", help="Leave the tensors' names alone.")] = False,
+) -> Result:
     """Turn a checkpoint as downloaded into clean safetensors: no wrapper, no prefix, timm's names where they are known.
 
     Known are the names of torchvision (ViT, Swin, ConvNeXt, EfficientNet, MobileNet, VGG; its ResNets and DenseNets have
@@ -37,23 +32,25 @@ def convert(
 
     Example: wsurgery convert efficientnet-lite0-57934424.pth -o lite0.safetensors
     """
-    from dataclasses import replace
+    from functools import partial
+    from pathlib import Path
 
     from wsurgery.anatomy.architecture import choose_architecture, describe_architecture, read_config
-    from wsurgery.anatomy.timm_names import same_names, to_timm
-    from wsurgery.checkpoint.provenance import make_record
-    from wsurgery.checkpoint.state_dict import open_state_dict
+    from wsurgery.anatomy.timm_names import TimmNames, same_names, to_timm
+    from wsurgery.checkpoint.state_dict import StateDict, open_state_dict
+    from wsurgery.operations.conversion import Converted
 
-    arguments = [word for option, value in (("--key", key), ("--arch", arch)) if value for word in (option, value)]
-    arguments += ["--keep-names"] if keep_names else []
-    with open_state_dict(source, key=key) as state:
-        config = read_config(Path(source) if source and source != "-" else None)
+    file = None if source in (None, "-") else str(source)
+    config = read_config(Path(file) if file else None)
+
+    def names_for(state: StateDict) -> TimmNames:
         shapes = {name: tensor.shape for name, tensor in state.tensors.items()}
-        names = same_names(shapes) if keep_names else to_timm(shapes, config)
-        architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=arch)
-        if architecture is None and names.architecture is not None:
-            architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
-        record = make_record("convert", arguments, seed=None, inputs=[state.source])
-        history = replace(state.history, architecture=architecture).then(record)
-        stem = Path(source.partition("?")[0]).stem if source and source != "-" else "stdin"  # a query may be secret
-        write_converted(state, names, history, output, default=f"{stem}.converted.safetensors")
+        return same_names(shapes) if keep_names else to_timm(shapes, config)
+
+    converted = Converted(partial(open_state_dict, source, key=key), names_for)
+    state, names = converted.state, converted.names
+    architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=arch)
+    if architecture is None and names.architecture is not None:
+        architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
+    stem = Path(file.partition("?")[0]).stem if file else "stdin"  # a query may be secret
+    return converted.result(architecture, inputs=[state.source], name=f"{stem}.converted")

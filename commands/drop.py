@@ -1,13 +1,14 @@
 """`wsurgery drop`."""
 
-from wsurgery.commands._shared import Input, Part, SurgeryOutput, command
-from wsurgery.commands._subset import subset
+from wsurgery.plugin import Checkpoint, Result, Selection, edit
 
 
-@command
-def drop(source: Input = None, *, part: Part, output: SurgeryOutput) -> None:
+@edit(needs_part="which tensors? Say what to drop with a selector, such as --only GLOB or --blocks head")
+def drop(checkpoint: Checkpoint, selection: Selection) -> Result:
     """Leave out the selected tensors.
 
     Example: wsurgery drop resnet50.safetensors --blocks head > backbone.safetensors
     """
-    subset("drop", source, part, output)
+    from wsurgery.operations.names import subset
+
+    return subset(checkpoint, checkpoint.tensors.keys() - selection.names(checkpoint.tensors))

@@ -3,29 +3,25 @@
 import re
 from typing import Annotated, Any
 
-import typer
-
-from wsurgery.commands._conversion import write_converted
-from wsurgery.commands._shared import Output, command, say, wants_progress
-from wsurgery.errors import UsageError, printable
+from wsurgery.errors import printable
+from wsurgery.plugin import Argument, History, Option, Result, UsageError, edit
 
 _ON_HUB = re.compile(r"(?:hf-hub:|hf_hub:|hf://)?(.+/.+)")
 
 
-@command
+@edit()
 def fetch(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="timm's name (resnet50.a1_in1k), or a model of the hub: org/name.")
+        str, Argument(metavar="NAME", help="timm's name (resnet50.a1_in1k), or a model of the hub: org/name.")
     ],
+    *,
     revision: Annotated[
-        str | None, typer.Option(metavar="REV", help="A branch, a tag or a commit on the hub. Default: main.")
+        str | None, Option(metavar="REV", help="A branch, a tag or a commit on the hub. Default: main.")
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Take what was downloaded before; also with HF_HUB_OFFLINE=1.")
+        bool, Option("--offline", help="Take what was downloaded before; also with HF_HUB_OFFLINE=1.")
     ] = False,
-    *,
-    output: Output,
-) -> None:
+) -> Result:
     """Fetch pretrained weights as clean safetensors: timm's names, the architecture and its image settings recorded.
 
     NAME is one that timm knows, or a model of the Hugging Face hub: org/name, hf-hub:org/name or hf://org/name, each also
@@ -35,6 +31,9 @@ def fetch(
 
     Example: wsurgery fetch resnet50.a1_in1k -o resnet50.safetensors
     """
+    from dataclasses import replace
+    from functools import partial
+
     from wsurgery.anatomy.architecture import (
         choose_architecture,
         describe_architecture,
@@ -43,8 +42,10 @@ def fetch(
     )
     from wsurgery.anatomy.timm_names import to_timm
     from wsurgery.checkpoint.hub import download
-    from wsurgery.checkpoint.provenance import History, describe_file, make_record
+    from wsurgery.checkpoint.provenance import describe_file
     from wsurgery.checkpoint.state_dict import open_state_dict
+    from wsurgery.operations.conversion import Converted
+    from wsurgery.progress import wants_progress
 
     name, _, pinned = name.partition("@")
     if pinned and revision not in (None, pinned):
@@ -58,9 +59,7 @@ def fetch(
 
         known = find_pretrained(name)
         repo = known.repo
-        if known.name != name:
-            say(f"{printable(name)} is {known.name}")
-    arguments = [known.name if known else repo]
+    known_as = known.name if known else repo
     if known and not repo:
         if revision:
             raise UsageError(
@@ -71,21 +70,33 @@ def fetch(
     else:
         found = download(repo, revision, offline=offline, progress=progress)
         path, given = found.path, found.describe()
-        arguments += ["--revision", found.commit]
-    with open_state_dict(path) as state:
-        config = read_config(path) if repo else {}
-        names = to_timm({key: tensor.shape for key, tensor in state.tensors.items()}, config)
-        architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=None)
-        settings: dict[str, Any] = pretrained_settings(read_config(path, "preprocessor_config.json")) if repo else {}
-        if architecture is None and known:
-            architecture, settings = describe_architecture(known.architecture, names.shapes), known.settings
-        elif architecture is None and names.architecture:
-            architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
-        if architecture and settings:
-            architecture = {"pretrained_cfg": settings, **architecture}
-        if known and architecture:
-            require_fit(names.shapes, architecture)
-        log = list(state.history.log)
-        record = make_record("fetch", arguments, seed=None, inputs=[{**given, "log": log} if log else given])
-        history = History(architecture, state.history.freeze, (record,), state.history.others)
-        write_converted(state, names, history, output, default=f"{arguments[0].rpartition('/')[2]}.safetensors")
+        pinned = found.commit
+    config = read_config(path) if repo else {}
+    converted = Converted(
+        partial(open_state_dict, path),
+        lambda state: to_timm({key: tensor.shape for key, tensor in state.tensors.items()}, config),
+    )
+    state, names = converted.state, converted.names
+    architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=None)
+    settings: dict[str, Any] = pretrained_settings(read_config(path, "preprocessor_config.json")) if repo else {}
+    if architecture is None and known:
+        architecture, settings = describe_architecture(known.architecture, names.shapes), known.settings
+    elif architecture is None and names.architecture:
+        architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
+    if architecture and settings:
+        architecture = {"pretrained_cfg": settings, **architecture}
+    if known and architecture:
+        require_fit(names.shapes, architecture)
+    log = list(state.history.log)
+    result = converted.result(
+        architecture,
+        history=History(None, state.history.freeze, (), state.history.others),
+        inputs=[{**given, "log": log} if log else given],
+        name=known_as.rpartition("/")[2],
+        recorded={"name": known_as, "revision": pinned or None, "offline": None},
+    )
+    return (
+        replace(result, says=[f"{printable(name)} is {known_as}", *result.says])
+        if known and name != known_as
+        else result
+    )

@@ -28,6 +28,6 @@ def histogram(
     from wsurgery.figures.histograms import draw_histograms, read_histograms
     from wsurgery.figures.style import save
 
-    selection = part.selection if part.arguments else None
+    selection = part.selection if part.selection.arguments else None
     edges, found = read_histograms(checkpoints, selection=selection, bins=bins)
     save(draw_histograms(edges, list(zip(labels_of(checkpoints), found, strict=True)), log=log), output, force=force)

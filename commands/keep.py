@@ -1,13 +1,14 @@
 """`wsurgery keep`."""
 
-from wsurgery.commands._shared import Input, Part, SurgeryOutput, command
-from wsurgery.commands._subset import subset
+from wsurgery.plugin import Checkpoint, Result, Selection, edit
 
 
-@command
-def keep(source: Input = None, *, part: Part, output: SurgeryOutput) -> None:
+@edit(needs_part="which tensors? Say what to keep with a selector, such as --only GLOB or --blocks head")
+def keep(checkpoint: Checkpoint, selection: Selection) -> Result:
     """Leave out all but the selected tensors.
 
     Example: wsurgery keep resnet50.safetensors --upto block2 > lower-half.safetensors
     """
-    subset("keep", source, part, output)
+    from wsurgery.operations.names import subset
+
+    return subset(checkpoint, selection.names(checkpoint.tensors))

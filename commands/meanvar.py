@@ -1,13 +1,14 @@
 """`wsurgery meanvar`."""
 
-from wsurgery.commands._resample import Resampling, resample
-from wsurgery.commands._shared import Input, SurgeryOutput, command
+from wsurgery.plugin import Array, Map, RandomStream, edit
 
 
-@command
-def meanvar(source: Input = None, *, how: Resampling, output: SurgeryOutput) -> None:
+@edit(resamples=True)
+def meanvar(x: Array, *, random: RandomStream, run: Map) -> Array:
     """Resample each tensor iid Gaussian from its own mean and variance.
 
     Example: wsurgery meanvar resnet50.safetensors > meanvar.safetensors
     """
-    resample("meanvar", source, how, output)
+    from wsurgery.operations.meanvar import meanvar
+
+    return meanvar(x, random=random, run=run)

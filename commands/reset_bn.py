@@ -1,21 +1,23 @@
 """`wsurgery reset-bn`."""
 
-from wsurgery.commands._shared import Input, Part, SurgeryOutput, command, write_surgery
+from functools import partial
+
+from wsurgery.plugin import Checkpoint, Selection, TensorEdit, UsageError, edit
 
 
-@command
-def reset_bn(source: Input = None, *, part: Part, output: SurgeryOutput) -> None:
+@edit()
+def reset_bn(checkpoint: Checkpoint, selection: Selection) -> list[TensorEdit]:
     """Set batch norm to the identity: weight and running variance 1, bias, running mean and counter 0.
 
     Example: wsurgery reset-bn resnet50.safetensors -o identity.safetensors
     """
-    from wsurgery.checkpoint import open_checkpoint
-    from wsurgery.checkpoint.provenance import History, describe_input, make_record
-    from wsurgery.operations.edits import reset_batch_norm
+    from wsurgery.anatomy import role_map
+    from wsurgery.operations.batch_norm import batch_norm_identity
+    from wsurgery.operations.resampling import constant
 
-    with open_checkpoint(source) as checkpoint:
-        history = History.of(checkpoint)
-        edits = reset_batch_norm(checkpoint, selection=part.selection)
-        inputs = [describe_input(checkpoint, history, flows=True)]
-        record = make_record("reset-bn", part.arguments, seed=None, inputs=inputs)
-        write_surgery(edits, history, record, output, name_from=checkpoint)
+    tensors, roles = checkpoint.tensors, role_map(checkpoint.tensors)
+    chosen = {name for name in selection.names(tensors) if roles[name] == "batch_norm"}
+    if not chosen:
+        raise UsageError(f"{checkpoint.label} has no batch norm in the selected part: nothing to reset")
+    identity = {name: constant(partial(batch_norm_identity, part=name.rpartition(".")[2])) for name in chosen}
+    return [TensorEdit(tensor, checkpoint, tensor, identity.get(name)) for name, tensor in tensors.items()]

@@ -1,13 +1,14 @@
 """`wsurgery sample`."""
 
-from wsurgery.commands._resample import Resampling, resample
-from wsurgery.commands._shared import Input, SurgeryOutput, command
+from wsurgery.plugin import Array, Map, RandomStream, edit
 
 
-@command
-def sample(source: Input = None, *, how: Resampling, output: SurgeryOutput) -> None:
+@edit(resamples=True)
+def sample(x: Array, *, random: RandomStream, run: Map) -> Array:
     """Draw each tensor's elements iid from its own values.
 
     Example: wsurgery sample resnet50.safetensors --blocks block3,block4 > sample.safetensors
     """
-    resample("sample", source, how, output)
+    from wsurgery.operations.sample import sample
+
+    return sample(x, random=random, run=run)

@@ -1,13 +1,14 @@
 """`wsurgery shuffle`."""
 
-from wsurgery.commands._resample import Resampling, resample
-from wsurgery.commands._shared import Input, SurgeryOutput, command
+from wsurgery.plugin import Array, Map, RandomStream, edit
 
 
-@command
-def shuffle(source: Input = None, *, how: Resampling, output: SurgeryOutput) -> None:
+@edit(resamples=True)
+def shuffle(x: Array, *, random: RandomStream, run: Map) -> Array:
     """Permute each tensor at random.
 
     Example: wsurgery shuffle resnet50.safetensors > shuffle.safetensors
     """
-    resample("shuffle", source, how, output)
+    from wsurgery.operations.shuffle import shuffle
+
+    return shuffle(x, random=random, run=run)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Data, Device, NetworkThreads, Seed, command, say, wants_progress
+from wsurgery.commands._shared import Data, Device, NetworkThreads, Seed, command, say
 from wsurgery.errors import UsageError, printable
+from wsurgery.progress import wants_progress
 
 if TYPE_CHECKING:
     from wsurgery.data.dataset import Dataset

@@ -5,6 +5,23 @@ import time
 from typing import Any
 
 PATIENCE = 2.0  # seconds
+_quiet = False
+
+
+def be_quiet(wanted: bool) -> None:
+    """Say nothing from now on that is not asked for, or do again."""
+    global _quiet
+    _quiet = wanted
+
+
+def is_quiet() -> bool:
+    """Whether only errors are to be said."""
+    return _quiet
+
+
+def wants_progress() -> bool:
+    """Whether a progress bar may show: on a terminal, unless --quiet."""
+    return sys.stderr.isatty() and not _quiet
 
 
 class Progress:
@@ -13,7 +30,7 @@ class Progress:
     def __init__(self, total: int, label: str) -> None:
         self.total, self.label, self.done = total, label, 0
         self.start = time.monotonic()
-        self.wanted = sys.stderr.isatty()
+        self.wanted = wants_progress()
         self.bar: Any = None
         self.task: Any = None
 

@@ -1,5 +1,6 @@
 """The part of a checkpoint that a command acts on."""
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,16 @@ class Selection:
     only: tuple[str, ...] = ()  # globs of tensor names: at least one must match
     except_: tuple[str, ...] = ()  # globs of tensor names: none may match
     block_map: Mapping[str, Sequence[str]] | None = None  # a user's own: block name → globs of tensor names
+
+    @property
+    def arguments(self) -> list[str]:
+        """The selectors as typed, for a record; a block map that they need by its content, so that no file is needed."""
+        single = [("--upto", self.upto), ("--blocks", self.blocks), ("--role", self.role)]
+        if self.block_map is not None and (self.upto or self.blocks):
+            content = json.dumps(self.block_map, separators=(",", ":"))
+            single.append(("--block-map", content.replace("/", "\\u002f")))  # a word with a slash may not be replayed
+        many = [("--only", glob) for glob in self.only] + [("--except", glob) for glob in self.except_]
+        return [word for option, value in single + many if value is not None for word in (option, value)]
 
     def place(self, tensors: Mapping[str, Described]) -> dict[str, str]:
         """Return tensor name → block name, by the user's block map or else by `anatomy.block_map`."""

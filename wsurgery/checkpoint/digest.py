@@ -4,13 +4,21 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from wsurgery.checkpoint.header import TensorInfo
     from wsurgery.checkpoint.reader import Checkpoint
 
 _BLOCK = 2 << 20  # bytes; a memory map would show up as the process's own memory
+
+
+class Digest(Protocol):
+    """A digest that is not known yet."""
+
+    def start(self) -> None: ...  # noqa: D102
+
+    def result(self) -> str: ...  # noqa: D102
 
 
 class FilesDigest:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wsurgery import __version__
-from wsurgery.checkpoint.digest import FilesDigest, bytes_digest, file_digest
+from wsurgery.checkpoint.digest import Digest, FilesDigest, file_digest
 from wsurgery.checkpoint.reader import STDIN, Checkpoint
 from wsurgery.errors import WsurgeryError
 
@@ -41,6 +41,9 @@ class History:
         Raises:
             WsurgeryError: the entry is not what wsurgery writes.
         """
+        planned = getattr(checkpoint, "history", None)  # of what edits will make
+        if isinstance(planned, cls):
+            return planned
         metadata = dict(checkpoint.header.metadata)
         text = metadata.pop(KEY, "{}")
         try:
@@ -69,7 +72,7 @@ class History:
         if self.freeze:
             entry["freeze"] = list(self.freeze)
 
-        def digits(digest: FilesDigest) -> str:
+        def digits(digest: Digest) -> str:
             digest.start()
             return "0" * 64 if draft else digest.result()
 
@@ -85,12 +88,23 @@ class History:
         """How often `command` stands in the log: a second shuffle must not repeat the first one's draws."""
         return sum(record["command"] == command for record in self.log)
 
+    def with_architecture(self, **changes: Any) -> "History":
+        """Return the history with entries of the architecture changed, where it is known."""
+        return replace(self, architecture={**self.architecture, **changes}) if self.architecture else self
+
     def then(self, record: Record) -> "History":
         """Return the history with one more record."""
         return replace(self, log=(*self.log, record))
 
 
-def make_record(command: str, arguments: Sequence[str], *, seed: int | None, inputs: Sequence[Record]) -> Record:
+def make_record(
+    command: str,
+    arguments: Sequence[str],
+    *,
+    seed: int | None,
+    inputs: Sequence[Record],
+    package: Mapping[str, str] | None = None,
+) -> Record:
     """Describe one run of a command.
 
     Args:
@@ -98,9 +112,11 @@ def make_record(command: str, arguments: Sequence[str], *, seed: int | None, inp
         arguments: its arguments as typed in a shell, without input and output files, seed and threads.
         seed: the seed that it drew from, None where it drew nothing.
         inputs: what `describe_input` says of each input, the one that flows through first.
+        package: name and version of the package that the command comes from, if that is not wsurgery.
     """
     record: Record = {"command": command, "arguments": list(arguments), "version": __version__, "inputs": list(inputs)}
-    return record if seed is None else {**record, "seed": seed}
+    more = {"seed": seed, "package": package}
+    return record | {key: value for key, value in more.items() if value is not None}
 
 
 def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool) -> Record:
@@ -112,15 +128,16 @@ def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool) -> 
         flows: whether its log goes on in the output. If it does not, its log is kept inside the description, so that
             every parent can be traced.
     """
-    if flows and (history.log or not checkpoint.seekable):
-        return {"name": STDIN, "header": bytes_digest(checkpoint.header_bytes)}
+    in_memory = checkpoint.path is None and checkpoint.url is None
+    if flows and (history.log or in_memory or not checkpoint.seekable):
+        return {"name": STDIN, "header": checkpoint.header_digest()}
     if checkpoint.url is not None:  # read in parts: it has no digest without downloading all of it
         size = len(checkpoint.header_bytes) + sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-        header = bytes_digest(checkpoint.header_bytes)
+        header = checkpoint.header_digest()
         remote: Record = {"name": checkpoint.name, "size": size, "header": header, "url": checkpoint.url}
         return {**remote, "log": list(history.log)} if history.log and not flows else remote
     if checkpoint.path is None or not checkpoint.seekable:
-        return {"name": STDIN, "header": bytes_digest(checkpoint.header_bytes), "log": list(history.log)}
+        return {"name": STDIN, "header": checkpoint.header_digest(), "log": list(history.log)}
     described: Record = {
         "name": checkpoint.path.name,
         "size": sum(file.stat().st_size for file in checkpoint.files),

@@ -16,6 +16,8 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from wsurgery.checkpoint.digest import Digest
+
 STDIN = "-"
 _BLOCK = 1 << 20  # bytes moved at a time
 _NOT_SUPPORTED = {errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
@@ -71,6 +73,12 @@ class Checkpoint:
     def tensors(self) -> dict[str, TensorInfo]:
         """Tensors by name, in file order."""
         return self.header.tensors
+
+    def header_digest(self) -> "str | Digest":
+        """Return BLAKE3 of the header as 64 hexadecimal digits, or what will know it."""
+        from wsurgery.checkpoint.digest import bytes_digest
+
+        return bytes_digest(self.header_bytes)
 
     def read(self, tensor: TensorInfo) -> bytearray | mmap:
         """Read one tensor's bytes.

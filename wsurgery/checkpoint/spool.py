@@ -1,15 +1,14 @@
 """A stream in a temporary file, for whoever must read it in another order than its own."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryFile, gettempdir
 
 from wsurgery.checkpoint.reader import Checkpoint
 
 
-@contextmanager
-def seekable(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
-    """Give the checkpoint itself, or of a stream a copy that is read at any place.
+def spooled(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint itself, or of a stream a copy that is read at any place.
 
     The copy is a file without a name in the folder for temporary files, so that even `kill -9` leaves nothing behind.
 
@@ -17,9 +16,9 @@ def seekable(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
         WsurgeryError: the stream ends early, or goes on after its last tensor.
     """
     if checkpoint.seekable:
-        yield checkpoint
-        return
-    with TemporaryFile(buffering=0) as stream:
+        return checkpoint
+    with ExitStack() as stack:
+        stream = stack.enter_context(TemporaryFile(buffering=0))
         try:
             checkpoint.copy_whole_to(stream)
         except OSError as error:
@@ -28,5 +27,17 @@ def seekable(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
         checkpoint.finish()
         stream.seek(0)
         copy = Checkpoint(stream, None)
-        copy.seekable, copy.label = True, checkpoint.label
+        stack.pop_all()  # it is closed with the copy
+    copy.seekable, copy.label = True, checkpoint.label
+    return copy
+
+
+@contextmanager
+def seekable(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
+    """Give what `spooled` returns, and close a copy in the end."""
+    copy = spooled(checkpoint)
+    try:
         yield copy
+    finally:
+        if copy is not checkpoint:
+            copy.close()

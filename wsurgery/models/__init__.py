@@ -4,11 +4,12 @@ Importing this module registers the paper's models with timm, so that `timm.crea
 """
 
 from wsurgery.models.cbr import CBR, cbr_large_t, cbr_large_w, cbr_small, cbr_tiny, cbr_tiny_narrow
-from wsurgery.models.load import create, load, load_into, save
+from wsurgery.models.load import as_checkpoint, create, load, load_into, save
 from wsurgery.models.slim import resnet50_slim
 
 __all__ = [
     "CBR",
+    "as_checkpoint",
     "cbr_large_t",
     "cbr_large_w",
     "cbr_small",

@@ -16,6 +16,7 @@ from wsurgery.checkpoint.header import TensorInfo
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.writer import write_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.planning import Made
 
 _DTYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -151,11 +152,21 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(counters | state, strict=True)
 
 
+def as_checkpoint(state: Mapping[str, torch.Tensor], label: str) -> Made:
+    """Give a state dict, on any device, the form of an open checkpoint; it is not copied before it is read."""
+
+    def read(tensor: TensorInfo) -> Any:
+        host = state[tensor.name].detach().cpu().contiguous()
+        return host.reshape(-1).view(torch.uint8).numpy().data
+
+    tensors = [
+        TensorInfo(name, _DTYPES[value.dtype], tuple(value.shape), 0, 0).placed(0) for name, value in state.items()
+    ]
+    return Made(label, tensors, read, {"format": "pt"})
+
+
 def save(state: Mapping[str, torch.Tensor], history: History, path: Path | None, *, force: bool = False) -> None:
     """Write a state dict as a checkpoint, atomically to a file or (None) to standard output, in the order of `state`."""
-    tensors = []
-    for name, value in state.items():
-        host = value.detach().cpu().contiguous()
-        info = TensorInfo(name, _DTYPES[host.dtype], tuple(host.shape), 0, 0).placed(0)
-        tensors.append((info, host.reshape(-1).view(torch.uint8).numpy().tobytes()))
+    checkpoint = as_checkpoint(state, "the network")
+    tensors = [(tensor, checkpoint.read(tensor)) for tensor in checkpoint.tensors.values()]
     write_checkpoint(path, tensors, history.metadata(), force=force)

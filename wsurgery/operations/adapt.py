@@ -12,9 +12,9 @@ from wsurgery.anatomy import block_map, first_convolution, role_map
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import is_float
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.cast import round_once
-from wsurgery.operations.edits import copy
-from wsurgery.operations.rewrite import Array, Edit, Map
+from wsurgery.operations.tensor_edit import TensorEdit, copy
 
 Shape = tuple[int, ...]
 Change = tuple[str, Shape, Callable[[Array], Array]]  # tensor name, its new shape, how it gets there
@@ -28,7 +28,7 @@ _RESAMPLES_ITSELF = "merger."  # Qwen3-VL's bare vision tower
 _RECOMPUTED = ("relative_position_index", "attn_mask")
 
 
-def adapt_edits(checkpoint: Checkpoint, *, in_chans: int | None, img_size: int | None) -> list[Edit]:
+def adapt_edits(checkpoint: Checkpoint, *, in_chans: int | None, img_size: int | None) -> list[TensorEdit]:
     """Adapt a network to images of another kind; copy what stays as it is.
 
     Args:
@@ -56,7 +56,7 @@ def adapt_edits(checkpoint: Checkpoint, *, in_chans: int | None, img_size: int |
         if not is_float(tensor.dtype):
             raise WsurgeryError(f"{printable(tensor.name)} is {tensor.dtype}: adapt needs floating-point weights")
         fresh = replace(tensor, shape=shape).placed(tensor.start)
-        edits.append(Edit(fresh, checkpoint, tensor, partial(_compute, change=change)))
+        edits.append(TensorEdit(fresh, checkpoint, tensor, partial(_compute, change=change)))
     return edits
 
 

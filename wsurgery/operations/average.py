@@ -1,30 +1,91 @@
-"""Weighted sums of tensors: averages (Wortsman et al. 2022, model soups) and linear interpolation."""
+"""Weighted sums of checkpoints: averages (Wortsman et al. 2022, model soups) and linear interpolation."""
 
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from threading import Lock
 
 import numpy as np
 
-from wsurgery.operations.cast import cast
+from wsurgery.anatomy import Selection
+from wsurgery.checkpoint import Checkpoint, TensorInfo
+from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
+from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.arrays import Array, Map
+from wsurgery.operations.cast import cast, overflow_count
+from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import chunk_slice, for_each_chunk
-from wsurgery.operations.rewrite import Array, Map
+from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
+
+_SUM_TOLERANCE = 1e-6  # weights typed with six digits
 
 
-def weighted_sum(
-    parts: Iterable[tuple[Array, float]], *, shape: tuple[int, ...], dtype: "np.dtype[Any]", run: Map = map
-) -> Array:
-    """Sum tensors times weights, accumulated in float64 and rounded once.
+def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], *, selection: Selection) -> Result:
+    """Sum the selected floating-point tensors of several checkpoints, each times its checkpoint's weight.
+
+    Everything else, integers too, comes from the first. A source of weight 0 is not read, so its NaN does not leak; a
+    single source of weight 1 is copied. Names, dtypes and order are the first's.
+
+    Args:
+        sources: the first may be a stream, the others must be seekable.
+        weights: one a source. They are used as given and sum to 1.
+        selection: of the first's tensors.
+
+    Raises:
+        UsageError: there are more or fewer weights than sources, or they do not sum to 1.
+        WsurgeryError: a selected tensor is not in every source, or not with the same shape.
+    """
+    if len(weights) != len(sources):
+        raise UsageError(f"{len(sources)} checkpoints and {len(weights)} weights: give each checkpoint one")
+    if not math.isclose(math.fsum(weights), 1, abs_tol=_SUM_TOLERANCE):
+        raise UsageError(f"the weights sum to {math.fsum(weights):.9g}: make them sum to 1")
+    first, *others = sources
+    chosen = selection.names(first.tensors)
+    for other in others:
+        _require_same(first, other, chosen, selection)
+    (lead, lead_weight), *rest = [pair for pair in zip(sources, weights, strict=True) if pair[1]]
+    reading = Lock()  # tensors are computed in several threads, and a file has one position
+
+    def read(name: str) -> Iterator[tuple[Array, float]]:
+        for source, weight in rest:
+            with reading:
+                x = source.read_array(name)
+            yield x, weight
+
+    def combine(x: Array, run: Map, *, tensor: TensorInfo) -> Array:
+        def parts() -> Iterator[tuple[Array, float]]:
+            yield x, lead_weight
+            yield from read(tensor.name)
+
+        total = weighted_sum(parts(), shape=x.shape, run=run)
+        result = cast(total, dtype=numpy_dtype(tensor.dtype), run=run)
+        overflows.note(tensor.name, overflow_count(total, result, run=run))
+        return result
+
+    overflows = Overflows()
+    edits = []
+    for tensor in first.tensors.values():
+        if tensor.name not in chosen or not is_float(tensor.dtype):
+            edits.append(copy(tensor, first))
+            continue
+        origin = lead.tensors[tensor.name]
+        is_copy = not rest and lead_weight == 1 and origin.dtype == tensor.dtype
+        edits.append(TensorEdit(tensor, lead, origin, None if is_copy else partial(combine, tensor=tensor)))
+    return Result(edits, warns=overflows.warnings)
+
+
+def weighted_sum(parts: Iterable[tuple[Array, float]], *, shape: tuple[int, ...], run: Map = map) -> Array:
+    """Sum tensors times weights, in float64.
 
     Args:
         parts: tensors, floating point, all of `shape`, each with its weight; taken one at a time.
         shape: their shape.
-        dtype: type of the result.
         run: `map` over chunks.
     """
     total = np.full(shape, -0.0)  # the zero that keeps the sign of what is added to it
     for x, weight in parts:
         _accumulate(total.reshape(-1), x.reshape(-1), weight, run)
-    return cast(total, dtype=dtype, run=run)
+    return total
 
 
 def _accumulate(total: Array, x: Array, weight: float, run: Map) -> None:
@@ -36,3 +97,28 @@ def _accumulate(total: Array, x: Array, weight: float, run: Map) -> None:
             total[part] += values
 
     for_each_chunk(run, add, x.size)
+
+
+def _require_same(first: Checkpoint, other: Checkpoint, chosen: set[str], selection: Selection) -> None:
+    remedy = "leave it out with --except if the two are to differ there"
+    for name, tensor in first.tensors.items():
+        if name not in chosen:
+            continue
+        counterpart = other.tensors.get(name)
+        if counterpart is None:
+            raise WsurgeryError(f"{printable(name)} is in {first.label} and not in {other.label}: {remedy}")
+        if counterpart.shape != tensor.shape:
+            raise WsurgeryError(
+                f"{printable(name)} is {tensor.shape} in {first.label} and {counterpart.shape} in {other.label}: {remedy}"
+            )
+        if is_float(tensor.dtype) != is_float(counterpart.dtype):
+            raise WsurgeryError(
+                f"{printable(name)} is {tensor.dtype} in {first.label} and {counterpart.dtype} in {other.label}: {remedy}"
+            )
+        if is_float(tensor.dtype):
+            try:
+                numpy_dtype(counterpart.dtype)
+            except TypeError as error:  # elements smaller than a byte
+                raise WsurgeryError(f"{other.label}: {printable(name)}: {error}: leave it out with --except") from None
+    for name in sorted(selection.names(other.tensors) - set(first.tensors)):
+        raise WsurgeryError(f"{printable(name)} is in {other.label} and not in {first.label}: {remedy}")

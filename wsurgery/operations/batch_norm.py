@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from wsurgery.operations.rewrite import Array
+from wsurgery.operations.arrays import Array
 
 _IDENTITY = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
+from wsurgery.operations.arrays import Array
 from wsurgery.operations.random_streams import CHUNK
-from wsurgery.operations.rewrite import Array
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsurgery.errors import WsurgeryError
+from wsurgery.operations.arrays import Array
 from wsurgery.operations.cast import round_once
-from wsurgery.operations.rewrite import Array
 from wsurgery.operations.statistics import moments
 
 ANGLES, SIGMA, FREQUENCIES = 16, 2.0, (0.08, 0.16, 0.25, 0.32)  # cycles per pixel

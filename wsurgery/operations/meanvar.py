@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 
 from wsurgery.errors import WsurgeryError
+from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.random_streams import RandomStream, chunk_slice, for_each_chunk
-from wsurgery.operations.rewrite import Array, Map
 from wsurgery.operations.statistics import moments
 
 

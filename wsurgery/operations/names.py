@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from wsurgery.anatomy import globs_for
+from wsurgery.checkpoint import Checkpoint
+from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.tensor_edit import Result, copies
 
 
 def new_names(names: Iterable[str], pattern: str, replacement: str, *, chosen: Collection[str]) -> dict[str, str]:
@@ -47,6 +51,38 @@ def new_names(names: Iterable[str], pattern: str, replacement: str, *, chosen: C
             )
         owner[new] = old
     return result
+
+
+def renamed_history(
+    history: History, tensors: Collection[str], names: Mapping[str, str], aliases: Mapping[str, str]
+) -> History:
+    """Let the freeze specification and the aliases of tied tensors follow their tensors.
+
+    Args:
+        history: of the checkpoint.
+        tensors: all of its tensors.
+        names: old name → new name, of the tensors that remain.
+        aliases: the same, of the aliases.
+    """
+    return replace(
+        history,
+        freeze=frozen_after(history.freeze, dict(names)),
+        others=aliases_after(history.others, history.aliases(tensors), {**names, **aliases}),
+    )
+
+
+def subset(checkpoint: Checkpoint, stays: Collection[str]) -> Result:
+    """Keep some tensors of a checkpoint.
+
+    Raises:
+        UsageError: none is left.
+    """
+    if not stays:
+        raise UsageError("that is every tensor: a checkpoint without tensors is of no use")
+    history, names = History.of(checkpoint), {name: name for name in checkpoint.tensors if name in stays}
+    aliases = {alias: alias for alias in history.aliases(checkpoint.tensors)}
+    edits = [edit for edit in copies(checkpoint) if edit.tensor.name in stays]
+    return Result(edits, renamed_history(history, checkpoint.tensors, names, aliases))
 
 
 def frozen_after(globs: Collection[str], names: dict[str, str]) -> tuple[str, ...]:

@@ -8,17 +8,17 @@ import numpy as np
 from wsurgery.anatomy import HEAD, block_map, role_map
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.operations.edits import copy
+from wsurgery.operations.arrays import Array, Compute, Map
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
-from wsurgery.operations.rewrite import Array, Compute, Edit, Map
+from wsurgery.operations.tensor_edit import TensorEdit, copy
 
 _POOLING = "attn_pool."  # stands in the head, and has no row a class
 
 
 def new_head(
-    checkpoint: Checkpoint, *, architecture: dict[str, Any] | None, num_classes: int, seed: int, occurrence: int
-) -> list[Edit]:
+    checkpoint: Checkpoint, *, architecture: dict[str, Any] | None, num_classes: int, random: RandomStream
+) -> list[TensorEdit]:
     """Replace the classifier, weight and bias, by a fresh one; copy everything else.
 
     The classifier is each weight (classes, …) of a linear layer or convolution in the block `head`, and the bias
@@ -30,8 +30,7 @@ def new_head(
         architecture: as its history records it; `num_classes` there, or else the last weight of the head, tells which
             tensors have one row a class.
         num_classes: rows of the new tensors; the old number redraws them.
-        seed: seed of the draws.
-        occurrence: how often `new-head` stands in the history.
+        random: the draws of this edit.
 
     Raises:
         UsageError: the network has no head, by its tensors or by the classes that are recorded.
@@ -65,8 +64,7 @@ def new_head(
             edits.append(copy(tensor, checkpoint))
             continue
         fresh = replace(tensor, shape=(num_classes, *tensor.shape[1:])).placed(tensor.start)
-        random = RandomStream(seed, "new-head", occurrence, tensor.name)
-        edits.append(Edit(fresh, checkpoint, tensor, _draw(fresh, weight, random)))
+        edits.append(TensorEdit(fresh, checkpoint, tensor, _draw(fresh, weight, replace(random, tensor=tensor.name))))
     return edits
 
 

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
+from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.batch_norm import batch_norm_identity
 from wsurgery.operations.random_streams import RandomStream, chunk_slice, for_each_chunk
-from wsurgery.operations.rewrite import Array, Map
 
 EMBEDDING_STD = 0.02
 LAYER_SCALE = 1e-5  # as in timm's vision transformers (Touvron et al. 2021)

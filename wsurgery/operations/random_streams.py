@@ -8,12 +8,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
 
-from wsurgery.operations.gaussian import float32_normal
+    from wsurgery.operations.arrays import Array
 
 CHUNK = 1 << 18  # elements; part of what defines the result
 
@@ -27,25 +27,40 @@ class RandomStream:
         operation: name of the operation.
         occurrence: how often the operation already stands in the file's history.
         tensor: the tensor's name.
+        chunk: the part of the tensor that is drawn for.
     """
 
     seed: int
     operation: str
     occurrence: int
     tensor: str
+    chunk: int = 0
 
-    def generator(self, chunk: int, purpose: str = "values") -> np.random.Generator:
-        """Return the generator of one chunk; the same arguments give the same numbers on every machine."""
+    def generator(self, chunk: int | None = None, purpose: str = "values") -> "np.random.Generator":
+        """Return the generator of a chunk, its own by default; the same arguments give the same numbers on every machine."""
+        import numpy as np
+
+        chunk = self.chunk if chunk is None else chunk
         key = json.dumps([self.seed, self.operation, self.occurrence, self.tensor, purpose, chunk])
         digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
 
-    def standard_normal(self, chunk: int, *, out: NDArray[Any]) -> None:
+    def standard_normal(self, chunk: int, *, out: "Array") -> None:
         """Fill a one-dimensional array, float32 or float64, with the chunk's iid standard normal numbers."""
-        if out.dtype == np.float32:
+        from wsurgery.operations.gaussian import float32_normal
+
+        if out.dtype == "float32":
             float32_normal(self.generator(chunk), out)
         else:
-            self.generator(chunk).standard_normal(out=out, dtype=np.float64)
+            self.generator(chunk).standard_normal(out=out)
+
+    def normal(self, like: "Array") -> "Array":
+        """Draw iid standard normal numbers in the shape and dtype, float32 or float64, of a chunk."""
+        import numpy as np
+
+        drawn = np.empty(like.size, like.dtype)
+        self.standard_normal(self.chunk, out=drawn)
+        return drawn.reshape(like.shape)
 
 
 def chunks(elements: int) -> range:

@@ -3,50 +3,29 @@
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wsurgery.checkpoint import Checkpoint, TensorInfo, open_output
-from wsurgery.checkpoint.dtypes import numpy_dtype
+from wsurgery.checkpoint import Checkpoint, open_output
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.errors import WsurgeryError, printable
+from wsurgery.operations.arrays import Array, Map
+from wsurgery.operations.planning import Planned, computed
 from wsurgery.operations.random_streams import CHUNK
+from wsurgery.operations.tensor_edit import TensorEdit
 from wsurgery.progress import Progress
-
-Array = NDArray[Any]
-Map = Callable[[Callable[[int], Any], Iterable[int]], Iterable[Any]]  # the built-in `map`, or a thread pool's
-Compute = Callable[[Array, Map], Array]
 
 DEFAULT_SHARD_SIZE = 5_000_000_000  # bytes, the Hugging Face hub's
 _AHEAD = 8 << 20  # bytes of small tensors that may be in work at once
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One tensor of the output.
-
-    Attributes:
-        tensor: its name, dtype and shape as written.
-        source: the checkpoint that its bytes come from.
-        origin: the tensor there.
-        compute: what is done to it; it gets the tensor in its own dtype and shape, and a `map` over chunks. None copies
-            the bytes.
-    """
-
-    tensor: TensorInfo
-    source: Checkpoint
-    origin: TensorInfo
-    compute: Compute | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +44,11 @@ class Folder:
     like: Checkpoint | None = None
     part: str | None = None
 
-    def shards(self, edits: Sequence[Edit]) -> dict[str, list[Edit]]:
+    def shards(self, edits: Sequence[TensorEdit]) -> dict[str, list[TensorEdit]]:
         """Say which tensors go in which file."""
         by_name = {edit.tensor.name: edit for edit in edits}
         if isinstance(self.like, ShardedCheckpoint) and self.shard_size is None:
-            groups: dict[str, list[Edit]] = {name: [] for name in self.like.shards}
+            groups: dict[str, list[TensorEdit]] = {name: [] for name in self.like.shards}
             for edit in edits:
                 groups[self.like.shard_of[edit.origin.name]].append(edit)
             return {name: group for name, group in groups.items() if group}
@@ -79,16 +58,15 @@ class Folder:
 
 
 def rewrite(
-    edits: Sequence[Edit],
-    history: History,
+    planned: Planned,
     output: Path | Folder | None,
     *,
     force: bool = False,
     threads: int | None = None,
 ) -> None:
-    """Write the edited tensors, in the order of `edits`, to a file, a folder of shards or (None) standard output.
+    """Write what edits make, in its order, to a file, a folder of shards or (None) standard output.
 
-    Edits that read from one stream must stand in its order. The result does not depend on `threads`. Each file appears
+    Tensors that come from one stream must stand in its order. The result does not depend on `threads`. Each file appears
     whole or not at all; the shards of a folder all appear when the last one is written, their index after them, so that
     a folder may be its own input.
 
@@ -99,10 +77,10 @@ def rewrite(
     threads = threads or len(os.sched_getaffinity(0))
     if not isinstance(output, Folder):
         with open_output(output, force=force) as stream:
-            _write(edits, history, stream, threads)
-            _finish(edits)
+            _write(planned.edits, planned.history, stream, threads)
+            planned.finish()  # before the output appears
         return
-    shards = output.shards(edits)
+    shards = output.shards(planned.edits)
     chosen = part_of(list(shards), output.part) if output.part else list(shards)
     output.path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:  # left in reverse: the index, which makes a checkpoint of the shards, appears last
@@ -110,20 +88,14 @@ def rewrite(
         index = stack.enter_context(AtomicFile(output.path / INDEX, force=force or output.part is not None))
         streams = {name: stack.enter_context(AtomicFile(output.path / name, force=force)) for name in chosen}
         for name, stream in streams.items():
-            _write(shards[name], history, stream, threads)
+            _write(shards[name], planned.history, stream, threads)
             os.fsync(stream.fileno())  # so that afterwards all appear within a moment
         infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
         write_all(index, format_index(infos))
-        _finish(edits)
+        planned.finish()
 
 
-def _finish(edits: Sequence[Edit]) -> None:
-    """Require that the streams among the sources end where they should, before the output appears."""
-    for source in dict.fromkeys(edit.source for edit in edits):
-        source.finish()
-
-
-def _write(edits: Sequence[Edit], history: History, stream: BinaryIO, threads: int) -> None:
+def _write(edits: Sequence[TensorEdit], history: History, stream: BinaryIO, threads: int) -> None:
     tensors = [edit.tensor for edit in edits]
     # The digests of inputs are computed while their bytes are copied, where the header can still be written after that.
     late = stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.fileno() != 1
@@ -149,14 +121,14 @@ def _write(edits: Sequence[Edit], history: History, stream: BinaryIO, threads: i
 
 
 def _results(
-    edits: Sequence[Edit], pool: ThreadPoolExecutor, io: ThreadPoolExecutor
-) -> Iterator[tuple[Edit, memoryview | None]]:
+    edits: Sequence[TensorEdit], pool: ThreadPoolExecutor, io: ThreadPoolExecutor
+) -> Iterator[tuple[TensorEdit, memoryview | None]]:
     """Yield each edit with its new bytes, or with None where the bytes are to be copied.
 
     Small tensors are computed several at a time, large ones one after another in chunks. While a large one is in work, the
     one thread of `io` writes the result before it and then reads the next, so that three tensors are in memory.
     """
-    pending: deque[tuple[Edit, Future[memoryview]]] = deque()
+    pending: deque[tuple[TensorEdit, Future[memoryview]]] = deque()
     ahead: Future[Array] | None = None
     for edit, following in zip(edits, [*edits[1:], None], strict=True):
         if edit.compute is None:
@@ -177,7 +149,7 @@ def _results(
     yield from _drain(pending, 0)
 
 
-def _read(edit: Edit) -> Array:
+def _read(edit: TensorEdit) -> Array:
     try:
         return edit.source.read_array(edit.origin.name)
     except TypeError as error:  # sub-byte elements
@@ -186,20 +158,13 @@ def _read(edit: Edit) -> Array:
         ) from None
 
 
-def _drain(pending: deque[tuple[Edit, Future[memoryview]]], allowed: int) -> Iterator[tuple[Edit, memoryview]]:
+def _drain(
+    pending: deque[tuple[TensorEdit, Future[memoryview]]], allowed: int
+) -> Iterator[tuple[TensorEdit, memoryview]]:
     while pending and sum(edit.tensor.nbytes for edit, _ in pending) + len(pending) * 1024 > allowed:
         edit, future = pending.popleft()
         yield edit, future.result()
 
 
-def _compute(edit: Edit, array: Array, run: Map) -> memoryview:
-    assert edit.compute is not None
-    try:
-        result = np.asarray(edit.compute(array, run), order="C")
-    except WsurgeryError as error:
-        raise type(error)(f"{printable(edit.tensor.name)} {error}") from None
-    if result.shape != edit.tensor.shape or result.dtype != numpy_dtype(edit.tensor.dtype):
-        raise RuntimeError(
-            f"{edit.tensor.name}: the operation gave {result.dtype} {result.shape}, promised {edit.tensor}"
-        )
-    return result.reshape(-1).view(np.uint8).data
+def _compute(edit: TensorEdit, array: Array, run: Map) -> memoryview:
+    return computed(edit, array, run).reshape(-1).view(np.uint8).data

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.random_streams import RandomStream, chunk_slice, for_each_chunk
-from wsurgery.operations.rewrite import Array, Map
 
 
 def sample(x: Array, *, random: RandomStream, run: Map = map) -> Array:

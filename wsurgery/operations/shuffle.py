@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.random_streams import CHUNK, RandomStream, chunk_slice, chunks
-from wsurgery.operations.rewrite import Array, Map
 
 
 def shuffle(x: Array, *, random: RandomStream, run: Map = map) -> Array:

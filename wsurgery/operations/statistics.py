@@ -6,8 +6,8 @@ from functools import reduce
 
 import numpy as np
 
+from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.random_streams import chunk_slice, chunks
-from wsurgery.operations.rewrite import Array, Map
 
 _BLOCK = 1 << 16  # elements in float64 at a time: half of the second-level cache
 

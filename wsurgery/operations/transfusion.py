@@ -1,10 +1,10 @@
-"""Which edit each tensor of a checkpoint gets, for every surgery command."""
+"""Pretrained weights in one part of a network; in the rest another network's, or fresh ones."""
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Literal, Protocol
 
 import numpy as np
 
@@ -13,96 +13,16 @@ from wsurgery.anatomy.roles import Described
 from wsurgery.anatomy.timm_names import common_prefix
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
-from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.operations.batch_norm import batch_norm_identity
+from wsurgery.errors import WsurgeryError, printable
+from wsurgery.operations.arrays import Array, Compute, Map
 from wsurgery.operations.cast import cast
-from wsurgery.operations.meanvar import meanvar
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
-from wsurgery.operations.rewrite import Array, Compute, Edit, Map
-from wsurgery.operations.sample import sample
-from wsurgery.operations.shuffle import shuffle
+from wsurgery.operations.resampling import RESAMPLINGS, constant, resampling
+from wsurgery.operations.tensor_edit import TensorEdit, copy
 
 
-class Resampling(Protocol):
-    """An operation that draws a tensor anew from itself."""
-
-    def __call__(self, x: Array, *, random: RandomStream, run: Map) -> Array: ...  # noqa: D102
-
-
-RESAMPLINGS: Mapping[str, Resampling] = {"meanvar": meanvar, "shuffle": shuffle, "sample": sample}
-BatchNormMode = Literal["identity", "meanvar", "keep"]
-
-
-def copy(tensor: TensorInfo, source: Checkpoint) -> Edit:
-    """Leave a tensor as it is."""
-    return Edit(tensor, source, tensor)
-
-
-def resample(
-    checkpoint: Checkpoint, name: str, *, batch_norm: BatchNormMode, selection: Selection, seed: int, occurrence: int
-) -> list[Edit]:
-    """Resample the selected tensors with the operation `name` of `RESAMPLINGS`.
-
-    Batch norm goes to the identity, or is resampled by mean and variance, or kept. Integers and tensors of one element
-    have no spread and are copied.
-    """
-    chosen, roles = selection.names(checkpoint.tensors), role_map(checkpoint.tensors)
-    return [
-        Edit(
-            tensor,
-            checkpoint,
-            tensor,
-            resampling(tensor, roles[tensor.name], name, batch_norm, RandomStream(seed, name, occurrence, tensor.name))
-            if tensor.name in chosen
-            else None,
-        )
-        for tensor in checkpoint.tensors.values()
-    ]
-
-
-def resampling(
-    tensor: TensorInfo, role: str, name: str, batch_norm: BatchNormMode, random: RandomStream
-) -> Compute | None:
-    """Return what the operation `name` does to one tensor, None where it is copied."""
-    part = tensor.name.rpartition(".")[2]
-    if role == "batch_norm":
-        if batch_norm == "identity":
-            return _constant(partial(batch_norm_identity, part=part))
-        if batch_norm == "keep" or not is_float(tensor.dtype) or tensor.elements < 2:
-            return None
-        positive = part == "running_var"
-        return lambda x, run: meanvar(x, random=random, run=run, positive=positive)
-    if not is_float(tensor.dtype) or tensor.elements < 2:
-        return None
-    operation = RESAMPLINGS[name]
-    return lambda x, run: operation(x, random=random, run=run)
-
-
-def reset_batch_norm(checkpoint: Checkpoint, *, selection: Selection) -> list[Edit]:
-    """Set the selected batch norms to the identity.
-
-    Raises:
-        UsageError: there is no batch norm in the selection.
-    """
-    chosen, roles = selection.names(checkpoint.tensors), role_map(checkpoint.tensors)
-    edits = [
-        Edit(
-            tensor,
-            checkpoint,
-            tensor,
-            _constant(partial(batch_norm_identity, part=tensor.name.rpartition(".")[2]))
-            if tensor.name in chosen and roles[tensor.name] == "batch_norm"
-            else None,
-        )
-        for tensor in checkpoint.tensors.values()
-    ]
-    if not any(edit.compute for edit in edits):
-        raise UsageError(f"{checkpoint.label} has no batch norm in the selected part: nothing to reset")
-    return edits
-
-
-def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection) -> list[Edit]:
+def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection) -> list[TensorEdit]:
     """Take the selected tensors from `source`, all others from `into`, in the order of `into`.
 
     Shapes outside the selection may differ. A dtype that differs is converted to `into`'s. Where no selected name is in
@@ -126,13 +46,13 @@ def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection
             edits.append(copy(tensor, into))
             continue
         compute = None if origin.dtype == tensor.dtype else _conversion(origin, tensor.dtype)
-        edits.append(Edit(tensor, source, origin, compute))
+        edits.append(TensorEdit(tensor, source, origin, compute))
     return edits
 
 
 def transfuse_rest(
-    source: Checkpoint, *, selection: Selection, rest: str, batch_norm: BatchNormMode, seed: int, occurrence: int
-) -> list[Edit]:
+    source: Checkpoint, *, selection: Selection, rest: str, batch_norm: str, random: RandomStream
+) -> list[TensorEdit]:
     """Keep the selected tensors of `source`; the others become fresh random ones, or are resampled from themselves.
 
     Args:
@@ -140,8 +60,7 @@ def transfuse_rest(
         selection: what is kept.
         rest: `random`, or an operation of `RESAMPLINGS`.
         batch_norm: what a resampling does to batch norm.
-        seed: seed of the draws.
-        occurrence: how often `transfuse` stands in the history.
+        random: the draws of this edit.
 
     Raises:
         WsurgeryError: `rest` is random, and one of the others is complex, a bare exponent or smaller than a byte.
@@ -149,7 +68,7 @@ def transfuse_rest(
     chosen, roles = selection.names(source.tensors), role_map(source.tensors)
     edits = []
     for tensor in source.tensors.values():
-        random = RandomStream(seed, f"transfuse {rest}", occurrence, tensor.name)
+        own = replace(random, operation=f"transfuse {rest}", tensor=tensor.name)
         role = roles[tensor.name]
         compute: Compute | None = None
         if tensor.name not in chosen:
@@ -160,21 +79,17 @@ def transfuse_rest(
                         "select it too, or take it from another network with --into"
                     )
                 fan_in = _fan_in(tensor, source.tensors)
-                compute = partial(_random, role=role, fan_in=fan_in, random=random)
+                compute = partial(_random, role=role, fan_in=fan_in, random=own)
                 if role == "batch_norm" and _starts_at_zero(tensor.name, source.tensors):
-                    compute = _constant(np.zeros_like)
+                    compute = constant(np.zeros_like)
             else:
-                compute = resampling(tensor, role, rest, batch_norm, random)
-        edits.append(Edit(tensor, source, tensor, compute))
+                compute = resampling(tensor, role, partial(RESAMPLINGS[rest], random=own), batch_norm, own)
+        edits.append(TensorEdit(tensor, source, tensor, compute))
     return edits
 
 
 def _random(x: Array, run: Map, *, role: str, fan_in: int, random: RandomStream) -> Array:
     return random_init(x, role=role, fan_in=fan_in, random=random, run=run)
-
-
-def _constant(operation: Callable[[Array], Array]) -> Compute:
-    return lambda x, run: operation(x)
 
 
 def _conversion(origin: TensorInfo, dtype: str) -> Compute:

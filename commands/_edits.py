@@ -1,0 +1,117 @@
+"""From a declared edit to its subcommand."""
+
+import inspect
+import json as json_module
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from wsurgery.anatomy import Selection
+from wsurgery.commands._shared import Input, Json, Part, Seed, SurgeryOutput, command, foretell, write_surgery
+from wsurgery.errors import UsageError, WsurgeryError
+from wsurgery.operations.declaration import Edit, Parameter, Piped
+
+if TYPE_CHECKING:
+    from wsurgery.checkpoint import Checkpoint
+
+_SOURCE = "source"  # the checkpoint of an edit that names none by itself
+
+
+def as_command(edit: Edit) -> Callable[..., None]:
+    """Return the function of which typer makes the edit's subcommand."""
+
+    def run(
+        *, output: SurgeryOutput, part: Part | None = None, seed: int = 0, json: bool = False, **given: Any
+    ) -> None:
+        from wsurgery.operations.planning import plan
+
+        named = {parameter.name: given.get(_typed(edit, parameter)) for parameter in edit.inputs}
+        options = {name: given[name] for name in edit.options}
+        selection = part.selection if part else Selection()
+        if edit.needs_part and not selection.arguments:
+            raise UsageError(edit.needs_part)  # before anything is opened
+        with ExitStack() as stack:
+            inputs = _opened(edit, named, options, stack)
+            planned = plan(edit, inputs, options, selection=selection, seed=seed, digests=not output.no_digest)
+            stack.callback(planned.close)
+            if json:
+                assert edit.json is not None
+                typer.echo(json_module.dumps(edit.json(planned)))
+            elif output.dry_run:
+                foretell(planned)
+            else:
+                write_surgery(planned, output)
+                return
+            planned.finish()
+
+    run.__name__, run.__doc__ = edit.name.replace("-", "_"), edit.__doc__
+    run.__module__ = edit.function.__module__
+    parameters = list(_signature(edit))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command(run)
+
+
+def _typed(edit: Edit, parameter: Parameter) -> str:
+    """The name under which typer knows it: a checkpoint without an annotation of its own is the common `[IN]`."""
+    return _SOURCE if _is_common(parameter) else parameter.name
+
+
+def _is_common(parameter: Parameter) -> bool:
+    return parameter.is_checkpoint and not parameter.declared
+
+
+def _signature(edit: Edit) -> Iterator[inspect.Parameter]:
+    def of(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+    for parameter in edit.parameters.values():
+        if not _is_common(parameter):
+            hint = parameter.hint
+            if parameter.is_input:
+                hint = list[str] if parameter.is_many else str if parameter.required else Optional[str]  # noqa: UP045
+            yield of(parameter.name, Annotated[hint, parameter.info], parameter.default)
+    if any(_is_common(parameter) for parameter in edit.inputs):
+        yield of(_SOURCE, Input, None)
+    if edit.draws:
+        yield of("seed", Seed, 0)
+    if edit.json:
+        yield of("json", Json, False)
+    if edit.takes_part:
+        yield of("part", Part)
+    yield of("output", SurgeryOutput)
+
+
+def _opened(edit: Edit, named: Mapping[str, Any], options: Mapping[str, Any], stack: ExitStack) -> dict[str, Any]:
+    """Open the checkpoints that the command line names, each until the command ends."""
+    from wsurgery.checkpoint import open_checkpoint, stdin_is_piped
+
+    words = [word for name in named.values() for word in (name if isinstance(name, list) else [name])]
+    if words.count("-") > 1:
+        raise UsageError("standard input can be one of the checkpoints only: name a file for the others")
+
+    def opened(name: str | None) -> "Checkpoint":
+        checkpoint = open_checkpoint(name)
+        stack.callback(checkpoint.close)
+        return checkpoint
+
+    inputs: dict[str, Any] = {}
+    for parameter in edit.inputs:
+        name = named[parameter.name]
+        piped = next((each for each in parameter.extra if isinstance(each, Piped)), None)
+        if not parameter.is_checkpoint:
+            inputs[parameter.name] = name
+        elif isinstance(name, list):
+            inputs[parameter.name] = [opened(each) for each in name]
+        elif name is not None or _is_common(parameter):
+            inputs[parameter.name] = opened(name)
+        elif piped and options[piped.unless] is None and "-" not in words and stdin_is_piped():
+            try:
+                inputs[parameter.name] = opened("-")
+            except WsurgeryError as error:
+                raise type(error)(f"{error}; {piped.hint}") from None
+        else:
+            inputs[parameter.name] = None
+    return inputs

@@ -1,0 +1,325 @@
+"""Checkpoints that no file holds: tensors made when they are read, and what an edit will make of others.
+
+What an edit gives is a `Planned` checkpoint, which the next edit takes like a file: nothing is read but headers until it is
+written. However many edits there are, `flattened` joins them, so that each tensor is read once and written once.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from wsurgery.anatomy import Selection
+from wsurgery.checkpoint import Checkpoint, Header, TensorInfo
+from wsurgery.checkpoint.digest import bytes_digest
+from wsurgery.checkpoint.dtypes import numpy_dtype
+from wsurgery.checkpoint.header import format_header
+from wsurgery.checkpoint.provenance import History, Record, describe_input, make_record
+from wsurgery.checkpoint.spool import spooled
+from wsurgery.checkpoint.writer import write_all
+from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.random_streams import RandomStream
+from wsurgery.operations.tensor_edit import Result, TensorEdit
+from wsurgery.operations.overflows import Overflows
+from wsurgery.operations.tensors import tensor_edits
+
+if TYPE_CHECKING:
+    from wsurgery.operations.arrays import Array, Map
+    from wsurgery.operations.declaration import Edit
+
+_PIECE = 1 << 20  # bytes
+
+
+class Made(Checkpoint):
+    """A checkpoint of tensors that are made when they are read.
+
+    Args:
+        label: what messages call it.
+        tensors: name, dtype and shape of each, in order.
+        read: gives a tensor's bytes, contiguous and little-endian.
+        metadata: of its header.
+        in_order: whether each can be read only once, in this order.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        tensors: Iterable[TensorInfo],
+        read: Callable[[TensorInfo], Any],
+        metadata: Mapping[str, str] | None = None,
+        *,
+        in_order: bool = False,
+    ) -> None:
+        self.label, self.name, self.path, self.seekable = label, None, None, not in_order
+        placed: dict[str, TensorInfo] = {}
+        end = 0
+        for tensor in tensors:
+            placed[tensor.name] = tensor.placed(end)
+            end = placed[tensor.name].end
+        self._header, self._read = Header(placed, dict(metadata or {})), read
+
+    @property
+    def header(self) -> Header:  # type: ignore[override]
+        """Tensors in order, and `__metadata__`."""
+        return self._header
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Tensors by name, in order."""
+        return self._header.tensors
+
+    @property
+    def header_bytes(self) -> bytes:  # type: ignore[override]
+        """The header that a file of it has."""
+        return format_header(self.tensors.values(), self.header.metadata)
+
+    def read(self, tensor: TensorInfo) -> Any:
+        """Make one tensor's bytes."""
+        return self._read(tensor)
+
+    def pieces(self, tensor: TensorInfo, *, skip: int = 0) -> Iterator[memoryview]:
+        """Make one tensor's bytes, in pieces of at most 1 MiB; `skip` leaves out as many of the first bytes."""
+        view = memoryview(self.read(tensor)).cast("B")
+        for start in range(skip, len(view), _PIECE):
+            yield view[start : start + _PIECE]
+
+    def copy_to(self, tensor: TensorInfo, target: BinaryIO) -> None:
+        """Make one tensor's bytes and write them to an unbuffered stream."""
+        write_all(target, self.read(tensor))
+
+    def finish(self) -> None:
+        """There is nothing to read to an end."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def reopen(self) -> None:
+        """There is nothing to open."""
+
+
+class Planned(Made):
+    """What edits will make of a checkpoint.
+
+    Attributes:
+        edits: its tensors: each from a tensor of a checkpoint that is no plan itself.
+        history: what its file will say of itself.
+        flows: the checkpoint that flows through, if there is one.
+        inputs: the checkpoints that it is made from.
+        says: what was done, for people.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        edits: Sequence[TensorEdit],
+        history: History,
+        inputs: Iterable[Checkpoint],
+        *,
+        flows: Checkpoint | None = None,
+        name: str | None = None,
+        says: Sequence[str] = (),
+        warns: Callable[[], Iterable[str]] = lambda: (),
+    ) -> None:
+        self.edits, self.history, self.inputs = [flattened(edit) for edit in edits], history, list(inputs)
+        self.flows, self.says, self._warns = flows, tuple(says), warns
+        super().__init__(label, (edit.tensor for edit in edits), self._make)
+        self.seekable = all(source.seekable for source in self.inputs)
+        self.name = name
+
+    @property
+    def header(self) -> Header:  # type: ignore[override]
+        """Tensors in order, and `__metadata__`, for which digests of inputs are waited for."""
+        return Header(self.tensors, self.history.metadata())
+
+    @cached_property
+    def by_name(self) -> dict[str, TensorEdit]:
+        """Its edits by the name of the tensor."""
+        return {edit.tensor.name: edit for edit in self.edits}
+
+    def header_digest(self) -> "HeaderDigest":
+        """Give BLAKE3 of the header, which is known when the digests of the inputs are."""
+        return HeaderDigest(self)
+
+    def read_array(self, name: str, run: "Map" = map) -> "Array":
+        """Make one tensor as an array of its shape and own dtype."""
+        edit = self.by_name[name]
+        x = edit.source.read_array(edit.origin.name)
+        return x if edit.compute is None else computed(edit, x, run)
+
+    def _make(self, tensor: TensorInfo) -> Any:
+        import numpy as np
+
+        edit = self.by_name[tensor.name]
+        if edit.compute is None:
+            return edit.source.read(edit.origin)
+        return self.read_array(tensor.name).reshape(-1).view(np.uint8).data
+
+    def warnings(self) -> list[str]:
+        """Say what turned out while it was computed, by this edit and those before it."""
+        before = [line for source in self.inputs if isinstance(source, Planned) for line in source.warnings()]
+        return [*before, *self._warns()]
+
+    def finish(self) -> None:
+        """Read the streams among what it is made from to their ends.
+
+        Raises:
+            WsurgeryError: one ends early or goes on after its last tensor.
+        """
+        for source in self.inputs:
+            source.finish()
+
+    def close(self) -> None:
+        """Close what it is made from."""
+        for source in self.inputs:
+            source.close()
+
+    def reopen(self) -> None:
+        """Open what it is made from again, where it was closed."""
+        for source in self.inputs:
+            source.reopen()
+
+
+class HeaderDigest:
+    """The digest of a header that is not known before its inputs' digests are."""
+
+    def __init__(self, planned: Planned) -> None:
+        self._planned = planned
+
+    def start(self) -> None:
+        """Begin with the digests of the inputs."""
+        self._planned.history.metadata(draft=True)
+
+    def result(self) -> str:
+        """Return BLAKE3 of the header as 64 hexadecimal digits."""
+        return bytes_digest(self._planned.header_bytes)
+
+
+def flattened(edit: TensorEdit) -> TensorEdit:
+    """Join an edit with that of the plan it reads from: what remains reads from no plan."""
+    if not isinstance(edit.source, Planned):
+        return edit
+    before = edit.source.by_name[edit.origin.name]
+    compute = edit.compute or before.compute
+    if edit.compute and before.compute:
+        compute = partial(_both, before=before, after=edit)
+    return TensorEdit(edit.tensor, before.source, before.origin, compute)
+
+
+def _both(x: "Array", run: "Map", *, before: TensorEdit, after: TensorEdit) -> "Array":
+    assert after.compute is not None
+    return after.compute(computed(before, x, run), run)
+
+
+def computed(edit: TensorEdit, x: "Array", run: "Map") -> "Array":
+    """Compute one tensor, and see that it is what the edit promised.
+
+    Raises:
+        WsurgeryError: the operation cannot work on it; the message names the tensor.
+    """
+    import numpy as np
+
+    assert edit.compute is not None
+    try:
+        result = np.asarray(edit.compute(x, run), order="C")
+    except WsurgeryError as error:
+        if hasattr(error, "tensor"):
+            raise
+        named = type(error)(f"{printable(edit.tensor.name)} {error}")
+        named.tensor = edit.tensor.name  # type: ignore[attr-defined]
+        raise named from None
+    if result.shape != edit.tensor.shape or result.dtype != numpy_dtype(edit.tensor.dtype):
+        raise RuntimeError(
+            f"{edit.tensor.name}: the operation gave {result.dtype} {result.shape}, promised {edit.tensor}"
+        )
+    return result
+
+
+def plan(
+    edit: "Edit",
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    selection: Selection,
+    seed: int = 0,
+    digests: bool = True,
+) -> Planned:
+    """Apply an edit to open checkpoints; nothing is read but what their headers say.
+
+    Args:
+        edit: the edit.
+        inputs: its checkpoints by parameter: one, a list, or None; of a file that it opens itself, the name.
+        options: its other parameters.
+        selection: the part it acts on.
+        seed: of its draws.
+        digests: whether the digests of input files go into the record.
+
+    Raises:
+        WsurgeryError: it cannot be done to these checkpoints.
+        UsageError: it cannot mean anything.
+    """
+    if edit.needs_part and not selection.arguments:
+        raise UsageError(edit.needs_part)
+    options = {name: p.checked(options.get(name, p.default)) for name, p in edit.options.items()}
+    given = in_turn(edit, inputs)
+    flows, others = (given[0], given[1:]) if given else (None, [])
+    history = History() if flows is None else History.of(flows)
+    described = [] if flows is None else [describe_input(flows, history, flows=True)]
+    described += [describe_input(other, History.of(other), flows=False) for other in others]
+    inputs = {name: _in_reach(edit, name, given, flows) for name, given in inputs.items()}
+    random = RandomStream(seed, edit.name, history.count(edit.name), "")
+    if edit.of_tensors:
+        assert flows is not None
+        overflows = Overflows()
+        changed = tensor_edits(edit, flows, selection, options, random, overflows)
+        result = Result(changed, warns=overflows.warnings)
+    else:
+        known = {RandomStream: random, Selection: selection}
+        made = edit.function(**inputs, **options, **{name: known[kind] for name, kind in edit.takes.items()})
+        result = made if isinstance(made, Result) else Result(made)
+    recorded = {"seed": seed if edit.draws else None, **options, **result.recorded}
+    described += result.inputs
+    if not digests:
+        described = [{key: value for key, value in each.items() if key != "blake3"} for each in described]
+    words = edit.words(recorded, selection.arguments)
+    record = make_record(edit.name, words, seed=recorded["seed"], inputs=described, package=edit.package)
+    return Planned(
+        f"the result of {edit.name}",
+        result.tensors,
+        (result.history or history).then(record),
+        dict.fromkeys([*in_turn(edit, inputs), *(each.source for each in result.tensors)]),
+        flows=flows,
+        name=result.name or f"{_stem(inputs)}.{_described(record)}",
+        says=result.says,
+        warns=result.warns,
+    )
+
+
+def in_turn(edit: "Edit", inputs: Mapping[str, Any]) -> list[Checkpoint]:
+    """Return the checkpoints among the inputs of an edit, the one that flows through first."""
+    names = [parameter.name for parameter in edit.inputs]
+    names.sort(key=lambda name: name != edit.flows)
+    given = [inputs.get(name) for name in names]
+    listed = [each for one in given for each in (one if isinstance(one, list) else [one])]
+    return [each for each in listed if isinstance(each, Checkpoint)]
+
+
+def _in_reach(edit: "Edit", name: str, given: Any, flows: Checkpoint | None) -> Any:
+    """Let an edit read a checkpoint in the order that it wants: a stream that does not flow through becomes a file."""
+    if isinstance(given, list):
+        return [_in_reach(edit, name, each, flows) for each in given]
+    if not isinstance(given, Checkpoint) or given is flows or flows is None:
+        return given
+    in_order = name in edit.in_order and list(given.tensors) == list(flows.tensors)
+    return given if in_order else spooled(given)
+
+
+def _stem(inputs: Mapping[str, Any]) -> str:
+    first = next((given[0] if isinstance(given, list) else given for given in inputs.values() if given), None)
+    name = first.name if isinstance(first, Checkpoint) else None
+    return name.removesuffix(".safetensors") if name else "stdin"
+
+
+def _described(record: Record) -> str:
+    arguments = dict(zip(record["arguments"][::2], record["arguments"][1::2], strict=False))
+    part = "-".join(arguments[key] for key in ("--upto", "--blocks") if key in arguments)
+    return re.sub(r"[^\w.,=-]+", "_", f"{record['command']}-{part}" if part else record["command"])

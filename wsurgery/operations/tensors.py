@@ -1,0 +1,195 @@
+"""Edits that change one tensor after another: to which tensors of a checkpoint they come, and in what arithmetic."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from wsurgery.anatomy import Selection, role_map
+from wsurgery.checkpoint import Checkpoint, TensorInfo
+from wsurgery.checkpoint.dtypes import dtype_name, is_float
+from wsurgery.errors import WsurgeryError
+from wsurgery.operations.overflows import Overflows
+from wsurgery.operations.random_streams import RandomStream, chunk_slice, for_each_chunk
+from wsurgery.operations.tensor_edit import TensorEdit, copy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from wsurgery.operations.arrays import Array, Compute, Map
+    from wsurgery.operations.declaration import Edit
+    from wsurgery.operations.statistics import Moments
+
+
+class Tensor:
+    """What an edit may ask about the tensor that it changes.
+
+    Attributes:
+        name: its name.
+        role: what it does, as `anatomy.role_map` says.
+        shape: its shape, also where the edit gets chunks.
+        dtype: its element type, as safetensors calls it.
+    """
+
+    def __init__(self, info: TensorInfo, role: str, x: "Array", run: "Map") -> None:
+        self.name, self.role, self.shape, self.dtype = info.name, role, info.shape, info.dtype
+        self._x, self._run = x, run
+
+    @cached_property
+    def moments(self) -> "Moments":
+        """Count, mean and standard deviation (`.std`, divided by n) of all its elements."""
+        from wsurgery.operations.statistics import moments
+
+        return moments(self._x, self._run)
+
+    def settle(self) -> None:
+        """From now on it is asked by the threads that its `map` would wait for."""
+        self._run = map
+
+
+def tensor_edits(
+    edit: "Edit",
+    checkpoint: Checkpoint,
+    selection: Selection,
+    options: Mapping[str, Any],
+    random: RandomStream,
+    overflows: Overflows,
+) -> list[TensorEdit]:
+    """Apply an edit to the selected floating-point tensors, and copy the others.
+
+    Batch norm's running statistics are left alone unless `only` or `role` chose them; a running variance that would become
+    negative is an error. An edit that resamples follows `bn`, one of its options.
+    """
+    from wsurgery.operations.resampling import resampling
+
+    chosen, roles = selection.names(checkpoint.tensors), role_map(checkpoint.tensors)
+    explicit = bool(selection.only or selection.role)
+    own = {name: value for name, value in options.items() if not (edit.resamples and name == "bn")}
+    result = []
+    for tensor in checkpoint.tensors.values():
+        name, role = tensor.name, roles[tensor.name]
+        part = name.rpartition(".")[2] if role == "batch_norm" else ""
+        compute: Compute | None = None
+        if name in chosen:
+            stream = replace(random, tensor=name)
+            changed = partial(
+                _edited, edit=edit, info=tensor, role=role, random=stream, overflows=overflows, options=own
+            )
+            if edit.resamples:
+                compute = resampling(tensor, role, changed, options["bn"], stream)
+            elif is_float(tensor.dtype) and (explicit or part not in ("running_mean", "running_var")):
+                compute = _not_negative(changed) if part == "running_var" else changed
+        result.append(replace(copy(tensor, checkpoint), compute=compute))
+    return result
+
+
+def edit_array(edit: "Edit", x: "Array", *, random: RandomStream | None = None, **options: Any) -> "Array":
+    """Do to an array of any shape what an edit does to a tensor; see `Edit.__call__`."""
+    info = TensorInfo("x", dtype_name(x.dtype), x.shape, 0, 0)
+    given = {name: parameter.checked(options.get(name, parameter.default)) for name, parameter in edit.options.items()}
+    run: Any = options.get("run", map)
+    random = random or RandomStream(0, edit.name, 0, info.name)
+    given.pop("bn", None)
+    return _edited(x, run, edit=edit, info=info, role="other", random=random, overflows=Overflows(), options=given)
+
+
+def _edited(
+    x: "Array",
+    run: "Map",
+    *,
+    edit: "Edit",
+    info: TensorInfo,
+    role: str,
+    random: RandomStream,
+    overflows: Overflows,
+    options: Mapping[str, Any],
+) -> "Array":
+    import numpy as np
+
+    tensor = Tensor(info, role, x, run)
+    known = {RandomStream: random, Tensor: tensor}
+    given = {**options, **{name: known.get(kind, run) for name, kind in edit.takes.items()}}
+    if edit.resamples:
+        result: Array = edit.function(x, **given)
+        return result
+    working = np.dtype("f8" if x.dtype == np.float64 else "f4")
+    if edit.elementwise:
+        return _elementwise(x, run, edit, given, tensor, working, overflows)
+    result = edit.function(x.astype(working), **given)
+    rounded, lost = _rounded(x, np.asarray(result), x.dtype, working)
+    overflows.note(info.name, lost)
+    return rounded
+
+
+def _elementwise(
+    x: "Array",
+    run: "Map",
+    edit: "Edit",
+    given: Mapping[str, Any],
+    tensor: Tensor,
+    working: "np.dtype[Any]",
+    overflows: Overflows,
+) -> "Array":
+    import numpy as np
+
+    flat = x.reshape(-1)
+    result = np.empty(flat.size, x.dtype)
+    lost: list[int] = []
+    drawing = [name for name, kind in edit.takes.items() if kind is RandomStream]
+
+    def fill(chunk: int) -> None:
+        part = chunk_slice(chunk)
+        own = {name: replace(given[name], chunk=chunk) for name in drawing}
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = flat[part].astype(working)
+        computed, flagged = _watched(edit.function, values, {**given, **own})
+        if computed.shape != values.shape:
+            raise RuntimeError(
+                f"{edit.name} gave {computed.shape} for a chunk of {values.shape}: it is not elementwise"
+            )
+        result[part], count = _rounded(flat[part], computed, x.dtype, working, flagged=flagged)
+        if count:
+            lost.append(count)
+
+    if flat.size:
+        fill(0)  # alone: it may ask for what only the whole tensor tells
+        tensor.settle()
+        for_each_chunk(run, lambda chunk: fill(chunk) if chunk else None, flat.size)
+    overflows.note(tensor.name, sum(lost))
+    return result.reshape(x.shape)
+
+
+def _watched(function: Callable[..., Any], x: "Array", given: Mapping[str, Any]) -> "tuple[Array, bool]":
+    """Call a function on an array; say whether the processor noted an overflow, which costs nothing to ask."""
+    import numpy as np
+
+    noted: list[str] = []
+    with np.errstate(over="call", invalid="ignore", call=lambda kind, flag: noted.append(kind)):
+        return np.asarray(function(x, **given)), bool(noted)
+
+
+def _rounded(
+    before: "Array", computed: "Array", dtype: "np.dtype[Any]", working: "np.dtype[Any]", *, flagged: bool = True
+) -> "tuple[Array, int]":
+    """Round to a type, once; count the values that were finite and no longer are."""
+    import numpy as np
+
+    from wsurgery.operations.cast import overflow_count, round_once
+
+    result = round_once(computed, dtype)
+    if dtype == working and not flagged:
+        return result, 0
+    if dtype != working and not flagged and overflow_count(computed, result) == 0:
+        return result, 0
+    with np.errstate(invalid="ignore"):
+        return result, int((np.isfinite(before) & ~np.isfinite(result)).sum())
+
+
+def _not_negative(compute: "Compute") -> "Compute":
+    def checked(x: "Array", run: "Map") -> "Array":
+        result = compute(x, run)
+        if (result < 0).any():
+            raise WsurgeryError("is a running variance and would become negative: leave it out with --except")
+        return result
+
+    return checked
