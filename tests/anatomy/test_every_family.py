@@ -20,7 +20,7 @@ from wsurgery.anatomy import Selection, block_map, first_convolution
 from wsurgery.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from wsurgery.checkpoint.header import format_header
 from wsurgery.errors import UsageError
-from wsurgery.operations.edits import transfuse_into
+from wsurgery.operations.transfusion import transfuse_into
 
 NAMES = (
     "beit_base_patch16_224", "halonet_h1", "test_byobnet", "cait_xxs24_224", "coat_lite_tiny", "convit_tiny",

@@ -9,9 +9,17 @@ import wsurgery.models  # noqa: F401  # timm learns the CBR family
 from wsurgery.checkpoint import open_checkpoint
 from wsurgery.checkpoint.provenance import History
 from wsurgery.operations.architectures import CBR_FAMILY, RESNETS, find_layout, width_arguments
-from wsurgery.operations.random_network import write_random_network
+from wsurgery.operations.planning import Planned
+from wsurgery.operations.random_network import random_network
+from wsurgery.operations.random_streams import RandomStream
+from wsurgery.operations.rewrite import rewrite
 
 NAMES = [*CBR_FAMILY, *RESNETS]
+
+
+def write(layout, path, *, seed: int, threads: int | None = None) -> None:
+    edits = random_network(layout, RandomStream(seed, "init", 0, ""))
+    rewrite(Planned("a network", edits, History(), ()), path, threads=threads)
 
 
 def shapes_in_timm(name: str, **arguments: object) -> list[tuple[str, tuple[int, ...]]]:
@@ -63,7 +71,7 @@ def test_what_the_tables_do_not_know_is_left_to_timm(name, args):
 )
 def test_values_have_timms_distributions(name, args, tmp_path):
     layout = find_layout({"name": name, "num_classes": 200, "args": args})
-    write_random_network(layout, History(), tmp_path / "x", seed=3)
+    write(layout, tmp_path / "x", seed=3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         expected = timm.create_model(name, num_classes=200, **args).state_dict()
@@ -83,7 +91,7 @@ def test_values_have_timms_distributions(name, args, tmp_path):
 def test_threads_do_not_change_a_byte_and_no_two_tensors_are_alike(tmp_path):
     layout = find_layout({"name": "resnet18", "num_classes": 5, "args": {"channels": (64, 16, 32, 256)}})
     for threads in (1, 5):
-        write_random_network(layout, History(), tmp_path / str(threads), seed=1, threads=threads)
+        write(layout, tmp_path / str(threads), seed=1, threads=threads)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "5").read_bytes()
     with open_checkpoint(tmp_path / "1") as checkpoint:
         first, second = (checkpoint.read_array(f"layer1.{block}.conv1.weight") for block in (0, 1))

@@ -18,9 +18,9 @@ from wsurgery.checkpoint.provenance import History, Record, describe_input, make
 from wsurgery.checkpoint.spool import spooled
 from wsurgery.checkpoint.writer import write_all
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.tensor_edit import Result, TensorEdit
-from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.tensors import tensor_edits
 
 if TYPE_CHECKING:
