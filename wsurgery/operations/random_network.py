@@ -1,7 +1,6 @@
 """A fresh network, written one tensor after another."""
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.writer import write_all
+from wsurgery.cores import cores
 from wsurgery.operations.architectures import Layout
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
@@ -42,7 +42,7 @@ def write_random_network(
         for name, shape in layout.shapes.items()
     ]
     roles = role_map({tensor.name: tensor for tensor in tensors})
-    with open_output(path, force=force) as stream, ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with open_output(path, force=force) as stream, ThreadPoolExecutor(threads or cores()) as pool:
         write_all(stream, format_header(tensors, history.metadata()))
         for tensor in tensors:
             x: Array = np.zeros(tensor.shape, numpy_dtype(tensor.dtype))
