@@ -33,10 +33,11 @@ check: $(VENV)/installed-dev types
 	ruff check .
 	ruff format --check .
 
-# commands/ is installed as wsurgery.commands: mypy sees it there in a copy.
+# commands/ is installed as wsurgery.commands: mypy sees it there in a copy. What the last check found out is kept for the next.
 types: $(VENV)/installed-dev
 	rm -rf build/typed && mkdir -p build/typed && cp -r wsurgery build/typed && cp -r commands build/typed/wsurgery/commands
-	cd build/typed && mypy --config-file $(CURDIR)/pyproject.toml -p wsurgery
+	cd build/typed && for system in linux darwin win32; do \
+	  mypy --config-file $(CURDIR)/pyproject.toml --platform $$system --cache-dir $(CURDIR)/.mypy_cache/$$system -p wsurgery || exit 1; done
 
 setup: $(VENV)/installed-dev
 

@@ -152,7 +152,7 @@ class SurgeryOutput(Output):
         """Give the folder of shards that the options ask for, None if they ask for a file."""
         from wsurgery.operations.rewrite import Folder
 
-        wants_folder = self.output is not None and (self.output.endswith("/") or Path(self.output).is_dir())
+        wants_folder = self.output is not None and (self.output.endswith(("/", os.sep)) or Path(self.output).is_dir())
         if not wants_folder:
             if self.shard_size or self.group:
                 raise UsageError("--shard-size and --part need a folder: -o DIR/")

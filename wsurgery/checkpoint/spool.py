@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryFile, gettempdir
+from typing import BinaryIO, cast
 
 from wsurgery.checkpoint.reader import Checkpoint
 
@@ -19,7 +20,8 @@ def seekable(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
     if checkpoint.seekable:
         yield checkpoint
         return
-    with TemporaryFile(buffering=0) as stream:
+    with TemporaryFile(buffering=0) as file:
+        stream = cast(BinaryIO, file)  # a wrapper of one on Windows
         try:
             checkpoint.copy_whole_to(stream)
         except OSError as error:
