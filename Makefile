@@ -10,6 +10,14 @@ VENV   := .venv
 JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
+# macOS has make 3.81. That would look for a command without special characters on its own path only, but for this:
+SHELL := bash
+
+# All but the recipes is made with it.
+ifneq ($(filter demo demo-imagenet,$(or $(MAKECMDGOALS),demo)),)
+include recipes/make-4.3.mk
+endif
+
 .PHONY: demo demo-imagenet test sweep bench check types setup clean
 
 demo: $(VENV)/installed
