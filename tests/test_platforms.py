@@ -19,14 +19,13 @@ from safetensors.numpy import save_file
 from tests.conftest import TRAINING, small_resnet
 
 SURGERY = """
-wsurgery shuffle a.safetensors --seed 3 -o shuffle.safetensors
+wsurgery shuffle a.safetensors --seed 3 -o old.safetensors --force
 wsurgery transfuse a.safetensors --upto block1 --into b.safetensors -o transfuse.safetensors
 wsurgery cast a.safetensors --to bf16 | wsurgery meanvar | wsurgery transfuse a.safetensors --upto conv1 > pipe.safetensors
 wsurgery transfuse <(wsurgery meanvar b.safetensors) --upto block1 --into a.safetensors -o joined.safetensors
 wsurgery reset-bn a.safetensors -o shards/ --shard-size 2MB
 wsurgery cast shards --to fp16 --force > old
 wsurgery reset-bn a.safetensors >> old
-wsurgery keep b.safetensors --upto conv1 -o old.safetensors --force
 wsurgery replay joined.safetensors
 wsurgery data make 'synthetic:textures?n=70&size=16' -o drawn --threads 2
 wsurgery data cache drawn/manifest.csv --image-size 16
@@ -52,7 +51,7 @@ def made(system: str, folder: Path) -> dict[str, bytes]:
         capture_output=True,
         cwd=folder,
         env=environment(system, WSURGERY_CACHE=str(folder / "cache")),
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr.decode()
     assert b"identical\n" in done.stdout
@@ -90,7 +89,7 @@ def test_training_that_is_stopped_goes_on_to_the_same_network(system, fundus, fr
         [sys.executable, "-c", TWICE, *map(str, line)],
         capture_output=True,
         env=environment(system, STOP_AT="3"),
-        timeout=120,
+        timeout=240,
     )
     assert done.stdout.split() == [b"143", b"0"], done.stderr.decode()
     assert b"stopped by SIGTERM after step" in done.stderr
