@@ -54,7 +54,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 $(VENV)/installed: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --no-compile -e .
+	$(VENV)/bin/pip install --quiet --no-compile -e '.[train]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
