@@ -10,6 +10,14 @@ VENV   := .venv
 JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
+# macOS has make 3.81. That would look for a command without special characters on its own path only, but for this:
+SHELL := bash
+
+# All but the recipes is made with it.
+ifneq ($(filter demo demo-imagenet,$(or $(MAKECMDGOALS),demo)),)
+include recipes/make-4.3.mk
+endif
+
 .PHONY: demo demo-imagenet test sweep bench check types setup clean
 
 demo: $(VENV)/installed
@@ -33,10 +41,11 @@ check: $(VENV)/installed-dev types
 	ruff check .
 	ruff format --check .
 
-# commands/ is installed as wsurgery.commands: mypy sees it there in a copy.
+# commands/ is installed as wsurgery.commands: mypy sees it there in a copy. What the last check found out is kept for the next.
 types: $(VENV)/installed-dev
 	rm -rf build/typed && mkdir -p build/typed && cp -r wsurgery build/typed && cp -r commands build/typed/wsurgery/commands
-	cd build/typed && mypy --config-file $(CURDIR)/pyproject.toml -p wsurgery
+	cd build/typed && for system in linux darwin win32; do \
+	  mypy --config-file $(CURDIR)/pyproject.toml --platform $$system --cache-dir $(CURDIR)/.mypy_cache/$$system -p wsurgery || exit 1; done
 
 setup: $(VENV)/installed-dev
 
@@ -45,7 +54,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 $(VENV)/installed: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --no-compile -e .
+	$(VENV)/bin/pip install --quiet --no-compile -e '.[train]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -11,7 +11,7 @@ import typer
 from wsurgery.anatomy import Selection
 from wsurgery.commands._shared import Input, Json, Part, Seed, SurgeryOutput, command, foretell, write_surgery
 from wsurgery.errors import UsageError, WsurgeryError
-from wsurgery.operations.declaration import Edit, Parameter, Piped
+from wsurgery.operations.declaration import Edit, Parameter
 
 if TYPE_CHECKING:
     from wsurgery.checkpoint import Checkpoint
@@ -30,8 +30,7 @@ def as_command(edit: Edit) -> Callable[..., None]:
         named = {parameter.name: given.get(_typed(edit, parameter)) for parameter in edit.inputs}
         options = {name: given[name] for name in edit.options}
         selection = part.selection if part else Selection()
-        if edit.needs_part and not selection.arguments:
-            raise UsageError(edit.needs_part)  # before anything is opened
+        edit.require(named, options, selection)
         with ExitStack() as stack:
             inputs = _opened(edit, named, options, stack)
             planned = plan(edit, inputs, options, selection=selection, seed=seed, digests=not output.no_digest)
@@ -100,7 +99,7 @@ def _opened(edit: Edit, named: Mapping[str, Any], options: Mapping[str, Any], st
     inputs: dict[str, Any] = {}
     for parameter in edit.inputs:
         name = named[parameter.name]
-        piped = next((each for each in parameter.extra if isinstance(each, Piped)), None)
+        piped = parameter.piped
         if not parameter.is_checkpoint:
             inputs[parameter.name] = name
         elif isinstance(name, list):

@@ -133,7 +133,7 @@ class SurgeryOutput(Output):
         """Give the folder of shards that the options ask for, None if they ask for a file."""
         from wsurgery.operations.rewrite import Folder
 
-        wants_folder = self.output is not None and (self.output.endswith("/") or Path(self.output).is_dir())
+        wants_folder = self.output is not None and (self.output.endswith(("/", os.sep)) or Path(self.output).is_dir())
         if not wants_folder:
             if self.shard_size or self.group:
                 raise UsageError("--shard-size and --part need a folder: -o DIR/")
@@ -200,7 +200,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     A parameter whose type is a dataclass is replaced by one option for each of its fields, so that a group of options
     is declared once and arrives as one object. `--quiet` and `--debug` are added. An error that the user caused ends
-    in one line on standard error and its exit status; `--debug` shows the traceback.
+    in one line on standard error and its exit status, and so does a library that is missing, if an extra brings it;
+    `--debug` shows the traceback.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {}
@@ -234,6 +235,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(**given, **grouped)
             sys.stdout.flush()
+        except ModuleNotFoundError as error:
+            from wsurgery.extras import remedy
+
+            said = remedy(error)
+            if debug or said is None:
+                raise
+            typer.echo(f"wsurgery {title}: {said}", err=True)
+            raise typer.Exit(1) from None
         except (WsurgeryError, OSError, MemoryError, KeyboardInterrupt) as error:
             if debug:
                 raise

@@ -102,9 +102,9 @@ def _predict(
 ) -> "list[Predictions]":
     import torch
 
+    from wsurgery.cores import cores
     from wsurgery.data.dataset import load_dataset
     from wsurgery.models import load
-    from wsurgery.processes import cores
     from wsurgery.training.predict import choose_device, predict
     from wsurgery.training.predictions import from_logits
 

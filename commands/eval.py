@@ -48,9 +48,10 @@ def eval(
 
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.remote import without_secrets
+    from wsurgery.cores import cores
     from wsurgery.data.dataset import load_dataset
     from wsurgery.models import load
-    from wsurgery.processes import cores, joined
+    from wsurgery.processes import joined
     from wsurgery.training.evaluation import evaluate
     from wsurgery.training.predict import choose_device, predict
     from wsurgery.training.predictions import from_logits, write_predictions

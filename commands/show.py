@@ -102,15 +102,15 @@ def _is_parameter(name: str, role: str) -> bool:
 
 
 def _statistics(checkpoint: "Checkpoint", threads: int | None) -> Iterator[dict[str, Any]]:
-    import os
     from concurrent.futures import ThreadPoolExecutor
 
     from wsurgery.checkpoint.dtypes import BITS, is_float
+    from wsurgery.cores import cores
     from wsurgery.operations.statistics import summary
     from wsurgery.progress import Progress
 
     total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool, Progress(total, "reading") as progress:
+    with ThreadPoolExecutor(threads or cores()) as pool, Progress(total, "reading") as progress:
         for name, tensor in checkpoint.tensors.items():
             computable = is_float(tensor.dtype) and BITS[tensor.dtype] >= 8
             yield asdict(summary(checkpoint.read_array(name), pool.map)) if computable else {}

@@ -138,8 +138,9 @@ def train(
     """
     import torch
 
+    from wsurgery.cores import cores
     from wsurgery.data.dataset import load_dataset
-    from wsurgery.processes import cores, joined
+    from wsurgery.processes import joined
     from wsurgery.training.display import logged, watched
     from wsurgery.training.interruption import signals_noted
     from wsurgery.training.loop import train as run_training

@@ -11,7 +11,6 @@ from wsurgery.plugin import (
     RandomStream,
     Result,
     Selection,
-    UsageError,
     edit,
 )
 
@@ -28,7 +27,11 @@ def transfuse(
         Option(
             metavar="IN", help="The network that receives: a file, or - for standard input. Default: what is piped in."
         ),
-        Piped(unless="rest", hint="to draw the other tensors fresh instead, say --rest random"),
+        Piped(
+            unless="rest",
+            hint="to draw the other tensors fresh instead, say --rest random",
+            clash="--into gives the other tensors and --rest draws them: choose one",
+        ),
     ] = None,
     *,
     selection: Selection,
@@ -47,8 +50,6 @@ def transfuse(
     """
     from wsurgery.operations.transfusion import transfuse_into, transfuse_rest
 
-    if into and rest:
-        raise UsageError("--into gives the other tensors and --rest draws them: choose one")
     if into:
         edits = transfuse_into(source, into, selection=selection)
         return Result(edits, recorded={"seed": None, "rest": None, "bn": None})

@@ -9,6 +9,8 @@
 #   make RUN="torchrun --nproc-per-node 8 -m"       one job on 8 GPUs
 #   make -n                                         the commands, to read or to type
 
+include ../make-4.3.mk
+
 SCALE       ?= toy
 SEEDS       ?= 1 2 3 4 5
 OUT         ?= $(or $(OUT_$(SCALE)),../out/$(SCALE))

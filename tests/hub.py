@@ -85,7 +85,12 @@ class _Handler(BaseHTTPRequestHandler):
             etag = hashlib.sha256(data).hexdigest()
             if self.server.damages:
                 data = data[:-1] + bytes([data[-1] ^ 1])
-        self.answer(200, {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}, data)
+        headers, status = {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}, 200
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            part = slice(int(asked[1]), min(int(asked[2]) + 1, len(data)))
+            headers["Content-Range"], status = f"bytes {part.start}-{part.stop - 1}/{len(data)}", 206
+            data = data[part]
+        self.answer(status, headers, data)
 
     def answer(self, status, headers=None, body=b""):
         self.send_response(status)

@@ -102,11 +102,6 @@ class Processes:
 ALONE = Processes()
 
 
-def cores() -> int:
-    """Return how many cores this process may use: this machine's, divided among the processes that torchrun started here."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 @contextmanager
 def joined() -> Iterator[Processes]:
     """Join the processes that torchrun started together with this one; without torchrun it is alone.

@@ -29,6 +29,7 @@ from timm.data.dataset import ImageDataset
 from torch import nn
 from torchvision import transforms
 
+from wsurgery.cores import cores
 from wsurgery.data.augment import Augmentation, augment, normalise, to_float
 from wsurgery.data.cache import cache_folder
 from wsurgery.data.dataset import Dataset, load_dataset
@@ -241,7 +242,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--images", type=int, default=1024, help="of an epoch")
     parser.add_argument("--cuda", action="store_true", help="only ResNet-50 at 224 px, batch 256, on a CUDA device")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=cores())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{options.threads} threads; medians of {options.repeats}\n")

@@ -1,5 +1,6 @@
 """A file appears whole or not at all."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,8 +8,23 @@ import sys
 
 import pytest
 
+from wsurgery.checkpoint import writer
 from wsurgery.checkpoint.writer import AtomicFile
 from wsurgery.errors import UsageError
+
+
+@pytest.fixture(params=["no name", "temporary name", "no hard links"], autouse=True)
+def kind(request, monkeypatch):
+    """What the system has for a file that is not whole yet: no name at all, or one of its own, which then goes or is replaced."""
+
+    def link(*_, **__):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if request.param != "no name":
+        monkeypatch.setattr(writer, "_DESCRIPTORS", "/nowhere")
+    if request.param == "no hard links":
+        monkeypatch.setattr(os, "link", link)
+    return request.param
 
 
 def test_a_failure_leaves_nothing(tmp_path):
@@ -27,6 +43,7 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("kind", ["no name"], indirect=True)
 def test_kill_9_leaves_nothing(tmp_path):
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom wsurgery.checkpoint.writer import AtomicFile\n"
@@ -44,14 +61,25 @@ def test_an_existing_file_needs_force(tmp_path):
         AtomicFile(tmp_path / "x")
     with AtomicFile(tmp_path / "x", force=True) as stream:
         stream.write(b"new")
-    assert (tmp_path / "x").read_bytes() == b"new"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"new"}
 
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
     with pytest.raises(UsageError, match="meanwhile"), AtomicFile(tmp_path / "x") as stream:
         stream.write(b"mine")
         (tmp_path / "x").write_bytes(b"theirs")
-    assert (tmp_path / "x").read_bytes() == b"theirs"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": b"theirs"}
+
+
+def test_what_cannot_get_its_name_leaves_nothing(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), AtomicFile(tmp_path / "x") as stream:
+        stream.write(b"new")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_permissions_follow_the_umask(tmp_path):

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,15 @@ def test_every_experiment_of_the_paper_has_its_recipe_and_its_result():
         assert {"Makefile", "README.md", "RESULTS.md", "paper.md"} <= {
             path.name for path in (RECIPES / recipe).iterdir()
         }
+
+
+@pytest.mark.parametrize("folder", [".", *(f"recipes/{name}" for name in (*PAPER, "demo", "imagenet-surgery"))])
+def test_an_old_make_says_what_is_needed_before_it_does_anything(folder):
+    old = ["make", "-C", RECIPES.parent / folder, "MAKE_VERSION=3.81"]
+    done = subprocess.run(old, capture_output=True, text=True, env={**os.environ, "MAKEFLAGS": ""}, timeout=60)
+    assert done.returncode == 2
+    assert "need GNU make 4.3 or later, this is 3.81: brew install make, then gmake" in done.stderr
+    assert not [line for line in done.stdout.splitlines() if "directory" not in line]
 
 
 @pytest.mark.parametrize("recipe", PAPER)

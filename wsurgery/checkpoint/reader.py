@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -80,7 +81,7 @@ class Checkpoint:
 
         return bytes_digest(self.header_bytes)
 
-    def read(self, tensor: TensorInfo) -> bytearray | mmap:
+    def read(self, tensor: TensorInfo) -> bytearray | mmap.mmap:
         """Read one tensor's bytes.
 
         Raises:
@@ -133,14 +134,15 @@ class Checkpoint:
             WsurgeryError: the input ends early.
         """
         done = 0
-        if self.seekable and self.url is None:
-            start = len(self.header_bytes) + tensor.start
-            for move in (_copy_file_range, _sendfile):
-                done += move(self.stream.fileno(), target.fileno(), start + done, tensor.nbytes - done)
-        elif not self.seekable:
-            self._seek(tensor)
-            done = _splice(self.stream.fileno(), target.fileno(), tensor.nbytes)
-            self._position += done
+        if sys.platform == "linux":
+            if self.seekable and self.url is None:
+                start = len(self.header_bytes) + tensor.start
+                for move in (_copy_file_range, _sendfile):
+                    done += move(self.stream.fileno(), target.fileno(), start + done, tensor.nbytes - done)
+            elif not self.seekable:
+                self._seek(tensor)
+                done = _splice(self.stream.fileno(), target.fileno(), tensor.nbytes)
+                self._position += done
         for piece in self.pieces(tensor, skip=done):
             while piece:
                 piece = piece[target.write(piece) :]
@@ -217,43 +219,40 @@ class Checkpoint:
         return [self.path] if self.path is not None and self.seekable else []
 
 
-def _allocate(n: int) -> bytearray | mmap:
-    """Return a buffer of `n` bytes; a large one in huge pages, for which the kernel is asked 512 times less often."""
-    if n < _HUGE:
-        return bytearray(n)
-    buffer = mmap(-1, n, MAP_PRIVATE | MAP_ANONYMOUS)  # shared memory has no huge pages
-    with contextlib.suppress(ImportError, OSError):  # not on this system
-        from mmap import MADV_HUGEPAGE
-
-        buffer.madvise(MADV_HUGEPAGE)
-    return buffer
+def _allocate(n: int) -> bytearray | mmap.mmap:
+    """Return a buffer of `n` bytes; a large one in huge pages, for which Linux is asked 512 times less often."""
+    if sys.platform != "win32" and n >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        buffer = mmap.mmap(-1, n, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has no huge pages
+        with contextlib.suppress(OSError):  # a kernel without them
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+        return buffer
+    return bytearray(n)
 
 
-def _copy_file_range(source: int, target: int, offset: int, count: int) -> int:
-    return _in_kernel(lambda at, n: os.copy_file_range(source, target, n, at), offset, count)
+if sys.platform == "linux":  # elsewhere these are missing, or sendfile writes to sockets only
 
+    def _copy_file_range(source: int, target: int, offset: int, count: int) -> int:
+        return _in_kernel(lambda at, n: os.copy_file_range(source, target, n, at), offset, count)
 
-def _sendfile(source: int, target: int, offset: int, count: int) -> int:
-    return _in_kernel(lambda at, n: os.sendfile(target, source, at, n), offset, count)
+    def _sendfile(source: int, target: int, offset: int, count: int) -> int:
+        return _in_kernel(lambda at, n: os.sendfile(target, source, at, n), offset, count)
 
+    def _splice(source: int, target: int, count: int) -> int:
+        """Move bytes out of a pipe, or into one."""
+        return _in_kernel(lambda at, n: os.splice(source, target, n), 0, count)
 
-def _splice(source: int, target: int, count: int) -> int:
-    """Move bytes out of a pipe, or into one."""
-    return _in_kernel(lambda at, n: os.splice(source, target, n), 0, count)
-
-
-def _in_kernel(move: Callable[[int, int], int], offset: int, count: int) -> int:
-    """Move up to `count` bytes; return how many went before the kernel said that these files cannot be so copied."""
-    done = 0
-    try:
-        while done < count and (n := move(offset + done, count - done)):
-            done += n
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-    except AttributeError:  # not on this system
-        pass
-    return done
+    def _in_kernel(move: Callable[[int, int], int], offset: int, count: int) -> int:
+        """Move up to `count` bytes; return how many went before the kernel said that these files cannot be so copied."""
+        done = 0
+        try:
+            while done < count and (n := move(offset + done, count - done)):
+                done += n
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+        except AttributeError:  # a Python that was built without it
+            pass
+        return done
 
 
 def open_checkpoint(source: str | Path | None) -> Checkpoint:

@@ -238,12 +238,9 @@ class S3:
     """An object in a bucket."""
 
     def __init__(self, url: str) -> None:
-        try:
-            import fsspec
+        import s3fs
 
-            self._store = fsspec.filesystem("s3")
-        except ImportError:
-            raise UsageError("s3:// needs s3fs: pip install 'wsurgery[remote]'") from None
+        self._store = s3fs.S3FileSystem()
         self._url = url
         self.label = self.pinned = printable(url)
         self.name = url.rstrip("/").rpartition("/")[2]
@@ -415,7 +412,7 @@ def open_remote(url: str) -> Checkpoint:
     """Open the checkpoint at a URL: a file, or a folder as `open_folder` does.
 
     Raises:
-        UsageError: the URL is of a kind that is not read here, or its package is missing.
+        UsageError: the URL is of a kind that is not read here.
         OSError: it cannot be reached.
         WsurgeryError: it is not a safetensors file, or broken.
     """

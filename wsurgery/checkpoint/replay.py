@@ -216,8 +216,14 @@ def _start(stages: list[Stage], output: BinaryIO, folder: Path, started: list[_P
                 read, write = _pipe(cleanup)
                 _start(source.stages, write, folder, started, cleanup)
                 write.close()
-                pipes.append(read)
-                files.append(f"/dev/fd/{read.fileno()}")
+                if sys.platform == "win32":  # there a pipe has no name, but it may be standard input
+                    if upstream or None in stage.inputs:
+                        raise UsageError(f"{stage.record['command']} read two pipes: Windows has names for neither")
+                    upstream = read
+                    files.append(STDIN)
+                else:
+                    pipes.append(read)
+                    files.append(f"/dev/fd/{read.fileno()}")
             elif isinstance(source, Parent):
                 files.append(str(_remake(source, Path(tempfile.mkdtemp(dir=folder)))))
             else:

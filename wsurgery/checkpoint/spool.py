@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryFile, gettempdir
+from typing import BinaryIO, cast
 
 from wsurgery.checkpoint.reader import Checkpoint
 
@@ -18,7 +19,7 @@ def spooled(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.seekable:
         return checkpoint
     with ExitStack() as stack:
-        stream = stack.enter_context(TemporaryFile(buffering=0))
+        stream = cast(BinaryIO, stack.enter_context(TemporaryFile(buffering=0)))  # a wrapper of one on Windows
         try:
             checkpoint.copy_whole_to(stream)
         except OSError as error:

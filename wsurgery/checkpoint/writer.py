@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import sys
@@ -14,15 +13,16 @@ from typing import BinaryIO
 from wsurgery.checkpoint.header import TensorInfo, format_header
 from wsurgery.errors import UsageError, printable
 
+_DESCRIPTORS = "/proc/self/fd"
 _PIPE = 1 << 20  # bytes that a pipe holds, the most that Linux allows everyone: commands wait for each other less
 
 
 class AtomicFile:
     """Context manager that writes a file and gives it its name only when all of it is on disk.
 
-    On Linux the bytes go to a file without a name (`O_TMPFILE`), so that even `kill -9` leaves nothing behind; where
-    the file system has no such files, to a temporary name in the same folder. A device or a named pipe is written,
-    never replaced.
+    On Linux the bytes go to a file without a name (`O_TMPFILE`), so that even `kill -9` leaves nothing behind; on other
+    systems, and where the file system has no such files, to a temporary name in the same folder. A device or a named
+    pipe is written, never replaced.
     """
 
     def __init__(self, path: Path, *, force: bool = False) -> None:
@@ -44,17 +44,18 @@ class AtomicFile:
     def _open(self) -> BinaryIO:
         if self.special:
             return self.path.open("wb", buffering=0)
-        try:
-            descriptor = os.open(self.path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
-        except (AttributeError, IsADirectoryError, OSError) as error:
-            if isinstance(error, (FileNotFoundError, PermissionError)):
+        if sys.platform == "linux" and hasattr(os, "O_TMPFILE") and os.path.isdir(_DESCRIPTORS):
+            try:
+                return open(os.open(self.path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666), "wb", buffering=0)
+            except (FileNotFoundError, PermissionError):
                 raise
-            self.temporary = self._unused_name()
-            descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        return open(descriptor, "wb", buffering=0)
+            except OSError:  # not on this file system
+                pass
+        self.temporary = self._unused_name()
+        return open(os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb", buffering=0)
 
     def _unused_name(self) -> Path:
-        return Path(tempfile.mktemp(prefix=f".{self.path.name}.", suffix=".tmp", dir=self.path.parent))
+        return Path(tempfile.mktemp(prefix=f".{self.path.name[:40]}.", suffix=".tmp", dir=self.path.parent))
 
     def __enter__(self) -> BinaryIO:
         return self.stream
@@ -71,26 +72,46 @@ class AtomicFile:
                 self.temporary.unlink(missing_ok=True)
 
     def _publish(self) -> None:
-        if self.temporary is None:
-            if not self.force:
-                return self._link(self.path)
-            self.temporary = self._unused_name()  # a link cannot replace a file, a rename can
-            self._link(self.temporary)
-        if not self.force and self.path.exists():
-            raise UsageError(f"{printable(str(self.path))} appeared meanwhile: add --force to overwrite it")
-        os.rename(self.temporary, self.path)
-        self.temporary = None
+        try:
+            if self.temporary is None:
+                if not self.force:
+                    return self._link(self.path)
+                self.temporary = self._unused_name()  # a link cannot replace a file, a rename can
+                self._link(self.temporary)
+            self.stream.close()  # Windows does not rename what is open
+            if self.force:
+                os.replace(self.temporary, self.path)
+            else:
+                _give_name(self.temporary, self.path)
+        except FileExistsError:
+            raise UsageError(f"{printable(str(self.path))} appeared meanwhile: add --force to overwrite it") from None
 
     def _link(self, path: Path) -> None:
-        descriptors = os.open(
-            "/proc/self/fd", os.O_RDONLY
-        )  # given a folder, os.link follows the link that names our file
+        descriptors = os.open(_DESCRIPTORS, os.O_RDONLY)  # given a folder, os.link follows the link that names our file
         try:
             os.link(str(self.stream.fileno()), path, src_dir_fd=descriptors)
-        except FileExistsError:
-            raise UsageError(f"{printable(str(path))} appeared meanwhile: add --force to overwrite it") from None
         finally:
             os.close(descriptors)
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    """Give a file a name that nothing has; it may keep the old one, too.
+
+    Raises:
+        FileExistsError: something has that name.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # No hard links on this file system. The name is taken by an empty file, and that replaced.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise
 
 
 class StandardOutput:
@@ -99,16 +120,32 @@ class StandardOutput:
     def __enter__(self) -> BinaryIO:
         self.stream = open(1, "wb", buffering=0, closefd=False)
         self.regular = stat.S_ISREG(os.fstat(1).st_mode)
-        with contextlib.suppress(OSError, AttributeError):  # not a pipe, or not on this system
-            fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, _PIPE)
-        appends = fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND  # `>>` begins at the end, whatever the position says
-        self.start = os.lseek(1, 0, os.SEEK_END if appends else os.SEEK_CUR) if self.regular else 0
+        _widen_pipe()
+        self.start = os.lseek(1, 0, os.SEEK_END if _appends() else os.SEEK_CUR) if self.regular else 0
         return self.stream
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
         _name_full_disk(error, "standard output")
         if kind is not None and self.regular:
             os.ftruncate(1, self.start)
+
+
+def _widen_pipe() -> None:
+    if sys.platform == "linux":
+        import fcntl
+
+        with contextlib.suppress(OSError, AttributeError):  # not a pipe, or an old system
+            fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, _PIPE)
+
+
+def _appends() -> bool:
+    """Whether standard output is written at its end, as by `>>`, whatever its position says."""
+    if sys.platform == "win32":  # there `>>` begins at the end
+        return False
+    else:
+        import fcntl
+
+        return bool(fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND)
 
 
 def _name_full_disk(error: BaseException | None, output: str) -> None:

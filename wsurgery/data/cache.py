@@ -1,22 +1,24 @@
 """The cache folder, and images decoded once into one array on disk."""
 
-import fcntl
 import json
 import os
 import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.writer import AtomicFile, write_all
+from wsurgery.cores import cores
 from wsurgery.data.archive import ArchiveReader, split_path
 from wsurgery.data.manifest import Manifest
 from wsurgery.errors import WsurgeryError, printable
@@ -117,7 +119,7 @@ def _decode(
     file = cache_folder() / "images" / f"{_key(paths, image_size, skip_bad=skip_bad)}.rgb"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, paths, image_size, threads or len(os.sched_getaffinity(0)), skip_bad=skip_bad)
+        _write(file, paths, image_size, threads or cores(), skip_bad=skip_bad)
     bad = _read_bad(file)
     if bad and not skip_bad:
         raise WsurgeryError(next(iter(bad.values())))
@@ -157,14 +159,18 @@ def _write(file: Path, paths: list[Path], image_size: int, threads: int, *, skip
 
     Its length says how far an earlier call came. Rows that cannot be read are not in it, but in `file`.bad.
     """
-    part = file.with_suffix(".part")
+    part, lock = file.with_suffix(".part"), file.with_suffix(".lock")
+    with FileLock(lock):  # another process may be at it, and then has done it
+        if not file.exists():
+            _decode_into(part, file, paths, image_size, threads, skip_bad=skip_bad)
+    with suppress(OSError):  # on Windows while another process waits for it
+        lock.unlink()  # whoever waits for it, or makes it anew, finds the file
+
+
+def _decode_into(part: Path, file: Path, paths: list[Path], image_size: int, threads: int, *, skip_bad: bool) -> None:
+    bytes_an_image = image_size * image_size * 3
     # Through a stream: a memory map that meets a full disk kills the process.
     with part.open("ab", buffering=0) as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # another process may be at it, and then has done it
-        if file.exists():
-            part.unlink(missing_ok=True)
-            return
-        bytes_an_image = image_size * image_size * 3
         n_good = os.fstat(stream.fileno()).st_size // bytes_an_image
         stream.truncate(n_good * bytes_an_image)
         bad = _read_bad(file)
@@ -203,7 +209,7 @@ def _write(file: Path, paths: list[Path], image_size: int, threads: int, *, skip
         except OSError as error:
             error.filename = error.filename or str(part)  # a failed write knows no name
             raise
-        part.rename(file)
+    part.rename(file)  # closed before: Windows does not rename what is open
 
 
 def _bad_file(file: Path) -> Path:

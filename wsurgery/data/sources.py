@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -151,6 +152,8 @@ def make_manifest(spec: str, file: Path, *, force: bool = False, threads: int | 
 
 
 def _publish(part: Path, target: Path, identity: str) -> None:
+    with suppress(OSError):
+        target.rmdir()  # only if it is empty; on Windows a rename replaces no folder
     try:
         part.rename(target)
     except OSError:

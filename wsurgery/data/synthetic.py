@@ -1,8 +1,8 @@
 """The embedded data, `synthetic:fundus` and `synthetic:textures`: drawn, so that experiments need no download."""
 
 import multiprocessing
-import os
 import signal
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsurgery.cores import cores
 from wsurgery.data.grades import GRADES
 from wsurgery.data.manifest import Manifest
 from wsurgery.data.splits import split_patients
@@ -122,7 +123,9 @@ class Synthetic:
         """Draw the images into `folder`/images, in `threads` processes (default: one a core), and list them."""
         n = self.drawing.n
         (folder / "images").mkdir()
-        processes = threads or len(os.sched_getaffinity(0))
+        processes = threads or cores()
+        if sys.platform == "win32":
+            processes = min(processes, 61)  # it cannot wait for more
         starts = range(0, n, CHUNK)
         chunks = {start: range(start, min(start + CHUNK, n)) for start in starts}
         classes: dict[int, list[int]] = {}

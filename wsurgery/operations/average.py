@@ -59,7 +59,7 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
 
         total = weighted_sum(parts(), shape=x.shape, run=run)
         result = cast(total, dtype=numpy_dtype(tensor.dtype), run=run)
-        overflows.note(tensor.name, overflow_count(total, result, run=run))
+        overflows.note(tensor.name, overflow_count(total, result, run=run), result.dtype)
         return result
 
     overflows = Overflows()

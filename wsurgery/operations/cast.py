@@ -26,7 +26,7 @@ def cast_edits(checkpoint: Checkpoint, dtype: str, *, selection: Selection) -> R
 
     def convert(x: Array, run: Map, *, name: str) -> Array:
         result = cast(x, dtype=target, run=run)
-        overflows.note(name, overflow_count(x, result, run=run))
+        overflows.note(name, overflow_count(x, result, run=run), target)
         return result
 
     chosen = selection.names(checkpoint.tensors)

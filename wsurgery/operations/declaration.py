@@ -41,10 +41,12 @@ class Piped:
     Attributes:
         unless: the option that says that none is wanted.
         hint: what to do if it cannot be read.
+        clash: what is wrong with both.
     """
 
     unless: str
     hint: str
+    clash: str
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Parameter:
     def is_checkpoint(self) -> bool:
         """Whether it is a checkpoint, or several."""
         return Checkpoint in self.kinds or list[Checkpoint] in self.kinds
+
+    @property
+    def piped(self) -> Piped | None:
+        """Whether what is piped in stands for it."""
+        return next((each for each in self.extra if isinstance(each, Piped)), None)
 
     @property
     def is_many(self) -> bool:
@@ -203,6 +210,18 @@ class Edit:
     def options(self) -> dict[str, Parameter]:
         """All other parameters that a user gives."""
         return {name: parameter for name, parameter in self.parameters.items() if not parameter.is_input}
+
+    def require(self, inputs: Mapping[str, Any], options: Mapping[str, Any], selection: Selection) -> None:
+        """Refuse what cannot mean anything, before anything is opened.
+
+        Raises:
+            UsageError: no part is selected where one is needed, or two inputs exclude each other.
+        """
+        if self.needs_part and not selection.arguments:
+            raise UsageError(self.needs_part)
+        for parameter in self.inputs:
+            if (piped := parameter.piped) and inputs.get(parameter.name) and options.get(piped.unless):
+                raise UsageError(piped.clash)
 
     def __call__(self, x: Any, **options: Any) -> Any:
         """Do to one array what the command does to a tensor of the part; `random` and `tensor` are given like options."""

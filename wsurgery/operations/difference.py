@@ -5,7 +5,6 @@ elements have norms; integers, booleans, complex numbers and elements smaller th
 """
 
 import math
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
+from wsurgery.cores import cores
 from wsurgery.operations.arrays import Array
 from wsurgery.operations.random_streams import CHUNK
 
@@ -108,7 +108,7 @@ def differences(
     Raises:
         WsurgeryError: an input ends early.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cores()
     found: dict[str, Difference] = {}
     pending: deque[tuple[str, Future[Difference]]] = deque()
 

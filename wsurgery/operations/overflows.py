@@ -1,24 +1,34 @@
 """Values that an element type does not reach."""
 
+from typing import TYPE_CHECKING, Any
+
+from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.errors import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_NO_INFINITY = ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
 class Overflows:
     """Counts, by tensor, of finite values that became infinite, or NaN where the type has no infinity."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, tuple[int, str]] = {}
 
-    def note(self, tensor: str, count: int) -> None:
-        """Note how many there are in a tensor; computed again, it has as many."""
+    def note(self, tensor: str, count: int, dtype: "np.dtype[Any]") -> None:
+        """Note how many there are in a tensor of a type; computed again, it has as many."""
         if count:
-            self._counts[tensor] = count
+            self._counts[tensor] = count, dtype_name(dtype)
 
     def warnings(self) -> list[str]:
         """Say it, in at most one line."""
         if not self._counts:
             return []
+        first = min(self._counts)
+        dtype = self._counts[first][1]
         return [
-            f"{sum(self._counts.values()):,} finite values in {len(self._counts)} tensors became infinite or NaN, first in "
-            f"{printable(min(self._counts))}: the element type does not reach so far"
+            f"{sum(count for count, _ in self._counts.values()):,} finite values in {len(self._counts)} tensors became "
+            f"{'NaN' if dtype in _NO_INFINITY else 'infinite'}, first in {printable(first)}: {dtype} does not reach so far"
         ]

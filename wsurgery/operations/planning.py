@@ -17,7 +17,7 @@ from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History, Record, describe_input, make_record
 from wsurgery.checkpoint.spool import spooled
 from wsurgery.checkpoint.writer import write_all
-from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.tensor_edit import Result, TensorEdit
@@ -257,8 +257,7 @@ def plan(
         WsurgeryError: it cannot be done to these checkpoints.
         UsageError: it cannot mean anything.
     """
-    if edit.needs_part and not selection.arguments:
-        raise UsageError(edit.needs_part)
+    edit.require(inputs, options, selection)
     options = {name: p.checked(options.get(name, p.default)) for name, p in edit.options.items()}
     given = in_turn(edit, inputs)
     flows, others = (given[0], given[1:]) if given else (None, [])

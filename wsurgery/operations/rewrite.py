@@ -17,6 +17,7 @@ from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
 from wsurgery.checkpoint.writer import AtomicFile, write_all
+from wsurgery.cores import cores
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.planning import Planned, computed
@@ -74,7 +75,7 @@ def rewrite(
         WsurgeryError: an input ends early, or an operation cannot work on a tensor.
         UsageError: the output exists and `force` is off.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or cores()
     if not isinstance(output, Folder):
         with open_output(output, force=force) as stream:
             _write(planned.edits, planned.history, stream, threads)

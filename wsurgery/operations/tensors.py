@@ -117,7 +117,7 @@ def _edited(
         return _elementwise(x, run, edit, given, tensor, working, overflows)
     result = edit.function(x.astype(working), **given)
     rounded, lost = _rounded(x, np.asarray(result), x.dtype, working)
-    overflows.note(info.name, lost)
+    overflows.note(info.name, lost, x.dtype)
     return rounded
 
 
@@ -155,7 +155,7 @@ def _elementwise(
         fill(0)  # alone: it may ask for what only the whole tensor tells
         tensor.settle()
         for_each_chunk(run, lambda chunk: fill(chunk) if chunk else None, flat.size)
-    overflows.note(tensor.name, sum(lost))
+    overflows.note(tensor.name, sum(lost), x.dtype)
     return result.reshape(x.shape)
 
 

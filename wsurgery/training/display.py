@@ -4,12 +4,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from wsurgery.errors import UsageError
 from wsurgery.training.run_folder import Entry
 
 Report = Callable[[Entry], None]
@@ -62,11 +61,10 @@ def logged(names: Sequence[str], run: Path, settings: dict[str, Any]) -> Iterato
     A run that goes on replaces what it had sent of the steps that it takes again (tensorboard), or leaves them (wandb).
 
     Raises:
-        UsageError: the package is not installed.
+        ModuleNotFoundError: the package is not installed; nothing is written then.
     """
     for name in names:
-        if find_spec(name) is None:
-            raise UsageError(f"--log-to {name}: first pip install 'wsurgery[{name}]'")
+        import_module(name)
     logs: list[Log] = []
     with ExitStack() as opened:
 

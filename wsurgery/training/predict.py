@@ -1,7 +1,7 @@
 """Running a network over a data set."""
 
 import os
-import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,12 @@ def supports_bf16(device: torch.device) -> bool:
     """Return whether a device has arithmetic in bfloat16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    cpu = Path("/proc/cpuinfo")
-    return cpu.exists() and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpu.read_text()))
+    try:
+        features = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # not Linux
+        known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older PyTorch cannot tell
+        features = {name for name, here in known.items() if here is True}
+    return not features.isdisjoint(("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,33 @@
+"""How many cores there are to use."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from wsurgery.cores import cores
+
+
+def test_those_that_this_process_may_use():
+    allowed = sorted(os.sched_getaffinity(0))
+    script = f"import os; os.sched_setaffinity(0, {allowed[:1]}); from wsurgery.cores import cores; print(cores())"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"1\n"
+    assert cores() == len(allowed)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python itself knows")
+def test_all_where_the_system_has_no_affinity(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert cores() == 12
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1
+
+
+@pytest.mark.parametrize(("together", "share"), [(1, 8), (3, 2), (9, 1)])
+def test_processes_started_together_share_them(together, share, monkeypatch):
+    monkeypatch.setattr(os, "process_cpu_count" if sys.version_info >= (3, 13) else "cpu_count", lambda: 8)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(together))
+    assert cores() == share

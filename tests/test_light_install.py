@@ -1,0 +1,156 @@
+"""`pip install .` in an empty environment: all of surgery works there, and the rest says which extra it needs."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+
+from tests.conftest import small_resnet
+from tests.hub import HubServer
+from tests.test_packaging import COMMANDS, ROOT
+
+MEGABYTES = 200  # at most; measured: 134 with compiled files
+
+# One line a command. Together with NEED_MORE they are all commands there are.
+SURGERY = """
+init resnet18 --num-classes 5 --width 0.25 -o net
+init cbr_tiny --width 0.125 -o cbr
+meanvar net -o meanvar
+shuffle net -o shuffled
+sample net -o sampled
+reset-bn net -o identity
+transfuse net --upto block2 --rest random -o hybrid
+gabor net -o gabor
+freeze-spec net --upto conv1 -o frozen
+new-head net --num-classes 3 -o three
+adapt net --in-chans 1 -o grey
+cast net --to bf16 -o half
+scale net --by 0.5 -o scaled
+add-noise net --std 0.1 -o noisy
+average net meanvar -o soup
+lerp net meanvar --t 0.5 -o halfway
+rename ^fc head net -o renamed
+drop net --blocks head -o backbone
+keep net --upto block1 -o lower
+convert weights.pth -o converted
+convert weights.npz -o from-numpy
+fetch org/net -o fetched
+show net --stats
+show hf://org/net
+show {hub}/org/net/resolve/main/model.safetensors
+diff net hybrid
+digest net
+log hybrid
+replay hybrid
+"""
+NEED_MORE = """
+data make synthetic:fundus?n=20&size=32 -o manifest.csv
+data cache manifest.csv --image-size 32
+data show manifest.csv
+train net --data manifest.csv -o run
+eval net --data manifest.csv
+compare run run
+cca net meanvar --data manifest.csv
+cca --activations a.npy b.npy
+curves run -o picture.png
+filters net -o picture.png
+histogram net -o picture.png
+report run -o report.html
+report RESULTS.md -o report.html
+init vit_tiny_patch16_224 -o vit
+fetch resnet18.a1_in1k -o resnet18
+show s3://bucket/net
+"""
+RUN_ALL = """
+import json, sys
+from typer.testing import CliRunner
+from wsurgery.__main__ import build_app
+app = build_app()
+done = [CliRunner().invoke(app, words) for words in json.load(sys.stdin)]
+json.dump([(x.exit_code, x.stdout, x.stderr, repr(x.exception)) for x in done], sys.stdout)
+"""
+ABSENT = """
+from importlib.util import find_spec
+libraries = "torch", "torchvision", "timm", "scipy", "matplotlib", "pyarrow", "PIL", "threadpoolctl", "s3fs", "safetensors"
+print(*(name for name in libraries if find_spec(name)))
+"""
+
+
+def typed(lines: str) -> list[list[str]]:
+    return [shlex.split(line) for line in lines.splitlines() if line]
+
+
+def command_of(words: list[str]) -> tuple[str, ...]:
+    return next(key for key in COMMANDS if list(key) == words[: len(key)])
+
+
+def test_every_command_is_here():
+    assert {command_of(words) for words in typed(SURGERY + NEED_MORE)} == set(COMMANDS)
+
+
+def test_the_base_does_all_surgery_and_the_rest_names_its_extra(tmp_path):
+    python = install(tmp_path)
+    hub = HubServer()
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
+    env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "no_proxy": "127.0.0.1"}
+    folder = tmp_path / "work"
+    folder.mkdir()
+
+    def run(code: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, "-c", code], input=given, capture_output=True, text=True, cwd=folder, env=env, timeout=120
+        )
+
+    def run_all(commands: list[list[str]]) -> list[tuple[list[str], list]]:
+        done = run(RUN_ALL, json.dumps(commands))
+        assert done.returncode == 0, done.stderr
+        return list(zip(commands, json.loads(done.stdout), strict=True))
+
+    try:
+        hub.push("org/net", {"config.json": b"{}", "model.safetensors": save(small_resnet())})
+        torch.save({name: torch.from_numpy(x) for name, x in small_resnet().items()}, folder / "weights.pth")
+        np.savez(folder / "weights.npz", **small_resnet())
+        assert run(ABSENT).stdout == "\n"
+        for words, result in run_all([[*words, "--help"] for words in COMMANDS]):
+            assert result[0] == 0, (words, result)
+        for words, result in run_all(typed(SURGERY.format(hub=hub.url))):
+            assert result[0] == 0, (words, result)
+        made = {path.name for path in folder.iterdir()}
+        for words, (status, stdout, stderr, _) in run_all(typed(NEED_MORE)):
+            extra = "remote" if "s3://" in words[-1] else "train"
+            said = rf"wsurgery {' '.join(command_of(words))}: needs [\w-]+: pip install 'wsurgery\[{extra}\]'\n"
+            assert re.fullmatch(said, stderr), (words, stderr)
+            assert (status, stdout) == (1, "")
+        assert {path.name for path in folder.iterdir()} == made
+        done = run("import wsurgery.models")
+        assert done.stderr.splitlines()[-1].endswith("wsurgery.models needs timm: pip install 'wsurgery[train]'")
+    finally:
+        hub.stop()
+
+
+def install(folder: Path) -> Path:
+    """Install a copy of this repository in an environment of its own and return that one's Python."""
+    for name in ("wsurgery", "commands"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder / "source")
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    before = megabytes(folder / "venv")
+    pip = [folder / "venv" / "bin" / "pip", "install", "--quiet", "--no-compile", folder / "source"]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size = megabytes(folder / "venv") - before
+    assert size < MEGABYTES
+    return folder / "venv" / "bin" / "python"
+
+
+def megabytes(folder: Path) -> float:
+    return sum(path.lstat().st_size for path in folder.rglob("*")) / 1e6
