@@ -124,10 +124,12 @@ def test_no_arrow_crosses_the_wall_from_the_left() -> None:
         assert table()[room].uses <= left, room
 
 
-def test_what_lies_beside_the_rooms_uses_none() -> None:
-    for module in MODULES.keys() - ABOVE_ALL:
-        if room_of(module) is None:
-            assert {room_of(name) for name in IMPORTS[module] if name in MODULES} <= {None}, module
+def test_what_lies_beside_the_rooms_is_named_and_uses_none() -> None:
+    beside = {module for module in MODULES.keys() - ABOVE_ALL - {"wsurgery"} if room_of(module) is None}
+    named = re.findall(r"`(\w+)`", PAGE.split("Beside the rooms lie ")[1].split(", which")[0])
+    assert {f"wsurgery.{name}" for name in named} == beside
+    for module in beside:
+        assert {room_of(name) for name in IMPORTS[module] if name in MODULES} <= {None}, module
 
 
 def test_no_import_runs_in_a_circle() -> None:
