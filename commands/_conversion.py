@@ -7,9 +7,9 @@ from wsurgery.commands._shared import Output, say
 from wsurgery.errors import printable
 
 if TYPE_CHECKING:
-    from wsurgery.anatomy.timm_names import TimmNames
     from wsurgery.checkpoint.provenance import History
-    from wsurgery.checkpoint.state_dict import StateDict
+    from wsurgery.foreign.state_dict import StateDict
+    from wsurgery.foreign.timm_names import TimmNames
 
 
 def write_converted(
@@ -27,7 +27,7 @@ def write_converted(
     from wsurgery.checkpoint import open_output
     from wsurgery.checkpoint.header import format_header
     from wsurgery.checkpoint.writer import write_all
-    from wsurgery.operations.conversion import assembled, described, new_aliases
+    from wsurgery.foreign.conversion import assembled, described, new_aliases
     from wsurgery.progress import Progress
 
     aliases = new_aliases(names, state.aliases, state.history.metadata())

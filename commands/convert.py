@@ -40,9 +40,9 @@ def convert(
     from dataclasses import replace
 
     from wsurgery.anatomy.architecture import choose_architecture, describe_architecture, read_config
-    from wsurgery.anatomy.timm_names import same_names, to_timm
     from wsurgery.checkpoint.provenance import make_record
-    from wsurgery.checkpoint.state_dict import open_state_dict
+    from wsurgery.foreign.state_dict import open_state_dict
+    from wsurgery.foreign.timm_names import same_names, to_timm
 
     arguments = [word for option, value in (("--key", key), ("--arch", arch)) if value for word in (option, value)]
     arguments += ["--keep-names"] if keep_names else []

@@ -41,10 +41,10 @@ def fetch(
         pretrained_settings,
         read_config,
     )
-    from wsurgery.anatomy.timm_names import to_timm
     from wsurgery.checkpoint.hub import download
     from wsurgery.checkpoint.provenance import History, describe_file, make_record
-    from wsurgery.checkpoint.state_dict import open_state_dict
+    from wsurgery.foreign.state_dict import open_state_dict
+    from wsurgery.foreign.timm_names import to_timm
 
     name, _, pinned = name.partition("@")
     if pinned and revision not in (None, pinned):

@@ -17,7 +17,8 @@ from typing import Any
 
 from wsurgery import __version__
 from wsurgery.checkpoint.digest import FilesDigest, bytes_digest, file_digest
-from wsurgery.checkpoint.reader import STDIN, Checkpoint
+from wsurgery.checkpoint.opening import STDIN
+from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.errors import WsurgeryError
 
 KEY = "wsurgery"
