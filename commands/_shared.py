@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import re
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -15,15 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.anatomy import Selection, parse_block_map
-from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.errors import WsurgeryError, printable
 from wsurgery.progress import be_quiet, is_quiet
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from wsurgery.checkpoint import Checkpoint
     from wsurgery.operations.planning import Planned
-    from wsurgery.operations.rewrite import Folder
 
 Input = Annotated[
     str | None,
@@ -129,41 +126,17 @@ class SurgeryOutput(Output):
         typer.Option("--no-digest", help="Do not record the digests of input files; replay then takes them on trust."),
     ] = False
 
-    def folder(self, like: "Checkpoint | None") -> "Folder | None":
-        """Give the folder of shards that the options ask for, None if they ask for a file."""
-        from wsurgery.operations.rewrite import Folder
-
-        wants_folder = self.output is not None and (self.output.endswith(("/", os.sep)) or Path(self.output).is_dir())
-        if not wants_folder:
-            if self.shard_size or self.group:
-                raise UsageError("--shard-size and --part need a folder: -o DIR/")
-            return None
-        return Folder(Path(self.output or ""), _bytes(self.shard_size), like, self.group)
-
-
-def _bytes(size: str | None) -> int | None:
-    if size is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)B?", size)
-    amount = int(float(match[1]) * 1000 ** " kMGT".index(match[2].replace("K", "k") or " ")) if match else 0
-    if amount < 1:
-        raise UsageError(f"--shard-size {size}: write it as 5GB, 500MB or a number of bytes")
-    return amount
-
 
 def write_surgery(planned: "Planned", output: SurgeryOutput) -> None:
     """Write a surgery command's result, and say what is to be said of it."""
-    from wsurgery.operations.rewrite import rewrite
+    from wsurgery.operations.rewrite import destination, rewrite
 
     for line in planned.says:
         say(line)
-    flows = planned.flows
-    folder = output.folder(flows)
-    if folder is not None:
-        rewrite(planned, folder, force=output.force, threads=output.threads)
-    else:
-        with output.destination(f"{planned.name}.safetensors") as path:
-            rewrite(planned, path, force=output.force, threads=output.threads)
+    with output.destination(f"{planned.name}.safetensors") as path:
+        named = str(path) if output.output is None and path else output.output
+        target = destination(named, output.shard_size, output.group, like=planned.flows)
+        rewrite(planned, target, force=output.force, threads=output.threads)
     for line in planned.warnings():
         say(line)
 

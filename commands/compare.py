@@ -10,7 +10,7 @@ from wsurgery.commands._shared import Device, Json, NetworkThreads, Seed, comman
 from wsurgery.errors import WsurgeryError, printable
 
 if TYPE_CHECKING:
-    from wsurgery.figures.runs import Run
+    from wsurgery.experiments.runs import Run
     from wsurgery.training.predictions import Predictions
 
 
@@ -44,9 +44,9 @@ def compare(
     """
     from json import dumps
 
-    from wsurgery.figures.comparison import as_json, compare_aucs, compare_steps, pairs_of
+    from wsurgery.experiments.comparison import as_json, compare_aucs, compare_steps, pairs_of
+    from wsurgery.experiments.runs import read_seeds
     from wsurgery.figures.comparison_tables import auc_table, steps_table
-    from wsurgery.figures.runs import read_seeds
 
     runs_a, runs_b = read_seeds(a), read_seeds(b)
     runs = [*runs_a, *runs_b]

@@ -36,9 +36,9 @@ def convert(
     from pathlib import Path
 
     from wsurgery.anatomy.architecture import choose_architecture, describe_architecture, read_config
-    from wsurgery.anatomy.timm_names import TimmNames, same_names, to_timm
-    from wsurgery.checkpoint.state_dict import StateDict, open_state_dict
-    from wsurgery.operations.conversion import Converted
+    from wsurgery.foreign.conversion import Converted
+    from wsurgery.foreign.state_dict import StateDict, open_state_dict
+    from wsurgery.foreign.timm_names import TimmNames, same_names, to_timm
 
     file = None if source in (None, "-") else str(source)
     config = read_config(Path(file) if file else None)

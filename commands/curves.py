@@ -20,8 +20,8 @@ def curves(
 
     Example: wsurgery curves runs/random/* runs/transfer/* -o curves.pdf --threshold 0.9
     """
+    from wsurgery.experiments.runs import read_run
     from wsurgery.figures.curves import draw_curves
-    from wsurgery.figures.runs import read_run
     from wsurgery.figures.style import save
 
     figure = draw_curves([read_run(run) for run in runs], metric=metric, threshold=threshold)

@@ -11,7 +11,7 @@ from wsurgery.commands._shared import Data, Device, Force, Json, NetworkThreads,
 from wsurgery.errors import UsageError
 
 if TYPE_CHECKING:
-    from wsurgery.training.bootstrap import Interval
+    from wsurgery.statistics.bootstrap import Interval
 
 
 @command

@@ -40,11 +40,11 @@ def fetch(
         pretrained_settings,
         read_config,
     )
-    from wsurgery.anatomy.timm_names import to_timm
     from wsurgery.checkpoint.hub import download
     from wsurgery.checkpoint.provenance import describe_file
-    from wsurgery.checkpoint.state_dict import open_state_dict
-    from wsurgery.operations.conversion import Converted
+    from wsurgery.foreign.conversion import Converted
+    from wsurgery.foreign.state_dict import open_state_dict
+    from wsurgery.foreign.timm_names import to_timm
     from wsurgery.progress import wants_progress
 
     name, _, pinned = name.partition("@")

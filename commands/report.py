@@ -46,7 +46,7 @@ def report(
 
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.writer import write_all
-    from wsurgery.figures.networks import json_of, read_experiments
+    from wsurgery.experiments.networks import json_of, read_experiments
     from wsurgery.figures.page import render_page, render_results
     from wsurgery.figures.tables import markdown, terminal_tables
 

@@ -50,8 +50,8 @@ def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads
     from fnmatch import fnmatchcase
 
     from wsurgery.anatomy import role_map
+    from wsurgery.checkpoint.opening import STDIN
     from wsurgery.checkpoint.provenance import History
-    from wsurgery.checkpoint.reader import STDIN
 
     history = History.of(checkpoint)
     blocks = part.selection.place(checkpoint.tensors)

@@ -115,7 +115,7 @@ class Pipeline:
 
     def load_into(self, model: "nn.Module") -> "nn.Module":
         """Copy the tensors into a network of exactly the same names and shapes, and return it."""
-        from wsurgery.models import load_into
+        from wsurgery.models.load import load_into
 
         with self._opened() as planned:
             load_into(model, planned)
@@ -243,7 +243,9 @@ def _of_arrays(state: Mapping[str, Any]) -> Made:
     held = {name: np.asarray(value, order="C") for name, value in state.items()}
     held = {name: value.astype(value.dtype.newbyteorder("<"), copy=False) for name, value in held.items()}
     tensors = [TensorInfo(name, dtype_name(x.dtype), x.shape, 0, 0).placed(0) for name, x in held.items()]
-    return Made("a state dict", tensors, lambda tensor: held[tensor.name].reshape(-1).view(np.uint8).data, {"format": "pt"})
+    return Made(
+        "a state dict", tensors, lambda tensor: held[tensor.name].reshape(-1).view(np.uint8).data, {"format": "pt"}
+    )
 
 
 def _unchanged(checkpoint: Checkpoint) -> Planned:
@@ -265,5 +267,7 @@ def _selection(given: Mapping[str, Any]) -> Selection:
     if isinstance(block_map, (str, Path)):
         block_map = parse_block_map(Path(block_map).read_bytes())
     elif block_map is not None:
-        block_map = {block: [globs] if isinstance(globs, str) else builtins.list(globs) for block, globs in block_map.items()}
+        block_map = {
+            block: [globs] if isinstance(globs, str) else builtins.list(globs) for block, globs in block_map.items()
+        }
     return Selection(given["upto"], blocks, role, listed("only"), listed("except_"), block_map)

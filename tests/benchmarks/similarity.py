@@ -8,15 +8,13 @@ Where it would take many minutes, it runs a few of the draws, and its time is sc
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
+from turns import medians
 
 from wsurgery.similarity.compare import compare
 from wsurgery.similarity.metrics import METRICS, similarities
@@ -37,17 +35,6 @@ def google_svcca(x: Rows, y: Rows, epsilon: float = 1e-10) -> float:
         return vectors @ np.diag(np.sqrt(values)) @ vectors.T
 
     return float(np.linalg.svd(inverse_root(xx) @ xy @ inverse_root(yy))[1].mean())
-
-
-def medians(repeats: int, **sides: Callable[[], object]) -> dict[str, float]:
-    """Run the sides in turn, once to warm up and `repeats` times; return the median CPU seconds of each."""
-    runs: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats + 1):
-        for name, side in sides.items():
-            start = time.process_time()
-            side()
-            runs[name].append(time.process_time() - start)
-    return {name: statistics.median(times[1:] or times) for name, times in runs.items()}
 
 
 def make(p: int, c: int) -> tuple[Rows, Rows]:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from turns import in_turns
+
 from wsurgery.cores import cores
 
 MIB = 1 << 20
@@ -126,16 +128,12 @@ def pipe(commands: Sequence[Sequence[str | Path]]) -> tuple[float, list[Cost]]:
     return time.perf_counter() - start, costs
 
 
-def medians(repeats: int, **sides: Callable[[], Cost]) -> dict[str, Cost]:
-    """Run the sides in turn, once to warm up and `repeats` times; return the median of each."""
-    runs: dict[str, list[Cost]] = {name: [] for name in sides}
-    for _ in range(repeats + 1):
-        for name, side in sides.items():
-            runs[name].append(side())
+def median_costs(repeats: int, **sides: Callable[[], Cost]) -> dict[str, Cost]:
+    """Run the sides in turn, once to warm up and `repeats` times; return the median of each, of memory the most."""
     median = statistics.median
     return {
         name: Cost(median(c.wall for c in costs[1:]), median(c.cpu for c in costs[1:]), max(c.memory for c in costs))
-        for name, costs in runs.items()
+        for name, costs in in_turns(repeats, **sides).items()
     }
 
 
@@ -166,7 +164,7 @@ def start_up(report: Report, repeats: int, small: Path) -> None:
         "--help": lambda: run([*WSURGERY, "--help"]),
         "show": lambda: run([*WSURGERY, "show", small]),
     }
-    costs = medians(3 * repeats, **sides)
+    costs = median_costs(3 * repeats, **sides)
     for name in ("--help", "show"):
         ratio = costs[name].cpu / costs["numpy"].cpu
         ours, theirs = (f"{costs[side].cpu:.3f} s CPU" for side in (name, "numpy"))
@@ -177,7 +175,7 @@ def partial_copy(report: Report, repeats: int, folder: Path, source: Path, into:
     """`transfuse` from one file into another, against cp and against the torch script."""
     out = folder / "out.safetensors"
     transfuse = [*WSURGERY, "transfuse", source, "--upto", "50%", "--into", into, "-o", out, "--force"]
-    costs = medians(
+    costs = median_costs(
         repeats,
         cp=lambda: run(["cp", source, out]),
         digests=lambda: run(transfuse),
@@ -190,14 +188,14 @@ def partial_copy(report: Report, repeats: int, folder: Path, source: Path, into:
             f"transfuse{what}, {size}", f"{cost.wall:.2f} s, {cost.memory:.0f} MiB", f"cp {cp.wall:.2f} s",
             cost.wall / cp.wall, f"{factor:g} times and 0.25 s; 90 MiB", met=cost.wall <= allowed and cost.memory < 90,
         )  # fmt: skip
-    torch = medians(1, it=lambda: run([sys.executable, "-c", TORCH["partial copy"], source, into, out]))["it"]
+    torch = median_costs(1, it=lambda: run([sys.executable, "-c", TORCH["partial copy"], source, into, out]))["it"]
     report.against(f"transfuse, {size}", costs["digests"], torch, "torch script", 0.5, 20)
 
 
 def resample(report: Report, repeats: int, folder: Path, source: Path, most: float, largest: int) -> None:
     """`meanvar` against the torch script."""
     out = folder / "out.safetensors"
-    costs = medians(
+    costs = median_costs(
         repeats,
         ours=lambda: run([*WSURGERY, "meanvar", source, "-o", out, "--force"]),
         torch=lambda: run([sys.executable, "-c", TORCH["meanvar"], source, out]),
@@ -219,7 +217,7 @@ def convert(report: Report, repeats: int, folder: Path, a: Path, b: Path) -> Non
         ("cast", ["cast", a, "--to", "fp16", "-o", out, "--force"], [a, out]),
         ("diff", ["diff", a, b], [a, b]),
     ):
-        costs = medians(
+        costs = median_costs(
             repeats,
             ours=lambda ours=ours: run([*WSURGERY, *ours]),
             torch=lambda name=name, rest=rest: run([sys.executable, "-c", TORCH[name], *rest]),
@@ -271,7 +269,8 @@ def how_big(repeats: int, files: Sequence[Path]) -> None:
     print("\n| command | " + " | ".join(sizes) + " | peaks |\n|---|" + "---|" * (len(files) + 1))
     for name, command in commands.items():
         costs = [
-            medians(repeats, it=lambda f=f, command=command: pipe([command(f), ["cat"]])[1][0])["it"] for f in files
+            median_costs(repeats, it=lambda f=f, command=command: pipe([command(f), ["cat"]])[1][0])["it"]
+            for f in files
         ]
         cells = [
             f"{c.wall / (f.stat().st_size / 1e9):.2f} s a GB, {c.memory:.0f} MiB"

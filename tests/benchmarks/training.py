@@ -14,7 +14,6 @@ network on one batch that lies on the device, both in bfloat16.
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from timm.data import create_loader
 from timm.data.dataset import ImageDataset
 from torch import nn
 from torchvision import transforms
+from turns import medians
 
 from wsurgery.cores import cores
 from wsurgery.data.augment import Augmentation, augment, normalise, to_float
@@ -46,19 +46,6 @@ FULL = Augmentation(crop=0.1, flip_horizontal=True, flip_vertical=True, hue=0.02
 LABELS = ("a", "b", "c", "d", "e")
 # Width and height: no larger than needed, CheXpert-small's, Messidor's.
 PHOTOGRAPHS = ((128, 128), (390, 320), (2304, 1536))
-
-
-def medians(
-    repeats: int, clock: Callable[[], float] = time.process_time, **sides: Callable[[], object]
-) -> dict[str, float]:
-    """Run the sides in turn, once to warm up and `repeats` times; return the median seconds of each."""
-    runs: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats + 1):
-        for name, side in sides.items():
-            start = clock()
-            side()
-            runs[name].append(clock() - start)
-    return {name: statistics.median(times[1:]) for name, times in runs.items()}
 
 
 def row(what: str, ours: float, theirs: float, label: str, wanted: float | None) -> None:

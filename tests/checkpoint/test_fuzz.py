@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.conftest import reference_accepts
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.header import format_header
+from wsurgery.checkpoint.opening import open_checkpoint
 from wsurgery.checkpoint.provenance import KEY, History, as_pipeline
-from wsurgery.checkpoint.reader import open_checkpoint
 from wsurgery.commands.show import show
 from wsurgery.errors import WsurgeryError
 

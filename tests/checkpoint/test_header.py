@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.conftest import reference_accepts
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.header import TensorInfo, format_header, parse_header
-from wsurgery.checkpoint.reader import open_checkpoint
+from wsurgery.checkpoint.opening import open_checkpoint
 from wsurgery.errors import WsurgeryError
 
 GOOD = {

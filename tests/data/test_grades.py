@@ -3,7 +3,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from wsurgery.data.grades import GRADES, grade_labels, referable
-from wsurgery.training.metrics import auc_per_label
+from wsurgery.statistics.auc import auc_per_label
 
 
 @pytest.mark.parametrize("ordinal", [False, True])

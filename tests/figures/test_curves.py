@@ -4,27 +4,12 @@ import numpy as np
 import pytest
 
 from wsurgery.errors import UsageError
-from wsurgery.figures.curves import band_caption, draw_curves, seed_curve, spread
-from wsurgery.figures.runs import Run
+from wsurgery.experiments.runs import Run
+from wsurgery.figures.curves import band_caption, draw_curves, seed_curve
 
 
 def run(arm: str, auc: dict[int, float], loss: dict[int, float] | None = None) -> Run:
     return Run(Path(arm), arm, "1", auc, loss or {})
-
-
-@pytest.mark.parametrize("n", [2, 3, 4, 7])
-def test_spread_is_the_range_of_few_and_the_standard_deviation_of_more(n: int) -> None:
-    values = np.random.default_rng(n).random(n)
-    found = spread(list(values))
-    assert found.mean == pytest.approx(values.mean())
-    half = values.std(ddof=1)
-    expected = (values.min(), values.max()) if n < 4 else (values.mean() - half, values.mean() + half)
-    assert (found.low, found.high) == pytest.approx(expected)
-    assert found.kind == ("range" if n < 4 else "sd")
-
-
-def test_one_value_has_no_spread() -> None:
-    assert spread([0.5]) == (0.5, 0.5, 0.5, "")
 
 
 def test_the_lines_and_bands_are_those_of_the_logs() -> None:

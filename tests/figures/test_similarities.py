@@ -1,16 +1,11 @@
+from collections.abc import Mapping
+
 import numpy as np
 
-from wsurgery.figures.runs import LayerScore
-from wsurgery.figures.similarities import draw_layers, draw_matrix, layer_means
+from wsurgery.experiments.cca import Comparison
+from wsurgery.experiments.runs import LayerScore
+from wsurgery.figures.similarities import draw_comparisons, draw_layers, draw_matrix
 from wsurgery.similarity.results import LayerSimilarity
-
-
-def scores(*values: float | None) -> list[LayerScore]:
-    return [LayerScore(f"b{i}", value, 0.05, 0.1, 0.9, None) for i, value in enumerate(values)]
-
-
-def test_a_layer_that_one_seed_lacks_has_no_mean() -> None:
-    assert layer_means([scores(0.5, 0.25), scores(0.75, None)], "value") == {"b0": 0.625}
 
 
 def results(metric: str, pairs: list[tuple[str, str]], values: list[float | None]) -> list[LayerSimilarity]:
@@ -23,6 +18,14 @@ def results(metric: str, pairs: list[tuple[str, str]], values: list[float | None
         )
         for (a, b), value in zip(pairs, values, strict=True)
     ]  # fmt: skip
+
+
+def compared(name: str, by_seed: Mapping[str, list[float | None]]) -> Comparison:
+    scores = {
+        seed: [LayerScore(f"b{i}", x, 0.01, 0.1, 0.9, None) for i, x in enumerate(values)]
+        for seed, values in by_seed.items()
+    }
+    return Comparison(name, scores)
 
 
 def test_lines_whiskers_and_bands_are_the_data() -> None:
@@ -47,4 +50,21 @@ def test_the_heat_map_is_the_matrix() -> None:
     np.testing.assert_allclose(grid, [[0.9, 0.5, 0.1], [0.4, np.nan, 0.2]])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["conv1", "block1"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["conv1", "block1", "block2"]
+    figure.canvas.draw()
+
+
+def test_lines_bands_and_bounds_are_the_data() -> None:
+    figure = draw_comparisons(
+        {"a": compared("a", {"1": [0.5, 0.25], "2": [0.75, 0.5]}), "b": compared("b", {"": [0.5, None]})}
+    )
+    axes = figure.axes[0]
+    lines = [container.lines[0].get_ydata(orig=False) for container in axes.containers]
+    np.testing.assert_allclose(lines[0], [0.625, 0.375])
+    np.testing.assert_allclose(lines[1], [0.5])
+    (whisker,) = axes.containers[1].lines[2][0].get_segments()
+    np.testing.assert_allclose(sorted(whisker[:, 1]), [0.49, 0.51])
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert set(band) == {0.5, 0.75, 0.25}
+    dotted = [line.get_ydata(orig=False) for line in axes.lines if line.get_linestyle() == ":"]
+    assert {round(float(y), 9) for ys in dotted for y in ys} == {0.1, 0.9}
     figure.canvas.draw()

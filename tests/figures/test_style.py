@@ -7,8 +7,8 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from wsurgery.errors import UsageError
+from wsurgery.experiments.runs import Run
 from wsurgery.figures.curves import draw_curves
-from wsurgery.figures.runs import Run
 from wsurgery.figures.style import PALETTE, inline_svg, line_styles, save
 
 RUNS = [Run(Path(arm), arm, "1", {0: 0.5, 10: 0.75}, {}) for arm in ("random", "<b>&_$x$", "_hidden")]

@@ -11,7 +11,7 @@ from tests.conftest import TRAINING
 from wsurgery.data.dataset import load_dataset
 from wsurgery.data.sources import make_data
 from wsurgery.models import load
-from wsurgery.training.metrics import auc_per_label, macro
+from wsurgery.statistics.auc import auc_per_label, macro
 from wsurgery.training.predict import predict
 
 CPU = torch.device("cpu")

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from wsurgery import __version__
-from wsurgery.checkpoint.digest import Digest, FilesDigest, file_digest
-from wsurgery.checkpoint.reader import STDIN, Checkpoint
+from wsurgery.checkpoint.digest import Digest, FilesDigest, bytes_digest, file_digest
+from wsurgery.checkpoint.opening import STDIN
+from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.errors import WsurgeryError
 
 KEY = "wsurgery"
@@ -41,9 +42,8 @@ class History:
         Raises:
             WsurgeryError: the entry is not what wsurgery writes.
         """
-        planned = getattr(checkpoint, "history", None)  # of what edits will make
-        if isinstance(planned, cls):
-            return planned
+        if isinstance(checkpoint, Unmade):
+            return checkpoint.history
         metadata = dict(checkpoint.header.metadata)
         text = metadata.pop(KEY, "{}")
         try:
@@ -97,6 +97,20 @@ class History:
         return replace(self, log=(*self.log, record))
 
 
+class Unmade(Checkpoint):
+    """A checkpoint that is still to be made, and knows what its file will say of itself.
+
+    Attributes:
+        history: its history.
+    """
+
+    history: History
+
+    def header_digest(self) -> Digest:
+        """Give BLAKE3 of its header, which is known when the digests of its inputs are."""
+        raise NotImplementedError
+
+
 def make_record(
     command: str,
     arguments: Sequence[str],
@@ -130,20 +144,24 @@ def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool) -> 
     """
     in_memory = checkpoint.path is None and checkpoint.url is None
     if flows and (history.log or in_memory or not checkpoint.seekable):
-        return {"name": STDIN, "header": checkpoint.header_digest()}
+        return {"name": STDIN, "header": _header_digest(checkpoint)}
     if checkpoint.url is not None:  # read in parts: it has no digest without downloading all of it
         size = len(checkpoint.header_bytes) + sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-        header = checkpoint.header_digest()
+        header = _header_digest(checkpoint)
         remote: Record = {"name": checkpoint.name, "size": size, "header": header, "url": checkpoint.url}
         return {**remote, "log": list(history.log)} if history.log and not flows else remote
     if checkpoint.path is None or not checkpoint.seekable:
-        return {"name": STDIN, "header": checkpoint.header_digest(), "log": list(history.log)}
+        return {"name": STDIN, "header": _header_digest(checkpoint), "log": list(history.log)}
     described: Record = {
         "name": checkpoint.path.name,
         "size": sum(file.stat().st_size for file in checkpoint.files),
         "blake3": FilesDigest(checkpoint.files),
     }
     return {**described, "log": list(history.log)} if history.log and not flows else described
+
+
+def _header_digest(checkpoint: Checkpoint) -> str | Digest:
+    return checkpoint.header_digest() if isinstance(checkpoint, Unmade) else bytes_digest(checkpoint.header_bytes)
 
 
 def describe_file(path: Path) -> Record:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import mmap
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +11,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from wsurgery.checkpoint.header import LENGTH_BYTES, Header, TensorInfo, header_length, parse_header
 from wsurgery.checkpoint.writer import write_all
-from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.errors import WsurgeryError, printable
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from wsurgery.checkpoint.digest import Digest
-
-STDIN = "-"
 _BLOCK = 1 << 20  # bytes moved at a time
 _NOT_SUPPORTED = {errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 _HUGE = 4 << 20  # bytes from which a buffer is worth huge pages
@@ -74,12 +70,6 @@ class Checkpoint:
     def tensors(self) -> dict[str, TensorInfo]:
         """Tensors by name, in file order."""
         return self.header.tensors
-
-    def header_digest(self) -> "str | Digest":
-        """Return BLAKE3 of the header as 64 hexadecimal digits, or what will know it."""
-        from wsurgery.checkpoint.digest import bytes_digest
-
-        return bytes_digest(self.header_bytes)
 
     def read(self, tensor: TensorInfo) -> bytearray | mmap.mmap:
         """Read one tensor's bytes.
@@ -253,39 +243,6 @@ if sys.platform == "linux":  # elsewhere these are missing, or sendfile writes t
         except AttributeError:  # a Python that was built without it
             pass
         return done
-
-
-def open_checkpoint(source: str | Path | None) -> Checkpoint:
-    """Open a checkpoint: a safetensors file, a folder of shards, either at a URL, or standard input for `-` or None.
-
-    Raises:
-        WsurgeryError: not a safetensors file, or broken.
-        OSError: it cannot be opened.
-        UsageError: nothing was named and standard input is a terminal.
-    """
-    if source is None or str(source) == STDIN:
-        if source is None and not stdin_is_piped():
-            raise UsageError("no input: name a safetensors file, or pipe one in")
-        return Checkpoint(open(0, "rb", buffering=0, closefd=False), None)
-    if "://" in str(source):
-        from wsurgery.checkpoint.remote import open_remote
-
-        return open_remote(str(source))
-    path = Path(source)
-    if path.is_dir():
-        from wsurgery.checkpoint.shards import open_folder
-
-        return open_folder(path)
-    return Checkpoint(path.open("rb", buffering=0), path)
-
-
-def stdin_is_piped() -> bool:
-    """Whether standard input is a pipe, a socket or a redirected file, as opposed to a terminal or a device."""
-    try:
-        mode = os.fstat(0).st_mode
-    except OSError:
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
 def _read_up_to(stream: BinaryIO, n: int) -> bytes:

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 from wsurgery import __version__
 from wsurgery.checkpoint.digest import FilesDigest, bytes_digest, file_digest, tensor_digests
+from wsurgery.checkpoint.opening import STDIN, open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record, with_files
-from wsurgery.checkpoint.reader import STDIN, open_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 REPLAYABLE = frozenset(

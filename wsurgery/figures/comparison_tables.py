@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wsurgery.errors import printable
-from wsurgery.figures.comparison import AucRow, Aucs, Steps
+from wsurgery.experiments.comparison import AucRow, Aucs, Steps
 
 _NONE = "–"
 

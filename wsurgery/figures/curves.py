@@ -1,43 +1,17 @@
 """Convergence: AUC or loss against optimiser steps, one line an arm, with a band over its seeds."""
 
 from collections.abc import Sequence
-from statistics import fmean, stdev
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from matplotlib.figure import Figure
 
 from wsurgery.errors import UsageError, printable
-from wsurgery.figures.runs import Run
+from wsurgery.experiments.runs import Run, by_arm
 from wsurgery.figures.style import FAINT, house_style, legend_height, line_styles, plain_text
+from wsurgery.statistics.spread import SD_FROM, Spread, spread
 
 Metric = Literal["auc", "loss"]
 _LABELS: dict[str, str] = {"auc": "macro AUC, validation split", "loss": "training loss (binary cross-entropy, nats)"}
-SD_FROM = 4  # seeds; a standard deviation of fewer says little
-
-
-class Spread(NamedTuple):
-    """A mean over seeds and how far they spread: `kind` is "range", "sd", or "" for one value."""
-
-    mean: float
-    low: float
-    high: float
-    kind: str
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Summarise seeds: mean with their range for fewer than 4, else with ± 1 sample standard deviation."""
-    mean = fmean(values)
-    if len(values) >= SD_FROM:
-        return Spread(mean, mean - stdev(values), mean + stdev(values), "sd")
-    return Spread(mean, min(values), max(values), "range" if len(values) > 1 else "")
-
-
-def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Group runs by arm, both in the order given."""
-    arms: dict[str, list[Run]] = {}
-    for run in runs:
-        arms.setdefault(run.arm, []).append(run)
-    return arms
 
 
 def seed_curve(runs: Sequence[Run], metric: Metric) -> dict[int, Spread]:

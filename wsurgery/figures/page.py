@@ -13,19 +13,20 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from wsurgery.errors import printable
-from wsurgery.figures.cca import PRETRAINED_PAIR, RANDOM_PAIR, Comparison, differences, draw_comparisons
-from wsurgery.figures.claims import Claim
-from wsurgery.figures.curves import Spread, band_caption, draw_curves
+from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, Comparison, differences, layer_names
+from wsurgery.experiments.claims import Claim
+from wsurgery.experiments.networks import Networks, gap_rows
+from wsurgery.experiments.report import Report
+from wsurgery.experiments.runs import Run
+from wsurgery.experiments.summary import against_random, in_words
+from wsurgery.figures.curves import band_caption, draw_curves
 from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
 from wsurgery.figures.gather import results_html
-from wsurgery.figures.networks import Networks, gap_rows
-from wsurgery.figures.report import Report
-from wsurgery.figures.runs import Run
-from wsurgery.figures.significance import NOT_SHOWN, SHOWN
-from wsurgery.figures.similarities import layer_names
+from wsurgery.figures.similarities import draw_comparisons
 from wsurgery.figures.style import INK, inline_svg, line_styles
-from wsurgery.figures.summary import against_random, in_words
 from wsurgery.figures.tables import SPREAD_NOTE, tests_note
+from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
+from wsurgery.statistics.spread import Spread
 
 _FILTER_ARMS = ("random", "transfer", "meanvar", "gabor")
 _SIMILARITY_NOTE = (

@@ -2,37 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from math import nan
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from wsurgery.figures.runs import LayerScore
-from wsurgery.figures.style import house_style, line_styles, plain_text
+from wsurgery.experiments.cca import Comparison, layer_names, standard_error
+from wsurgery.figures.style import house_style, legend_height, line_styles, plain_text
+from wsurgery.statistics.spread import spread
 
 if TYPE_CHECKING:
     from wsurgery.similarity.results import LayerSimilarity
-
-Series = Mapping[str, Sequence[Sequence[LayerScore]]]  # name → one result for each seed
-
-
-def layer_names(series: Series) -> list[str]:
-    """Name the layers of all results, from the lowest up."""
-    return list(dict.fromkeys(layer.layer for results in series.values() for result in results for layer in result))
-
-
-def layer_means(results: Sequence[Sequence[LayerScore]], field: str) -> dict[str, float]:
-    """Average `field` over the seeds, for each layer where every seed has it."""
-    found: dict[str, list[float | None]] = {}
-    for result in results:
-        for layer in result:
-            found.setdefault(layer.layer, []).append(getattr(layer, field))
-    means = {}
-    for layer_name, values in found.items():
-        numbers = [value for value in values if value is not None]
-        if len(numbers) == len(results):
-            means[layer_name] = fmean(numbers)
-    return means
 
 
 @house_style
@@ -91,4 +70,42 @@ def draw_matrix(found: "Sequence[LayerSimilarity]") -> Figure:
         axes.set_xlabel("layer of B")
         axes.set_ylabel("layer of A")
     figure.colorbar(image, ax=figure.axes, label="similarity", shrink=0.8)
+    return figure
+
+
+@house_style
+def draw_comparisons(shown: Mapping[str, Comparison]) -> Figure:
+    """Draw the mean similarity of each comparison along the layers, a line each with a band over its seeds.
+
+    Dotted lines in its colour are its floor and ceiling. Made once, it has whiskers of ± 1 standard error instead.
+
+    Args:
+        shown: label → comparison.
+    """
+    figure = Figure(figsize=(5.4, 3.6 + legend_height(len(shown))))
+    axes = figure.subplots()
+    layers = layer_names({label: comparison.results for label, comparison in shown.items()})
+    styles = line_styles(shown)
+    for label, comparison in shown.items():
+        colour, means = styles[label]["color"], comparison.means()
+        at = [layers.index(layer) for layer in means]
+        for bound in ("floor", "ceiling"):
+            bounds = comparison.means(bound)
+            where = [layers.index(layer) for layer in bounds]
+            axes.plot(where, list(bounds.values()), color=colour, linestyle=":", linewidth=1)
+        errors = None
+        if len(comparison.by_seed) == 1:
+            errors = [standard_error(comparison, layer) or 0.0 for layer in means]
+        else:
+            spreads = [spread(list(comparison.values(layer).values())) for layer in means]
+            low, high = [x.low for x in spreads], [x.high for x in spreads]
+            axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.errorbar(at, list(means.values()), yerr=errors, label=plain_text(label), elinewidth=1, **styles[label])
+    axes.set_xticks(range(len(layers)), [plain_text(layer) for layer in layers])
+    axes.grid(axis="x", visible=False)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("mean canonical correlation")
+    axes.set_xlabel("layer")
+    title = "dotted: floor and ceiling"
+    figure.legend(loc="outside lower center", ncols=min(len(shown), 3), title=title, title_fontsize="small")
     return figure

@@ -6,14 +6,13 @@ from rich.table import Table
 from rich.text import Text
 
 from wsurgery.errors import printable
-from wsurgery.figures.cca import Comparison
-from wsurgery.figures.claims import Claim
-from wsurgery.figures.curves import SD_FROM
-from wsurgery.figures.networks import Networks, gap_rows
-from wsurgery.figures.report import Report
-from wsurgery.figures.significance import ALPHA
-from wsurgery.figures.similarities import layer_names
-from wsurgery.figures.summary import against_random, in_words
+from wsurgery.experiments.cca import Comparison, layer_names
+from wsurgery.experiments.claims import Claim
+from wsurgery.experiments.networks import Networks, gap_rows
+from wsurgery.experiments.report import Report
+from wsurgery.experiments.summary import against_random, in_words
+from wsurgery.statistics.permutation import ALPHA
+from wsurgery.statistics.spread import SD_FROM
 
 Rows = list[list[str]]  # the head first
 SPREAD_NOTE = (

@@ -6,12 +6,15 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from wsurgery.anatomy.architecture import Architecture, choose_architecture, describe_architecture, read_config
 from wsurgery.checkpoint import Checkpoint, open_checkpoint
+from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.header import TensorInfo
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.writer import write_checkpoint
@@ -22,6 +25,12 @@ _DTYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+_NOT_TRAINED = {
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ", torch.complex64: "C64",
+}  # fmt: skip
+_ALL_DTYPES = _DTYPES | _NOT_TRAINED
+_ALL_TORCH_DTYPES = {name: dtype for dtype, name in _ALL_DTYPES.items()}
 _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 
 # Arguments with which timm reads or fetches files: a checkpoint's metadata is untrusted.
@@ -113,8 +122,13 @@ def load(path: str | Path, arch: str | None = None) -> nn.Module:
         WsurgeryError: the file's tensors are not those of the architecture; the message names the first one.
     """
     with open_checkpoint(path) as checkpoint:
-        model = create(architecture_of(checkpoint, arch))
-        load_into(model, checkpoint)
+        return load_checkpoint(checkpoint, arch)
+
+
+def load_checkpoint(checkpoint: Checkpoint, arch: str | None = None) -> nn.Module:
+    """Return the network of an open checkpoint, as `load` does."""
+    model = create(architecture_of(checkpoint, arch))
+    load_into(model, checkpoint)
     return model.eval()
 
 
@@ -145,11 +159,34 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
         if tensor.dtype not in _TORCH_DTYPES:
             raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is {tensor.dtype}: run wsurgery cast first")
         data = checkpoint.read(tensor)
-        flat = torch.frombuffer(data, dtype=_TORCH_DTYPES[tensor.dtype]) if data else torch.empty(0)
-        state[name] = flat.reshape(tensor.shape)
+        state[name] = _tensor(data, tensor.dtype, tensor.shape)
     state |= {name: state[kept] for name, kept in tied.items()}
     counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
     model.load_state_dict(counters | state, strict=True)
+
+
+def as_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
+    """Return arrays as tensors of the same types, which share their memory.
+
+    Raises:
+        WsurgeryError: torch has no such type.
+    """
+    state = {}
+    for name, x in arrays.items():
+        dtype = dtype_name(x.dtype)
+        if dtype not in _ALL_TORCH_DTYPES:
+            raise WsurgeryError(f"{printable(name)} is {dtype}, which torch has not: cast it first")
+        state[name] = _tensor(x.reshape(-1).view(np.uint8), dtype, x.shape)
+    return state
+
+
+def _tensor(data: Any, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    flat = (
+        torch.frombuffer(data, dtype=_ALL_TORCH_DTYPES[dtype])
+        if len(data)
+        else torch.empty(0, dtype=_ALL_TORCH_DTYPES[dtype])
+    )
+    return flat.reshape(shape)
 
 
 def as_checkpoint(state: Mapping[str, torch.Tensor], label: str) -> Made:
@@ -160,7 +197,7 @@ def as_checkpoint(state: Mapping[str, torch.Tensor], label: str) -> Made:
         return host.reshape(-1).view(torch.uint8).numpy().data
 
     tensors = [
-        TensorInfo(name, _DTYPES[value.dtype], tuple(value.shape), 0, 0).placed(0) for name, value in state.items()
+        TensorInfo(name, _ALL_DTYPES[value.dtype], tuple(value.shape), 0, 0).placed(0) for name, value in state.items()
     ]
     return Made(label, tensors, read, {"format": "pt"})
 

@@ -14,7 +14,7 @@ from wsurgery.checkpoint import Checkpoint, Header, TensorInfo
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
-from wsurgery.checkpoint.provenance import History, Record, describe_input, make_record
+from wsurgery.checkpoint.provenance import History, Record, Unmade, describe_input, make_record
 from wsurgery.checkpoint.spool import spooled
 from wsurgery.checkpoint.writer import write_all
 from wsurgery.errors import WsurgeryError, printable
@@ -97,7 +97,7 @@ class Made(Checkpoint):
         """There is nothing to open."""
 
 
-class Planned(Made):
+class Planned(Made, Unmade):
     """What edits will make of a checkpoint.
 
     Attributes:

@@ -1,6 +1,7 @@
 """Stream a checkpoint through edits: one tensor at a time, all cores, in the memory of a few tensors."""
 
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,13 @@ from typing import BinaryIO
 import numpy as np
 
 from wsurgery.checkpoint import Checkpoint, open_output
+from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.cores import cores
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.planning import Planned, computed
 from wsurgery.operations.random_streams import CHUNK
@@ -56,6 +58,35 @@ class Folder:
         placed = (edit.tensor.placed(0) for edit in edits)
         split = split_by_size(placed, self.shard_size or DEFAULT_SHARD_SIZE)
         return {name: [by_name[tensor.name] for tensor in group] for name, group in split.items()}
+
+
+def destination(
+    output: str | None, shard_size: int | str | None, part: str | None, *, like: Checkpoint | None
+) -> Path | Folder | None:
+    """Say what is written: a file, a folder of shards (a name that ends in `/`, or a folder that exists), or (None) a stream.
+
+    Args:
+        output: its name.
+        shard_size: of a folder; a number of bytes, or as `5GB`.
+        part: of a folder, `K/N`.
+        like: what flows through, whose shards are kept.
+
+    Raises:
+        UsageError: `shard_size` or `part` of what is no folder, or a size that is none.
+    """
+    if output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir()):
+        return Folder(Path(output), None if shard_size is None else _bytes(str(shard_size)), like, part)
+    if shard_size or part:
+        raise UsageError("--shard-size and --part need a folder: -o DIR/")
+    return None if output is None else Path(output)
+
+
+def _bytes(size: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)B?", size)
+    amount = int(float(match[1]) * 1000 ** " kMGT".index(match[2].replace("K", "k") or " ")) if match else 0
+    if amount < 1:
+        raise UsageError(f"--shard-size {size}: write it as 5GB, 500MB or a number of bytes")
+    return amount
 
 
 def rewrite(
@@ -119,6 +150,19 @@ def _write(edits: Sequence[TensorEdit], history: History, stream: BinaryIO, thre
         if late:
             stream.seek(0)
             write_all(stream, format_header(tensors, history.metadata()))
+
+
+def arrays(planned: Planned, threads: int | None = None) -> Iterator[tuple[str, Array]]:
+    """Yield the name and the array of each tensor that edits make, in its order; a few are in memory.
+
+    Raises:
+        WsurgeryError: an input ends early, or an operation cannot work on a tensor.
+    """
+    with ThreadPoolExecutor(threads or cores()) as pool, ThreadPoolExecutor(1) as io:
+        for edit, data in _results(planned.edits, pool, io):
+            content = edit.source.read(edit.origin) if data is None else data
+            yield edit.tensor.name, np.frombuffer(content, numpy_dtype(edit.tensor.dtype)).reshape(edit.tensor.shape)
+    planned.finish()
 
 
 def _results(

@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 
 from wsurgery.anatomy import Selection, role_map
+from wsurgery.anatomy.prefixes import common_prefix
 from wsurgery.anatomy.roles import Described
-from wsurgery.anatomy.timm_names import common_prefix
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
 from wsurgery.errors import WsurgeryError, printable

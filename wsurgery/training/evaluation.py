@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from wsurgery.training.bootstrap import bootstrap_aucs, percentile_interval, resampling_unit
-from wsurgery.training.metrics import auc_per_label, delong_interval, macro
+from wsurgery.statistics.auc import auc_per_label, delong_interval, macro
+from wsurgery.statistics.bootstrap import bootstrap_aucs, percentile_interval, resampling_unit
 from wsurgery.training.predictions import Predictions
 
 Aucs = dict[str, float | None]

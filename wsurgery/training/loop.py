@@ -33,9 +33,9 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models import create, load_into, save
 from wsurgery.models.load import architecture_of
 from wsurgery.processes import ALONE, Processes
+from wsurgery.statistics.auc import macro
 from wsurgery.training.evaluation import aucs_of
 from wsurgery.training.interruption import Interrupted
-from wsurgery.training.metrics import macro
 from wsurgery.training.optimisation import freeze, make_optimizer, make_scheduler, masked_loss
 from wsurgery.training.predict import fit_channels, image_statistics, predict
 from wsurgery.training.predictions import from_logits

@@ -1,0 +1,131 @@
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsurgery.errors import UsageError, WsurgeryError
+from wsurgery.experiments.cca import Comparison, differences, find_comparisons
+from wsurgery.experiments.cca_claims import comparison_claims
+from wsurgery.experiments.runs import LayerScore
+from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
+
+WriteCca = Callable[..., Path]
+
+
+def compared(name: str, by_seed: Mapping[str, list[float | None]], se: float | None = 0.01) -> Comparison:
+    return Comparison(
+        name,
+        {
+            seed: [LayerScore(f"b{i}", x, se, 0.1, 0.9, None) for i, x in enumerate(values)]
+            for seed, values in by_seed.items()
+        },
+    )
+
+
+def seeds(*values: list[float | None]) -> dict[str, list[float | None]]:
+    return {f"{seed}": row for seed, row in enumerate(values, 1)}
+
+
+def judged(*comparisons: Comparison) -> dict[str, str]:
+    return {claim.claim.split()[0]: claim.verdict for claim in comparison_claims({x.name: x for x in comparisons})}
+
+
+def test_comparisons_are_found_in_their_three_places_and_chosen_in_order(tmp_path: Path, write_cca: WriteCca) -> None:
+    write_cca(tmp_path / "runs" / "transfer" / "1" / "cca-init.json", [0.5])
+    for seed in (10, 9):
+        write_cca(tmp_path / "cca" / "random-pair" / f"{seed}.json", [0.5])
+    write_cca(tmp_path / "cca" / "a.json", [0.5])
+    found = find_comparisons(tmp_path, [], None)
+    assert {name: list(x.by_seed) for name, x in found.items()} == {
+        "transfer-to-init": ["1"], "random-pair": ["9", "10"], "a": [""],
+    }  # fmt: skip
+    assert list(find_comparisons(tmp_path, ["random"], None)) == ["random-pair", "a"]
+    assert list(find_comparisons(tmp_path, ["random"], ["a", "transfer-to-init"])) == ["a", "transfer-to-init"]
+    assert find_comparisons(tmp_path, ["transfer"], []) == {}
+    with pytest.raises(UsageError, match="no comparison b; there are: a, random-pair, transfer-to-init"):
+        find_comparisons(tmp_path, [], ["b"])
+    (tmp_path / "cca" / "broken.json").write_text("{")
+    assert list(find_comparisons(tmp_path, [], ["a"])) == ["a"]  # the others are not looked at
+    with pytest.raises(WsurgeryError, match="broken"):
+        find_comparisons(tmp_path, [], None)
+    write_cca(tmp_path / "cca" / "a" / "1.json", [0.5])
+    with pytest.raises(UsageError, match=r"a is in .*a\.json and in .*1\.json"):
+        find_comparisons(tmp_path, [], ["a"])
+
+
+def test_a_layer_that_one_seed_lacks_has_no_mean() -> None:
+    assert compared("a", seeds([0.5, 0.25], [0.75, None])).means() == {"b0": 0.625}
+
+
+def test_differences_are_by_seed_where_seeds_match() -> None:
+    a, b = compared("a", seeds([0.9, 0.5], [0.5, None])), compared("b", seeds([0.6, 0.4], [0.1, 0.3]))
+    (found,) = differences(a, b)  # b1 has no value in a seed
+    assert found.layer == "b0"
+    assert found.difference == pytest.approx(0.35)
+    assert found.se == pytest.approx(np.std([0.3, 0.4], ddof=1) / 2**0.5)
+    once = [compared(name, {"": [value]}, se) for name, value, se in (("a", 0.9, 0.03), ("b", 0.5, 0.04))]
+    assert differences(*once)[0][1:] == pytest.approx((0.4, 0.05))
+    assert differences(once[0], compared("b", {"": [0.5]}, None))[0].se is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ([[0.9, 0.5, 0.4]] * 5, f"{SHOWN} (p = 0.031, 5 pairs)"),
+        ([[0.9, 0.5, 0.4]] * 2, "too few seeds to show it (smallest possible p = 0.25); suggestive: every seed agrees"),
+        ([[0.9, 0.5, 0.95]] * 5, f"{NOT_SHOWN} (p = 1, 5 pairs)"),
+    ],
+)
+def test_lowest_layer_moves_least_only_if_it_does(scores: list[list[float | None]], words: str) -> None:
+    assert judged(compared("transfer-to-init", seeds(*scores))) == {"The": words}
+
+
+@pytest.mark.parametrize(
+    ("gain", "more_alike", "most_at_the_bottom"),
+    [
+        ([0.3, 0.2, 0.1], "suggestive", "suggestive"),
+        ([0.1, 0.2, 0.3], "suggestive", "not"),
+        ([0.3, 0.2, -0.1], "not", "suggestive"),
+        ([0.3, 0.2, 0.02], "not", "suggestive"),  # within twice its standard error, 0.014
+        ([0.02, 0.0, 0.0], "not", "not"),
+    ],
+)
+def test_one_pair_of_each_kind_is_never_more_than_suggestive(
+    gain: list[float], more_alike: str, most_at_the_bottom: str
+) -> None:
+    found = judged(
+        compared("pretrained-pair", {"": [0.4 + x for x in gain]}), compared("random-pair", {"": [0.4] * len(gain)})
+    )
+    assert found["Two"].startswith(more_alike)
+    assert found["That"].startswith(most_at_the_bottom)
+
+
+def test_pairs_of_several_seeds_are_paired_by_seed() -> None:
+    # Seeds differ by more than the pairs do: only the pairing shows it.
+    base = [[0.1 * seed, 0.1 * seed] for seed in range(1, 6)]
+    random = compared("random-pair", seeds(*base))
+    pretrained = compared("pretrained-pair", seeds(*([x + 0.05, y + 0.01] for x, y in base)))
+    assert judged(pretrained, random) == dict.fromkeys(["Two", "That"], f"{SHOWN} (p = 0.031, 5 pairs)")
+    one_layer_fails = compared("pretrained-pair", seeds(*([x + 0.05, y - 0.01] for x, y in base)))
+    assert judged(one_layer_fails, random)["Two"] == f"{NOT_SHOWN} (p = 1, 5 pairs)"
+    others = compared("random-pair", {f"other{seed}": row for seed, row in enumerate(base)})
+    assert judged(pretrained, others)["Two"].startswith(NOT_SHOWN)  # unpaired
+    assert "That" not in judged(pretrained, others)
+
+
+def test_only_the_top_two_layers_count_against_a_mixed_pair() -> None:
+    random = compared("random-pair", seeds(*[[0.5, 0.5, 0.5]] * 5))
+    mixed = compared("transfer-random", seeds(*[[0.9, 0.4, 0.4]] * 5))
+    assert judged(random, mixed) == {"In": f"{SHOWN} (p = 0.031, 5 pairs)"}
+    mixed = compared("transfer-random", seeds(*[[0.4, 0.9, 0.4]] * 5))
+    assert judged(random, mixed)["In"].startswith(NOT_SHOWN)
+
+
+def test_pairs_that_begin_alike_and_end_alike() -> None:
+    begun = compared("random-pair-at-init", seeds(*([x, 0.1] for x in (0.5, 0.6, 0.7, 0.8, 0.9))))
+    ended = compared("random-pair", seeds(*([x, 0.9 - x] for x in (0.2, 0.3, 0.4, 0.5, 0.6))))
+    mixed = compared("random-pair", seeds(*([x, 0.1] for x in (0.4, 0.2, 0.6, 0.3, 0.5))))
+    for after, expected in ((ended, SHOWN), (mixed, NOT_SHOWN)):
+        assert judged(begun, after)["Those"].startswith(expected)
+    assert judged(begun, compared("random-pair", seeds([0.5], [0.6]))) == {}

@@ -1,0 +1,123 @@
+"""Differences of steps where some runs never got there, and of AUC over seeds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from wsurgery.experiments.comparison import Bounds, compare_aucs, compare_steps, pairs_of
+from wsurgery.experiments.runs import Run
+from wsurgery.statistics.bootstrap import bootstrap_aucs
+from wsurgery.statistics.delong import paired_delong
+from wsurgery.training.predictions import Predictions
+
+INF = float("inf")
+
+
+def run(seed: object, steps: int | None, last: int = 200) -> Run:
+    """A run that passes 0.8 at `steps`."""
+    auc = {step: 0.9 if steps is not None and step >= steps else 0.6 for step in range(0, last + 1, 20)}
+    return Run(Path(f"x/{seed}"), "x", str(seed), auc, {})
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "difference", "sooner"),
+    [
+        (run(1, 60), run(1, 100), (-40, -40), (1, 0, 0)),
+        (run(1, 60), run(1, 60), (0, 0), (0, 0, 1)),
+        (run(1, 60), run(1, None), (-INF, -141), (1, 0, 0)),
+        (run(1, None), run(1, 60), (141, INF), (0, 1, 0)),
+        (run(1, None), run(1, None), (-INF, INF), (0, 0, 1)),
+        (run(1, None, 40), run(1, 60), (-19, INF), (0, 0, 1)),  # b was at 60; a, past 40, may have been sooner
+        (run(1, None, 60), run(1, 60), (1, INF), (0, 1, 0)),
+        (run(1, 0), run(1, 20), (-20, -20), (1, 0, 0)),
+    ],
+)
+def test_censoring_bounds_a_difference(a: Run, b: Run, difference: tuple[float, float], sooner: object) -> None:
+    steps = compare_steps([a], [b], 0.8)
+    assert steps.differences == [difference]
+    assert steps.sooner == sooner
+    assert (steps.test, steps.p) == ("sign", 1)
+
+
+def test_runs_of_the_same_seeds_are_paired_whatever_their_order() -> None:
+    a, b = [run(seed, 60) for seed in (1, 2, 10)], [run(seed, steps) for seed, steps in ((10, 80), (2, None), (1, 60))]
+    assert pairs_of(a, b) == ([(0, 2), (1, 1), (2, 0)], True)
+    steps = compare_steps(a, b, 0.8)
+    assert steps.differences == [(0, 0), (-INF, -141), (-20, -20)]
+    assert steps.difference == (-20, -20)
+    assert steps.medians == ((60, 60), (80, 80))
+    assert steps.p == 0.5
+
+
+def test_runs_of_other_seeds_are_two_groups_and_none_is_dropped() -> None:
+    a, b = [run(seed, 60) for seed in (1, 2, 3)], [run(seed, None) for seed in (2, 3, 4)]
+    assert pairs_of(a, b) == ([(i, j) for i in range(3) for j in range(3)], False)
+    steps = compare_steps(a, b, 0.8)
+    assert (steps.differences, steps.difference) == ([], (-INF, -141))
+    assert steps.medians == ((60, 60), (201, INF))
+    assert (steps.test, steps.exact) == ("log-rank", True)
+    assert steps.p == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        ((60, 60), "60"),
+        ((201, INF), "≥ 201"),
+        ((-INF, -141), "≤ -141"),
+        ((-20, 40), "-20 to 40"),
+        ((-INF, INF), "unknown"),
+    ],
+)
+def test_bounds_in_words(bounds: tuple[float, float], words: str) -> None:
+    assert Bounds(*bounds).in_words() == words
+
+
+def predictions(seed: int, *, patients: bool = True) -> Predictions:
+    """Scores that depend on the seed, of labels that do not."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((90, 3)) < 0.4).astype(float)
+    labels[rng.random((90, 3)) < 0.2] = np.nan
+    labels[:, 1] = 0  # never positive
+    paths = tuple(f"{i}.png" for i in range(90))
+    owners = tuple(f"{i // 2}" for i in range(90)) if patients else paths
+    scores = np.random.default_rng(seed).normal(np.nan_to_num(labels), 1.5)
+    return Predictions(f"run {seed}", paths, owners, ("x", "y", "referable"), labels, scores, 2)
+
+
+def test_differences_are_means_over_the_pairs_of_runs() -> None:
+    a, b, pairs = [predictions(1), predictions(2)], [predictions(3), predictions(4)], [(0, 1), (1, 0)]
+    found = compare_aucs(a, b, pairs, resamples=100, seed=5)
+    assert (found.images, found.unit, found.units) == (90, "patients", 45)
+    assert found.labels["y"] is None
+    assert found.macro == found.labels["x"]  # the only label that has an AUC; referable is none of them
+    for name, column in (("x", 0), ("referable", 2)):
+        row = found.labels["x"] if name == "x" else found.referable
+        known = ~np.isnan(a[0].labels[:, column])
+        auc = [roc_auc_score(p.labels[known, column], p.scores[known, column]) for p in (*a, *b)]
+        assert row is not None
+        assert (row.a, row.b) == pytest.approx((np.mean(auc[:2]), np.mean(auc[2:])), rel=1e-12)
+        differences = [auc[0] - auc[3], auc[1] - auc[2]]
+        assert row.difference == pytest.approx(np.mean(differences), rel=1e-10)
+        assert row.seeds[:3] == pytest.approx((np.mean(differences), min(differences), max(differences)))
+        labels = a[0].labels[:, [column]]
+        expected = [
+            paired_delong(labels, a[i].scores[:, [column]], b[j].scores[:, [column]], patients=a[0].patients)
+            for i, j in pairs
+        ]
+        assert row.tests == expected
+        drawn = [
+            bootstrap_aucs(labels, p.scores[:, [column]], p.patients, resamples=100, seed=5)[:, 0] for p in (*a, *b)
+        ]
+        assert row.ci == pytest.approx(np.quantile((sum(drawn[:2]) - sum(drawn[2:])) / 2, [0.025, 0.975]), rel=1e-9)
+
+
+def test_images_are_independent_where_no_patient_is_known() -> None:
+    a, b = predictions(1, patients=False), predictions(2, patients=False)
+    found = compare_aucs([a], [b], [(0, 0)], resamples=0, seed=0)
+    assert (found.unit, found.units) == ("images", 90)
+    assert found.macro is not None
+    assert found.macro.ci is None
+    assert found.macro.tests == [paired_delong(a.labels[:, [0]], a.scores[:, [0]], b.scores[:, [0]])]

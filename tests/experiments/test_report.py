@@ -1,0 +1,55 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wsurgery.errors import UsageError
+from wsurgery.experiments.report import as_json, read_report
+
+FAST = [{0: 0.5, 20: 0.92, 40: 0.95}, {0: 0.5, 20: 0.8, 40: 0.94}]
+SLOW = [{0: 0.5, 20: 0.6, 40: 0.7}, {0: 0.5, 20: 0.55, 40: 0.65}]
+HOSTILE = "<script>alert('1')&\x1b[31m"
+
+
+@pytest.fixture
+def experiment(make_experiment: Callable[..., Path]) -> Path:
+    return make_experiment({"random": SLOW, "transfer": FAST, "meanvar": FAST, HOSTILE: FAST})
+
+
+def test_the_numbers_are_those_of_the_files(experiment: Path) -> None:
+    data = as_json(read_report(experiment, threshold=0.9))
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    random, transfer = data["arms"][:2]
+    assert random["steps_to_threshold"] == [None, None]
+    assert random["last_step"] == [40, 40]
+    assert transfer["steps_to_threshold"] == [20, 40]
+    assert transfer["against_random"] == "> 1.3× fewer steps"  # medians: 30 against more than 40
+    assert transfer["test_macro_auc"]["values"] == pytest.approx([0.81, 0.82])
+    assert transfer["test_macro_auc"]["mean"] == pytest.approx(0.815)
+    assert transfer["valid_macro_auc"]["mean"] == pytest.approx(0.945)
+    assert [x["layer"] for x in data["pair_differences"]] == ["block1", "block2", "block3"]
+    assert [x["difference"] for x in data["pair_differences"]] == pytest.approx([0.32, 0.16, 0.08])
+    verdicts = {claim["claim"].split()[0]: claim["verdict"] for claim in data["claims"]}
+    assert verdicts["Transfer"].endswith("suggestive: every seed agrees")
+    assert [len(arm["cca_init"]) for arm in data["arms"]] == [2] * 4
+    assert set(verdicts) == {"Transfer", "Pretrained", "The", "Two", "That"}
+
+
+def test_a_threshold_outside_an_auc_is_refused(experiment: Path) -> None:
+    with pytest.raises(UsageError, match="--threshold 90"):
+        read_report(experiment, threshold=90)
+
+
+def test_json_of_a_comparison_is_complete(tmp_path: Path, write_cca: Callable[..., Path]) -> None:
+    for seed, values in (("1", [0.5, 0.25]), ("2", [0.75, None])):
+        write_cca(tmp_path / "cca" / "a" / f"{seed}.json", values)
+    data = as_json(read_report(tmp_path, threshold=0.9, arms=[]))
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    (found,) = data["comparisons"]
+    assert (found["name"], found["seeds"]) == ("a", ["1", "2"])
+    first, second = found["layers"]
+    assert first["values"] == pytest.approx([0.5, 0.7])
+    assert (first["mean"], first["low"], first["high"]) == pytest.approx((0.6, 0.5, 0.7))
+    assert (first["floor"], first["ceiling"]) == (0.1, 0.9)
+    assert "mean" not in second

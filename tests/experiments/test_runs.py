@@ -1,0 +1,114 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from wsurgery.errors import UsageError, WsurgeryError
+from wsurgery.experiments.runs import arm_order, find_runs, read_run, read_similarities, read_test_auc
+
+
+def write_log(folder: Path, *records: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in records))
+    return folder
+
+
+def test_a_log_read_by_hand(tmp_path: Path) -> None:
+    run = read_run(
+        write_log(
+            tmp_path / "gabor" / "7",
+            {"step": 0, "macro_auc": 0.5, "loss": None},
+            {"step": 5, "loss": 0.7},
+            {"step": 10, "loss": 0.6, "macro_auc": 0.8},
+            {"step": 20, "loss": 0.5, "macro_auc": 0.79},
+            '{"step": 30, "loss": NaN, "macro_auc": NaN}',
+        )
+    )
+    assert (run.arm, run.seed) == ("gabor", "7")
+    assert run.auc == {0: 0.5, 10: 0.8, 20: 0.79}
+    assert run.loss == {5: 0.7, 10: 0.6, 20: 0.5}
+    assert run.last_step == 20
+
+
+@pytest.mark.parametrize(("threshold", "steps"), [(0.4, 0), (0.6, 10), (0.8, 10), (0.81, None)])
+def test_steps_to_a_threshold_is_the_first_evaluated_step_at_or_above_it(
+    tmp_path: Path, threshold: float, steps: int | None
+) -> None:
+    log = [{"step": s, "macro_auc": a} for s, a in ((0, 0.5), (10, 0.8), (20, 0.55), (30, 0.7))]
+    assert read_run(write_log(tmp_path / "a" / "1", *log)).steps_to(threshold) == steps
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([{"step": 0, "macro_auc": 0.5}, '{"step": 10, "macro_'], r"log\.jsonl line 2 is not a JSON object"),
+        (["7"], "line 1 is not a JSON object"),
+        ([{"macro_auc": 0.5}], "line 1 is not a JSON object with a step"),
+        ([{"step": 10, "macro_auc": 0.5}, {"step": 0, "macro_auc": 0.5}], "line 2: step 0 after step 10"),
+        ([{"step": "ten"}], "line 1: step 'ten'"),
+        ([{"step": 0, "macro_auc": "high"}], "line 1: macro_auc is 'high'"),
+        ([{"step": 5, "loss": 0.5}], "no evaluation yet"),
+    ],
+)
+def test_a_broken_log_is_one_line_that_names_file_and_line(tmp_path: Path, records: list[object], said: str) -> None:
+    with pytest.raises(WsurgeryError, match=said) as caught:
+        read_run(write_log(tmp_path / "a" / "1", *records))
+    assert "\n" not in str(caught.value)
+    assert "log.jsonl" in str(caught.value)
+
+
+def test_runs_come_in_the_order_of_the_paper_and_seeds_by_number(tmp_path: Path) -> None:
+    for arm in ("zeta", "gabor", "transfuse-block2", "transfuse-block10", "random", "transfer"):
+        for seed in (10, 9):
+            folder = write_log(tmp_path / "runs" / arm / str(seed), {"step": 0, "macro_auc": 0.5})
+            (folder / "metrics.json").write_text("{}")
+    found = [(run.arm, run.seed) for run in find_runs(tmp_path)]
+    arms = ["random", "transfer", "transfuse-block2", "transfuse-block10", "gabor", "zeta"]
+    assert found == [(arm, seed) for arm in arms for seed in ("9", "10")]
+    assert sorted(arms, key=arm_order) == arms
+
+
+def test_arms_of_one_family_are_in_the_order_of_their_blocks() -> None:
+    arms = [
+        f"{kind}{block}" for kind in ("freeze-", "freeze-hybrid-", "freeze-random-") for block in ("conv1", "block1")
+    ]
+    arms = ["random", "transfuse-conv1", "transfuse-block1", "bn-identity", "slim-random", *arms, "another"]
+    assert sorted(reversed(arms), key=arm_order) == arms
+
+
+def test_a_run_under_way_and_a_folder_without_runs_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no runs"):
+        find_runs(tmp_path)
+    write_log(tmp_path / "runs" / "random" / "1", {"step": 0, "macro_auc": 0.5})
+    with pytest.raises(WsurgeryError, match="random/1 has not ended"):
+        find_runs(tmp_path)
+    (tmp_path / "runs" / "random" / "2").mkdir()
+    (tmp_path / "runs" / "random" / "1" / "metrics.json").write_text("{}")
+    with pytest.raises(WsurgeryError, match="random/2 has no log"):
+        find_runs(tmp_path)
+
+
+def test_evaluation_is_optional_and_checked(tmp_path: Path) -> None:
+    assert read_test_auc(tmp_path) is None
+    (tmp_path / "eval.json").write_text('{\n"macro_auc": ')
+    with pytest.raises(WsurgeryError, match=r"eval\.json line 2 is not JSON"):
+        read_test_auc(tmp_path)
+    (tmp_path / "eval.json").write_text('{"macro_auc": 0.75}')
+    assert read_test_auc(tmp_path) == 0.75
+
+
+def test_the_first_metric_of_each_layer_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    layers = [
+        {"layer": "conv1", "metric": "mean_cca", "value": 0.5, "floor": 0.1},
+        {"layer": "conv1", "metric": "cka", "value": 0.9},
+        {"layer": "block1", "metric": "mean_cca", "value": None},
+    ]
+    path.write_text(json.dumps({"layers": layers}))
+    assert [(x.layer, x.value, x.floor, x.se) for x in read_similarities(path)] == [
+        ("conv1", 0.5, 0.1, None),
+        ("block1", None, None, None),
+    ]
+    path.write_text('{"layers": [{"value": 1}]}')
+    with pytest.raises(WsurgeryError, match="no list of layers"):
+        read_similarities(path)

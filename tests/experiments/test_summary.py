@@ -1,0 +1,44 @@
+from collections.abc import Callable
+
+import pytest
+
+from wsurgery.experiments.summary import Arm, Median, against
+
+
+@pytest.mark.parametrize(
+    ("mine", "random", "words"),
+    [
+        (Median(100, True), Median(210, True), "2.1× fewer steps"),
+        (Median(210, True), Median(100, True), "2.1× more steps"),
+        (Median(100, True), Median(100, True), "as many steps"),
+        (Median(100, True), Median(200, False), "> 2.0× fewer steps"),
+        (Median(200, True), Median(100, False), "unknown: too few steps to say"),
+        (Median(200, False), Median(100, True), "> 2.0× more steps"),
+        (Median(50, False), Median(100, True), "unknown: too few steps to say"),
+        (Median(200, False), Median(200, False), "unknown: neither passed"),
+        (Median(0, True), Median(100, True), "passed before training"),
+        (Median(100, True), Median(0, True), "random passed before training"),
+    ],
+)
+def test_ratio_to_random_in_words(mine: Median, random: Median, words: str) -> None:
+    assert against(mine, random) == words
+
+
+def test_median_steps_with_runs_that_never_passed(make_arm: Callable[..., Arm]) -> None:
+    assert make_arm("a", 20, None, 40).median_steps == (40, True)  # the middle one is known
+    assert make_arm("a", 20, None).median_steps == (110, False)  # at least (20 + 200) / 2
+    assert make_arm("a", 20, None).steps_in_words() == "20, > 200"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("freeze-conv1", "pretrained, frozen up to and with conv1"),
+        ("freeze-hybrid-block2", "pretrained up to and with block2, random above, frozen up to and with block2"),
+        ("freeze-random-block2", "random, frozen up to and with block2"),
+        ("slim-transfuse-block2", "pretrained up to and with block2, random above with half the channels"),
+        ("mine", ""),
+    ],
+)
+def test_the_longest_prefix_describes_an_arm(make_arm: Callable[..., Arm], name: str, words: str) -> None:
+    assert make_arm(name, 1).description == words

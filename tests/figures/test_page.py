@@ -1,0 +1,167 @@
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from wsurgery.errors import UsageError
+from wsurgery.experiments.report import as_json, read_report
+from wsurgery.figures.page import render_page
+from wsurgery.figures.tables import comparison_rows, markdown, table_rows, terminal_tables
+
+FAST = [{0: 0.5, 20: 0.92, 40: 0.95}, {0: 0.5, 20: 0.8, 40: 0.94}]
+SLOW = [{0: 0.5, 20: 0.6, 40: 0.7}, {0: 0.5, 20: 0.55, 40: 0.65}]
+HOSTILE = "<script>alert('1')&\x1b[31m"
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and the rows of tables, and checks that elements are closed in order."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.first_cells: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "th" and dict(attrs).get("scope") == "row":
+            self.first_cells.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if "th" in self.open and "tr" in self.open and "thead" not in self.open and "small" not in self.open:
+            self.first_cells[-1] += data
+
+
+@pytest.fixture
+def experiment(make_experiment: Callable[..., Path]) -> Path:
+    return make_experiment({"random": SLOW, "transfer": FAST, "meanvar": FAST, HOSTILE: FAST})
+
+
+def render(folder: Path) -> str:
+    return render_page(read_report(folder, threshold=0.9), title="A & B <i>")
+
+
+def test_the_page_needs_nothing_from_outside(experiment: Path) -> None:
+    text = render(experiment)
+    assert "http" not in text
+    assert "url(" not in text.replace("url(#", "")
+    assert "@import" not in text
+    for tag, attributes in Page(text).tags:
+        assert tag not in ("script", "link", "iframe", "object", "base")
+        for name in ("src", "href", "xlink:href", "srcset", "data"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
+
+
+def test_every_arm_is_in_the_table_and_hostile_names_are_text(experiment: Path) -> None:
+    page = Page(render(experiment))
+    assert page.first_cells[:4] == ["random", "transfer", "meanvar", "<script>alert('1')&\\x1b[31m"]
+    assert page.text.count("A & B <i>") == 2
+    assert "\x1b" not in render(experiment)
+
+
+def test_every_reference_inside_the_page_leads_somewhere(experiment: Path) -> None:
+    tags = Page(render(experiment)).tags
+    ids = {attributes.get("id") for _, attributes in tags}
+    used = {(a.get("xlink:href") or "")[1:] for tag, a in tags if tag == "use"}
+    clips = {a["clip-path"][5:-1] for _, a in tags if a.get("clip-path")}  # type: ignore[index]
+    assert used
+    assert used | clips <= ids
+
+
+def test_the_same_runs_give_the_same_bytes(experiment: Path) -> None:
+    assert render(experiment) == render(experiment)
+
+
+def test_sections_without_data_name_the_command_that_makes_it(make_experiment: Callable[..., Path]) -> None:
+    folder = make_experiment({"shuffle": FAST}, bare=True)
+    text = render(folder)
+    for command in ("wsurgery eval", "wsurgery train", "wsurgery cca RUN/init", "wsurgery cca RUN_A"):
+        assert f"<code>{command}" in text
+    assert "no runs of random, transfer, meanvar, transfuse-block1, gabor" in text
+    assert len([tag for tag, _ in Page(text).tags if tag == "svg"]) == 1
+
+
+def test_an_undefined_layer_is_a_dash(make_experiment: Callable[..., Path]) -> None:
+    folder = make_experiment({"transfer": FAST[:1]})
+    path = folder / "cca" / "random-pair.json"
+    content = json.loads(path.read_text())
+    content["layers"][1].update(value=None, normalised=None, floor=None)
+    path.write_text(json.dumps(content))
+    assert "<td>–</td>" in render(folder)
+    assert [x["layer"] for x in as_json(read_report(folder, threshold=0.9))["pair_differences"]] == ["block1", "block3"]
+
+
+def test_markdown_holds_the_rows_of_the_terminal_and_every_claim(make_experiment):
+    found = read_report(make_experiment({"random": SLOW, "transfer": FAST}), threshold=0.9)
+    text = markdown(found, title="T")
+    for row in table_rows(found):
+        assert "| " + " | ".join(row) + " |" in text
+    assert found.claims
+    for claim in found.claims:
+        assert claim.claim in text
+        assert claim.verdict in text
+    for row in comparison_rows(found.comparisons):
+        assert "| " + " | ".join(row) + " |" in text
+    assert "0.820 (0.820 to 0.820) [0.10, 0.90]" in text
+
+
+def test_chosen_arms_come_in_their_order_and_the_others_are_not_looked_at(make_experiment):
+    folder = make_experiment({"random": SLOW, "transfer": FAST, "gabor": FAST})
+    (folder / "runs" / "random" / "1" / "metrics.json").unlink()  # still training
+    found = read_report(folder, threshold=0.9, arms=["gabor", "transfer"], comparisons=["transfer-to-init"])
+    assert list(found.arms) == ["gabor", "transfer"]
+    assert list(found.comparisons) == ["transfer-to-init"]
+    text = render_page(found, title="T")
+    assert "Are two networks alike?" not in text  # left out, not missing
+    assert "Not judged" not in text
+    with pytest.raises(UsageError, match="has no runs of meanvar: there are random, transfer, gabor"):
+        read_report(folder, threshold=0.9, arms=["meanvar"])
+
+
+def test_a_report_of_comparisons_alone(make_experiment):
+    folder = make_experiment({"transfer": FAST})
+    found = read_report(folder, threshold=0.9, arms=[], comparisons=["pretrained-pair", "random-pair"])
+    text = render_page(found, title="T")
+    assert "Convergence" not in text
+    assert text.count("<svg") == 1
+    assert len(terminal_tables(found)) == 1
+    assert markdown(found, title="T").count("|---") == 5
+    with pytest.raises(UsageError, match="is left to report"):
+        read_report(folder, threshold=0.9, arms=[], comparisons=[])
+
+
+def test_what_the_paper_says_stands_first_and_brings_nothing_from_outside(experiment):
+    found = read_report(experiment, threshold=0.9)
+    paper = (
+        "Figure **6**.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n<script>x</script> ![picture](https://example.org/a.png)\n"
+    )
+    text = render_page(found, title="T", paper=paper)
+    page = Page(text)
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert "img" not in [tag for tag, a in page.tags if "base64" not in (a.get("src") or "")]
+    assert text.index("<strong>6</strong>") < text.index("<td>1</td>") < text.index("Accuracy and speed")
+    assert markdown(found, title="T", paper=paper).startswith(f"# T\n\n## The paper\n\n{paper}")
+
+
+def test_the_page_says_once_how_many_tests_were_made(experiment):
+    found = read_report(experiment, threshold=0.9)
+    tests = sum(claim.tests for claim in found.claims)
+    assert tests == 3  # transfer, meanvar, and the lowest layer; the pairs are not tested
+    for text in (render_page(found, title="T"), markdown(found, title="T")):
+        assert text.count(f"{tests} tests were made here") == 1

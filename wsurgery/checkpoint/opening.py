@@ -1,0 +1,43 @@
+"""Opening a checkpoint by its name, whatever holds it."""
+
+import os
+import stat
+from pathlib import Path
+
+from wsurgery.checkpoint.reader import Checkpoint
+from wsurgery.errors import UsageError
+
+STDIN = "-"
+
+
+def open_checkpoint(source: str | Path | None) -> Checkpoint:
+    """Open a checkpoint: a safetensors file, a folder of shards, either at a URL, or standard input for `-` or None.
+
+    Raises:
+        WsurgeryError: not a safetensors file, or broken.
+        OSError: it cannot be opened.
+        UsageError: nothing was named and standard input is a terminal.
+    """
+    if source is None or str(source) == STDIN:
+        if source is None and not stdin_is_piped():
+            raise UsageError("no input: name a safetensors file, or pipe one in")
+        return Checkpoint(open(0, "rb", buffering=0, closefd=False), None)
+    if "://" in str(source):
+        from wsurgery.checkpoint.remote import open_remote
+
+        return open_remote(str(source))
+    path = Path(source)
+    if path.is_dir():
+        from wsurgery.checkpoint.shards import open_folder
+
+        return open_folder(path)
+    return Checkpoint(path.open("rb", buffering=0), path)
+
+
+def stdin_is_piped() -> bool:
+    """Whether standard input is a pipe, a socket or a redirected file, as opposed to a terminal or a device."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)

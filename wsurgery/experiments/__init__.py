@@ -1,0 +1,1 @@
+"""What a study is: runs, arms, comparisons, claims, and what they come to."""

@@ -1,0 +1,115 @@
+"""The report on an experiment: what its runs and comparisons came to, as data for its page and as JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wsurgery.errors import UsageError, printable
+from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, TO_INIT, Comparison, differences, find_comparisons
+from wsurgery.experiments.cca_claims import comparison_claims
+from wsurgery.experiments.claims import Claim, arm_claims
+from wsurgery.experiments.runs import find_runs
+from wsurgery.experiments.summary import Arm, against_random, summarise
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of an experiment.
+
+    Attributes:
+        arms: by name, in the order of the page.
+        comparisons: by name, in the order of the page.
+        claims: the paper's claims that could be judged.
+        threshold: the validation macro AUC, 0 to 1, that steps are counted to.
+        selected: the reader chose arms or comparisons, so that those which are not here are not missing.
+    """
+
+    arms: Mapping[str, Arm]
+    comparisons: Mapping[str, Comparison]
+    claims: Sequence[Claim]
+    threshold: float
+    selected: bool
+
+    @property
+    def to_init(self) -> dict[str, Comparison]:
+        """Comparisons of networks with their own beginnings, by arm."""
+        return {name.removesuffix(TO_INIT): x for name, x in self.comparisons.items() if name.endswith(TO_INIT)}
+
+    @property
+    def pairs(self) -> dict[str, Comparison]:
+        """The other comparisons, by name."""
+        return {name: x for name, x in self.comparisons.items() if not name.endswith(TO_INIT)}
+
+
+def read_report(
+    folder: Path, *, threshold: float, arms: Sequence[str] | None = None, comparisons: Sequence[str] | None = None
+) -> Report:
+    """Read an experiment: runs in `folder`/runs/ARM/SEED, comparisons in `folder`/cca/NAME.json or cca/NAME/SEED.json.
+
+    Args:
+        folder: the experiment.
+        threshold: the validation macro AUC, 0 to 1, to count steps to.
+        arms: which, in the order of the page; None for all.
+        comparisons: likewise; ARM-to-init stands for runs/ARM/SEED/cca-init.json.
+
+    Raises:
+        UsageError: there is nothing, or not what was chosen, or the threshold is no AUC.
+        WsurgeryError: a run has not ended, or a file is broken.
+    """
+    if not 0 < threshold <= 1:
+        raise UsageError(f"--threshold {threshold:g} is no AUC: give a number from 0 to 1, such as 0.9")
+    found = summarise(find_runs(folder, arms), threshold)
+    compared = find_comparisons(folder, list(found), comparisons)
+    if not found and not compared:
+        raise UsageError(f"nothing of {printable(str(folder))} is left to report: choose arms or comparisons")
+    claims = [*arm_claims(found, threshold), *comparison_claims(compared)]
+    return Report(found, compared, claims, threshold, arms is not None or comparisons is not None)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Return the tables and the verdicts as JSON data. A null step count is a run that never passed."""
+    pairs, to_init = report.pairs, report.to_init
+    both = PRETRAINED_PAIR in pairs and RANDOM_PAIR in pairs
+    return {
+        "threshold": report.threshold,
+        "arms": [
+            {
+                "arm": arm.name,
+                "seeds": [run.seed for run in arm.runs],
+                "test_macro_auc": {"values": arm.test_auc, **(arm.test_spread._asdict() if arm.test_spread else {})},
+                "valid_macro_auc": {"values": arm.last_auc, **arm.valid_spread._asdict()},
+                "steps_to_threshold": arm.steps,
+                "last_step": [run.last_step for run in arm.runs],
+                "against_random": against_random(arm, report.arms) or None,
+                "cca_init": [
+                    [asdict(layer) for layer in scores]
+                    for scores in (to_init[arm.name].results if arm.name in to_init else [])
+                ],
+            }
+            for arm in report.arms.values()
+        ],
+        "comparisons": [_comparison_json(comparison) for comparison in report.comparisons.values()],
+        "pair_differences": [x._asdict() for x in differences(pairs[PRETRAINED_PAIR], pairs[RANDOM_PAIR])]
+        if both
+        else [],
+        "claims": [claim._asdict() for claim in report.claims],
+    }
+
+
+def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+    floors, ceilings = comparison.means("floor"), comparison.means("ceiling")
+    return {
+        "name": comparison.name,
+        "seeds": [seed for seed in comparison.by_seed if seed],
+        "layers": [
+            {
+                "layer": layer,
+                "values": list(comparison.values(layer).values()),
+                **(spread._asdict() if (spread := comparison.spread(layer)) else {}),
+                "floor": floors.get(layer),
+                "ceiling": ceilings.get(layer),
+            }
+            for layer in comparison.layers
+        ],
+    }

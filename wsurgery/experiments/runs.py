@@ -1,0 +1,228 @@
+"""Reading what training, evaluation and comparison have written, for figures and reports."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsurgery.errors import UsageError, WsurgeryError, printable
+
+_ARM_ORDER: tuple[str, ...] = (
+    "random",
+    "transfer",
+    "meanvar",
+    "shuffle",
+    "sample",
+    "transfuse-",
+    "gabor",
+    "bn-",
+    "slim-",
+)
+_ARM_ORDER += ("freeze-", "freeze-hybrid-", "freeze-random-")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        folder: where it is.
+        arm: what was trained, the name of the parent folder.
+        seed: the name of the folder.
+        auc: optimiser step → macro AUC on the validation split, 0 to 1, in the order of training.
+        loss: optimiser step → training loss.
+    """
+
+    folder: Path
+    arm: str
+    seed: str
+    auc: dict[int, float]
+    loss: dict[int, float]
+
+    @property
+    def last_step(self) -> int:
+        """The last step at which the network was evaluated."""
+        return max(self.auc)
+
+    def steps_to(self, threshold: float) -> int | None:
+        """Return the first evaluated step with a macro AUC of at least `threshold`; None (censored) if none."""
+        return next((step for step, auc in self.auc.items() if auc >= threshold), None)
+
+
+@dataclass(frozen=True)
+class LayerScore:
+    """One layer of a `cca --json` result. Similarities are mean canonical correlations, 0 to 1.
+
+    Attributes:
+        layer: its name.
+        value: the similarity, or None where it is not defined (a layer with no live channel).
+        se: standard error of `value`.
+        floor: what unrelated networks would score under the same draws.
+        ceiling: what a network scores against itself under the same draws.
+        normalised: (value − floor) / (ceiling − floor).
+    """
+
+    layer: str
+    value: float | None
+    se: float | None
+    floor: float | None
+    ceiling: float | None
+    normalised: float | None
+
+
+def read_run(folder: Path) -> Run:
+    """Read the log of a run, finished or not.
+
+    Raises:
+        WsurgeryError: there is no log, a line of it is broken, or it holds no evaluation.
+    """
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        raise WsurgeryError(f"{printable(str(folder))} has no log.jsonl: name a folder that `wsurgery train` wrote")
+    auc: dict[int, float] = {}
+    loss: dict[int, float] = {}
+    previous = 0
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        where = f"{printable(str(path))} line {number}"
+        try:
+            record = json.loads(line)
+            step = record["step"]
+        except (ValueError, KeyError, TypeError):
+            raise WsurgeryError(f"{where} is not a JSON object with a step: train again to mend it") from None
+        if not isinstance(step, int) or step < previous:
+            raise WsurgeryError(f"{where}: step {printable(repr(step))} after step {previous}: two runs share this log")
+        previous = step
+        for key, curve in (("macro_auc", auc), ("loss", loss)):
+            value = _number(record, key, where)
+            if value is not None:
+                curve[step] = value
+    if not auc:
+        raise WsurgeryError(f"{printable(str(path))} holds no evaluation yet: wait, or train with --eval-every")
+    resolved = folder.resolve()
+    return Run(folder, resolved.parent.name, resolved.name, auc, loss)
+
+
+def find_runs(folder: Path, arms: Sequence[str] | None = None) -> list[Run]:
+    """Read every finished run under `folder`/runs/ARM/SEED, seeds in numeric order.
+
+    Args:
+        folder: an experiment.
+        arms: whose runs, in this order; the others are not looked at. None for all, those of the paper first.
+
+    Raises:
+        UsageError: there is none, or none of one of `arms`.
+        WsurgeryError: a run is broken or has not ended.
+    """
+    folders = arms_in(folder)
+    there = sorted(folders, key=arm_order)
+    if not there and arms != []:
+        raise UsageError(f"{printable(str(folder))} holds no runs: a report is made from FOLDER/runs/ARM/SEED")
+    for arm in arms or []:
+        if arm not in folders:
+            names = ", ".join(printable(name) for name in there)
+            raise UsageError(f"{printable(str(folder))} has no runs of {printable(arm)}: there are {names}")
+    return [_read_finished(seed) for arm in (there if arms is None else arms) for seed in folders[arm]]
+
+
+def arms_in(folder: Path) -> dict[str, list[Path]]:
+    """List the folders of the seeds in `folder`/runs/ARM/SEED, in numeric order, by arm."""
+    folders: dict[str, list[Path]] = {}
+    for path in sorted((folder / "runs").glob("*/*"), key=lambda path: natural(path.name)):
+        if path.is_dir():
+            folders.setdefault(path.parent.name, []).append(path)
+    return folders
+
+
+def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Group runs by arm, both in the order given."""
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    return arms
+
+
+def read_seeds(folder: Path) -> list[Run]:
+    """Read a finished run, or, from the folder of an arm, those of all its seeds, in numeric order.
+
+    Raises:
+        UsageError: there is none.
+        WsurgeryError: a run is broken or has not ended.
+    """
+    if (folder / "log.jsonl").is_file():
+        return [_read_finished(folder)]
+    seeds = sorted((log.parent for log in folder.glob("*/log.jsonl")), key=lambda path: natural(path.name))
+    if not seeds:
+        raise UsageError(f"{printable(str(folder))} holds no runs: name a run's folder, or one of runs, as runs/ARM")
+    return [_read_finished(seed) for seed in seeds]
+
+
+def _read_finished(folder: Path) -> Run:
+    run = read_run(folder)
+    if not (folder / "metrics.json").is_file():
+        raise WsurgeryError(
+            f"{printable(str(folder))} has not ended (no metrics.json): repeat its train command to go on"
+        )
+    return run
+
+
+def arm_order(arm: str) -> tuple[int, bool, list[tuple[int, str]]]:
+    """Return a sorting key for arms: those of the paper in the order in which it explains them, then the others."""
+    known = [i for i, name in enumerate(_ARM_ORDER) if (arm.startswith(name) if name.endswith("-") else arm == name)]
+    return max(known, default=len(_ARM_ORDER)), not arm.endswith("-conv1"), natural(arm)
+
+
+def read_test_auc(folder: Path) -> float | None:
+    """Return the macro AUC of a run's `eval.json`, the output of `eval --json`; None where there is none."""
+    path = folder / "eval.json"
+    return _number(_read_object(path), "macro_auc", printable(str(path))) if path.is_file() else None
+
+
+def read_similarities(path: Path) -> list[LayerScore]:
+    """Read the output of `cca --json`, layers from the lowest up. Of several metrics, the first is taken.
+
+    Raises:
+        WsurgeryError: not such a file.
+    """
+    layers = _read_object(path).get("layers")
+    where = printable(str(path))
+    if not isinstance(layers, list) or not all(
+        isinstance(layer, dict) and isinstance(layer.get("layer"), str) for layer in layers
+    ):
+        raise WsurgeryError(f"{where} has no list of layers: write it with `wsurgery cca A B --data SPEC --json`")
+    found: dict[str, LayerScore] = {}
+    for layer in layers:
+        numbers = [_number(layer, key, where) for key in ("value", "se", "floor", "ceiling", "normalised")]
+        found.setdefault(layer["layer"], LayerScore(layer["layer"], *numbers))
+    return list(found.values())
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise WsurgeryError(
+            f"{printable(str(path))} line {error.lineno} is not JSON ({error.msg}): make the file again"
+        ) from None
+    except UnicodeDecodeError:
+        raise WsurgeryError(f"{printable(str(path))} is not JSON: make the file again") from None
+    if not isinstance(content, dict):
+        raise WsurgeryError(f"{printable(str(path))} is not a JSON object: make the file again")
+    return content
+
+
+def _number(record: dict[str, Any], key: str, where: str) -> float | None:
+    """Return a field as a number. None: absent, null, or not finite (a diverged loss)."""
+    value = record.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise WsurgeryError(f"{where}: {key} is {printable(repr(value))} where a number is due")
+    return float(value) if math.isfinite(value) else None
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """Return a sorting key that puts seed 10 after seed 9."""
+    return [(int(part or 0), word) for word, part in re.findall(r"(\D*)(\d*)", text)]

@@ -1,0 +1,160 @@
+"""What the runs of an arm come to: accuracy, steps to a threshold, and how they stand against random initialisation."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+from wsurgery.experiments.runs import Run, by_arm, read_test_auc
+from wsurgery.statistics.spread import Spread, spread
+
+_DESCRIPTIONS = {
+    "random": "random initialisation",
+    "transfer": "all pretrained weights, new head",
+    "meanvar": "each tensor Gaussian, with the pretrained mean and variance",
+    "shuffle": "each pretrained tensor's values in random order",
+    "sample": "each tensor drawn from the pretrained tensor's values",
+    "gabor": "Gabor filters in the first layer, the rest random",
+    "bn-identity": "meanvar, batch norm reset to the identity",
+    "bn-meanvar": "meanvar, batch norm drawn from its own means and variances",
+    "bn-transfer": "meanvar, batch norm as pretrained",
+    "slim-random": "half the channels in the upper blocks, random initialisation",
+}
+_PREFIXES = {  # the longer first
+    "freeze-hybrid-": "pretrained up to and with {0}, random above, frozen up to and with {0}",
+    "freeze-random-": "random, frozen up to and with {0}",
+    "freeze-": "pretrained, frozen up to and with {0}",
+    "slim-transfuse-": "pretrained up to and with {0}, random above with half the channels",
+    "transfuse-": "pretrained up to and with {0}, random above",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one arm, in the order of their seeds.
+
+    Attributes:
+        name: the arm.
+        runs: its runs.
+        test_auc: macro AUC on the test split, one for each run; None where the run was not evaluated.
+        steps: step at which the threshold was first passed, one for each run; None where it never was.
+    """
+
+    name: str
+    runs: list[Run]
+    test_auc: list[float | None]
+    steps: list[int | None]
+
+    @property
+    def description(self) -> str:
+        """What was done to the weights; empty for an arm that the paper does not have."""
+        for prefix, text in _PREFIXES.items():
+            if self.name.startswith(prefix):
+                return text.format(self.name.removeprefix(prefix))
+        return _DESCRIPTIONS.get(self.name, "")
+
+    @property
+    def test_spread(self) -> Spread | None:
+        """Test AUC over those seeds that were evaluated."""
+        known = [auc for auc in self.test_auc if auc is not None]
+        return spread(known) if known else None
+
+    @property
+    def last_auc(self) -> list[float]:
+        """Macro AUC on the validation split at the last evaluation, one for each run."""
+        return [run.auc[run.last_step] for run in self.runs]
+
+    @property
+    def valid_spread(self) -> Spread:
+        """`last_auc` over the seeds."""
+        return spread(self.last_auc)
+
+    @property
+    def latest_steps(self) -> list[float]:
+        """The steps taken if a run that never passed the threshold never would have."""
+        return [math.inf if steps is None else steps for steps in self.steps]
+
+    @property
+    def earliest_steps(self) -> list[float]:
+        """The steps taken if a run that never passed the threshold would have at the very next step."""
+        return [run.last_step + 1 if steps is None else steps for run, steps in zip(self.runs, self.steps, strict=True)]
+
+    @property
+    def median_steps(self) -> "Median":
+        """The median steps over the seeds."""
+        at_least = [run.last_step if steps is None else steps for run, steps in zip(self.runs, self.steps, strict=True)]
+        return Median(median(at_least), exact=math.isfinite(median(self.latest_steps)))
+
+    def steps_in_words(self) -> str:
+        """List the steps to the threshold, seed by seed: `60, > 200`."""
+        return ", ".join(
+            f"> {run.last_step}" if steps is None else f"{steps}"
+            for run, steps in zip(self.runs, self.steps, strict=True)
+        )
+
+
+class Median(NamedTuple):
+    """Median steps; not `exact` where a run that never passed decides it, and it is only known to be larger."""
+
+    steps: float
+    exact: bool
+
+
+def summarise(runs: Sequence[Run], threshold: float) -> dict[str, Arm]:
+    """Gather runs by arm, with what evaluation has left in their folders.
+
+    Args:
+        runs: the runs, in the order of the page.
+        threshold: the validation macro AUC, 0 to 1, that steps are counted to.
+
+    Raises:
+        WsurgeryError: a file in a run's folder is broken.
+    """
+    arms = {}
+    for name, members in by_arm(runs).items():
+        arms[name] = Arm(
+            name=name,
+            runs=members,
+            test_auc=[read_test_auc(run.folder) for run in members],
+            steps=[run.steps_to(threshold) for run in members],
+        )
+    return arms
+
+
+def against(arm: Median, random: Median, name: str = "random") -> str:
+    """Say how many times fewer or more steps an arm takes: `2.1× fewer steps`, `> 1.5× fewer steps`, or `unknown`."""
+    if not arm.exact and not random.exact:
+        return "unknown: neither passed"
+    if arm.exact and arm.steps == 0:
+        return "passed before training" if random.steps else "both passed before training"
+    if random.exact and random.steps == 0:
+        return f"{name} passed before training"
+    ratio = random.steps / arm.steps
+    bound = "" if arm.exact and random.exact else "> "
+    if ratio > 1 and arm.exact:
+        words = f"{bound}{ratio:.1f}× fewer steps"
+    elif ratio < 1 and random.exact:
+        words = f"{bound}{1 / ratio:.1f}× more steps"
+    elif bound:
+        words = "unknown: too few steps to say"
+    else:
+        words = "as many steps"
+    return words
+
+
+def in_words(summary: Spread | None) -> str:
+    """Write a mean and its spread: `0.912 (0.905 to 0.919)` for a range, `0.912 ± 0.004` for a standard deviation."""
+    if summary is None:
+        return "–"
+    detail = {
+        "range": f" ({summary.low:.3f} to {summary.high:.3f})",
+        "sd": f" ± {summary.high - summary.mean:.3f}",
+    }
+    return f"{summary.mean:.3f}{detail.get(summary.kind, '')}"
+
+
+def against_random(arm: Arm, arms: Mapping[str, Arm]) -> str:
+    """Compare an arm with the random one; empty where there is none, or it is that one."""
+    random = arms.get("random")
+    return against(arm.median_steps, random.median_steps) if random and arm is not random else ""

@@ -1,0 +1,275 @@
+"""A state dict from a checkpoint as it is found: a file or folder of torch.save, .npz or safetensors, in any wrapper."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsurgery.checkpoint.digest import bytes_digest
+from wsurgery.checkpoint.dtypes import dtype_name
+from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
+from wsurgery.checkpoint.opening import STDIN, open_checkpoint
+from wsurgery.checkpoint.provenance import History, Record, describe_file, describe_input
+from wsurgery.checkpoint.shards import INDEX, WHOLE, read_shard_names
+from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.foreign.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy, one_line_errors
+
+# Names under which training scripts save the weights beside other things, in the order in which they are taken.
+WRAPPERS = (
+    "state_dict", "model", "model_state_dict", "model_ema", "ema", "state_dict_ema", "teacher", "student", "net",
+    "network", "module", "params", "backbone",
+)  # fmt: skip
+_DEPTH = 3  # wrappers in wrappers that are looked into
+_BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+# First bytes of formats that are not read, what they are, and what to do.
+_OTHERS = (
+    (b"\x1f\x8b", "compressed with gzip: unpack it first"),
+    (b"BZh", "compressed with bzip2: unpack it first"),
+    (b"\xfd7zXZ", "compressed with xz: unpack it first"),
+    (b"\x89HDF", "an HDF5 file, as Keras writes it: save its arrays with numpy.savez"),
+    (b"version https://git-lfs", "a pointer of Git LFS: git lfs pull fetches the file itself"),
+)
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """Tensors by name, in file order, each read when it is asked for.
+
+    Attributes:
+        label: what messages call the file.
+        tensors: name → dtype and shape; last those that the file only names as another's aliases.
+        read: gives a tensor's bytes, contiguous and little-endian, by name.
+        source: the description of the file for a record.
+        history: what the file says about itself; empty unless it is safetensors.
+        notes: what was chosen and what was left out, for people.
+        finish: to be called after the last tensor; raises if a stream goes on.
+        aliases: name → the name of the tensor that it is: tied weights.
+    """
+
+    label: str
+    tensors: dict[str, TensorInfo]
+    read: "Callable[[str], bytes | bytearray | memoryview]"
+    source: Record
+    history: History = field(default_factory=History)
+    notes: tuple[str, ...] = ()
+    finish: Callable[[], None] = lambda: None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Iterator[StateDict]:
+    """Open a checkpoint of any format that is known here.
+
+    Args:
+        source: a file, or a folder as the Hugging Face hub keeps them (`model.safetensors` or `pytorch_model.bin`, whole
+            or in shards with an index); `-` or None for a safetensors stream on standard input.
+        key: which of the dicts in the file to take. Default: the first of `WRAPPERS`, or the only one.
+
+    Raises:
+        WsurgeryError: the file is damaged, holds no state dict, or asks for Python code to be run.
+        UsageError: `key` is not there, or is needed.
+    """
+    path = None if source is None or str(source) == STDIN else Path(source)
+    prefix = b""
+    if path is not None and path.is_file():  # not so for a named pipe, whose first bytes would be lost
+        with path.open("rb") as stream:
+            prefix = stream.read(512)
+    label = printable(str(path))
+    is_safetensors = prefix[8:9] == b"{"  # a header's length may begin with anything
+    for magic, what in _OTHERS:
+        if prefix.startswith(magic) and not is_safetensors:
+            raise WsurgeryError(f"{label} is {what}")
+    if prefix[257:262] == b"ustar" and not is_safetensors:
+        raise WsurgeryError(
+            f"{label} is a tar archive: unpack it, or load it with torch and save its state_dict() again"
+        )
+    if path is not None and path.is_dir() and (files := _bin_files(path)):
+        yield from _folder(path, files, key)
+    elif path is not None and path.suffix == ".npz":
+        yield _npz(path, label, key)
+    elif path is not None and (prefix.startswith(ZIP_MAGIC) or is_legacy(prefix[:32])):
+        with TorchFile(path) as file:
+            yield _torch(file, path, key)
+    elif prefix.startswith(b"\x80") and int.from_bytes(prefix[:8], "little") > MAX_HEADER:
+        raise WsurgeryError(
+            f"{label} is a pickle that torch.save did not write: load it in a sandbox and save its tensors"
+        )
+    else:
+        with open_checkpoint(source) as checkpoint:
+            if key is not None:
+                raise UsageError(f"{checkpoint.label} is a safetensors file, which has no wrappers: leave out --key")
+            history = History.of(checkpoint)
+            described = describe_input(checkpoint, history, flows=True)
+            tensors, others = checkpoint.tensors, history.others
+            aliases = history.aliases(tensors)
+            yield StateDict(
+                checkpoint.label,
+                tensors | {name: replace(tensors[kept], name=name) for name, kept in aliases.items()},
+                lambda name: memoryview(checkpoint.read(tensors[aliases.get(name, name)])),
+                described,
+                replace(history, others={name: text for name, text in others.items() if name not in aliases}),
+                finish=checkpoint.finish,
+                aliases=aliases,
+            )
+
+
+def find_tensors(content: Any, key: str | None = None) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Find the state dict in what was saved.
+
+    Args:
+        content: nested dicts with a `StoredTensor` for each tensor.
+        key: the entry to look in; default as for `open_state_dict`.
+
+    Returns:
+        Name → tensor in file order; and what was chosen and left out, in words.
+
+    Raises:
+        WsurgeryError: there is none.
+        UsageError: there are several under names that are not known, or none under `key`.
+    """
+    notes: list[str] = []
+    for _ in range(_DEPTH + 1):
+        if not isinstance(content, dict):
+            break
+        inner = [name for name, value in content.items() if isinstance(name, str) and _holds_tensors(value)]
+        direct = {name: value for name, value in content.items() if isinstance(value, StoredTensor)}
+        if key is not None and key not in inner:
+            raise UsageError(f"has no dict of tensors under {printable(key)!r}: {_listed(inner) or 'there is none'}")
+        known = [name for name in WRAPPERS if name in inner]
+        chosen = key if key is not None else next(iter(known), None)
+        if chosen is None and not direct:
+            if len(inner) > 1:
+                raise UsageError(f"holds several dicts of tensors: choose with --key, one of {_listed(inner)}")
+            chosen = next(iter(inner), None)
+        if chosen is None:
+            if not direct:
+                break
+            left_out = [name for name in content if isinstance(name, str) and name not in direct]
+            if left_out:
+                notes.append(f"left out what is not a tensor: {_listed(left_out)}")
+            return {_checked(name): stored for name, stored in direct.items()}, notes
+        others = [name for name in inner if name != chosen]
+        notes.append(f"took {printable(chosen)}" + (f"; --key takes another: {_listed(others)}" if others else ""))
+        content, key = content[chosen], None
+    raise WsurgeryError("holds no dict of tensors: save the model's state_dict() with torch.save")
+
+
+def _torch(file: TorchFile, path: Path, key: str | None) -> StateDict:
+    try:
+        found, notes = find_tensors(file.content, key)
+        tensors = {name: stored.info(name) for name, stored in found.items()}
+    except WsurgeryError as error:
+        raise type(error)(f"{file.label} {error}") from None
+    return StateDict(
+        file.label,
+        tensors,
+        lambda name: file.read(found[name], name),
+        describe_file(path),
+        notes=tuple(notes),
+        aliases=_tied(found),
+    )
+
+
+def _tied(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Find tensors that are one: name → the first such name in the alphabet, which safetensors' save_model keeps, too."""
+    kept: dict[StoredTensor, str] = {}
+    for name in sorted(tensors):
+        if 0 not in tensors[name].shape:
+            kept.setdefault(tensors[name], name)
+    return {name: first for name, stored in tensors.items() if (first := kept.get(stored, name)) != name}
+
+
+def _bin_files(folder: Path) -> list[Path]:
+    """List the pickles in a Hugging Face folder; none if there is a safetensors file, which is better."""
+    if any((folder / name).is_file() for name in (WHOLE, INDEX)):
+        return []
+    index = folder / _BIN_INDEX
+    if not index.is_file():
+        return [folder / _BIN] if (folder / _BIN).is_file() else []
+    label = printable(str(index))
+    names = read_shard_names(
+        index, label, lambda name: f"{label} names the file {name}: a shard is a file in the folder"
+    )
+    for name in names:
+        if not (folder / name).is_file():
+            raise WsurgeryError(f"{printable(str(folder))} lacks {printable(name)}, which its index names")
+    return [folder / name for name in names]
+
+
+def _folder(folder: Path, paths: list[Path], key: str | None) -> Iterator[StateDict]:
+    """Give the shards of torch.save as one state dict, shard by shard."""
+    with ExitStack() as stack:
+        shards = [_torch(stack.enter_context(TorchFile(path)), path, key) for path in paths]
+        holder: dict[str, StateDict] = {}
+        for shard in shards:
+            if twice := holder.keys() & shard.tensors.keys():
+                raise WsurgeryError(f"{shard.label} holds {printable(min(twice))}, as another shard does")
+            holder |= dict.fromkeys(shard.tensors, shard)
+        digests = [shard.source["blake3"] for shard in shards]
+        yield StateDict(
+            printable(str(folder)),
+            {name: tensor for shard in shards for name, tensor in shard.tensors.items()},
+            lambda name: holder[name].read(name),
+            {
+                "name": folder.resolve().name,
+                "size": sum(shard.source["size"] for shard in shards),
+                "blake3": bytes_digest("".join(digests).encode()),
+            },
+            notes=tuple(dict.fromkeys(note for shard in shards for note in shard.notes)),
+            aliases={name: kept for shard in shards for name, kept in shard.aliases.items()},
+        )
+
+
+def _npz(path: Path, label: str, key: str | None) -> StateDict:
+    if key is not None:
+        raise UsageError(f"{label} is an .npz file, which has no wrappers: leave out --key")
+    with _open_npz(path, label) as file:
+        names = list(file.files)
+
+    def array(name: str) -> "np.ndarray[Any, Any]":
+        with _open_npz(path, f"{label}: {printable(name)}") as file:
+            found = np.asarray(file[name], order="C")
+            return found.astype(found.dtype.newbyteorder("<"), copy=False)
+
+    tensors = {}
+    for name in names:
+        value = array(name)  # only inside its members does an .npz say dtype and shape; it is read again when written
+        try:
+            tensors[name] = TensorInfo(_checked(name), dtype_name(value.dtype), value.shape, 0, 0).placed(0)
+        except (TypeError, WsurgeryError) as error:
+            raise WsurgeryError(f"{label}: {printable(name)}: {error}") from None
+    return StateDict(label, tensors, lambda name: array(name).reshape(-1).view(np.uint8).data, describe_file(path))
+
+
+@contextmanager
+def _open_npz(path: Path, label: str) -> Iterator[Any]:
+    # numpy leaves a file open that it opened itself and could not read.
+    with path.open("rb") as stream, one_line_errors(label), np.load(stream, allow_pickle=False) as file:
+        yield file
+
+
+def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:
+    return isinstance(value, dict) and (
+        any(isinstance(entry, StoredTensor) for entry in value.values())
+        or (depth > 1 and any(_holds_tensors(value.get(wrapper), depth - 1) for wrapper in WRAPPERS))
+    )
+
+
+def _checked(name: Any) -> str:
+    if not isinstance(name, str):
+        raise WsurgeryError(f"has a tensor whose name is not a string but {type(name).__name__}: is it a state dict?")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise WsurgeryError(f"has a tensor name that is not valid Unicode: {printable(name)}") from None
+    if name == "__metadata__":
+        raise WsurgeryError("has a tensor named __metadata__, which safetensors keeps for itself")
+    return name
+
+
+def _listed(names: list[str]) -> str:
+    return printable(", ".join(names[:20]))
