@@ -26,7 +26,7 @@ def write_converted(
     """
     from wsurgery.checkpoint import open_output
     from wsurgery.checkpoint.header import format_header
-    from wsurgery.checkpoint.writer import write_all
+    from wsurgery.checkpoint.writer import GatheringWriter
     from wsurgery.operations.conversion import assembled, described, new_aliases
     from wsurgery.progress import Progress
 
@@ -53,8 +53,10 @@ def write_converted(
         open_output(path, force=output.force) as stream,
         Progress(sum(tensor.nbytes for tensor in tensors), "writing") as progress,
     ):
-        write_all(stream, format_header(tensors, history.metadata()))
+        gathered = GatheringWriter(stream)
+        gathered.write(format_header(tensors, history.metadata()))
         for data in assembled(names, state.tensors, aliases, state.read):
-            write_all(stream, data)
+            gathered.write(data)
             progress.advance(len(data))
+        gathered.flush()
         state.finish()
