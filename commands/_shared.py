@@ -37,7 +37,7 @@ NetworkThreads = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto (cuda or cpu), cpu, cuda, cuda:N or mps.")]
 Data = Annotated[str, typer.Option("--data", metavar="SPEC", help="A manifest, or scheme:argument?key=value.")]
 
 BlockMap = Annotated[

@@ -172,10 +172,10 @@ def cca(
             result |= {"a": describe_file(Path(a)), "b": describe_file(Path(b)), "arguments": {**shared, "fast": fast}}
         else:
             from wsurgery.data.dataset import load_dataset
+            from wsurgery.devices import choose_device, memory_errors
             from wsurgery.models import load
             from wsurgery.similarity.compare import compare
             from wsurgery.similarity.initialisation import find_initialisation
-            from wsurgery.training.predict import choose_device
 
             other = b if b is not None else str(find_initialisation(a))
             arguments = {**shared, "p": p, "rows": rows, "matrix": matrix}
@@ -191,16 +191,17 @@ def cca(
             if first:
                 processes.wait()
                 say_skipped(split, dataset.skipped)
-            found = compare(
-                network_a,
-                network_b,
-                dataset.images,
-                layers=names,
-                n_images=images,
-                device=where,
-                processes=processes,
-                **arguments,
-            )
+            with memory_errors(where, "use a smaller --image-size, or fewer --layers or --repeats"):
+                found = compare(
+                    network_a,
+                    network_b,
+                    dataset.images,
+                    layers=names,
+                    n_images=images,
+                    device=where,
+                    processes=processes,
+                    **arguments,
+                )
             result["data"] = {
                 "spec": data, "split": split, "image_size": dataset.images.shape[1], "digest": dataset.digest,
                 "skip_bad": skip_bad,

@@ -104,8 +104,9 @@ def _predict(
 
     from wsurgery.cores import cores
     from wsurgery.data.dataset import load_dataset
+    from wsurgery.devices import choose_device
     from wsurgery.models import load
-    from wsurgery.training.predict import choose_device, predict
+    from wsurgery.training.predict import predict
     from wsurgery.training.predictions import from_logits
 
     torch.set_num_threads(threads or cores())

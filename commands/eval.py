@@ -50,10 +50,11 @@ def eval(
     from wsurgery.checkpoint.remote import without_secrets
     from wsurgery.cores import cores
     from wsurgery.data.dataset import load_dataset
+    from wsurgery.devices import choose_device
     from wsurgery.models import load
     from wsurgery.processes import joined
     from wsurgery.training.evaluation import evaluate
-    from wsurgery.training.predict import choose_device, predict
+    from wsurgery.training.predict import predict
     from wsurgery.training.predictions import from_logits, write_predictions
 
     if len(checkpoints) > 1 and (predictions or (json and not beside)):

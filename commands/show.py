@@ -106,6 +106,7 @@ def _statistics(checkpoint: "Checkpoint", threads: int | None) -> Iterator[dict[
 
     from wsurgery.checkpoint.dtypes import BITS, is_float
     from wsurgery.cores import cores
+    from wsurgery.operations.random_streams import CHUNK
     from wsurgery.operations.statistics import summary
     from wsurgery.progress import Progress
 
@@ -113,7 +114,8 @@ def _statistics(checkpoint: "Checkpoint", threads: int | None) -> Iterator[dict[
     with ThreadPoolExecutor(threads or cores()) as pool, Progress(total, "reading") as progress:
         for name, tensor in checkpoint.tensors.items():
             computable = is_float(tensor.dtype) and BITS[tensor.dtype] >= 8
-            yield asdict(summary(checkpoint.read_array(name), pool.map)) if computable else {}
+            run = pool.map if tensor.elements > CHUNK else map
+            yield asdict(summary(checkpoint.read_array(name), run)) if computable else {}
             progress.advance(tensor.nbytes)
 
 

@@ -140,11 +140,11 @@ def train(
 
     from wsurgery.cores import cores
     from wsurgery.data.dataset import load_dataset
+    from wsurgery.devices import choose_device, choose_precision, memory_errors
     from wsurgery.processes import joined
     from wsurgery.training.display import logged, watched
     from wsurgery.training.interruption import signals_noted
     from wsurgery.training.loop import train as run_training
-    from wsurgery.training.predict import choose_device, choose_precision
     from wsurgery.training.settings import PRESETS, Settings
 
     for one, other, what in (("steps", "epochs", "length"), ("batch_size", "global_batch", "batch")):
@@ -180,7 +180,8 @@ def train(
             if training.patients == training.paths:
                 say("data has no patients: the split cannot be checked by patient")
         steps = settings.length(len(training.images)).steps
-        with ExitStack() as reports, signals_noted() as signalled:
+        remedy = f"use a smaller --batch-size (now {settings.batch_size // processes.count}) or --image-size"
+        with ExitStack() as reports, memory_errors(where, remedy), signals_noted() as signalled:
             if processes.is_first:
                 loggers = [logger.value for logger in log_to or ()]
                 log = reports.enter_context(logged(loggers, output, asdict(settings)))

@@ -79,6 +79,15 @@ with open(path, "wb") as file:
         file.write(np.roll(numbers, int(rng.integers(numbers.size)))[: tensor.elements].data)
 """
 
+MAKE_MANY = """
+import sys
+from wsurgery.checkpoint.header import TensorInfo, format_header
+path, n = sys.argv[1], int(sys.argv[2])
+with open(path, "wb") as file:
+    file.write(format_header([TensorInfo(f"s.{i}.v", "F32", (1,), 0, 4) for i in range(n)], {"format": "pt"}))
+    file.write(bytes(4 * n))
+"""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -255,6 +264,20 @@ def pipes(report: Report, repeats: int, source: Path, donor: Path) -> None:
         )  # fmt: skip
 
 
+def many_tensors(report: Report, folder: Path) -> None:
+    """Ten times as many one-element tensors in ten times the time."""
+    out, costs = folder / "out.safetensors", {}
+    for n in (20_000, 200_000):
+        run([sys.executable, "-c", MAKE_MANY, folder / "many", str(n)])
+        costs[n] = median_costs(
+            1, it=lambda: run([*WSURGERY, "scale", folder / "many", "--by", "2", "-o", out, "--force"])
+        )["it"]
+    few, many = (f"{cost.wall:.1f} s, {cost.memory:.0f} MiB" for cost in costs.values())
+    ratio = costs[200_000].wall / costs[20_000].wall
+    met = costs[200_000].wall <= 10
+    report.row("scale, 200,000 tensors", many, f"20,000 tensors {few}", ratio, "at most 10 s", met=met)
+
+
 def how_big(repeats: int, files: Sequence[Path]) -> None:
     """Cost per gigabyte and peak memory by size, output into nothing through a pipe."""
     commands = {
@@ -314,6 +337,7 @@ def main() -> None:
         small = make("small", 102e6, small_largest)
         report = Report()
         start_up(report, repeats, small)
+        many_tensors(report, folder)
         resample(report, repeats, folder, small, 0.25, small_largest)
         a, b = (make(name, options.size * 1e9, largest, seed) for seed, name in enumerate("ab"))
         partial_copy(report, repeats, folder, a, b)

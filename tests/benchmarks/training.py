@@ -34,10 +34,11 @@ from wsurgery.data.augment import Augmentation, augment, normalise, to_float
 from wsurgery.data.cache import cache_folder
 from wsurgery.data.dataset import Dataset, load_dataset
 from wsurgery.data.manifest import Manifest, write_manifest
+from wsurgery.devices import supports_bf16
 from wsurgery.models import create
+from wsurgery.models.inputs import image_statistics
 from wsurgery.training.loop import _Loop
 from wsurgery.training.optimisation import make_optimizer
-from wsurgery.training.predict import image_statistics, supports_bf16
 from wsurgery.training.settings import MILD, Settings
 
 CPU = torch.device("cpu")

@@ -108,7 +108,10 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(invoke, fresh, fundus, tmp_p
     [
         (["--epochs", 2], "choose one"),
         (["--optimizer", "adamm"], "optimizer adamm"),
-        (["--device", "tpu9000"], "say auto, cpu, cuda or cuda:N"),
+        *(
+            (["--device", name], f"--device {name}: this machine has cpu")
+            for name in ("tpu9000", "xla", "meta", "cuda:99")
+        ),
         (["--subset", 10_000], "there are 60"),
         (["--eval-split", "dev"], "there are test, train, valid"),
         (["--data", "nowhere.csv"], "nowhere.csv"),

@@ -65,22 +65,25 @@ class Selection:
 
 def globs_for(names: Collection[str], universe: Iterable[str]) -> list[str]:
     """Write `names` as the shortest globs, module by module, that match nothing else in `universe`."""
-    universe, chosen = list(universe), set(names)
+    chosen = set(names)
     globs: list[str] = []
 
-    def visit(prefix: str) -> None:
-        inside = [name for name in universe if name.startswith(prefix)]
+    def visit(prefix: str, inside: list[str]) -> None:
         if chosen.issuperset(inside):
             globs.append(f"{_escape(prefix)}*")
             return
-        for part in dict.fromkeys(name[len(prefix) :].partition(".")[0] for name in inside):
+        parts: dict[str, list[str]] = {}
+        for name in inside:
+            parts.setdefault(name[len(prefix) :].partition(".")[0], []).append(name)
+        for part, members in parts.items():
             if prefix + part in chosen:
                 globs.append(_escape(prefix + part))
-            if any(name.startswith(f"{prefix}{part}.") and name in chosen for name in inside):
-                visit(f"{prefix}{part}.")
+            below = [name for name in members if name.startswith(f"{prefix}{part}.")]
+            if not chosen.isdisjoint(below):
+                visit(f"{prefix}{part}.", below)
 
     if chosen:
-        visit("")
+        visit("", list(universe))
     return globs
 
 

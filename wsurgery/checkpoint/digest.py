@@ -85,7 +85,7 @@ def tensor_digests(checkpoint: "Checkpoint") -> dict[str, str]:
 
     digests = {}
     for name, tensor in checkpoint.tensors.items():
-        hasher = blake3(max_threads=blake3.AUTO)
+        hasher = blake3(max_threads=blake3.AUTO if tensor.nbytes > _BLOCK else 1)
         for piece in checkpoint.pieces(tensor):
             hasher.update(piece)
         digests[name] = hasher.hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from wsurgery.checkpoint.header import LENGTH_BYTES, Header, TensorInfo, header_length, parse_header
-from wsurgery.checkpoint.writer import write_all
+from wsurgery.checkpoint.writer import GatheringWriter, write_all
 from wsurgery.errors import WsurgeryError, printable
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ _BLOCK = 1 << 20  # bytes moved at a time
 _NOT_SUPPORTED = {errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
 _HUGE = 4 << 20  # bytes from which a buffer is worth huge pages
 _TRUSTED = 64 << 20  # bytes allocated on the word of a stream's header; more only as they arrive
+SMALL = 1 << 16  # bytes: tensors up to this size are read and written many at a time
+_WINDOW = 4 * SMALL  # bytes of them in memory
 
 
 class Checkpoint:
@@ -44,7 +46,8 @@ class Checkpoint:
         self.name = path.name if path else None
         self.label = label or (printable(str(path)) if path else "standard input")
         self.seekable = path.is_file() if path else label is not None  # not so for a named pipe
-        self._position = 0  # in the data, for a stream
+        self._position = 0  # in the data: how far a stream has been read
+        self._window, self._window_start = memoryview(b""), 0  # bytes of small tensors that were read together
         try:
             prefix = _read_up_to(stream, LENGTH_BYTES)
             size = stream.seek(0, os.SEEK_END) if self.seekable else None
@@ -58,8 +61,9 @@ class Checkpoint:
                 raise WsurgeryError(f"ends inside its header, after {LENGTH_BYTES + len(text)} bytes")
             self.header_bytes = prefix + text
             self.header: Header = parse_header(text)
-            if size is not None and size - len(self.header_bytes) != self.header.data_bytes:
-                have, want = size - len(self.header_bytes), self.header.data_bytes
+            self._data_bytes = self.header.data_bytes
+            if size is not None and size - len(self.header_bytes) != self._data_bytes:
+                have, want = size - len(self.header_bytes), self._data_bytes
                 raise WsurgeryError(f"holds {have} bytes of tensors where its header describes {want}")
         except WsurgeryError as error:
             stream.close()
@@ -77,10 +81,14 @@ class Checkpoint:
         Raises:
             WsurgeryError: the input ends early.
         """
+        if self._is_small(tensor):
+            return bytearray(self._small(tensor))
         known = self.seekable or tensor.nbytes <= _TRUSTED
         buffer = _allocate(tensor.nbytes) if known else bytearray(_TRUSTED)
-        self._seek(tensor)
-        done = 0
+        self._seek(tensor.start, tensor)
+        fetched = self._fetched(tensor.start, tensor.nbytes)
+        done = len(fetched)
+        buffer[:done] = fetched
         while done < tensor.nbytes:
             if done == len(buffer):  # a stream has kept its word so far
                 assert isinstance(buffer, bytearray)
@@ -90,7 +98,7 @@ class Checkpoint:
             if not n:
                 raise self._ends_early(tensor)
             done += n
-        self._position = tensor.end
+            self._position += n
         return buffer
 
     def read_array(self, name: str) -> "np.ndarray":
@@ -107,8 +115,16 @@ class Checkpoint:
 
         `skip` leaves out as many of the first bytes.
         """
-        self._seek(tensor, skip)
-        buffer, left = memoryview(bytearray(min(_BLOCK, tensor.nbytes - skip))), tensor.nbytes - skip
+        if self._is_small(tensor):
+            if skip < tensor.nbytes:
+                yield self._small(tensor)[skip:]
+            return
+        start, left = tensor.start + skip, tensor.nbytes - skip
+        self._seek(start, tensor)
+        buffer = memoryview(bytearray(min(_BLOCK, left)))
+        if fetched := self._fetched(start, left):
+            left -= len(fetched)
+            yield fetched
         while left:
             n = self.stream.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
             if not n:
@@ -124,15 +140,21 @@ class Checkpoint:
             WsurgeryError: the input ends early.
         """
         done = 0
+        if self._is_small(tensor):
+            write_all(target, self._small(tensor))
+            return
         if sys.platform == "linux":
             if self.seekable and self.url is None:
                 start = len(self.header_bytes) + tensor.start
                 for move in (_copy_file_range, _sendfile):
                     done += move(self.stream.fileno(), target.fileno(), start + done, tensor.nbytes - done)
             elif not self.seekable:
-                self._seek(tensor)
-                done = _splice(self.stream.fileno(), target.fileno(), tensor.nbytes)
-                self._position += done
+                self._seek(tensor.start, tensor)
+                fetched = self._fetched(tensor.start, tensor.nbytes)
+                write_all(target, fetched)
+                moved = _splice(self.stream.fileno(), target.fileno(), tensor.nbytes - len(fetched))
+                self._position += moved
+                done = len(fetched) + moved
         for piece in self.pieces(tensor, skip=done):
             while piece:
                 piece = piece[target.write(piece) :]
@@ -143,9 +165,15 @@ class Checkpoint:
         Raises:
             WsurgeryError: the input ends early.
         """
-        write_all(target, self._whole_header)
+        gathered = GatheringWriter(target)
+        gathered.write(self._whole_header)
         for tensor in self.tensors.values():
-            self.copy_to(tensor, target)
+            if tensor.nbytes <= SMALL:
+                gathered.write(memoryview(self.read(tensor)))
+            else:
+                gathered.flush()
+                self.copy_to(tensor, target)
+        gathered.flush()
 
     @property
     def _whole_header(self) -> bytes:
@@ -160,26 +188,59 @@ class Checkpoint:
         """
         if self.seekable:
             return
-        for tensor in self.tensors.values():
-            if tensor.end > self._position:
-                for _ in self.pieces(tensor):
-                    pass
+        self._discard(self._data_bytes)
         if self.stream.read(1):
             raise WsurgeryError(f"{self.label} goes on after its last tensor")
 
-    def _seek(self, tensor: TensorInfo, skip: int = 0) -> None:
+    def _seek(self, start: int, tensor: TensorInfo) -> None:
+        """Go to a byte of the data, inside of `tensor`; what a stream has there already is left in the window."""
         if self.seekable:
-            self.stream.seek(len(self.header_bytes) + tensor.start + skip)
+            self.stream.seek(len(self.header_bytes) + start)
             if self.url is not None:
                 self.stream.expect(len(self.header_bytes) + tensor.end)  # type: ignore[attr-defined]
-            self._position = tensor.start + skip
+            self._position = start
             return
-        if tensor.start + skip < self._position:
+        window_end = self._window_start + len(self._window)
+        if start < self._position and not (self._window_start <= start and window_end == self._position):
             raise RuntimeError(f"{tensor.name} was asked for after the stream had passed it")
-        for earlier in self.tensors.values():
-            if self._position < earlier.end <= tensor.start:
-                for _ in self.pieces(earlier):
-                    pass
+        if start > self._position:
+            self._discard(start)
+
+    def _discard(self, start: int) -> None:
+        """Read a stream on to a byte of the data."""
+        buffer = memoryview(bytearray(min(_BLOCK, start - self._position)))
+        while self._position < start:
+            n = self.stream.readinto(buffer[: start - self._position])  # type: ignore[attr-defined]
+            if not n:
+                raise self._ends_early(next(t for t in self.tensors.values() if t.end > self._position))
+            self._position += n
+
+    def _is_small(self, tensor: TensorInfo) -> bool:
+        """Whether a tensor is read together with those after it; the stream of a URL has its own way to do that."""
+        return tensor.nbytes <= SMALL and self.url is None
+
+    def _small(self, tensor: TensorInfo) -> memoryview:
+        """Read a small tensor, and with it what follows, up to the window's size."""
+        start, have = tensor.start - self._window_start, len(self._window)
+        if start < 0 or start + tensor.nbytes > have:
+            self._seek(tensor.start, tensor)
+            kept = self._window[start:] if not self.seekable and 0 <= start < have else memoryview(b"")
+            buffer = memoryview(bytearray(min(_WINDOW, self._data_bytes - tensor.start)))
+            buffer[: len(kept)] = kept
+            n = len(kept)
+            while n < tensor.nbytes:
+                m = self.stream.readinto(buffer[n:])  # type: ignore[attr-defined]
+                if not m:
+                    raise self._ends_early(tensor)
+                n += m
+                self._position += m
+            self._window, self._window_start, start = buffer[:n], tensor.start, 0
+        return self._window[start : start + tensor.nbytes]
+
+    def _fetched(self, start: int, most: int) -> memoryview:
+        """Return what a stream has in the window already from `start` on."""
+        at = start - self._window_start if not self.seekable and start < self._position else len(self._window)
+        return self._window[at : at + most]
 
     def _ends_early(self, tensor: TensorInfo) -> WsurgeryError:
         return WsurgeryError(f"{self.label} ends early, inside {printable(tensor.name)}")
@@ -197,6 +258,7 @@ class Checkpoint:
     def close(self) -> None:
         """Close the file; standard input stays open."""
         self.stream.close()
+        self._window, self._window_start = memoryview(b""), 0
 
     def reopen(self) -> None:
         """Open a file again that was closed."""

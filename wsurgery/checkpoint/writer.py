@@ -15,6 +15,7 @@ from wsurgery.errors import UsageError, printable
 
 _DESCRIPTORS = "/proc/self/fd"
 _PIPE = 1 << 20  # bytes that a pipe holds, the most that Linux allows everyone: commands wait for each other less
+_GATHERED = 1 << 18  # bytes of small pieces that are written together
 
 
 class AtomicFile:
@@ -174,6 +175,27 @@ def write_all(stream: BinaryIO, data: bytes | bytearray | memoryview) -> None:
         view = view[stream.write(view) :]
 
 
+class GatheringWriter:
+    """Writes to an unbuffered stream, small pieces many at a time; `flush` writes what is left."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._gathered = stream, bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write every byte of `data`, now or with what follows."""
+        if len(self._gathered) + len(data) > _GATHERED:
+            self.flush()
+        if len(data) > _GATHERED:
+            write_all(self._stream, data)
+        else:
+            self._gathered += data
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        write_all(self._stream, self._gathered)
+        self._gathered = bytearray()
+
+
 def write_checkpoint(
     path: Path | None, tensors: Iterable[tuple[TensorInfo, bytes]], metadata: Mapping[str, str], *, force: bool = False
 ) -> None:
@@ -181,5 +203,7 @@ def write_checkpoint(
     tensors = list(tensors)
     with open_output(path, force=force) as stream:
         write_all(stream, format_header([tensor for tensor, _ in tensors], metadata))
+        gathered = GatheringWriter(stream)
         for _, data in tensors:
-            write_all(stream, data)
+            gathered.write(data)
+        gathered.flush()

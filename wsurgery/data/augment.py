@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsurgery.devices import memory_format
+
 LUMA = (0.299, 0.587, 0.114)
 YIQ_FROM_RGB = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # the NTSC's
 RGB_FROM_YIQ = tuple(map(tuple, np.linalg.inv(YIQ_FROM_RGB).tolist()))
@@ -74,12 +76,12 @@ def augment(
         std: (3,), by which they are divided then.
 
     Returns:
-        float32 (b, 3, h, w) on the device of `images`, in memory channels last.
+        float32 (b, 3, h, w) on the device of `images`, in memory channels last, but on MPS.
     """
 
     def uniform(purpose: Purpose, low: float, high: float) -> Tensor:
         drawn = low + (high - low) * uniforms(seed, epoch, purpose, indices)
-        return torch.from_numpy(drawn.astype(np.float32)).to(images.device, non_blocking=True)
+        return torch.from_numpy(drawn.astype(np.float32)).to(images.device, non_blocking=images.is_cuda)
 
     moves = augmentation.crop or augmentation.flip_horizontal or augmentation.flip_vertical
     recolours = augmentation.hue or augmentation.contrast
@@ -96,8 +98,8 @@ def augment(
         contrast = uniform(Purpose.CONTRAST, 1 - augmentation.contrast, 1 + augmentation.contrast)
         matrix = _colour_matrix(augmentation.hue * uniform(Purpose.HUE, -1, 1), contrast)
 
-    out = torch.empty(b, 3, h, w, device=images.device, memory_format=torch.channels_last)
-    at_once = max(1, b if images.is_cuda else BLOCK_PIXELS // max(1, h * w))
+    out = torch.empty(b, 3, h, w, device=images.device, memory_format=memory_format(images.device))
+    at_once = max(1, b if images.device.type != "cpu" else BLOCK_PIXELS // max(1, h * w))
     for start in range(0, b, at_once):
         some = slice(start, start + at_once)
         x = to_float(_resample(images[some], down[some], across[some]) if moves else images[some])

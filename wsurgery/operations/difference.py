@@ -18,6 +18,8 @@ from wsurgery.cores import cores
 from wsurgery.operations.arrays import Array
 from wsurgery.operations.random_streams import CHUNK
 
+_AT_ONCE = 1 << 12  # bytes that take less time than handing them to another thread
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -122,6 +124,9 @@ def differences(
             found[name] = Difference()
             pieces = zip(_chunks(a, a.tensors[name]), _chunks(b, b.tensors[name]), strict=True)
             for x, y in pieces:
+                if a.tensors[name].nbytes <= _AT_ONCE:
+                    found[name] += difference(x, y, a.tensors[name].dtype)
+                    continue
                 pending.append((name, pool.submit(difference, x, y, a.tensors[name].dtype)))
                 collect(threads)
         collect(0)

@@ -4,10 +4,12 @@ import os
 import re
 import stat
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from mmap import mmap
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,7 @@ from wsurgery.checkpoint import Checkpoint, open_output
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History
+from wsurgery.checkpoint.reader import SMALL
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.cores import cores
@@ -28,7 +31,9 @@ from wsurgery.operations.tensor_edit import TensorEdit
 from wsurgery.progress import Progress
 
 DEFAULT_SHARD_SIZE = 5_000_000_000  # bytes, the Hugging Face hub's
-_AHEAD = 8 << 20  # bytes of small tensors that may be in work at once
+_AHEAD = 8 << 20  # bytes of tensors of one chunk that may be in work at once
+_BATCH = 1 << 20  # bytes of small tensors that are one piece of work
+_OVERHEAD = 1024  # bytes that a tensor in work takes beside its own
 
 
 @dataclass(frozen=True)
@@ -141,10 +146,11 @@ def _write(edits: Sequence[TensorEdit], history: History, stream: BinaryIO, thre
             if data is None:
                 edit.source.copy_to(edit.origin, stream)
                 written = None
+                progress.advance(edit.tensor.nbytes)
             else:
                 written = io.submit(write_all, stream, data)
+                progress.advance(len(data))
                 del data  # so that its memory is free as soon as it is written
-            progress.advance(edit.tensor.nbytes)
         if written:
             written.result()
         if late:
@@ -159,56 +165,108 @@ def arrays(planned: Planned, threads: int | None = None) -> Iterator[tuple[str, 
         WsurgeryError: an input ends early, or an operation cannot work on a tensor.
     """
     with ThreadPoolExecutor(threads or cores()) as pool, ThreadPoolExecutor(1) as io:
-        for edit, data in _results(planned.edits, pool, io):
-            content = edit.source.read(edit.origin) if data is None else data
-            yield edit.tensor.name, np.frombuffer(content, numpy_dtype(edit.tensor.dtype)).reshape(edit.tensor.shape)
+        edits = iter(planned.edits)
+        for last, data in _results(planned.edits, pool, io):
+            content = memoryview(last.source.read(last.origin) if data is None else data)
+            for edit in edits:
+                own, content = content[: edit.tensor.nbytes], content[edit.tensor.nbytes :]
+                x = np.frombuffer(own, numpy_dtype(edit.tensor.dtype)).reshape(edit.tensor.shape)
+                yield edit.tensor.name, x if x.flags.writeable else x.copy()  # one of many small ones, which are bytes
+                if edit is last:
+                    break
     planned.finish()
 
 
 def _results(
     edits: Sequence[TensorEdit], pool: ThreadPoolExecutor, io: ThreadPoolExecutor
-) -> Iterator[tuple[TensorEdit, memoryview | None]]:
-    """Yield each edit with its new bytes, or with None where the bytes are to be copied.
+) -> Iterator[tuple[TensorEdit, bytes | memoryview | None]]:
+    """Yield edits with their new bytes, or with None where the bytes are to be copied; many small ones with the last of them.
 
-    Small tensors are computed several at a time, large ones one after another in chunks. While a large one is in work, the
-    one thread of `io` writes the result before it and then reads the next, so that three tensors are in memory.
+    Tensors of one chunk are computed several at a time, and small ones in batches; large ones one after another in chunks.
+    While a large one is in work, the one thread of `io` writes the result before it and then reads the next, so that three
+    tensors are in memory.
     """
-    pending: deque[tuple[TensorEdit, Future[memoryview]]] = deque()
+    pending = _Pending(pool)
     ahead: Future[Array] | None = None
-    for edit, following in zip(edits, [*edits[1:], None], strict=True):
+    for i, edit in enumerate(edits):
+        if max(edit.origin.nbytes, edit.tensor.nbytes) <= SMALL:
+            pending.add(edit, edit.source.read(edit.origin))
+            yield from pending.finished(_AHEAD)
+            continue
         if edit.compute is None:
-            yield from _drain(pending, 0)
+            yield from pending.finished(0)
             yield edit, None
             continue
         array = ahead.result() if ahead else _read(edit)
         ahead = None
         if array.size > CHUNK:
-            yield from _drain(pending, 0)
-            if following and following.compute:
+            yield from pending.finished(0)
+            following = edits[i + 1] if i + 1 < len(edits) else None
+            if following and following.compute and following.origin.nbytes > SMALL:
                 ahead = io.submit(_read, following)
             yield edit, _compute(edit, array, pool.map)
         else:
-            pending.append((edit, pool.submit(_compute, edit, array, map)))
-            yield from _drain(pending, _AHEAD)
+            pending.submit(edit, edit.tensor.nbytes, partial(_compute, edit, array, map))
+            yield from pending.finished(_AHEAD)
         del array
-    yield from _drain(pending, 0)
+    yield from pending.finished(0)
+
+
+class _Pending:
+    """Tensors in work, in order."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._work: deque[tuple[TensorEdit, int, Future[bytes | memoryview]]] = deque()
+        self._bytes = 0  # in work
+        self._batch: list[tuple[TensorEdit, bytearray | mmap]] = []
+        self._batch_bytes = 0
+
+    def add(self, edit: TensorEdit, data: bytearray | mmap) -> None:
+        """Take in a small tensor, whose bytes were read; what is to be copied, too."""
+        self._batch.append((edit, data))
+        self._batch_bytes += edit.tensor.nbytes + _OVERHEAD
+        if self._batch_bytes > _BATCH:
+            self._submit_batch()
+
+    def submit(self, edit: TensorEdit, size: int, work: Callable[[], bytes | memoryview]) -> None:
+        """Have the result of an edit, or of several of which it is the last, computed: `size` bytes."""
+        self._submit_batch()
+        self._work.append((edit, size, self._pool.submit(work)))
+        self._bytes += size
+
+    def _submit_batch(self) -> None:
+        if batch := self._batch:
+            size, self._batch, self._batch_bytes = self._batch_bytes, [], 0
+            self.submit(batch[-1][0], size, partial(_compute_batch, batch))
+
+    def finished(self, allowed: int) -> Iterator[tuple[TensorEdit, bytes | memoryview]]:
+        """Yield results until no more than `allowed` bytes are in work."""
+        if not allowed:
+            self._submit_batch()
+        while self._work and self._bytes > allowed:
+            edit, size, future = self._work.popleft()
+            self._bytes -= size
+            yield edit, future.result()
 
 
 def _read(edit: TensorEdit) -> Array:
+    return _as_array(edit, edit.source.read(edit.origin))
+
+
+def _as_array(edit: TensorEdit, data: bytearray | mmap) -> Array:
     try:
-        return edit.source.read_array(edit.origin.name)
+        return np.frombuffer(data, numpy_dtype(edit.origin.dtype)).reshape(edit.origin.shape)
     except TypeError as error:  # sub-byte elements
         raise WsurgeryError(
             f"{printable(edit.origin.name)}: {error}: leave it out with --except, or drop it first"
         ) from None
 
 
-def _drain(
-    pending: deque[tuple[TensorEdit, Future[memoryview]]], allowed: int
-) -> Iterator[tuple[TensorEdit, memoryview]]:
-    while pending and sum(edit.tensor.nbytes for edit, _ in pending) + len(pending) * 1024 > allowed:
-        edit, future = pending.popleft()
-        yield edit, future.result()
+def _compute_batch(batch: Sequence[tuple[TensorEdit, bytearray | mmap]]) -> bytes:
+    return b"".join(
+        data if edit.compute is None else _compute(edit, _as_array(edit, data), map) for edit, data in batch
+    )
 
 
 def _compute(edit: TensorEdit, array: Array, run: Map) -> memoryview:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wsurgery.anatomy.blocks import HEAD, NECK, UNPLACED, block_map, find_block
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.models.inputs import run
 
 Cells = NDArray[np.int64]
 
@@ -97,7 +98,7 @@ def probe(model: nn.Module, image: Tensor, modules: Mapping[str, str]) -> dict[s
         layouts[layer] = _layout(layer, output, model)
 
     with _hooks(model, modules, look):
-        model(image)
+        run(model, image)
     for layer in modules:
         if layer not in layouts:
             raise WsurgeryError(f"{printable(layer)} is not run by the network: name another layer with --layers")
@@ -134,7 +135,7 @@ def sample(
         rows[layer] = layouts[layer].take(output, wanted).cpu()
 
     with _hooks(model, {layer: modules[layer] for layer in cells}, keep):
-        model(images)
+        run(model, images)
     return rows
 
 

@@ -13,11 +13,12 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from wsurgery.data.augment import normalise, to_float
+from wsurgery.devices import memory_format
 from wsurgery.errors import UsageError, printable
+from wsurgery.models.inputs import fit_channels, image_statistics
 from wsurgery.processes import ALONE, Processes
 from wsurgery.progress import Progress
 from wsurgery.similarity.activations import Cells, Layout, layer_modules, probe, sample
@@ -149,15 +150,14 @@ class _Network:
         cls, model: nn.Module, layers: Sequence[str] | Literal["all"] | None, device: torch.device | str
     ) -> "_Network":
         return cls(
-            model.to(device).to(memory_format=torch.channels_last).eval(),
+            model.to(device).to(memory_format=memory_format(torch.device(device))).eval(),
             layer_modules(model, layers),
             torch.device(device),
         )
 
     def normalise(self, images: NDArray[np.uint8]) -> Tensor:
-        config = getattr(self.model, "pretrained_cfg", None) or {}
-        mean, std = config.get("mean", IMAGENET_DEFAULT_MEAN), config.get("std", IMAGENET_DEFAULT_STD)
-        return normalise(to_float(torch.from_numpy(np.ascontiguousarray(images)).to(self.device)), mean, std)
+        on_device = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        return fit_channels(normalise(to_float(on_device), *image_statistics(self.model)), self.model)
 
     def probe(self, image: NDArray[np.uint8], layers: Iterable[str]) -> dict[str, Layout]:
         return probe(self.model, self.normalise(image), {layer: self.modules[layer] for layer in layers})

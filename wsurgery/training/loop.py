@@ -11,6 +11,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,15 +31,17 @@ from wsurgery.checkpoint.spool import seekable
 from wsurgery.data.augment import augment
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import portable_name
+from wsurgery.devices import memory_format
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models import create, load_into, save
+from wsurgery.models.inputs import fit_channels, image_statistics, run
 from wsurgery.models.load import architecture_of
 from wsurgery.processes import ALONE, Processes
 from wsurgery.statistics.auc import macro
 from wsurgery.training.evaluation import aucs_of
 from wsurgery.training.interruption import Interrupted
 from wsurgery.training.optimisation import freeze, make_optimizer, make_scheduler, masked_loss
-from wsurgery.training.predict import fit_channels, image_statistics, predict
+from wsurgery.training.predict import predict
 from wsurgery.training.predictions import from_logits
 from wsurgery.training.run_folder import Entry, claim_folder, summarise, write_json
 from wsurgery.training.settings import Settings
@@ -189,7 +193,7 @@ class _Loop:
         if settings.sync_bn and processes.count > 1:
             model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self.model = model
-        self.model.to(device).to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and on CUDA
+        self.model.to(device).to(memory_format=memory_format(device))
         self.model.train()
         for module in freeze(self.model, frozen):
             module.eval()
@@ -205,6 +209,24 @@ class _Loop:
             self.forward = torch.compile(self.forward)
         self.progress = Progress()
         self.mean, self.std = image_statistics(self.model)
+        self._try_forward()
+
+    def _try_forward(self) -> None:
+        """Refuse images that the network cannot take, or a batch that its batch norms cannot, before a run begins.
+
+        Only shapes pass through it. Where that fails a copy of it gets real numbers, for not every network runs without.
+        """
+        _, height, width, _ = self.training.images.shape
+        shape = (self.share, 3, height, width)
+        state = {name: x.to("meta") for name, x in (*self.model.named_parameters(), *self.model.named_buffers())}
+        try:
+            images = fit_channels(torch.empty(shape, device="meta"), self.model)
+            logits = torch.func.functional_call(self.model, state, images)
+        except Exception:
+            with torch.no_grad(), torch.random.fork_rng([]):
+                images = fit_channels(torch.zeros(shape, device=self.device), self.model)
+                logits = run(deepcopy(self.model), images)
+        _require_outputs(logits.shape[-1], self.training)
 
     def resume(self, run: Path) -> bool:
         """Take up the state that `save` left in the run folder and cut the log back to it; say whether there was one."""
@@ -292,8 +314,9 @@ class _Loop:
         )  # fmt: skip
         images = fit_channels(images, self.model)
         self._seed(step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            logits = self.forward(images)
+        bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
+        with bf16:
+            logits = run(self.forward, images)
         loss = masked_loss(logits.float(), labels)
         if self.processes.count > 1:
             # The mean over the known labels of the whole batch, which every process can count, is not the mean of the
@@ -314,9 +337,9 @@ class _Loop:
 
     def _on_device(self, array: NDArray[np.generic]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":  # from pinned memory a copy waits for nothing, and nothing for it
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)  # waits for nothing, and nothing for it
 
     def _seed(self, step: int) -> None:
         """Let dropout, which draws from torch's own generator, draw by (seed, step, process) alone."""
@@ -324,6 +347,8 @@ class _Loop:
         seed = int(words[0])
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
         else:
             torch.default_generator.manual_seed(seed)
 
@@ -346,12 +371,17 @@ def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
 
 
 def _require_fit(model: nn.Module, training: Dataset, validation: Dataset) -> None:
-    wanted, given = int(getattr(model, "num_classes", 0)), len(training.label_names)
-    if wanted != given:
-        raise WsurgeryError(
-            f"the network has {wanted} outputs and the data {given} labels: give init --num-classes {given}, "
-            "and transfuse below the head"
-        )
+    _require_outputs(getattr(model, "num_classes", None), training)
     shared = set(training.patients) & set(validation.patients)
     if shared:
         raise WsurgeryError(f"patient {printable(min(shared))} is in both training and validation: split by patient")
+
+
+def _require_outputs(outputs: int | None, training: Dataset) -> None:
+    """Require as many outputs as labels; None if the network does not say how many it has."""
+    given = len(training.label_names)
+    if outputs not in (None, given):
+        raise WsurgeryError(
+            f"the network has {outputs} outputs and the data {given} labels: give init --num-classes {given}, "
+            "and transfuse below the head"
+        )

@@ -1,0 +1,50 @@
+"""What stands between images and a network: how they are normalised, and what is said of those it cannot take."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from wsurgery.devices import is_out_of_memory
+from wsurgery.errors import WsurgeryError, printable
+
+Output = TypeVar("Output")
+
+
+def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation, per channel in [0, 1], that the network's images are normalised with.
+
+    They are what its `pretrained_cfg` says, and ImageNet's where it has none or does not say them.
+    """
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return tuple(cfg.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(cfg.get("std") or IMAGENET_DEFAULT_STD)
+
+
+def fit_channels(images: Tensor, model: nn.Module) -> Tensor:
+    """Make (b, 3, h, w) images grey, (b, 1, h, w), for a network of one input channel."""
+    return images.mean(1, keepdim=True) if getattr(model, "in_chans", 3) == 1 else images
+
+
+def run(network: Callable[[Tensor], Output], images: Tensor) -> Output:
+    """Return a network's output for images, (b, c, h, w).
+
+    Raises:
+        WsurgeryError: it cannot take them; the message has torch's reason.
+    """
+    try:
+        return network(images)
+    except (RuntimeError, ValueError, AssertionError, LookupError, TypeError) as error:  # what modules raise
+        if is_out_of_memory(error):
+            raise
+        b, c, h, w = images.shape
+        if "more than 1 value per channel" in str(error):
+            raise WsurgeryError(
+                f"batch norm needs more than one value a channel, and {b} image of {h} × {w} gives it one: use --batch-size "
+                "2 or more (and as many training images), a larger --image-size, or freeze-spec --role batch_norm"
+            ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise WsurgeryError(
+            f"the network does not take images of {h} × {w} with {c} channels: {printable(reason)}; --image-size changes "
+            "their size"
+        ) from error
