@@ -1,9 +1,12 @@
 """From a declared edit to its subcommand."""
 
+import contextlib
 import inspect
+import io
 import json as json_module
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -27,7 +30,7 @@ def as_command(edit: Edit) -> Callable[..., None]:
     ) -> None:
         from wsurgery.operations.planning import plan
 
-        named = {parameter.name: given.get(_typed(edit, parameter)) for parameter in edit.inputs}
+        named = {parameter.name: given.get(_typed(parameter)) for parameter in edit.inputs}
         options = {name: given[name] for name in edit.options}
         selection = part.selection if part else Selection()
         edit.require(named, options, selection)
@@ -37,7 +40,7 @@ def as_command(edit: Edit) -> Callable[..., None]:
             stack.callback(planned.close)
             if json:
                 assert edit.json is not None
-                typer.echo(json_module.dumps(edit.json(planned)))
+                typer.echo(json_module.dumps(edit.json(planned.history)))
             elif output.dry_run:
                 foretell(planned)
             else:
@@ -53,7 +56,32 @@ def as_command(edit: Edit) -> Callable[..., None]:
     return command(run)
 
 
-def _typed(edit: Edit, parameter: Parameter) -> str:
+def parsed(edit: Edit, words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], Selection, int]:
+    """Read words as the edit's subcommand does, and run nothing.
+
+    Returns:
+        Its inputs by parameter, as they are named; its options; the part; and the seed.
+
+    Raises:
+        UsageError: they are not what the command takes, or name a file beside its inputs.
+    """
+    app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
+    app.command(edit.name)(as_command(edit))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # --help
+            given = typer.main.get_command(app).make_context(edit.name, list(words)).params
+    except Exception as error:  # of the click that typer has in it
+        said = error.format_message() if hasattr(error, "format_message") else "it asks for help"
+        raise UsageError(said) from None
+    selectors = Part(**{field.name: given.get(field.name) for field in fields(Part)}) if edit.takes_part else Part()
+    if selectors.block_map is not None and not selectors.block_map.startswith("{"):
+        raise UsageError("its block map is a file")
+    named = {parameter.name: given.get(_typed(parameter)) for parameter in edit.inputs}
+    options = {name: given[name] for name in edit.options}
+    return named, options, selectors.selection, given.get("seed", 0)
+
+
+def _typed(parameter: Parameter) -> str:
     """The name under which typer knows it: a checkpoint without an annotation of its own is the common `[IN]`."""
     return _SOURCE if _is_common(parameter) else parameter.name
 

@@ -7,7 +7,7 @@ from wsurgery.plugin import Checkpoint, History, Result, Selection, copies, edit
 
 @edit(
     needs_part="which part? Name the last frozen block with --upto, or use another selector",
-    json=lambda planned: {"freeze": list(planned.history.freeze)},
+    json=lambda history: {"freeze": list(history.freeze)},
 )
 def freeze_spec(checkpoint: Checkpoint, selection: Selection) -> Result:
     """Write into the checkpoint which tensors `train` must leave alone. It replaces an earlier specification.

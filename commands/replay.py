@@ -26,7 +26,7 @@ def replay(
 
     Example: wsurgery replay init.safetensors --inputs pretrained/
     """
-    from wsurgery.checkpoint.replay import replay as replay_history
+    from wsurgery.replay import replay as replay_history
 
     difference = replay_history(file, inputs or file.parent, remote=remote, say=say)
     if difference is not None:

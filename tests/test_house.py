@@ -18,7 +18,10 @@ PAGE = (ROOT / "docs" / "house.md").read_text(encoding="utf-8")
 HEAVY = {"torch", "torchvision", "timm", "scipy", "matplotlib", "sklearn"}
 WALL = "║"
 TOP = "commands"
-ABOVE_ALL = {"wsurgery.__main__"}  # modules beside the rooms that stand on the top one
+ABOVE_ALL = {
+    f"wsurgery.{name}" for name in ("__main__", "pipeline", "registry", "replay")
+}  # they stand on the top room
+DOORS = {"wsurgery.plugin": "operations"}  # modules beside a room that are part of it
 
 
 class Room(NamedTuple):
@@ -79,6 +82,8 @@ def room_of(module: str) -> str | None:
     """Return the room of a module; None for one that lies beside them."""
     if module in ABOVE_ALL:
         return TOP
+    if module in DOORS:
+        return DOORS[module]
     package = module.split(".")[1] if "." in module else ""
     return package if package in PACKAGES else None
 

@@ -23,8 +23,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from wsurgery.pipeline import is_function
-    from wsurgery.registry import edits
-
-    functions = [name.replace("-", "_") for name, edit in edits().items() if is_function(edit)]
-    return sorted(["__version__", "Pipeline", "open", *functions])
+    return sorted(["__version__", "Pipeline", "open", *import_module("wsurgery.pipeline").functions()])

@@ -147,6 +147,11 @@ def function(name: str) -> Callable[..., Pipeline] | None:
     return _callable(edit, None) if edit and is_function(edit) else None
 
 
+def functions() -> list[str]:
+    """Name wsurgery's own edits that are functions."""
+    return [name.replace("-", "_") for name, edit in edits().items() if is_function(edit)]
+
+
 def is_function(edit: Edit) -> bool:
     """Whether it stands for itself in Python, too, and not only as a method."""
     return edit.flows is None or edit.parameters[edit.flows].declared

@@ -21,8 +21,8 @@ from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.operations.declaration import Array, BatchNorm, Edit, InputFile, Map, Piped, edit
 from wsurgery.operations.random_streams import RandomStream
+from wsurgery.operations.tensor import Tensor
 from wsurgery.operations.tensor_edit import Result, TensorEdit, copies
-from wsurgery.operations.tensors import Tensor
 
 __all__ = [
     "Argument", "Array", "BatchNorm", "Checkpoint", "Edit", "History", "InputFile", "Map", "Option", "Piped", "RandomStream",

@@ -18,6 +18,7 @@ from wsurgery.operations.average import weighted_sum
 from wsurgery.operations.cast import cast, overflow_count
 from wsurgery.operations.names import aliases_after, frozen_after, new_names
 from wsurgery.operations.random_streams import CHUNK, RandomStream
+from wsurgery.operations.tensors import edit_array
 
 BF16, E4M3, E5M2 = (np.dtype(t) for t in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2))
 TORCH = {
@@ -113,23 +114,23 @@ def test_overflows_are_counted_as_the_values_beyond_the_largest(target):
 def test_scale_is_the_product_in_the_working_precision(dtype):
     x = np.random.default_rng(0).normal(size=1000).astype(dtype)
     working = np.float64 if x.dtype == np.float64 else np.float32
-    np.testing.assert_array_equal(scale(x, by=0.3), (x.astype(working) * working(0.3)).astype(dtype))
-    assert scale(x, by=1).tobytes() == x.tobytes()
-    assert scale(x, by=-2).dtype == x.dtype
+    np.testing.assert_array_equal(edit_array(scale, x, by=0.3), (x.astype(working) * working(0.3)).astype(dtype))
+    assert edit_array(scale, x, by=1).tobytes() == x.tobytes()
+    assert edit_array(scale, x, by=-2).dtype == x.dtype
 
 
 def test_noise_is_gaussian_of_the_given_deviation_in_every_chunk():
     x = np.random.default_rng(0).normal(3, 2, 2 * CHUNK + 17)
     for relative, expected in ((False, 0.1), (True, 0.1 * x.std())):
-        noise = add_noise(x, std=0.1, relative=relative, random=RandomStream(0, "n", 0, "w")) - x
+        noise = edit_array(add_noise, x, std=0.1, relative=relative, random=RandomStream(0, "n", 0, "w")) - x
         for start in (0, CHUNK):
             assert stats.kstest(noise[start : start + CHUNK], "norm", (0, expected)).pvalue > 1e-4
-    assert (add_noise(x, std=0, relative=False, random=RandomStream(0, "n", 0, "w")) == x).all()
+    assert (edit_array(add_noise, x, std=0, relative=False, random=RandomStream(0, "n", 0, "w")) == x).all()
 
 
 def test_noise_relative_to_what_has_no_deviation_is_an_error():
     with pytest.raises(WsurgeryError, match="--except"):
-        add_noise(np.array([1, np.nan]), std=1, relative=True, random=RandomStream(0, "n", 0, "w"))
+        edit_array(add_noise, np.array([1, np.nan]), std=1, relative=True, random=RandomStream(0, "n", 0, "w"))
 
 
 def test_threads_do_not_change_the_result():
@@ -137,8 +138,8 @@ def test_threads_do_not_change_the_result():
     x[~np.isfinite(x)] = 1
     operations = [
         lambda run: cast(x, dtype=BF16, run=run),
-        lambda run: scale(x, by=0.7, run=run),
-        lambda run: add_noise(x, std=2, relative=False, random=RandomStream(0, "n", 0, "w"), run=run),
+        lambda run: edit_array(scale, x, by=0.7, run=run),
+        lambda run: edit_array(add_noise, x, std=2, relative=False, random=RandomStream(0, "n", 0, "w"), run=run),
         lambda run: cast(weighted_sum([(x, 0.3), (x[::-1], 0.7)], shape=x.shape, run=run), dtype=x.dtype),
     ]
     with ThreadPoolExecutor(8) as pool:

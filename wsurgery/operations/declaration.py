@@ -14,14 +14,14 @@ from typer.models import ArgumentInfo, OptionInfo
 
 from wsurgery.anatomy import Selection
 from wsurgery.checkpoint import Checkpoint
+from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import UsageError
 from wsurgery.operations.random_streams import RandomStream
-from wsurgery.operations.tensors import Tensor
+from wsurgery.operations.tensor import Tensor
 
 if TYPE_CHECKING:
     from wsurgery.operations.arrays import Array as Array
     from wsurgery.operations.arrays import Map as Map
-    from wsurgery.operations.planning import Planned
 else:
 
     class Array:
@@ -183,7 +183,7 @@ class Edit:
     flows: str | None
     in_order: Collection[str]
     needs_part: str | None
-    json: "Callable[[Planned], Any] | None"
+    json: Callable[[History], Any] | None
     package: Mapping[str, str] | None = None
 
     @property
@@ -223,11 +223,9 @@ class Edit:
             if (piped := parameter.piped) and inputs.get(parameter.name) and options.get(piped.unless):
                 raise UsageError(piped.clash)
 
-    def __call__(self, x: Any, **options: Any) -> Any:
-        """Do to one array what the command does to a tensor of the part; `random` and `tensor` are given like options."""
-        from wsurgery.operations.tensors import edit_array
-
-        return edit_array(self, x, **options)
+    def __call__(self, *positional: Any, **named: Any) -> Any:
+        """Call the function itself."""
+        return self.function(*positional, **named)
 
     def words(self, options: Mapping[str, Any], part: Sequence[str]) -> list[str]:
         """Write the options as typed in a shell, for the record: those of the part before the first flag, or in the place
@@ -265,7 +263,7 @@ def edit(
     flows: str | None = None,
     in_order: Collection[str] = (),
     needs_part: str | None = None,
-    json: "Callable[[Planned], Any] | None" = None,
+    json: Callable[[History], Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Edit]:
     """Declare an edit.
 
@@ -275,7 +273,7 @@ def edit(
         flows: the checkpoint that flows through. Default: the first.
         in_order: checkpoints that it reads in their own order only; any other stream is copied to a file first.
         needs_part: the question to a user who gives no selector, where everything is not what anybody wants.
-        json: what `--json` prints in place of writing.
+        json: gives, for the history of the result, what `--json` prints in place of writing.
     """
 
     def declare(function: Callable[..., Any]) -> Edit:

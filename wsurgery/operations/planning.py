@@ -18,6 +18,7 @@ from wsurgery.checkpoint.provenance import History, Record, Unmade, describe_inp
 from wsurgery.checkpoint.spool import spooled
 from wsurgery.checkpoint.writer import write_all
 from wsurgery.errors import WsurgeryError, printable
+from wsurgery.operations.declaration import Edit
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.tensor_edit import Result, TensorEdit
@@ -25,7 +26,6 @@ from wsurgery.operations.tensors import tensor_edits
 
 if TYPE_CHECKING:
     from wsurgery.operations.arrays import Array, Map
-    from wsurgery.operations.declaration import Edit
 
 _PIECE = 1 << 20  # bytes
 
@@ -235,7 +235,7 @@ def computed(edit: TensorEdit, x: "Array", run: "Map") -> "Array":
 
 
 def plan(
-    edit: "Edit",
+    edit: Edit,
     inputs: Mapping[str, Any],
     options: Mapping[str, Any],
     *,
@@ -293,7 +293,7 @@ def plan(
     )
 
 
-def in_turn(edit: "Edit", inputs: Mapping[str, Any]) -> list[Checkpoint]:
+def in_turn(edit: Edit, inputs: Mapping[str, Any]) -> list[Checkpoint]:
     """Return the checkpoints among the inputs of an edit, the one that flows through first."""
     names = [parameter.name for parameter in edit.inputs]
     names.sort(key=lambda name: name != edit.flows)
@@ -302,7 +302,7 @@ def in_turn(edit: "Edit", inputs: Mapping[str, Any]) -> list[Checkpoint]:
     return [each for each in listed if isinstance(each, Checkpoint)]
 
 
-def _in_reach(edit: "Edit", name: str, given: Any, flows: Checkpoint | None) -> Any:
+def _in_reach(edit: Edit, name: str, given: Any, flows: Checkpoint | None) -> Any:
     """Let an edit read a checkpoint in the order that it wants: a stream that does not flow through becomes a file."""
     if isinstance(given, list):
         return [_in_reach(edit, name, each, flows) for each in given]

@@ -2,53 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from wsurgery.anatomy import Selection, role_map
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import dtype_name, is_float
 from wsurgery.errors import WsurgeryError
+from wsurgery.operations.declaration import Edit
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import RandomStream, chunk_slice, for_each_chunk
+from wsurgery.operations.tensor import Tensor
 from wsurgery.operations.tensor_edit import TensorEdit, copy
 
 if TYPE_CHECKING:
     import numpy as np
 
     from wsurgery.operations.arrays import Array, Compute, Map
-    from wsurgery.operations.declaration import Edit
-    from wsurgery.operations.statistics import Moments
-
-
-class Tensor:
-    """What an edit may ask about the tensor that it changes.
-
-    Attributes:
-        name: its name.
-        role: what it does, as `anatomy.role_map` says.
-        shape: its shape, also where the edit gets chunks.
-        dtype: its element type, as safetensors calls it.
-    """
-
-    def __init__(self, info: TensorInfo, role: str, x: "Array", run: "Map") -> None:
-        self.name, self.role, self.shape, self.dtype = info.name, role, info.shape, info.dtype
-        self._x, self._run = x, run
-
-    @cached_property
-    def moments(self) -> "Moments":
-        """Count, mean and standard deviation (`.std`, divided by n) of all its elements."""
-        from wsurgery.operations.statistics import moments
-
-        return moments(self._x, self._run)
-
-    def settle(self) -> None:
-        """From now on it is asked by the threads that its `map` would wait for."""
-        self._run = map
 
 
 def tensor_edits(
-    edit: "Edit",
+    edit: Edit,
     checkpoint: Checkpoint,
     selection: Selection,
     options: Mapping[str, Any],
@@ -83,8 +57,8 @@ def tensor_edits(
     return result
 
 
-def edit_array(edit: "Edit", x: "Array", *, random: RandomStream | None = None, **options: Any) -> "Array":
-    """Do to an array of any shape what an edit does to a tensor; see `Edit.__call__`."""
+def edit_array(edit: Edit, x: "Array", *, random: RandomStream | None = None, **options: Any) -> "Array":
+    """Do to an array of any shape what an edit does to a tensor of the part; `random` and `run` are given like options."""
     info = TensorInfo("x", dtype_name(x.dtype), x.shape, 0, 0)
     given = {name: parameter.checked(options.get(name, parameter.default)) for name, parameter in edit.options.items()}
     run: Any = options.get("run", map)
@@ -97,7 +71,7 @@ def _edited(
     x: "Array",
     run: "Map",
     *,
-    edit: "Edit",
+    edit: Edit,
     info: TensorInfo,
     role: str,
     random: RandomStream,
@@ -124,7 +98,7 @@ def _edited(
 def _elementwise(
     x: "Array",
     run: "Map",
-    edit: "Edit",
+    edit: Edit,
     given: Mapping[str, Any],
     tensor: Tensor,
     working: "np.dtype[Any]",

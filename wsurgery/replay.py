@@ -1,31 +1,29 @@
 """Running a checkpoint's history again, and telling whether the bytes agree.
 
-A history is untrusted input: only the commands in `REPLAYABLE` run, never a shell, their arguments name no file, and the
-files they read are those of a folder that the user chose, checked against the digests that were recorded. What was read
-at a URL, or fetched, is read there again only if the user says so.
+A history is untrusted input: only edits run, as one pipeline in this process; their arguments name no file, and the files
+they read are those of a folder that the user chose, checked against the digests that were recorded. What was read at a URL,
+or fetched, is read there again only if the user says so. An edit of another package runs only where that is installed.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from wsurgery import __version__
 from wsurgery.checkpoint.digest import FilesDigest, bytes_digest, file_digest, tensor_digests
 from wsurgery.checkpoint.opening import STDIN, open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record, with_files
+from wsurgery.commands._edits import parsed
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.declaration import Parameter
+from wsurgery.operations.planning import Planned, plan
+from wsurgery.operations.rewrite import rewrite
+from wsurgery.registry import edits, find_edit, plug_ins
 
-REPLAYABLE = frozenset(
-    ("init", "fetch", "meanvar", "shuffle", "sample", "reset-bn", "transfuse", "gabor", "freeze-spec", "convert", "cast",
-     "rename", "drop", "keep", "scale", "add-noise", "average", "lerp", "new-head", "adapt")
-)  # fmt: skip
-_MAX_STAGES = 64  # processes; they may all run at once
+_MAX_STAGES = 64
 _OPTIONS_OF_FILES = ("-o", "--output", "--force")
 
 
@@ -69,16 +67,17 @@ def replay(path: Path, inputs: Path, *, remote: bool, say: Callable[[str], None]
         raise UsageError(f"{label} has no history: wsurgery did not make it")
     if _count(log) > _MAX_STAGES:
         raise UsageError(f"{label} has a history of {_count(log)} commands: replay runs at most {_MAX_STAGES}")
-    stages = plan(log, inputs, remote=remote, say=say)
+    stages = plan_stages(log, inputs, remote=remote, say=say)
     with tempfile.TemporaryDirectory(prefix="wsurgery-replay-") as folder:
         again = Path(folder) / "again"
-        _make(stages, again)
+        with ExitStack() as stack:
+            rewrite(_made(stages, Path(folder), stack), again)
         if again.stat().st_size == path.stat().st_size and file_digest(again) == file_digest(path):
             return None
         return _first_difference(path, again, log)
 
 
-def plan(log: Sequence[Record], inputs: Path, *, remote: bool, say: Callable[[str], None]) -> list[Stage]:
+def plan_stages(log: Sequence[Record], inputs: Path, *, remote: bool, say: Callable[[str], None]) -> list[Stage]:
     """Check a history and find its files, before anything runs."""
     reason = _obstacle(log, remote)
     if reason:
@@ -102,7 +101,7 @@ def _resolve(given: Record, inputs: Path, remote: bool, say: Callable[[str], Non
     if path.is_dir() and name != STDIN:
         reason = reason or "it is a folder of shards"
     if log and not reason:
-        return Parent(given, plan(log, inputs, remote=remote, say=say))
+        return Parent(given, plan_stages(log, inputs, remote=remote, say=say))
     if name == STDIN:
         raise UsageError(reason or "one of its inputs came through a pipe without a history: replay cannot know it")
     if not path.exists():
@@ -145,7 +144,9 @@ def _obstacle(log: Any, remote: bool) -> str | None:
         return "its history is damaged: a log is a list of commands"
     for record in log:
         command = record.get("command") if isinstance(record, dict) else None
-        if not isinstance(command, str) or command not in REPLAYABLE:
+        if isinstance(command, str) and (missing := _missing_package(record)):
+            return missing
+        if not isinstance(command, str) or not (command in edits() or record.get("package")):
             why = "it needs data and time" if command == "train" else "it is not a command that makes a checkpoint"
             return f"its history has the command {printable(str(command), 40)}, which is not run again: {why}"
         arguments, seed, inputs = record.get("arguments", []), record.get("seed", 0), record.get("inputs", [])
@@ -182,98 +183,81 @@ def _count(log: Any) -> int:
     return count
 
 
-def _make(stages: list[Stage], path: Path) -> None:
-    """Run a pipeline into a file, with its scratch folders beside it."""
-    started: list[_Process] = []
-    with ExitStack() as cleanup:
-        with path.open("wb") as output:
-            _start(stages, output, path.parent, started, cleanup)
-        failed = [process for process in started if process.popen.wait()]
-        said = [(process, process.messages.read_text(errors="replace").strip().splitlines()) for process in failed]
-    if said:
-        # A command that only lost its reader did not fail by itself.
-        own = [(process, lines) for process, lines in said if not lines or "closed by its reader" not in lines[-1]]
-        process, lines = (own or said)[0]
-        reason = printable(lines[-1]) if lines else f"it ended with status {process.popen.returncode}"
-        raise WsurgeryError(f"{process.command} failed when it was run again: {reason}")
-
-
-@dataclass(frozen=True)
-class _Process:
-    command: str
-    popen: "subprocess.Popen[bytes]"
-    messages: Path  # what it said on standard error
-
-
-def _start(stages: list[Stage], output: BinaryIO, folder: Path, started: list[_Process], cleanup: ExitStack) -> None:
-    """Start every command of a pipeline, and of the pipelines that it reads from; its last one writes to `output`."""
-    upstream: BinaryIO | None = None
-    for position, stage in enumerate(stages):
-        files: list[str] = []
-        pipes: list[BinaryIO] = []  # read ends, named as files
-        for source in stage.inputs:
-            if isinstance(source, Parent) and source.given["name"] == STDIN:  # it came through a pipe then, too
-                read, write = _pipe(cleanup)
-                _start(source.stages, write, folder, started, cleanup)
-                write.close()
-                if sys.platform == "win32":  # there a pipe has no name, but it may be standard input
-                    if upstream or None in stage.inputs:
-                        raise UsageError(f"{stage.record['command']} read two pipes: Windows has names for neither")
-                    upstream = read
-                    files.append(STDIN)
-                else:
-                    pipes.append(read)
-                    files.append(f"/dev/fd/{read.fileno()}")
-            elif isinstance(source, Parent):
-                files.append(str(_remake(source, Path(tempfile.mkdtemp(dir=folder)))))
-            else:
-                files.append(STDIN if source is None else str(source))
-        command = stage.record["command"]
-        words = ["wsurgery", command, *stage.record.get("arguments", [])]
-        words += ["--seed", str(stage.record["seed"])] if "seed" in stage.record else []
-        given = stage.record.get("inputs", [])
-        words += ["--no-digest"] if any(not {"blake3", "header"} & entry.keys() for entry in given) else []
-        last = position == len(stages) - 1
-        downstream, sink = (None, output) if last else _pipe(cleanup)
-        work = Path(tempfile.mkdtemp(dir=folder))  # empty: no word of the history names a file in it
-        messages = work.with_suffix(".log")
-        with messages.open("wb") as stderr:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", *with_files(command, words, files)],
-                stdin=upstream or subprocess.DEVNULL,
-                stdout=sink,
-                stderr=stderr,
-                cwd=work,
-                pass_fds=[pipe.fileno() for pipe in pipes],
-            )
-        cleanup.callback(_end, popen)
-        started.append(_Process(command, popen, messages))
-        for ours in (upstream, *pipes, None if last else sink):
-            if ours is not None:
-                ours.close()  # the child has its own
-        upstream = downstream
-
-
-def _pipe(cleanup: ExitStack) -> tuple[BinaryIO, BinaryIO]:
-    read, write = os.pipe()
-    return (
-        cleanup.enter_context(open(read, "rb", buffering=0)),
-        cleanup.enter_context(open(write, "wb", buffering=0)),
+def _missing_package(record: Record) -> str | None:
+    """Say that an edit of another package cannot be run, if that is so."""
+    package = record.get("package")
+    if package is None:
+        return None
+    named = (
+        isinstance(package, dict) and isinstance(package.get("name"), str) and isinstance(package.get("version"), str)
     )
+    if not named:
+        return f"its history is damaged: the package of {printable(record['command'], 40)} has no name"
+    plug_in = plug_ins().get(record["command"])
+    if plug_in is None or plug_in.package != package["name"]:
+        said = f"{printable(package['name'], 80)} {printable(package['version'], 40)}"
+        return f"its history has the command {printable(record['command'], 40)} of {said}, which is not installed here"
+    return None
+
+
+def _made(stages: Sequence[Stage], folder: Path, stack: ExitStack) -> Planned:
+    """Plan a pipeline again; what it reads stays open until the stack is left."""
+    planned: Planned | None = None
+    for stage in stages:
+        sources: list[Any] = []
+        for source in stage.inputs:
+            if isinstance(source, Parent):
+                through_a_pipe = source.given["name"] == STDIN
+                sources.append(_made(source.stages, folder, stack) if through_a_pipe else _remake(source, folder))
+            else:
+                sources.append(planned if source is None else source)
+        planned = _applied(stage.record, sources, stack)
+    assert planned is not None
+    return planned
+
+
+def _applied(record: Record, sources: Sequence[Any], stack: ExitStack) -> Planned:
+    """Apply the edit of a record to its inputs: plans, or files and URLs by name."""
+    command = record["command"]
+    edit = find_edit(command)
+    assert edit is not None
+    words = [*record.get("arguments", []), *(["--seed", str(record["seed"])] if "seed" in record else [])]
+    places = [f"input {i}" for i in range(len(sources))]
+    try:
+        named, options, selection, seed = parsed(edit, with_files(command, ["wsurgery", command, *words], places)[2:])
+        given: dict[str, Any] = {}
+        for parameter in edit.inputs:
+            place = named[parameter.name]
+            several = isinstance(place, list)
+            found = [
+                _opened(sources[places.index(each)], parameter, stack)
+                for each in (place if several else [place])
+                if each
+            ]
+            given[parameter.name] = found if several else next(iter(found), None)
+        digests = all({"blake3", "header"} & entry.keys() for entry in record.get("inputs", []))
+        planned = plan(edit, given, options, selection=selection, seed=seed, digests=digests)
+    except (WsurgeryError, ValueError) as error:
+        raise WsurgeryError(f"{command} failed when it was run again: {printable(str(error), 1000)}") from None
+    stack.callback(planned.close)
+    return planned
+
+
+def _opened(source: Any, parameter: Parameter, stack: ExitStack) -> Any:
+    if isinstance(source, Planned) or not parameter.is_checkpoint:
+        return source
+    checkpoint = open_checkpoint(source)
+    stack.callback(checkpoint.close)
+    return checkpoint
 
 
 def _remake(parent: Parent, folder: Path) -> Path:
-    path = folder / str(parent.given["name"])
-    _make(parent.stages, path)
+    path = Path(tempfile.mkdtemp(dir=folder)) / str(parent.given["name"])
+    with ExitStack() as stack:
+        rewrite(_made(parent.stages, folder, stack), path)
     if parent.given.get("blake3") not in (None, file_digest(path)):
         raise WsurgeryError(f"{printable(path.name)}, an input, comes out otherwise when its own history is run again")
     return path
-
-
-def _end(popen: "subprocess.Popen[bytes]") -> None:
-    if popen.poll() is None:
-        popen.kill()
-    popen.wait()
 
 
 def _first_difference(path: Path, again: Path, log: Sequence[Record]) -> str:
