@@ -14,7 +14,7 @@ def log(source: Input = None, json: Json = False) -> None:
     Example: wsurgery log init.safetensors
     """
     from wsurgery.checkpoint import open_checkpoint
-    from wsurgery.checkpoint.provenance import History, as_pipeline
+    from wsurgery.checkpoint.provenance import History, as_pipeline, packages
     from wsurgery.errors import printable
 
     with open_checkpoint(source) as checkpoint:
@@ -22,6 +22,8 @@ def log(source: Input = None, json: Json = False) -> None:
         if json:
             typer.echo(json_module.dumps(list(records), indent=2))
         elif records:
+            for name, package in packages(records).items():
+                typer.echo(f"# {printable(name)} is of {printable(package)}")
             typer.echo("\n".join(printable(line, 10_000) for line in as_pipeline(records).splitlines()))
         else:
             say(f"{checkpoint.label} has no history: wsurgery did not make it")

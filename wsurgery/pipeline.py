@@ -128,7 +128,7 @@ class Pipeline:
         try:
             yield checkpoint if isinstance(checkpoint, Planned) else _unchanged(checkpoint)
         finally:
-            checkpoint.close()
+            checkpoint.rest()
 
 
 def open(source: Any) -> Pipeline:
@@ -202,7 +202,7 @@ def _callable(edit: Edit, flows: Pipeline | None) -> Callable[..., Pipeline]:
             selection=_selection({name: given.get(name) for name in _SELECTORS}),
             seed=given.get("seed", 0),
         )
-        planned.close()
+        planned.rest()
         return Pipeline(planned)
 
     call.__name__ = call.__qualname__ = edit.name.replace("-", "_")
@@ -229,8 +229,7 @@ def _as_checkpoint(source: Any) -> Checkpoint:
         return source._checkpoint
     if isinstance(source, (str, Path)):
         checkpoint = open_checkpoint(source)
-        if checkpoint.seekable:
-            checkpoint.close()
+        checkpoint.rest()
         return checkpoint
     state = source.state_dict() if hasattr(source, "state_dict") else source
     if not isinstance(state, Mapping):

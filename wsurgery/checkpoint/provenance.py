@@ -200,6 +200,18 @@ def as_pipeline(log: Sequence[Record], runs: Iterator[int] | None = None) -> str
     return "\n".join([*lines, _PIPE.join(stages)])
 
 
+def packages(log: Sequence[Record]) -> dict[str, str]:
+    """Return the commands in a log, and in the logs of its inputs, that other packages bring: name → package and version."""
+    found: dict[str, str] = {}
+    waiting = [*log]
+    while waiting:
+        record = waiting.pop(0)
+        if isinstance(package := record.get("package"), dict):
+            found[str(record["command"])] = f"{package.get('name')} {package.get('version')}"
+        waiting += [each for given in record.get("inputs", []) for each in given.get("log", [])]
+    return found
+
+
 def _input_word(given: Record, runs: Iterator[int]) -> str:
     if given.get("log"):
         return f"<({as_pipeline(given['log'], runs)})"

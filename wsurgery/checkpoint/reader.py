@@ -260,10 +260,23 @@ class Checkpoint:
         self.stream.close()
         self._window, self._window_start = memoryview(b""), 0
 
+    def rest(self) -> None:
+        """Close a file until `reopen`. What cannot be opened again, such as standard input, stays open."""
+        if self.path is not None and self.seekable:
+            self.close()
+
     def reopen(self) -> None:
-        """Open a file again that was closed."""
-        assert self.path is not None
+        """Open a file again that was closed.
+
+        Raises:
+            WsurgeryError: it is not the file any more that it was.
+        """
+        if not self.stream.closed or self.path is None:
+            return
         self.stream = self.path.open("rb", buffering=0)
+        if _read_up_to(self.stream, len(self.header_bytes)) != self.header_bytes:
+            self.stream.close()
+            raise WsurgeryError(f"{self.label} has changed since it was opened: open it again")
 
     @property
     def files(self) -> list[Path]:

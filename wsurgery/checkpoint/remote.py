@@ -384,9 +384,14 @@ class RemoteCheckpoint(Checkpoint):
         super().__init__(cast("BinaryIO", RemoteFile(remote)), None, label=place.label)
         self.name, self.url = place.name, remote.pinned
 
+    def rest(self) -> None:
+        """Close the connection until `reopen`."""
+        self.close()
+
     def reopen(self) -> None:
         """Read on after it was closed."""
-        self.stream = cast("BinaryIO", RemoteFile(self.remote))
+        if self.stream.closed:
+            self.stream = cast("BinaryIO", RemoteFile(self.remote))
 
 
 class RemoteShards(ShardedCheckpoint):

@@ -85,6 +85,13 @@ class ShardedCheckpoint(Checkpoint):
             shard.reopen()
         return shard
 
+    def rest(self) -> None:
+        """Close every shard until it is read."""
+        self.close()
+
+    def reopen(self) -> None:
+        """A shard is opened when it is read."""
+
     def close(self) -> None:
         """Close every shard."""
         for shard in self.shards.values():

@@ -82,6 +82,10 @@ class Converted(Made):
         """Close the file."""
         self._stack.close()
 
+    def rest(self) -> None:
+        """Close the file until `reopen`."""
+        self.close()
+
     def reopen(self) -> None:
         """Open the file again, and begin anew."""
         self._stack.close()

@@ -93,6 +93,9 @@ class Made(Checkpoint):
     def close(self) -> None:
         """There is nothing to close."""
 
+    def rest(self) -> None:
+        """There is nothing to close."""
+
     def reopen(self) -> None:
         """There is nothing to open."""
 
@@ -172,6 +175,11 @@ class Planned(Made, Unmade):
         """Close what it is made from."""
         for source in self.inputs:
             source.close()
+
+    def rest(self) -> None:
+        """Close the files that it is made from until `reopen`."""
+        for source in self.inputs:
+            source.rest()
 
     def reopen(self) -> None:
         """Open what it is made from again, where it was closed."""
