@@ -210,7 +210,8 @@ def test_a_source_that_changed_is_not_taken_for_what_it_was(here):
 
 def test_standard_input_is_a_source(here, shell):
     python = "import wsurgery; wsurgery.open('-').scale(by=2).shuffle(seed=1).write('chain')"
-    line = f'wsurgery meanvar A | {sys.executable} -c "{python}"; wsurgery meanvar A | wsurgery scale --by 2 | wsurgery shuffle --seed 1'
+    chain = f'wsurgery meanvar A | {sys.executable} -c "{python}"'
+    line = f"{chain}; wsurgery meanvar A | wsurgery scale --by 2 | wsurgery shuffle --seed 1"
     assert shell(f"{line} > pipe", here).returncode == 0
     assert (here / "chain").read_bytes() == (here / "pipe").read_bytes()
 

@@ -1,0 +1,451 @@
+"""Composable checkpoint surgery on safetensors files. Written by tests/test_stub.py: do not edit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from torch import nn
+
+__version__: str
+
+class _Module(Protocol):
+    def state_dict(self) -> Any: ...
+
+Source: TypeAlias = "str | Path | Pipeline | Mapping[str, Any] | _Module"  # a file or URL; edits; what is in memory
+
+class Pipeline:
+    """A checkpoint, and the edits that are to be made to it. It is not changed: each edit gives a new one.
+
+    `print` shows it as the shell pipeline that does the same."""
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors' names, in order."""
+
+    def write(
+        self,
+        path: str | Path,
+        *,
+        force: bool = False,
+        threads: int | None = None,
+        shard_size: int | str | None = None,
+        part: str | None = None,
+    ) -> Path:
+        """Write a file, or with a name that ends in `/` a folder of shards; each appears whole or not at all.
+
+        Args:
+            path: where to.
+            force: whether what is there is replaced.
+            threads: default all cores; they do not change the result.
+            shard_size: bytes a shard: a number, or as `5GB`.
+            part: `K/N` writes the K-th of N groups of shards only.
+
+        Returns:
+            The path.
+
+        Raises:
+            UsageError: it exists, and `force` is off.
+            WsurgeryError: an input is damaged, or an edit cannot work on a tensor; the message names it.
+        """
+
+    def tensors(self, *, threads: int | None = None) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+        """Yield each tensor's name and array, in order and in its own dtype, with a few of them in memory."""
+
+    def state_dict(self, *, torch: bool = False, threads: int | None = None) -> dict[str, Any]:
+        """Return all tensors by name: numpy arrays (ml_dtypes' types for bfloat16 and float8), or torch tensors."""
+
+    def load(self, arch: str | None = None) -> nn.Module:
+        """Return the network with these weights, in eval mode; see `wsurgery.models.load`."""
+
+    def load_into(self, model: nn.Module) -> nn.Module:
+        """Copy the tensors into a network of exactly the same names and shapes, and return it."""
+
+    def adapt(
+        self,
+        *,
+        in_chans: int | None = None,
+        img_size: int | None = None,
+    ) -> Pipeline:
+        """Adapt a network to images with other channels or of another size, as timm does when it loads weights.
+
+        One channel gets the sum of the first convolution's; more repeat them in turn. Tables of positions are resampled.
+
+        Example: wsurgery adapt vit.safetensors --in-chans 1 --img-size 384 > grey384.safetensors
+        """
+
+    def add_noise(
+        self,
+        *,
+        std: float,
+        relative: bool = False,
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Add iid Gaussian noise to floating-point tensors.
+
+        Batch norm's running mean and variance are left alone, unless --only or --role chooses them.
+
+        Example: wsurgery add-noise resnet50.safetensors --std 0.1 --relative --seed 1 > noisy.safetensors
+        """
+
+    def average(
+        self,
+        *others: Source,
+        weights: Sequence[object] | str | None = None,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Average checkpoints of one architecture, in float64 and rounded once to A's types.
+
+        Integers, and what the selectors leave out, come from A. A checkpoint of weight 0 is not read.
+
+        Example: wsurgery average run1/best.safetensors run2/best.safetensors > soup.safetensors
+        """
+
+    def cast(
+        self,
+        *,
+        to: Literal["fp64", "fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2"],
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Convert floating-point tensors to another type, rounded once to the nearest (ties to even). Integers stay.
+
+        Finite values beyond the new type's range become infinite (NaN in fp8_e4m3) and are reported.
+
+        Example: wsurgery cast resnet50.safetensors --to fp16 --except 'bn*' > half.safetensors
+        """
+
+    def drop(
+        self,
+        *,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Leave out the selected tensors.
+
+        Example: wsurgery drop resnet50.safetensors --blocks head > backbone.safetensors
+        """
+
+    def freeze_spec(
+        self,
+        *,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Write into the checkpoint which tensors `train` must leave alone. It replaces an earlier specification.
+
+        Example: wsurgery freeze-spec init.safetensors --upto block1 > frozen.safetensors
+        """
+
+    def gabor(
+        self,
+    ) -> Pipeline:
+        """Put Gabor filters in the first convolution, with the standard deviation of the weights they replace.
+
+        Example: wsurgery init cbr_small | wsurgery gabor > gabor.safetensors
+        """
+
+    def keep(
+        self,
+        *,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Leave out all but the selected tensors.
+
+        Example: wsurgery keep resnet50.safetensors --upto block2 > lower-half.safetensors
+        """
+
+    def lerp(
+        self,
+        b: Source,
+        *,
+        t: float,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Interpolate linearly between two checkpoints: (1 - T) A + T B, in float64 and rounded once to A's types.
+
+        Integers, and what the selectors leave out, come from A.
+
+        Example: wsurgery lerp init.safetensors run/best.safetensors --t 0.5 > halfway.safetensors
+        """
+
+    def meanvar(
+        self,
+        *,
+        bn: Literal["identity", "meanvar", "keep"] = "identity",
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Resample each tensor iid Gaussian from its own mean and variance.
+
+        Example: wsurgery meanvar resnet50.safetensors > meanvar.safetensors
+        """
+
+    def new_head(
+        self,
+        *,
+        num_classes: int,
+        seed: int = 0,
+    ) -> Pipeline:
+        """Replace the classifier by a fresh random one for another number of classes (the same number redraws it).
+
+        Example: wsurgery new-head resnet50.safetensors --num-classes 5 --seed 1 > five.safetensors
+        """
+
+    def rename(
+        self,
+        pattern: str,
+        replacement: str,
+        *,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        r"""Rename tensors: every match of PATTERN in a name becomes REPLACEMENT. The freeze specification and
+        the aliases of tied tensors follow.
+
+        Example: wsurgery rename '^module\.' '' ddp.safetensors > plain.safetensors
+        """
+
+    def reset_bn(
+        self,
+        *,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Set batch norm to the identity: weight and running variance 1, bias, running mean and counter 0.
+
+        Example: wsurgery reset-bn resnet50.safetensors -o identity.safetensors
+        """
+
+    def sample(
+        self,
+        *,
+        bn: Literal["identity", "meanvar", "keep"] = "identity",
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Draw each tensor's elements iid from its own values.
+
+        Example: wsurgery sample resnet50.safetensors --blocks block3,block4 > sample.safetensors
+        """
+
+    def scale(
+        self,
+        *,
+        by: float,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Multiply floating-point tensors by a number.
+
+        Batch norm's running mean and variance are left alone, unless --only or --role chooses them.
+
+        Example: wsurgery scale resnet50.safetensors --by 0.5 --blocks head > cooler.safetensors
+        """
+
+    def shuffle(
+        self,
+        *,
+        bn: Literal["identity", "meanvar", "keep"] = "identity",
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Permute each tensor at random.
+
+        Example: wsurgery shuffle resnet50.safetensors > shuffle.safetensors
+        """
+
+    def transfuse(
+        self,
+        source: Source,
+        *,
+        rest: Literal["random", "meanvar", "shuffle", "sample"] | None = None,
+        bn: Literal["identity", "meanvar", "keep"] = "identity",
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Keep pretrained weights up to a block (or in any other part); take the rest from --into, or draw it fresh.
+
+        Example: wsurgery transfuse resnet50.safetensors --upto block2
+
+        Example: wsurgery init resnet50 --num-classes 5 | wsurgery transfuse resnet50.safetensors --upto block2 > init.safetensors
+        """
+
+def open(source: Any) -> Pipeline:
+    """Open a checkpoint: what the commands take as `IN`, a state dict of numpy arrays or torch tensors, or an `nn.Module`.
+
+    Raises:
+        WsurgeryError: it is no checkpoint, or a damaged one.
+        OSError: it cannot be opened.
+    """
+
+def average(
+    *sources: Source,
+    weights: Sequence[object] | str | None = None,
+    upto: str | None = None,
+    blocks: str | Sequence[str] | None = None,
+    role: str | Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
+    except_: str | Sequence[str] | None = None,
+    block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+) -> Pipeline:
+    """Average checkpoints of one architecture, in float64 and rounded once to A's types.
+
+    Integers, and what the selectors leave out, come from A. A checkpoint of weight 0 is not read.
+
+    Example: wsurgery average run1/best.safetensors run2/best.safetensors > soup.safetensors
+    """
+
+def convert(
+    source: Source | None = None,
+    *,
+    key: str | None = None,
+    arch: str | None = None,
+    keep_names: bool = False,
+) -> Pipeline:
+    """Turn a checkpoint as downloaded into clean safetensors: no wrapper, no prefix, timm's names where they are known.
+
+    Known are the names of torchvision (ViT, Swin, ConvNeXt, EfficientNet, MobileNet, VGG; its ResNets and DenseNets have
+    timm's names), Hugging Face transformers (ResNet, ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT
+    and BiT, and EfficientNet-lite. Pickles are read without running the code in them; what is more than tensors,
+    containers, numbers and strings is refused. Tied tensors are written once.
+
+    Example: wsurgery convert efficientnet-lite0-57934424.pth -o lite0.safetensors
+    """
+
+def fetch(
+    name: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Pipeline:
+    """Fetch pretrained weights as clean safetensors: timm's names, the architecture and its image settings recorded.
+
+    NAME is one that timm knows, or a model of the Hugging Face hub: org/name, hf-hub:org/name or hf://org/name, each also
+    with @REV. Its model.safetensors is taken, else its pytorch_model.bin, whole or in shards; names are changed as by
+    convert, and no code in it is run. Downloads go through the hub's own cache (HF_HOME) and log-in (`hf auth login`).
+    The history records the commit: fetched again with it, the bytes are the same.
+
+    Example: wsurgery fetch resnet50.a1_in1k -o resnet50.safetensors
+    """
+
+def init(
+    arch: str,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    width: float | None = None,
+    arg: list[str] | None = None,
+    seed: int = 0,
+) -> Pipeline:
+    """Make a fresh random network, with timm's distributions.
+
+    The CBR networks and plain ResNets are made without PyTorch: the same bytes on every machine.
+
+    Example: wsurgery init cbr_small --num-classes 5 --width 0.25 --seed 1 > random.safetensors
+    """
+
+def lerp(
+    a: Source,
+    b: Source,
+    *,
+    t: float,
+    upto: str | None = None,
+    blocks: str | Sequence[str] | None = None,
+    role: str | Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
+    except_: str | Sequence[str] | None = None,
+    block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+) -> Pipeline:
+    """Interpolate linearly between two checkpoints: (1 - T) A + T B, in float64 and rounded once to A's types.
+
+    Integers, and what the selectors leave out, come from A.
+
+    Example: wsurgery lerp init.safetensors run/best.safetensors --t 0.5 > halfway.safetensors
+    """
+
+def transfuse(
+    source: Source,
+    into: Source | None = None,
+    *,
+    rest: Literal["random", "meanvar", "shuffle", "sample"] | None = None,
+    bn: Literal["identity", "meanvar", "keep"] = "identity",
+    seed: int = 0,
+    upto: str | None = None,
+    blocks: str | Sequence[str] | None = None,
+    role: str | Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
+    except_: str | Sequence[str] | None = None,
+    block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+) -> Pipeline:
+    """Keep pretrained weights up to a block (or in any other part); take the rest from --into, or draw it fresh.
+
+    Example: wsurgery transfuse resnet50.safetensors --upto block2
+
+    Example: wsurgery init resnet50 --num-classes 5 | wsurgery transfuse resnet50.safetensors --upto block2 > init.safetensors
+    """
