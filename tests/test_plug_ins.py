@@ -1,32 +1,20 @@
-"""An edit in a package of its own, of one file, installed beside wsurgery."""
+"""The edit that docs/plug-ins.md shows, in a package of its own, installed beside wsurgery."""
 
 import json
 import os
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-CLIP = '''
-import pathlib
-from typing import Annotated
-
-from wsurgery.plugin import Array, Option, edit
-
-pathlib.Path(__file__).with_name("imported").touch()
-
-
-@edit(elementwise=True)
-def clip(x: Array, *, limit: Annotated[float, Option(metavar="X", min=0, help="The largest magnitude.")]) -> Array:
-    """Clip floating-point tensors to a range.
-
-    Example: wsurgery clip a.safetensors --limit 0.1 > clipped.safetensors
-    """
-    return x.clip(-limit, limit)
-'''
+PAGE = (Path(__file__).parents[1] / "docs" / "plug-ins.md").read_text()
+CLIP = PAGE.partition("```python\n")[2].partition("```")[0]
+IMPORTED = '\nimport pathlib\npathlib.Path(__file__).with_name("imported").touch()\n'
+ENTRY = PAGE.partition('[project.entry-points."wsurgery.commands"]\n')[2].partition("\n")[0].replace('"', "")
 
 
 def install(folder, name: str, module: str, source: str, entry: str) -> None:
@@ -60,7 +48,7 @@ def install(folder, name: str, module: str, source: str, entry: str) -> None:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packages") / "site"
-    install(folder, "wsurgery-clip", "clip", CLIP, "clip = clip:clip")
+    install(folder, "wsurgery-clip", "clip", CLIP + IMPORTED, ENTRY)
     install(folder, "broken-clip", "broken", "import nothing_like_it\n", "broken = broken:clip")
     return folder
 
@@ -70,7 +58,7 @@ def run(site, resnet, monkeypatch):
     """Run a line of bash beside `resnet.safetensors`, with the packages installed or without."""
 
     def line(text: str, *, installed: bool = True) -> subprocess.CompletedProcess[str]:
-        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "PYTHONPATH": str(site) if installed else "", "COLUMNS": "200"}
         bash = ["bash", "-o", "pipefail", "-c", text]
         return subprocess.run(bash, cwd=resnet.parent, env=environment, capture_output=True, text=True, timeout=120)

@@ -264,6 +264,32 @@ def pipes(report: Report, repeats: int, source: Path, donor: Path) -> None:
         )  # fmt: skip
 
 
+def chains(report: Report, repeats: int, source: Path, out: Path) -> None:
+    """Three edits in Python, in one pass, beside the same three in a pipe; from a file to a file."""
+    lines = {
+        "cast · scale · cast": (
+            'cast(to="bf16").scale(by=2).cast(to="fp32")',
+            ["cast --to bf16", "scale --by 2", "cast --to fp32"],
+        ),
+        "meanvar · shuffle · sample": ("meanvar().shuffle().sample()", ["meanvar", "shuffle", "sample"]),
+    }
+    for name, (methods, stages) in lines.items():
+        code = f'import wsurgery; wsurgery.open("{source}").{methods}.write("{out}", force=True)'
+        first, *middle, last = [[*WSURGERY, *stage.split()] for stage in stages]
+        commands = [[*first, source], *middle, [*last, "-o", out, "--force"]]
+
+        def in_shell(commands: Sequence[Sequence[str | Path]] = commands) -> Cost:
+            wall, costs = pipe(commands)
+            return Cost(wall, sum(cost.cpu for cost in costs), sum(cost.memory for cost in costs))
+
+        costs = median_costs(repeats, chain=lambda code=code: run([sys.executable, "-c", code]), pipe=in_shell)
+        said = {side: f"{c.wall:.2f} s, {c.cpu:.2f} s CPU, {c.memory:.0f} MiB" for side, c in costs.items()}
+        ratio = costs["chain"].wall / costs["pipe"].wall
+        report.row(
+            f"chain in Python: {name}", said["chain"], f"pipe {said['pipe']}", ratio, "at most 1", met=ratio <= 1
+        )
+
+
 def many_tensors(report: Report, folder: Path) -> None:
     """Ten times as many one-element tensors in ten times the time."""
     out, costs = folder / "out.safetensors", {}
@@ -344,6 +370,7 @@ def main() -> None:
         resample(report, repeats, folder, a, 0.35, largest)
         convert(report, repeats, folder, a, b)
         pipes(report, repeats, b, a)
+        chains(report, repeats, b, folder / "chain")
         b.unlink()
         a.unlink()
         if options.big:
