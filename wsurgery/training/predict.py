@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from wsurgery.data.augment import normalise, to_float
@@ -62,9 +63,12 @@ def supports_bf16(device: torch.device) -> bool:
 
 
 def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation, per channel in [0, 1], that the network's images are normalised with."""
-    cfg = model.pretrained_cfg
-    return tuple(cfg["mean"]), tuple(cfg["std"])  # type: ignore[index]
+    """Return the mean and standard deviation, per channel in [0, 1], that the network's images are normalised with.
+
+    They are what its `pretrained_cfg` says, and ImageNet's where it has none or does not say them.
+    """
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return tuple(cfg.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(cfg.get("std") or IMAGENET_DEFAULT_STD)
 
 
 def fit_channels(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
