@@ -39,6 +39,15 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Device = Annotated[str, typer.Option(help="auto (cuda or cpu), cpu, cuda, cuda:N or mps.")]
 Data = Annotated[str, typer.Option("--data", metavar="SPEC", help="A manifest, or scheme:argument?key=value.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="FILE.py:CALLABLE",
+        help="A network that timm does not know: FILE.py:CALLABLE or package.module:CALLABLE, called with num_classes, or the "
+        "name of an entry point of wsurgery.models.",
+    ),
+]
 
 BlockMap = Annotated[
     str | None,

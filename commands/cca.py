@@ -6,13 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Device, Force, Json, NetworkThreads, Seed, command, say, table_console
+from wsurgery.commands._shared import (
+    Device,
+    Force,
+    Json,
+    ModelOption,
+    NetworkThreads,
+    Seed,
+    command,
+    say,
+    table_console,
+)
 
 if TYPE_CHECKING:
     from wsurgery.similarity.results import LayerSimilarity
 
 _OF_NETWORKS = (
-    "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "images", "device", "arch", "with_init", "matrix",
+    "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "images", "device", "arch", "model", "with_init", "matrix",
 )  # fmt: skip
 
 
@@ -90,6 +100,7 @@ def cca(
     seed: Seed = 0,
     device: Device = "auto",
     arch: Annotated[str | None, typer.Option(help="Architecture, where a checkpoint does not tell.")] = None,
+    model: ModelOption = None,
     threads: NetworkThreads = None,
     json: Json = False,
     output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Write the JSON to a file.")] = None,
@@ -173,7 +184,7 @@ def cca(
         else:
             from wsurgery.data.dataset import load_dataset
             from wsurgery.devices import choose_device, memory_errors
-            from wsurgery.models import load
+            from wsurgery.models import load, models_for
             from wsurgery.similarity.compare import compare
             from wsurgery.similarity.initialisation import find_initialisation
 
@@ -184,7 +195,8 @@ def cca(
             if where == torch.device("cuda"):
                 where = torch.device("cuda", processes.rank % torch.cuda.device_count())
             result |= {"a": _describe(a), "b": _describe(other)}
-            network_a, network_b = load(a, arch=arch), load(other, arch=arch)
+            sides = zip((a, other), models_for([a, other], model), strict=True)
+            network_a, network_b = (load(side, arch=arch, model=own) for side, own in sides)
             if not first:
                 processes.wait()  # for the first one to have filled the cache
             dataset = load_dataset(data, split=split, image_size=image_size, skip_bad=skip_bad)

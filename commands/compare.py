@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Device, Json, NetworkThreads, Seed, command, say, table_console
+from wsurgery.commands._shared import Device, Json, ModelOption, NetworkThreads, Seed, command, say, table_console
 from wsurgery.errors import WsurgeryError, printable
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def compare(
     split: Annotated[str, typer.Option(help="With --data: the split to evaluate on.")] = "test",
     image_size: Annotated[int | None, typer.Option(min=1, help="With --data: pixels a side. Default: theirs.")] = None,
     skip_bad: SkipBad = False,
+    model: ModelOption = None,
     device: Device = "auto",
     threads: NetworkThreads = None,
     bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Samples of the bootstrap; 0 for none.")] = 2000,
@@ -55,7 +56,7 @@ def compare(
     if data is None:
         found = _read(runs)
     else:
-        found = _predict(runs, data, split, image_size, device=device, threads=threads, skip_bad=skip_bad)
+        found = _predict(runs, data, split, image_size, device=device, threads=threads, skip_bad=skip_bad, model=model)
     aucs = None
     if found:
         n = len(runs_a)
@@ -99,13 +100,14 @@ def _predict(
     device: str,
     threads: int | None,
     skip_bad: bool,
+    model: str | None,
 ) -> "list[Predictions]":
     import torch
 
     from wsurgery.cores import cores
     from wsurgery.data.dataset import load_dataset
     from wsurgery.devices import choose_device
-    from wsurgery.models import load
+    from wsurgery.models import load, models_for
     from wsurgery.training.predict import predict
     from wsurgery.training.predictions import from_logits
 
@@ -114,8 +116,8 @@ def _predict(
     dataset = load_dataset(data, split=split, image_size=image_size, skip_bad=skip_bad)
     say_skipped(split, dataset.skipped)
     found = []
-    for run in runs:
-        checkpoint = run.folder / "best.safetensors"
-        logits = predict(load(str(checkpoint)), dataset, device=where)
+    checkpoints = [run.folder / "best.safetensors" for run in runs]
+    for checkpoint, own in zip(checkpoints, models_for(checkpoints, model), strict=True):
+        logits = predict(load(str(checkpoint), model=own), dataset, device=where)
         found.append(from_logits(str(checkpoint), dataset, logits))
     return found

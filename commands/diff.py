@@ -54,13 +54,15 @@ def diff(
 
 
 def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None) -> dict[str, Any]:
+    from wsurgery.checkpoint.provenance import History
     from wsurgery.operations.difference import Difference, differences
 
     both = {**b.tensors, **a.tensors}
     if not both:
         raise WsurgeryError(f"{a.label} and {b.label} hold no tensors")
-    chosen = part.selection.names(both)
-    blocks = {name: block for name, block in part.selection.place(both).items() if name in chosen}
+    selection = part.selection.with_map(History.of(a).blocks or History.of(b).blocks)
+    chosen = selection.names(both)
+    blocks = {name: block for name, block in selection.place(both).items() if name in chosen}
     alike = {name for name in chosen if _kind(a, name) == _kind(b, name)}
     order = a.tensors if b.seekable else b.tensors
     found = differences(a, b, [name for name in order if name in alike], threads=threads)

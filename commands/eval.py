@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Data, Device, Force, Json, NetworkThreads, Seed, command, table_console
+from wsurgery.commands._shared import (
+    Data,
+    Device,
+    Force,
+    Json,
+    ModelOption,
+    NetworkThreads,
+    Seed,
+    command,
+    table_console,
+)
 from wsurgery.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +38,7 @@ def eval(
     image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: the images' own.")] = None,
     skip_bad: SkipBad = False,
     arch: Annotated[str | None, typer.Option(help="The timm model, if a checkpoint does not say it.")] = None,
+    model: ModelOption = None,
     device: Device = "auto",
     threads: NetworkThreads = None,
     bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Samples of the bootstrap; 0 for none.")] = 2000,
@@ -51,7 +62,7 @@ def eval(
     from wsurgery.cores import cores
     from wsurgery.data.dataset import load_dataset
     from wsurgery.devices import choose_device
-    from wsurgery.models import load
+    from wsurgery.models import load, models_for
     from wsurgery.processes import joined
     from wsurgery.training.evaluation import evaluate
     from wsurgery.training.predict import predict
@@ -69,9 +80,9 @@ def eval(
         dataset = processes.in_turn(lambda: load_dataset(data, split=split, image_size=image_size, skip_bad=skip_bad))
         if processes.is_first:
             say_skipped(split, dataset.skipped)
-        for checkpoint in checkpoints:
+        for checkpoint, own in zip(checkpoints, models_for(checkpoints, model), strict=True):
             label = without_secrets(checkpoint)
-            logits = predict(load(checkpoint, arch), dataset, device=where, processes=processes)
+            logits = predict(load(checkpoint, arch, model=own), dataset, device=where, processes=processes)
             if not processes.is_first:
                 continue
             found = from_logits(label, dataset, logits)

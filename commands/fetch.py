@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any
 
 from wsurgery.errors import printable
-from wsurgery.plugin import Argument, History, Option, Result, UsageError, edit
+from wsurgery.plugin import Argument, Option, Result, UsageError, edit
 
 _ON_HUB = re.compile(r"(?:hf-hub:|hf_hub:|hf://)?(.+/.+)")
 
@@ -90,7 +90,7 @@ def fetch(
     log = list(state.history.log)
     result = converted.result(
         architecture,
-        history=History(None, state.history.freeze, (), state.history.others),
+        history=replace(state.history, log=()),
         inputs=[{**given, "log": log} if log else given],
         name=known_as.rpartition("/")[2],
         recorded={"name": known_as, "revision": pinned or None, "offline": None},

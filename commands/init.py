@@ -3,13 +3,17 @@
 import ast
 from typing import Annotated, Any
 
+from wsurgery.commands._shared import ModelOption
 from wsurgery.plugin import Argument, History, Option, RandomStream, Result, UsageError, copies, edit
 
 
 @edit()
 def init(
-    arch: Annotated[str, Argument(metavar="ARCH", help="A timm model, cbr_large_t, cbr_large_w, cbr_small, ...")],
+    arch: Annotated[
+        str | None, Argument(metavar="[ARCH]", help="A timm model, cbr_large_t, cbr_large_w, cbr_small, ...")
+    ] = None,
     *,
+    model: ModelOption = None,
     num_classes: Annotated[int | None, Option(min=0, help="Outputs. Default: the model's own.")] = None,
     in_chans: Annotated[int | None, Option(min=1, help="Channels of the image. Default: 3.")] = None,
     width: Annotated[
@@ -18,16 +22,26 @@ def init(
     arg: Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="More arguments of the model.")] = None,
     random: RandomStream,
 ) -> Result:
-    """Make a fresh random network, with timm's distributions.
+    """Make a fresh random network, with timm's distributions, or as the callable of --model makes it.
 
     The CBR networks and plain ResNets are made without PyTorch: the same bytes on every machine.
 
     Example: wsurgery init cbr_small --num-classes 5 --width 0.25 --seed 1 > random.safetensors
+
+    Example: wsurgery init --model cifar_resnet.py:resnet20 --num-classes 5 --seed 1 > random.safetensors
     """
     from wsurgery.operations.architectures import find_layout, width_arguments
     from wsurgery.operations.random_network import random_network
 
+    if (arch is None) == (model is None):
+        raise UsageError("name one of ARCH, a timm model, and --model, a network of your own")
     args: dict[str, Any] = dict(_key_value(word) for word in arg or [])
+    if arch is None:
+        if width is not None:
+            raise UsageError(
+                "--width is for networks that wsurgery knows: write --arg KEY=VALUE, as the callable takes it"
+            )
+        return _own(model, num_classes, in_chans, args, random)
     if width is not None:
         widths = width_arguments(arch, width)
         if twice := sorted(widths.keys() & args.keys()):
@@ -38,13 +52,35 @@ def init(
         return Result(random_network(layout, random), History(layout.architecture), name=f"{arch}.init")
     from wsurgery.models import as_checkpoint, create
 
-    model = create(architecture, seed=random.seed)
+    network = create(architecture, seed=random.seed)
     architecture |= {
-        "num_classes": int(getattr(model, "num_classes", num_classes or 0)),
-        "in_chans": in_chans or int(getattr(model, "in_chans", 3)),
+        "num_classes": int(getattr(network, "num_classes", num_classes or 0)),
+        "in_chans": in_chans or int(getattr(network, "in_chans", 3)),
     }
     return Result(
-        copies(as_checkpoint(model.state_dict(), "a fresh network")), History(architecture), name=f"{arch}.init"
+        copies(as_checkpoint(network.state_dict(), "a fresh network")), History(architecture), name=f"{arch}.init"
+    )
+
+
+def _own(
+    model: Any, num_classes: int | None, in_chans: int | None, args: dict[str, Any], random: RandomStream
+) -> Result:
+    """Make a network that timm does not know; what is recorded is what its callable is given again."""
+    from wsurgery.models import as_checkpoint, create
+    from wsurgery.models.own import find_model
+
+    own = find_model(model)
+    architecture: dict[str, Any] = {"name": own.name, "args": args, "model": own.said}
+    given = {"num_classes": num_classes, "in_chans": in_chans}
+    architecture |= {key: value for key, value in given.items() if value is not None}
+    network = create(architecture, model=model, seed=random.seed)
+    if own.takes("num_classes"):
+        architecture["num_classes"] = network.num_classes
+    return Result(
+        copies(as_checkpoint(network.state_dict(), "a fresh network")),
+        History(architecture),
+        name=f"{own.name}.init",
+        recorded={"model": own.said},
     )
 
 

@@ -54,7 +54,7 @@ def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads
     from wsurgery.checkpoint.provenance import History
 
     history = History.of(checkpoint)
-    blocks = part.selection.place(checkpoint.tensors)
+    blocks = part.selection.with_map(history.blocks).place(checkpoint.tensors)
     roles = role_map(checkpoint.tensors)
     rows = []
     for name, tensor in checkpoint.tensors.items():
@@ -142,7 +142,9 @@ def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) ->
     architecture = description["architecture"]
     of_rows = {row["name"]: row for row in description["tensors"]}
     parameters = sum(block["parameters"] for block in description["blocks"])
-    title = f"{label}: {architecture['name'] if architecture else 'unknown architecture'}, {parameters:,} parameters"
+    name = architecture["name"] if architecture else "unknown architecture"
+    made_with = f" (--model {architecture['model']})" if architecture and "model" in architecture else ""
+    title = f"{label}: {name}{made_with}, {parameters:,} parameters"
     console.print(Text(printable(title)))
     if description["history"]:
         console.print(Text(printable(_origin(description["history"]), 500)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import SkipBad, say_skipped
-from wsurgery.commands._shared import Data, Device, NetworkThreads, Seed, command, say
+from wsurgery.commands._shared import Data, Device, ModelOption, NetworkThreads, Seed, command, say
 from wsurgery.errors import UsageError, printable
 from wsurgery.progress import wants_progress
 
@@ -114,6 +114,7 @@ def train(
     eval_split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "valid",
     skip_bad: SkipBad = False,
     arch: Annotated[str | None, typer.Option(help="The timm model, if INIT does not say it.")] = None,
+    model: ModelOption = None,
     log_to: Annotated[
         list[Logger] | None,
         typer.Option(help="Send the log there, too; repeatable. Needs pip install 'wsurgery[tensorboard]' or [wandb]."),
@@ -201,6 +202,7 @@ def train(
                 arguments=arguments,
                 device=where,
                 arch=arch,
+                model=model,
                 report=report,
                 processes=processes,
                 signalled=signalled,

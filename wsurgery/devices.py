@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,9 +56,14 @@ def supports_bf16(device: torch.device) -> bool:
     """Return whether a device has arithmetic in bfloat16. Apple's MPS counts as one without: not every generation has it."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    cpu = Path("/proc/cpuinfo")
-    has_facts = device.type == "cpu" and cpu.exists()
-    return has_facts and bool(re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", cpu.read_text()))
+    if device.type != "cpu":
+        return False
+    try:
+        features = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # not Linux
+        known: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older PyTorch cannot tell
+        features = {name for name, here in known.items() if here is True}
+    return not features.isdisjoint(("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

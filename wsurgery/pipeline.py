@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from wsurgery.models.own import Model
+
 _SELECTORS = {field.name: None for field in fields(Selection)}
 
 
@@ -106,12 +108,12 @@ class Pipeline:
 
         return as_tensors(state)
 
-    def load(self, arch: str | None = None) -> "nn.Module":
+    def load(self, arch: str | None = None, *, model: "Model | None" = None) -> "nn.Module":
         """Return the network with these weights, in eval mode; see `wsurgery.models.load`."""
         from wsurgery.models.load import load_checkpoint
 
         with self._opened() as planned:
-            return load_checkpoint(planned, arch)
+            return load_checkpoint(planned, arch, model=model)
 
     def load_into(self, model: "nn.Module") -> "nn.Module":
         """Copy the tensors into a network of exactly the same names and shapes, and return it."""

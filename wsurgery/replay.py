@@ -160,6 +160,8 @@ def _obstacle(log: Any, remote: bool) -> str | None:
             return f"its history is damaged: the inputs of {command} have no names"
         if command == "fetch" and not remote:
             return f"its history fetched {printable(' '.join(arguments), 120)}: add --remote to fetch it again"
+        if any(word.partition("=")[0] == "--model" for word in arguments):
+            return f"its history has {printable(' '.join((command, *arguments)))}, and replay imports nobody's code"
         for word in arguments:
             in_a_folder = "/" in word and command != "fetch"  # whose name has no place on this machine
             if word.startswith(_OPTIONS_OF_FILES) or in_a_folder or "\0" in word:

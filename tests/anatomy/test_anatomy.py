@@ -218,3 +218,19 @@ def test_globs_name_exactly_the_selection():
         globs = globs_for(chosen, names)
         assert {name for name in names if any(fnmatchcase(name, glob) for glob in globs)} == chosen
     assert len(globs_for({n for n in names if n.startswith("layer1.")}, names)) == 1
+
+
+@pytest.mark.parametrize("last", ["linear", "output", "out", "fc", "classifier", "head", "last_linear", "logits"])
+def test_the_last_layer_of_a_trunk_is_the_head(last):
+    trunk = {"conv1.weight": (16, 3, 3, 3), "layer1.0.conv1.weight": (16, 16, 3, 3)}
+    names = {f"{last}.weight": (5, 16), f"{last}.bias": (5,)}
+    assert {block_map({**trunk, **names})[name] for name in names} == {"head"}
+    wrapped = {f"module.{name}": shape for name, shape in {**trunk, **names}.items()}
+    assert block_map(wrapped)[f"module.{last}.weight"] == "head"
+
+
+def test_a_linear_layer_is_no_head_beside_one_or_without_a_trunk():
+    trunk = {"conv1.weight": (16, 3, 3, 3), "layer1.0.conv1.weight": (16, 16, 3, 3)}
+    assert block_map({**trunk, "linear.weight": (16, 16), "fc.weight": (5, 16)})["linear.weight"] == "unplaced"
+    assert block_map({**trunk, "linear.weight": (16, 16), "out.weight": (5, 16)})["linear.weight"] == "unplaced"
+    assert block_map({"linear.weight": (5, 16)})["linear.weight"] == "unplaced"

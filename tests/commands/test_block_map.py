@@ -3,8 +3,9 @@
 import json
 import shlex
 
+import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 OWN_BLOCKS = {"lower": ["conv1.*", "bn1.*", "layer1.*"], "upper": ["layer2.*", "fc.*"]}
 ERRORS = [
@@ -68,3 +69,73 @@ def test_a_map_alone_selects_nothing(invoke, resnet, own_blocks, tmp_path):
     assert refused.exit_code == 2
     assert "which part?" in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+def blocks_of(invoke, path):
+    return [block["name"] for block in json.loads(invoke("show", path, "--json").stdout)["blocks"]]
+
+
+def test_a_map_that_an_edit_used_stays_in_the_metadata_and_later_edits_use_it(invoke, resnet, own_blocks, tmp_path):
+    odd = {"z": OWN_BLOCKS["lower"], "a": OWN_BLOCKS["upper"]}  # in the order of data, not of the alphabet
+    own_blocks.write_text(json.dumps(odd))
+    scaled, frozen, direct = (tmp_path / name for name in ("scaled", "frozen", "direct"))
+    invoke("scale", resnet, "--by", 2, "--upto", "z", "--block-map", own_blocks, "-o", scaled)
+    assert blocks_of(invoke, scaled) == ["z", "a"]
+    assert [block["name"] for block in json.loads(invoke("diff", resnet, scaled, "--json").stdout)["blocks"]] == [
+        "z",
+        "a",
+    ]
+    invoke("freeze-spec", scaled, "--upto", "z", "-o", frozen)
+    invoke("freeze-spec", scaled, "--upto", "z", "--block-map", own_blocks, "-o", direct)
+    specification = [
+        json.loads(invoke("freeze-spec", path, "--upto", "z", "--json").stdout) for path in (frozen, direct)
+    ]
+    assert specification[0] == specification[1]
+    assert "--block-map" not in invoke("log", frozen).stdout.splitlines()[-1]
+    invoke("replay", frozen, "--inputs", tmp_path)
+    invoke(
+        "shuffle", frozen, "--blocks", "block1", "--block-map", json.dumps({"block1": ["*"]}), "-o", tmp_path / "other"
+    )
+    assert blocks_of(invoke, tmp_path / "other") == ["block1"]
+
+
+def test_a_map_that_no_edit_used_is_not_recorded(invoke, resnet, own_blocks, tmp_path):
+    for name, words in (("with", ["--block-map", own_blocks]), ("without", [])):
+        invoke("scale", resnet, "--by", 2, "--only", "fc.*", *words, "-o", tmp_path / name)
+    assert (tmp_path / "with").read_bytes() == (tmp_path / "without").read_bytes()
+
+
+def test_the_map_follows_new_names_and_a_part(invoke, resnet, own_blocks, tmp_path):
+    scaled, renamed, part = (tmp_path / name for name in ("scaled", "renamed", "part"))
+    invoke("scale", resnet, "--by", 2, "--upto", "lower", "--block-map", own_blocks, "-o", scaled)
+    before = {row["name"]: row["block"] for row in json.loads(invoke("show", scaled, "--json").stdout)["tensors"]}
+    invoke("rename", "^layer", "stage", scaled, "--upto", "lower", "-o", renamed)
+    after = {row["name"]: row["block"] for row in json.loads(invoke("show", renamed, "--json").stdout)["tensors"]}
+    moved = {name.replace("layer1", "stage1"): block for name, block in before.items()}
+    assert moved != before
+    assert after == moved
+    invoke("keep", scaled, "--blocks", "upper", "-o", part)
+    assert blocks_of(invoke, part) == ["upper"]
+
+
+def test_new_head_finds_the_head_that_a_map_names(invoke, tmp_path):
+    tensors = {"layer1.weight": np.ones((4, 3, 3, 3), np.float32), "w.weight": np.ones((2, 4), np.float32)}
+    save_file(tensors, tmp_path / "x")
+    assert "no head" in invoke("new-head", tmp_path / "x", "--num-classes", 5, "-o", tmp_path / "y", check=False).stderr
+    given = json.dumps({"block1": ["layer1.*"], "head": ["w.*"]})
+    invoke("scale", tmp_path / "x", "--by", 1, "--upto", "head", "--block-map", given, "-o", tmp_path / "mapped")
+    invoke("new-head", tmp_path / "mapped", "--num-classes", 5, "-o", tmp_path / "y")
+    assert load_file(tmp_path / "y")["w.weight"].shape == (5, 4)
+
+
+@pytest.mark.parametrize("blocks", [{}, [], "x", {"a": "*"}, {"a": [1]}, {"a": {"*": 1}}, 3, {"a": ["conv1.*"]}])
+def test_a_map_in_the_metadata_is_not_trusted(invoke, resnet, tmp_path, blocks):
+    path = tmp_path / "hostile"
+    save_file(load_file(resnet), path, metadata={"wsurgery": json.dumps({"blocks": blocks, "log": []})})
+    refused = invoke("show", path, check=False)
+    assert refused.exit_code in (1, 2)
+    assert refused.stderr.count("\n") == 1
+    placed = isinstance(blocks, dict) and blocks.get("a") == ["conv1.*"]
+    assert ("in no block" if placed else "metadata entry that is not wsurgery's") in refused.stderr
+    if placed:
+        invoke("show", path, "--block-map", json.dumps({"a": ["*"]}))

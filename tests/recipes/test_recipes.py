@@ -27,7 +27,9 @@ def test_every_experiment_of_the_paper_has_its_recipe_and_its_result():
         }
 
 
-@pytest.mark.parametrize("folder", [".", *(f"recipes/{name}" for name in (*PAPER, "demo", "imagenet-surgery"))])
+@pytest.mark.parametrize(
+    "folder", [".", *(f"recipes/{name}" for name in (*PAPER, "demo", "imagenet-surgery", "own-network"))]
+)
 def test_an_old_make_says_what_is_needed_before_it_does_anything(folder):
     old = ["make", "-C", RECIPES.parent / folder, "MAKE_VERSION=3.81"]
     done = subprocess.run(old, capture_output=True, text=True, env={**os.environ, "MAKEFLAGS": ""}, timeout=60)

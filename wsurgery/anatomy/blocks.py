@@ -94,6 +94,8 @@ _RULES = [
         ),
     ]
 ]
+# A last layer by a name that says nothing by itself: the head of a network that has a trunk, and no other head.
+_LAST = re.compile(r"(?:linear|output|out|predictions?|last_layer)\.(?:weight|bias)")
 _Rules = Sequence[tuple[_Rule, re.Pattern[str]]]
 
 
@@ -111,6 +113,11 @@ def block_map(shapes: Shapes) -> dict[str, str]:
     short = _strip_wrappers(shapes)
     rules = _rules_for(short.values())
     places = {name: _place(inner, rules) for name, inner in short.items()}
+    kinds = {kind for kind, _ in places.values()}
+    if _BLOCK in kinds and _HEAD not in kinds:
+        last = {name for name, (kind, _) in places.items() if kind == _UNPLACED and _LAST.fullmatch(short[name])}
+        if len({name.rpartition(".")[0] for name in last}) == 1:
+            places |= dict.fromkeys(last, (_HEAD, ()))
     has_weights = {place for name, place in places.items() if len(shapes[name]) > 1}
     label: dict[Place, str] = {}
     number, previous = 0, None
@@ -164,7 +171,9 @@ def user_block_map(names: Iterable[str], globs: Mapping[str, Sequence[str]]) -> 
         found = [block for block, pattern in patterns.items() if pattern.match(name)]
         if len(found) != 1:
             where = f"in {printable(found[0])} and in {printable(found[1])}" if found else "in no block"
-            raise UsageError(f"the block map has {printable(name)} {where}: each tensor belongs in one")
+            raise UsageError(
+                f"the block map has {printable(name)} {where}: each tensor belongs in one; --block-map gives another"
+            )
         members[found[0]].append(name)
     return {name: block for block, some in members.items() for name in some}
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from wsurgery.anatomy.blocks import UNPLACED, block_map, find_block, user_block_map
@@ -23,11 +23,20 @@ class Selection:
     block_map: Mapping[str, Sequence[str]] | None = None  # a user's own: block name → globs of tensor names
 
     @property
+    def used_map(self) -> Mapping[str, Sequence[str]] | None:
+        """The user's own block map, where blocks are selected."""
+        return self.block_map if self.upto or self.blocks else None
+
+    def with_map(self, blocks: Mapping[str, Sequence[str]] | None) -> "Selection":
+        """Return the selection with a block map, if it has none of its own."""
+        return self if blocks is None or self.block_map is not None else replace(self, block_map=blocks)
+
+    @property
     def arguments(self) -> list[str]:
         """The selectors as typed, for a record; a block map that they need by its content, so that no file is needed."""
         single = [("--upto", self.upto), ("--blocks", self.blocks), ("--role", self.role)]
-        if self.block_map is not None and (self.upto or self.blocks):
-            content = json.dumps(self.block_map, separators=(",", ":"))
+        if self.used_map is not None:
+            content = json.dumps(self.used_map, separators=(",", ":"))
             single.append(("--block-map", content.replace("/", "\\u002f")))  # a word with a slash may not be replayed
         many = [("--only", glob) for glob in self.only] + [("--except", glob) for glob in self.except_]
         return [word for option, value in single + many if value is not None for word in (option, value)]

@@ -1,6 +1,7 @@
 """The history that every checkpoint carries in its `__metadata__`, under the key `wsurgery`.
 
-`{"architecture": {"name", "num_classes", "in_chans", "args"}, "freeze": [globs], "log": [records]}`. One record is
+`{"architecture": {"name", "num_classes", "in_chans", "args", "model"}, "blocks": {name: [globs]}, "freeze": [globs], "log":
+[records]}`. `model` is what `--model` said, `blocks` what `--block-map` did, in order. One record is
 `{"command", "arguments", "seed", "version", "inputs": [...]}`. An input without a history of its own is recorded by
 name, size and digest, or, read at a URL, by the URL and the digest of its header; one with a history by the digest of its
 header, which carries the chain. So a pipe and the same steps through files give the same bytes. Nothing depends on the
@@ -34,6 +35,7 @@ class History:
     freeze: tuple[str, ...] = ()
     log: tuple[Record, ...] = ()
     others: Mapping[str, str] = field(default_factory=dict)
+    blocks: Mapping[str, Sequence[str]] | None = None  # a user's own: block name → globs of tensor names
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "History":
@@ -49,17 +51,20 @@ class History:
         try:
             entry = json.loads(text)
             log, freeze, architecture = entry.get("log", []), entry.get("freeze", []), entry.get("architecture")
+            blocks = entry.get("blocks")
             well_formed = (
                 all(isinstance(record, dict) and isinstance(record.get("command"), str) for record in log)
                 and all(isinstance(glob, str) for glob in freeze)
                 and (architecture is None or isinstance(architecture["name"], str))
                 and (architecture is None or isinstance(architecture.get("args", {}), dict))
+                and (architecture is None or isinstance(architecture.get("model", ""), str))
+                and (blocks is None or _is_block_map(blocks))
             )
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
             well_formed = False
         if not well_formed:
             raise WsurgeryError(f"{checkpoint.label} has a {KEY!r} metadata entry that is not wsurgery's")
-        return cls(architecture, tuple(freeze), tuple(log), metadata)
+        return cls(architecture, tuple(freeze), tuple(log), metadata, blocks)
 
     def metadata(self, *, draft: bool = False) -> dict[str, str]:
         """Return the whole `__metadata__`; `format` = `pt` is added for other tools where it is missing.
@@ -69,6 +74,8 @@ class History:
         entry: dict[str, Any] = {"log": list(self.log)}
         if self.architecture:
             entry["architecture"] = self.architecture
+        if self.blocks:
+            entry["blocks"] = self.blocks
         if self.freeze:
             entry["freeze"] = list(self.freeze)
 
@@ -76,8 +83,12 @@ class History:
             digest.start()
             return "0" * 64 if draft else digest.result()
 
-        text = json.dumps(entry, separators=(",", ":"), sort_keys=True, default=digits)
-        return {"format": "pt", **self.others, KEY: text}
+        def words(key: str) -> str:
+            in_order = key == "blocks"  # in which data meets them
+            value = json.dumps(entry[key], separators=(",", ":"), sort_keys=not in_order, default=digits)
+            return f'"{key}":{value}'
+
+        return {"format": "pt", **self.others, KEY: f"{{{','.join(map(words, sorted(entry)))}}}"}
 
     def aliases(self, tensors: Collection[str]) -> dict[str, str]:
         """Name the tied tensors: alias → the one of `tensors` that it is, as `safetensors.torch.save_model` records it."""
@@ -109,6 +120,12 @@ class Unmade(Checkpoint):
     def header_digest(self) -> Digest:
         """Give BLAKE3 of its header, which is known when the digests of its inputs are."""
         raise NotImplementedError
+
+
+def _is_block_map(blocks: Any) -> bool:
+    return bool(blocks) and all(
+        isinstance(globs, list) and all(isinstance(glob, str) for glob in globs) for globs in blocks.values()
+    )
 
 
 def make_record(

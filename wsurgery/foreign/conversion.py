@@ -50,7 +50,9 @@ class Converted(Made):
             more: other fields of `Result`, the history among them, to which the architecture and the aliases are added.
         """
         history = replace(more.pop("history", self.state.history), architecture=architecture)
-        history = replace(history, others={**history.others, **self.aliases})
+        same_names = self.tensors.keys() <= self.state.tensors.keys()
+        blocks = history.blocks if same_names else None
+        history = replace(history, others={**history.others, **self.aliases}, blocks=blocks)
         return Result(copies(self), history, says=list(self._says(architecture)), **more)
 
     def _says(self, architecture: Architecture | None) -> Iterator[str]:
@@ -68,7 +70,7 @@ class Converted(Made):
         if architecture:
             yield f"recorded the architecture {printable(architecture['name'])}"
         else:
-            yield "the architecture is not known: wsurgery convert --arch NAME records it for train, eval and cca"
+            yield "the architecture is not known: wsurgery convert --arch NAME records it; train, eval and cca take --model, too"
 
     def finish(self) -> None:
         """Read a stream to its end.

@@ -7,7 +7,7 @@ from wsurgery.extras import remedy
 
 try:
     from wsurgery.models.cbr import CBR, cbr_large_t, cbr_large_w, cbr_small, cbr_tiny, cbr_tiny_narrow
-    from wsurgery.models.load import as_checkpoint, create, load, load_into, save
+    from wsurgery.models.load import as_checkpoint, create, load, load_into, models_for, save
     from wsurgery.models.slim import resnet50_slim
 except ModuleNotFoundError as error:
     if said := remedy(error):
@@ -25,6 +25,7 @@ __all__ = [
     "create",
     "load",
     "load_into",
+    "models_for",
     "resnet50_slim",
     "save",
 ]

@@ -1,6 +1,7 @@
 """From an architecture's name to a network, from a checkpoint to a network, and back."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
@@ -16,9 +17,11 @@ from wsurgery.anatomy.architecture import Architecture, choose_architecture, des
 from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.header import TensorInfo
+from wsurgery.checkpoint.opening import STDIN
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.writer import write_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.models.own import Model, OwnModel, find_model
 from wsurgery.operations.planning import Made
 
 _DTYPES = {
@@ -36,39 +39,68 @@ _TORCH_DTYPES = {name: dtype for dtype, name in _DTYPES.items()}
 # Arguments with which timm reads or fetches files: a checkpoint's metadata is untrusted.
 _LOADS_FILES = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
+_SIZES = ("num_classes", "in_chans")
+
 # How the images of pretrained weights are made: all that a checkpoint may say in timm's pretrained_cfg.
 _IMAGES = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
 
-def create(architecture: Architecture, *, seed: int = 0) -> nn.Module:
-    """Build a network with fresh random weights, as timm initialises it.
+def create(architecture: Architecture, *, model: Model | None = None, seed: int = 0) -> nn.Module:
+    """Build a network with fresh random weights, as timm initialises it, or as another callable does.
 
     Args:
         architecture: `name` as timm knows it; `num_classes` and `in_chans`, the model's own where missing; `args`, more
             keyword arguments of the model; `pretrained_cfg`, how its images are made, for the model's `pretrained_cfg`.
+        model: what makes the network instead of timm: a callable, or what `--model` takes. The network gets timm's
+            attributes `num_classes`, `in_chans` and `pretrained_cfg` where it has none.
         seed: of the weights; torch's own generator is left as it is.
 
     Raises:
         UsageError: timm does not know the name (similar ones are listed), or the arguments build no network.
     """
     name = architecture["name"]
+    args = architecture.get("args", {})
+    if loading := sorted(_LOADS_FILES & args.keys()):
+        raise UsageError(f"{printable(name)}: {loading[0]} would load another file, which no checkpoint may ask for")
+    given = {key: architecture[key] for key in _SIZES if architecture.get(key) is not None}
+    images = _image_settings(architecture)
+    if model is not None:
+        own = find_model(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = own.build({**given, **args})
+        _add_timm_attributes(network, images)
+        return network
+    if recorded := architecture.get("model"):
+        raise UsageError(f"{printable(name)} is made with --model {printable(recorded)}: add it")
     if not timm.is_model(name):
         similar = get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
         hint = f"; similar: {', '.join(similar)}" if similar else ""
         raise UsageError(f"timm has no model {printable(name)!r}{hint}")
-    args = architecture.get("args", {})
-    if loading := sorted(_LOADS_FILES & args.keys()):
-        raise UsageError(f"{printable(name)}: {loading[0]} would load another file, which no checkpoint may ask for")
-    given = {key: architecture[key] for key in ("num_classes", "in_chans") if architecture.get(key) is not None}
-    images = _image_settings(architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model: nn.Module = timm.create_model(name, pretrained_cfg_overlay=images, **given, **args)
+            made: nn.Module = timm.create_model(name, pretrained_cfg_overlay=images, **given, **args)
         except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:  # what timm's models raise
             reason = printable(str(error) or type(error).__name__)
             raise UsageError(f"{printable(name)} cannot be built: {reason}") from None
-    return model
+    return made
+
+
+def _add_timm_attributes(network: nn.Module, images: dict[str, Any]) -> None:
+    """Give a network that is not timm's what timm's say of themselves, where it does not: sizes are read off its tensors."""
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    described = describe_architecture("", shapes)
+    last = next((shape for shape in reversed(shapes.values()) if len(shape) > 1), (0,))  # in the order of definition
+    for key, value in (
+        ("num_classes", described["num_classes"] or last[0]),
+        ("in_chans", described.get("in_chans", 3)),
+    ):
+        if not isinstance(getattr(network, key, None), int):
+            setattr(network, key, value)
+    own = getattr(network, "pretrained_cfg", None)
+    if images or own is None:
+        network.pretrained_cfg = {**(own if isinstance(own, dict) else {}), **images}  # type: ignore[assignment]
 
 
 def _image_settings(architecture: Architecture) -> dict[str, Any]:
@@ -84,18 +116,27 @@ def _image_settings(architecture: Architecture) -> dict[str, Any]:
     return {key: tuple(x) if isinstance(x := settings[key], list) else x for key in _IMAGES if key in settings}
 
 
-def architecture_of(checkpoint: Checkpoint, name: str | None = None) -> Architecture:
+def architecture_of(checkpoint: Checkpoint, name: str | None = None, model: Model | None = None) -> Architecture:
     """Say which network a checkpoint is for.
 
-    A name that is given counts; without one, or where they agree, the checkpoint's metadata, then timm's config.json beside
+    A model that is given counts; its arguments are those of the metadata, if they are a callable's of the same name. Else a
+    name that is given counts; without one, or where they agree, the checkpoint's metadata, then timm's config.json beside
     it; last, the start of the file's name (`resnet50.a1_in1k.safetensors`) if all tensors fit. Names and shapes alone
     cannot tell such twins as resnet50 and resnetblur50: without any of these the network is not guessed.
 
     Raises:
-        UsageError: nothing says.
+        UsageError: nothing says, or the metadata names another person's model, which is not imported for that.
     """
     shapes = {key: tensor.shape for key, tensor in checkpoint.tensors.items()}
     recorded = History.of(checkpoint).architecture
+    if model is not None:
+        if name is not None:
+            raise UsageError("--arch names a model of timm and --model one of your own: choose one")
+        return _architecture_of_own(find_model(model), shapes, recorded)
+    if recorded is not None and "model" in recorded:
+        if name is None:
+            raise UsageError(f"{checkpoint.label} was made with --model {printable(recorded['model'])}: add it")
+        recorded = None
     config = read_config(checkpoint.path if recorded is None else None)
     if found := choose_architecture(shapes, recorded=recorded, config=config, arch=name):
         return found
@@ -108,28 +149,73 @@ def architecture_of(checkpoint: Checkpoint, name: str | None = None) -> Architec
         if {key: tuple(value.shape) for key, value in own.items()} == shapes:
             return described
         said = f"has the name of {called} but other tensors"
-    raise UsageError(f"{checkpoint.label} {said}: add --arch NAME (a timm model)")
+    raise UsageError(f"{checkpoint.label} {said}: add --arch NAME (a timm model), or --model FILE.py:CALLABLE")
 
 
-def load(path: str | Path, arch: str | None = None) -> nn.Module:
+def _architecture_of_own(
+    own: OwnModel, shapes: Mapping[str, tuple[int, ...]], recorded: Architecture | None
+) -> Architecture:
+    if recorded is not None and "model" in recorded and recorded["name"] == own.name:
+        return {**recorded, "model": own.said}
+    found = {**describe_architecture(own.name, shapes), "model": own.said}
+    if not found["num_classes"]:  # no head is known: the callable's own number
+        del found["num_classes"]
+    found = {key: value for key, value in found.items() if key not in _SIZES or own.takes(key)}
+    images = (recorded or {}).get("pretrained_cfg")
+    return found if images is None else {**found, "pretrained_cfg": images}
+
+
+def models_for(checkpoints: Sequence[str | Path], model: Model | None) -> list[Model | None]:
+    """Say for which of several checkpoints `--model` is: if one does not say that it is timm's, for such only; else for all.
+
+    Args:
+        checkpoints: as `open_checkpoint` takes them; standard input is not read.
+        model: what `--model` says.
+
+    Returns:
+        `model` or None for each.
+    """
+    if model is None or len(checkpoints) == 1:
+        return [model] * len(checkpoints)
+    of_timm = [_is_of_timm(checkpoint) for checkpoint in checkpoints]
+    return [None if known and not all(of_timm) else model for known in of_timm]
+
+
+def _is_of_timm(path: str | Path) -> bool:
+    if str(path) == STDIN:
+        return False
+    with contextlib.suppress(UsageError), open_checkpoint(path) as checkpoint:
+        architecture_of(checkpoint)
+        return True
+    return False
+
+
+def load(path: str | Path, arch: str | None = None, *, model: Model | None = None) -> nn.Module:
     """Return the network of a checkpoint, with its weights, in eval mode.
 
     Args:
         path: a safetensors file, a folder of them, or `-` for standard input.
         arch: a timm name, for files that do not say theirs.
+        model: for a network that timm does not know, what makes it: a callable, which is given `num_classes` and the other
+            arguments in the metadata, or as `--model` takes it: `FILE.py:CALLABLE`, `package.module:CALLABLE` or a name.
 
     Raises:
         WsurgeryError: the file's tensors are not those of the architecture; the message names the first one.
     """
     with open_checkpoint(path) as checkpoint:
-        return load_checkpoint(checkpoint, arch)
+        return load_checkpoint(checkpoint, arch, model=model)
 
 
-def load_checkpoint(checkpoint: Checkpoint, arch: str | None = None) -> nn.Module:
-    """Return the network of an open checkpoint, as `load` does."""
-    model = create(architecture_of(checkpoint, arch))
-    load_into(model, checkpoint)
-    return model.eval()
+def load_checkpoint(checkpoint: Checkpoint, arch: str | None = None, *, model: Model | None = None) -> nn.Module:
+    """Return the network of an open checkpoint, as `load` does.
+
+    Blocks that its metadata describes are the network's attribute `block_globs`, where `wsurgery.similarity` finds them.
+    """
+    network = create(architecture_of(checkpoint, arch, model), model=model)
+    load_into(network, checkpoint)
+    if blocks := History.of(checkpoint).blocks:
+        network.block_globs = blocks  # type: ignore[assignment]
+    return network.eval()
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:

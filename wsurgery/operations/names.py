@@ -1,11 +1,12 @@
 """New names for tensors."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from wsurgery.anatomy import globs_for
+from wsurgery.anatomy.blocks import user_block_map
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import UsageError, WsurgeryError, printable
@@ -100,6 +101,29 @@ def frozen_after(globs: Collection[str], names: dict[str, str]) -> tuple[str, ..
     if frozen == {new for new in names.values() if any(fnmatchcase(new, glob) for glob in useful)}:
         return useful
     return tuple(globs_for(frozen, names.values()))
+
+
+def blocks_after(blocks: Mapping[str, Sequence[str]], names: Mapping[str, str]) -> Mapping[str, Sequence[str]] | None:
+    """Rewrite a block map for new names.
+
+    Args:
+        blocks: block name → globs.
+        names: old name → new name of the tensors that remain.
+
+    Returns:
+        The map as it was if no name is new; else that of the new names, without blocks that have no tensor. None where it
+        did not place every tensor in one block.
+    """
+    if all(old == new for old, new in names.items()):
+        return blocks
+    try:
+        members = user_block_map(names, blocks)
+    except UsageError:
+        return None
+    renamed = {
+        block: globs_for({names[old] for old in members if members[old] == block}, names.values()) for block in blocks
+    }
+    return {block: globs for block, globs in renamed.items() if globs}
 
 
 def aliases_after(metadata: Mapping[str, str], aliases: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from wsurgery.anatomy import HEAD, block_map, role_map
+from wsurgery.anatomy import HEAD, Selection, role_map
 from wsurgery.checkpoint import Checkpoint, TensorInfo
+from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Compute, Map
 from wsurgery.operations.random_init import random_init
@@ -36,7 +37,8 @@ def new_head(
         UsageError: the network has no head, by its tensors or by the classes that are recorded.
         WsurgeryError: no weight of the head has a row for each of the recorded classes.
     """
-    blocks = block_map({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    own = History.of(checkpoint).blocks
+    blocks = Selection(block_map=own if own and HEAD in own else None).place(checkpoint.tensors)
     roles = role_map(checkpoint.tensors)
     weights = [
         tensor

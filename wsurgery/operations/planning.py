@@ -6,6 +6,7 @@ written. However many edits there are, `flattened` joins them, so that each tens
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -19,6 +20,7 @@ from wsurgery.checkpoint.spool import spooled
 from wsurgery.checkpoint.writer import write_all
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.declaration import Edit
+from wsurgery.operations.names import blocks_after
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.tensor_edit import Result, TensorEdit
@@ -270,6 +272,9 @@ def plan(
     given = in_turn(edit, inputs)
     flows, others = (given[0], given[1:]) if given else (None, [])
     history = History() if flows is None else History.of(flows)
+    words_of_part = selection.arguments
+    blocks = (selection.used_map if edit.takes_part else None) or history.blocks
+    selection = selection.with_map(history.blocks)
     described = [] if flows is None else [describe_input(flows, history, flows=True)]
     described += [describe_input(other, History.of(other), flows=False) for other in others]
     inputs = {name: _in_reach(edit, name, given, flows) for name, given in inputs.items()}
@@ -287,12 +292,16 @@ def plan(
     described += result.inputs
     if not digests:
         described = [{key: value for key, value in each.items() if key != "blake3"} for each in described]
-    words = edit.words(recorded, selection.arguments)
+    words = edit.words(recorded, words_of_part)
     record = make_record(edit.name, words, seed=recorded["seed"], inputs=described, package=edit.package)
+    after = result.history or history
+    if blocks:
+        names = {each.origin.name: each.tensor.name for each in result.tensors if each.source is flows}
+        after = replace(after, blocks=blocks_after(blocks, names))
     return Planned(
         f"the result of {edit.name}",
         result.tensors,
-        (result.history or history).then(record),
+        after.then(record),
         dict.fromkeys([*in_turn(edit, inputs), *(each.source for each in result.tensors)]),
         flows=flows,
         name=result.name or f"{_stem(inputs)}.{_described(record)}",

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsurgery.anatomy.blocks import HEAD, NECK, UNPLACED, block_map, find_block
+from wsurgery.anatomy.blocks import HEAD, NECK, UNPLACED, block_map, find_block, user_block_map
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models.inputs import run
 
@@ -61,7 +61,8 @@ def layer_modules(model: nn.Module, layers: Sequence[str] | Literal["all"] | Non
     follows and before a pool (a ResNet's `conv1`). A block that is a module of its own includes its pool.
 
     Args:
-        model: a network whose blocks `wsurgery.anatomy.block_map` knows.
+        model: a network whose blocks `wsurgery.anatomy.block_map` knows, or its attribute `block_globs` says: block name →
+            globs of tensor names, as `wsurgery.models.load` finds them in a checkpoint.
         layers: block names, or else module paths; `all` for every block; None for all but `neck` and `head`.
 
     Returns:
@@ -70,7 +71,11 @@ def layer_modules(model: nn.Module, layers: Sequence[str] | Literal["all"] | Non
     Raises:
         UsageError: no such layer; the message lists what there is.
     """
-    blocks = block_map({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    shapes, own = (
+        {name: tuple(value.shape) for name, value in model.state_dict().items()},
+        getattr(model, "block_globs", None),
+    )
+    blocks = user_block_map(shapes, own) if own else block_map(shapes)
     last = {
         block: path
         for block in dict.fromkeys(blocks.values())

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models import create, load_into, save
 from wsurgery.models.inputs import fit_channels, image_statistics, run
 from wsurgery.models.load import architecture_of
+from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
 from wsurgery.statistics.auc import macro
 from wsurgery.training.evaluation import aucs_of
@@ -72,6 +73,7 @@ def train(
     arguments: list[str],
     device: torch.device,
     arch: str | None = None,
+    model: Model | None = None,
     report: Callable[[Entry], None] = lambda entry: None,
     processes: Processes = ALONE,
     signalled: Callable[[], int] = lambda: 0,
@@ -88,6 +90,7 @@ def train(
         arguments: the command line's settings, for the record.
         device: where to compute.
         arch: the architecture's name, for a checkpoint that does not say it.
+        model: what makes the network, if timm does not: see `wsurgery.models.load`.
         report: called with every entry of the log, in the first process.
         processes: which train together; the first one writes the folder.
         signalled: returns the number of a signal that asks the run to end, 0 if none came.
@@ -105,20 +108,21 @@ def train(
         raise UsageError("several processes cannot share standard input: give INIT as a file")
     with open_checkpoint(init) as opened, seekable(opened) as checkpoint:
         history = History.of(checkpoint)
-        architecture = architecture_of(checkpoint, arch)
-        model = create(architecture)
-        load_into(model, checkpoint)
+        architecture = architecture_of(checkpoint, arch, model)
+        network = create(architecture, model=model)
+        load_into(network, checkpoint)
         described = describe_input(checkpoint, history, flows=True)
         digest = described["header"] if "header" in described else described["blake3"].result()
-        _require_fit(model, training, validation)
+        _require_fit(network, training, validation)
         config = {
             "settings": asdict(settings),
             "init": {"name": checkpoint.name, "digest": digest},
             "data": {"spec": data, "train": training.digest, "validation": validation.digest},
             "labels": list(training.label_names),
             "device": device.type,
+            **({"model": architecture["model"]} if "model" in architecture else {}),
         }
-        loop = _Loop(model, training, validation, settings, device, history.freeze, processes, signalled)
+        loop = _Loop(network, training, validation, settings, device, history.freeze, processes, signalled)
         processes.in_turn(lambda: claim_folder(run, config, checkpoint))
     finished = run / "metrics.json"
     if processes.from_first(finished.exists()):
@@ -126,8 +130,9 @@ def train(
             (run / "resume.pt").unlink(missing_ok=True)
         metrics: Entry = json.loads(finished.read_text())
         return metrics
+    arguments = [*arguments, *(["--model", architecture["model"]] if "model" in architecture else [])]
     record = make_record("train", ["--data", portable_name(data), *arguments], seed=settings.seed, inputs=[described])
-    before = History(architecture, history.freeze, history.log, history.others)
+    before = replace(history, architecture=architecture)
 
     def publish() -> None:
         for name in ("best", "last") if loop.progress.best_step == loop.progress.step else ("last",):

@@ -38,8 +38,8 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> None:
     before = json.loads(settled.read_text())
     # A run that began before there was a setting has its default.
     before["settings"] = {**json.loads(json.dumps(asdict(Settings()))), **before.get("settings", {})}
-    for key in as_read:
-        if as_read[key] != before.get(key):
+    for key in {**as_read, **before}:
+        if as_read.get(key) != before.get(key):
             raise UsageError(
                 f"{printable(str(run))} was begun with other {key}: choose another folder with -o, or remove it"
             )
