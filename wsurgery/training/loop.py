@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,7 +25,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wsurgery.checkpoint import AtomicFile, open_checkpoint
+from wsurgery.checkpoint import AtomicFile, Checkpoint, open_checkpoint
 from wsurgery.checkpoint.provenance import History, describe_input, make_record
 from wsurgery.checkpoint.spool import seekable
 from wsurgery.data.augment import augment
@@ -62,7 +62,7 @@ class Progress:
 
 
 def train(
-    init: str | Path,
+    init: str | Path | AbstractContextManager[Checkpoint],
     run: Path,
     training: Dataset,
     validation: Dataset,
@@ -72,6 +72,7 @@ def train(
     arguments: list[str],
     device: torch.device,
     arch: str | None = None,
+    model: nn.Module | None = None,
     report: Callable[[Entry], None] = lambda entry: None,
     processes: Processes = ALONE,
     signalled: Callable[[], int] = lambda: 0,
@@ -79,7 +80,7 @@ def train(
     """Train a checkpoint, or go on with a run that was cut off.
 
     Args:
-        init: the checkpoint to start from: a file, a folder of shards, a URL, or `-` for standard input.
+        init: the checkpoint to start from: a file, a folder of shards, a URL, `-` for standard input, or what opens one.
         run: the run folder, made if it is missing.
         training: images to learn from.
         validation: images to evaluate on.
@@ -88,6 +89,7 @@ def train(
         arguments: the command line's settings, for the record.
         device: where to compute.
         arch: the architecture's name, for a checkpoint that does not say it.
+        model: the network itself, with the weights of the checkpoint; it is trained. Default: what the checkpoint says.
         report: called with every entry of the log, in the first process.
         processes: which train together; the first one writes the folder.
         signalled: returns the number of a signal that asks the run to end, 0 if none came.
@@ -103,11 +105,13 @@ def train(
     """
     if str(init) == "-" and processes.count > 1:
         raise UsageError("several processes cannot share standard input: give INIT as a file")
-    with open_checkpoint(init) as opened, seekable(opened) as checkpoint:
+    with open_checkpoint(init) if isinstance(init, (str, Path)) else init as opened, seekable(opened) as checkpoint:
         history = History.of(checkpoint)
-        architecture = architecture_of(checkpoint, arch)
-        model = create(architecture)
-        load_into(model, checkpoint)
+        architecture = architecture_of(checkpoint, arch) if arch or model is None else None
+        if model is None:
+            assert architecture is not None
+            model = create(architecture)
+            load_into(model, checkpoint)
         described = describe_input(checkpoint, history, flows=True)
         digest = described["header"] if "header" in described else described["blake3"].result()
         _require_fit(model, training, validation)
