@@ -1,11 +1,11 @@
 """`wsurgery cca`: how alike two networks' representations are, layer by layer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wsurgery.commands._images import SkipBad, say_skipped
+from wsurgery.commands._images import SkipBad
 from wsurgery.commands._shared import (
     Device,
     Force,
@@ -20,10 +20,6 @@ from wsurgery.commands._shared import (
 
 if TYPE_CHECKING:
     from wsurgery.similarity.results import LayerSimilarity
-
-_OF_NETWORKS = (
-    "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "images", "device", "arch", "model", "with_init", "matrix",
-)  # fmt: skip
 
 
 @command
@@ -98,9 +94,9 @@ def cca(
         typer.Option("--fast", help="With --activations: multiply in float32, where that holds 1e-6, else in float64."),
     ] = False,
     seed: Seed = 0,
+    model: ModelOption = None,
     device: Device = "auto",
     arch: Annotated[str | None, typer.Option(help="Architecture, where a checkpoint does not tell.")] = None,
-    model: ModelOption = None,
     threads: NetworkThreads = None,
     json: Json = False,
     output: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Write the JSON to a file.")] = None,
@@ -127,149 +123,60 @@ def cca(
 
     Example: torchrun --nproc-per-node 4 -m wsurgery cca a.safetensors b.safetensors --data manifest.csv --matrix
     """
-    from contextlib import ExitStack
-    from dataclasses import asdict
-    from json import dumps
+    from wsurgery import studies
+    from wsurgery.processes import joined
+    from wsurgery.similarity.results import LayerSimilarity
 
-    from wsurgery import __version__
-    from wsurgery.checkpoint.provenance import describe_file
-    from wsurgery.checkpoint.writer import AtomicFile, write_all
-    from wsurgery.errors import UsageError, printable
-
-    if activations:
-        for name in _OF_NETWORKS:
-            source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
-                raise UsageError(f"{'-p' if name == 'p' else '--' + name.replace('_', '-')} is not for --activations")
-    elif fast:
-        raise UsageError("--fast is for --activations: networks pass over their images only once")
-    elif data is None:
-        raise UsageError("--data SPEC is needed, or --activations with two .npy files")
-    if with_init == (b is not None):
-        raise UsageError("name one of B and --with-init" if with_init else "B is needed, or --with-init")
-    if compat not in (None, "svcca"):
-        raise UsageError(f"--compat is svcca, not {printable(compat)}")
-    if compat and metric != "mean_cca":
-        raise UsageError("--compat svcca is a definition of mean_cca: leave --metric out")
-    if plot is not None and plot.suffix.lower() not in (".pdf", ".svg", ".png"):
-        raise UsageError(f"{printable(str(plot))}: a figure is a .pdf, .svg or .png file")
-    if plot is not None and plot.exists() and not force:
-        raise UsageError(f"{printable(str(plot))} exists: add --force to overwrite it")
-    metrics = ["google_svcca"] if compat else metric.split(",")
-    with ExitStack() as stack:
-        import torch
-        from threadpoolctl import threadpool_limits
-
-        from wsurgery.processes import joined
-        from wsurgery.similarity.files import compare_files
-        from wsurgery.similarity.results import as_csv
-
-        if threads:
-            torch.set_num_threads(threads)
-            threadpool_limits(threads)  # of numpy's and scipy's libraries, which are loaded by now
-        processes = stack.enter_context(joined())
-        first = processes.rank == 0
-        wanted = [path if first else None for path in (output, csv)]
-        stream, table = (stack.enter_context(AtomicFile(path, force=force)) if path else None for path in wanted)
-        shared: dict[str, Any] = {
-            "d": d, "repeats": repeats, "channels": channels, "metrics": metrics, "groups": groups, "seed": seed
-        }  # fmt: skip
-        result: dict[str, Any] = {"version": __version__, "versions": _versions()}
-        if data is None:
-            if processes.count > 1:
-                raise UsageError("--activations is for one process: start it without torchrun")
-            assert b is not None
-            found = compare_files(Path(a), Path(b), fast=fast, **shared)
-            result |= {"a": describe_file(Path(a)), "b": describe_file(Path(b)), "arguments": {**shared, "fast": fast}}
-        else:
-            from wsurgery.data.dataset import load_dataset
-            from wsurgery.devices import choose_device, memory_errors
-            from wsurgery.models import load, models_for
-            from wsurgery.similarity.compare import compare
-            from wsurgery.similarity.initialisation import find_initialisation
-
-            other = b if b is not None else str(find_initialisation(a))
-            arguments = {**shared, "p": p, "rows": rows, "matrix": matrix}
-            names = layers if layers in (None, "all") else layers.split(",")
-            where = choose_device(device)
-            if where == torch.device("cuda"):
-                where = torch.device("cuda", processes.rank % torch.cuda.device_count())
-            result |= {"a": _describe(a), "b": _describe(other)}
-            sides = zip((a, other), models_for([a, other], model), strict=True)
-            network_a, network_b = (load(side, arch=arch, model=own) for side, own in sides)
-            if not first:
-                processes.wait()  # for the first one to have filled the cache
-            dataset = load_dataset(data, split=split, image_size=image_size, skip_bad=skip_bad)
-            if first:
-                processes.wait()
-                say_skipped(split, dataset.skipped)
-            with memory_errors(where, "use a smaller --image-size, or fewer --layers or --repeats"):
-                found = compare(
-                    network_a,
-                    network_b,
-                    dataset.images,
-                    layers=names,
-                    n_images=images,
-                    device=where,
-                    processes=processes,
-                    **arguments,
-                )
-            result["data"] = {
-                "spec": data, "split": split, "image_size": dataset.images.shape[1], "digest": dataset.digest,
-                "skip_bad": skip_bad,
-            }  # fmt: skip
-            result["arguments"] = {
-                **arguments, "layers": names, "images": images, "arch": arch, "device": str(where),
-                "with_init": with_init, "processes": processes.count,
-            }  # fmt: skip
-        if not first:
+    if activations:  # typed with their default, too
+        sources = {name: context.get_parameter_source(name) for name in studies.NOT_FOR_ACTIVATIONS}
+        studies.require_for_activations(
+            name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"
+        )
+    with joined() as processes:
+        result = studies.cca(
+            a,
+            b,
+            data=data,
+            activations=activations,
+            with_init=with_init,
+            matrix=matrix,
+            metric=metric,
+            compat=compat,
+            layers=layers,
+            p=p,
+            d=d,
+            repeats=repeats,
+            channels=channels,
+            rows=rows,
+            split=split,
+            image_size=image_size,
+            skip_bad=skip_bad,
+            images=images,
+            groups=groups,
+            fast=fast,
+            seed=seed,
+            model=model,
+            device=device,
+            arch=arch,
+            threads=threads,
+            output=output,
+            csv=csv,
+            plot=plot,
+            force=force,
+            say=say,
+            processes=processes,
+        )
+        if not processes.is_first:
             return
-        for note in dict.fromkeys(f"{layer.layer}: {note}" for layer in found for note in layer.notes):
-            say(note)
-        result["layers"] = [asdict(layer) for layer in found]
-        text = dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        if plot is not None:
-            _draw(found, plot, matrix=matrix, force=force)
-        if table:
-            write_all(table, as_csv(found).encode())
-        if stream:
-            write_all(stream, text.encode())
-        elif json:
-            typer.echo(text, nl=False)
     if json:
+        if output is None:
+            typer.echo(studies.cca_text(result), nl=False)
         return
+    found = [LayerSimilarity(**layer) for layer in result["layers"]]
     if matrix:
         _print_matrix(found)
     else:
         _print_table(found, bias_corrected=bias_corrected)
-
-
-def _versions() -> dict[str, str]:
-    from platform import python_version
-
-    import numpy
-    import scipy
-    import timm
-    import torch
-
-    libraries = {module.__name__: str(module.__version__) for module in (numpy, scipy, timm, torch)}
-    return {"python": python_version(), **libraries}
-
-
-def _draw(found: "list[LayerSimilarity]", path: Path, *, matrix: bool, force: bool) -> None:
-    from wsurgery.figures.similarities import draw_layers, draw_matrix
-    from wsurgery.figures.style import save
-
-    save(draw_matrix(found) if matrix else draw_layers(found), path, force=force)
-
-
-def _describe(source: str) -> dict[str, Any]:
-    from wsurgery.checkpoint import open_checkpoint
-    from wsurgery.checkpoint.provenance import History, describe_input
-
-    with open_checkpoint(source) as checkpoint:
-        described = describe_input(checkpoint, History(), flows=False)
-    return {key: value.result() if key == "blake3" else value for key, value in described.items()}
 
 
 def _number(value: float | None) -> str:

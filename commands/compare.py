@@ -1,17 +1,13 @@
 """`wsurgery compare`: do two runs, or two arms of several seeds, differ?"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from wsurgery.commands._images import SkipBad, say_skipped
+from wsurgery.commands._images import SkipBad
 from wsurgery.commands._shared import Device, Json, ModelOption, NetworkThreads, Seed, command, say, table_console
-from wsurgery.errors import WsurgeryError, printable
-
-if TYPE_CHECKING:
-    from wsurgery.experiments.runs import Run
-    from wsurgery.training.predictions import Predictions
+from wsurgery.errors import printable
 
 
 @command
@@ -45,26 +41,25 @@ def compare(
     """
     from json import dumps
 
-    from wsurgery.experiments.comparison import as_json, compare_aucs, compare_steps, pairs_of
-    from wsurgery.experiments.runs import read_seeds
+    from wsurgery import studies
+    from wsurgery.experiments.comparison import as_json
     from wsurgery.figures.comparison_tables import auc_table, steps_table
 
-    runs_a, runs_b = read_seeds(a), read_seeds(b)
-    runs = [*runs_a, *runs_b]
-    steps = compare_steps(runs_a, runs_b, threshold)
-    pairs, _ = pairs_of(runs_a, runs_b)
-    if data is None:
-        found = _read(runs)
-    else:
-        found = _predict(runs, data, split, image_size, device=device, threads=threads, skip_bad=skip_bad, model=model)
-    aucs = None
-    if found:
-        n = len(runs_a)
-        aucs = compare_aucs(found[:n], found[n:], pairs, resamples=bootstrap, seed=seed)
-    else:
-        say(
-            "no AUC compared, for no run has a predictions.csv: give --data SPEC, or write them with eval --predictions"
-        )
+    steps, aucs, pairs = studies.compare_runs(
+        a,
+        b,
+        data=data,
+        threshold=threshold,
+        split=split,
+        image_size=image_size,
+        skip_bad=skip_bad,
+        model=model,
+        device=device,
+        threads=threads,
+        bootstrap=bootstrap,
+        seed=seed,
+        say=say,
+    )
     if json:
         typer.echo(dumps(as_json(steps, aucs, pairs), indent=2, ensure_ascii=False, allow_nan=False))
         return
@@ -74,50 +69,3 @@ def compare(
     if aucs:
         console.print()
         console.print(auc_table(aucs))
-
-
-def _read(runs: "list[Run]") -> "list[Predictions]":
-    from wsurgery.training.predictions import read_predictions
-
-    files = [run.folder / "predictions.csv" for run in runs]
-    missing = [file for file in files if not file.is_file()]
-    if len(missing) == len(files):
-        return []
-    if missing:
-        raise WsurgeryError(
-            f"{printable(str(missing[0]))} is missing, and other runs have one: "
-            "write it with eval best.safetensors --predictions, or give --data SPEC"
-        )
-    return [read_predictions(file) for file in files]
-
-
-def _predict(
-    runs: "list[Run]",
-    data: str,
-    split: str,
-    image_size: int | None,
-    *,
-    device: str,
-    threads: int | None,
-    skip_bad: bool,
-    model: str | None,
-) -> "list[Predictions]":
-    import torch
-
-    from wsurgery.cores import cores
-    from wsurgery.data.dataset import load_dataset
-    from wsurgery.devices import choose_device
-    from wsurgery.models import load, models_for
-    from wsurgery.training.predict import predict
-    from wsurgery.training.predictions import from_logits
-
-    torch.set_num_threads(threads or cores())
-    where = choose_device(device)
-    dataset = load_dataset(data, split=split, image_size=image_size, skip_bad=skip_bad)
-    say_skipped(split, dataset.skipped)
-    found = []
-    checkpoints = [run.folder / "best.safetensors" for run in runs]
-    for checkpoint, own in zip(checkpoints, models_for(checkpoints, model), strict=True):
-        logits = predict(load(str(checkpoint), model=own), dataset, device=where)
-        found.append(from_logits(str(checkpoint), dataset, logits))
-    return found

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._images import SkipBad, say_skipped
+from wsurgery.commands._images import SkipBad
 from wsurgery.commands._shared import Force, Json, Threads, command, say
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def data_cache(
     Example: wsurgery data cache fundus/manifest.csv --image-size 64
     """
     from wsurgery.data.cache import cache_folder, decode, decode_readable
+    from wsurgery.data.dataset import say_skipped
     from wsurgery.data.sources import open_data
 
     manifest = open_data(data, threads=threads)
@@ -95,7 +96,7 @@ def data_cache(
             part = part.subset(subset)
         if skip_bad:
             images, _, skipped = decode_readable(part, image_size, threads=threads)
-            say_skipped(split, skipped)
+            say_skipped(split, skipped, say)
         else:
             images = decode(part, image_size, threads=threads)
         say(f"{split}: {len(images)} images, {images.nbytes / 1e6:.1f} MB in {cache_folder()}")

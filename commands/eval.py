@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._images import SkipBad, say_skipped
+from wsurgery.commands._images import SkipBad
 from wsurgery.commands._shared import (
     Data,
     Device,
@@ -16,6 +16,7 @@ from wsurgery.commands._shared import (
     NetworkThreads,
     Seed,
     command,
+    say,
     table_console,
 )
 from wsurgery.errors import UsageError
@@ -55,18 +56,12 @@ def eval(
 
     Example: wsurgery eval run/best.safetensors --data synthetic:fundus?n=2000 --predictions test.csv
     """
-    import torch
-
+    from wsurgery import studies
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.remote import without_secrets
-    from wsurgery.cores import cores
-    from wsurgery.data.dataset import load_dataset
     from wsurgery.devices import choose_device
-    from wsurgery.models import load, models_for
+    from wsurgery.models import models_for
     from wsurgery.processes import joined
-    from wsurgery.training.evaluation import evaluate
-    from wsurgery.training.predict import predict
-    from wsurgery.training.predictions import from_logits, write_predictions
 
     if len(checkpoints) > 1 and (predictions or (json and not beside)):
         raise UsageError("--predictions and --json are for one checkpoint; for several, write each with --beside NAME")
@@ -74,28 +69,36 @@ def eval(
         raise UsageError(f"--beside {beside}: give a file name, without a folder")
     if beside is not None and any("://" in checkpoint for checkpoint in checkpoints):
         raise UsageError("--beside writes beside a file, and a URL is read only: use --json")
-    torch.set_num_threads(threads or cores())
     with joined() as processes:
-        where = choose_device(device, processes)
-        dataset = processes.in_turn(lambda: load_dataset(data, split=split, image_size=image_size, skip_bad=skip_bad))
-        if processes.is_first:
-            say_skipped(split, dataset.skipped)
+        choose_device(device, processes)  # before images are decoded for one that is not there
+        images = studies.load_images(
+            data, split=split, image_size=image_size, skip_bad=skip_bad, say=say, processes=processes
+        )
         for checkpoint, own in zip(checkpoints, models_for(checkpoints, model), strict=True):
-            label = without_secrets(checkpoint)
-            logits = predict(load(checkpoint, arch, model=own), dataset, device=where, processes=processes)
+            result = studies.evaluate(
+                checkpoint,
+                data=images,
+                split=split,
+                predictions=predictions,
+                arch=arch,
+                model=own,
+                device=device,
+                threads=threads,
+                bootstrap=bootstrap,
+                seed=seed,
+                force=force,
+                say=say,
+                processes=processes,
+            )
             if not processes.is_first:
                 continue
-            found = from_logits(label, dataset, logits)
-            result = {**evaluate(found, resamples=bootstrap, seed=seed), "split": split}
-            if predictions:
-                write_predictions(predictions, found, force=force)
             if beside:
                 with AtomicFile(Path(checkpoint).with_name(beside), force=force) as stream:
                     stream.write(dumps(result, indent=2).encode() + b"\n")
             if json:
                 typer.echo(dumps(result, indent=2))
             else:
-                _print_table(result, label if len(checkpoints) > 1 else None)
+                _print_table(result, without_secrets(checkpoint) if len(checkpoints) > 1 else None)
 
 
 def _print_table(result: dict[str, Any], title: str | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from wsurgery.cores import cores
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.processes import ALONE, Processes
 
@@ -69,6 +70,17 @@ def supports_bf16(device: torch.device) -> bool:
 def memory_format(device: torch.device) -> torch.memory_format:
     """Return how images lie in memory on a device: channels last, which is faster on CPU and CUDA; MPS wants its own."""
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+@contextmanager
+def threads_used(count: int | None) -> Iterator[None]:
+    """Let torch compute in `count` threads while this is open; None is all cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -3,35 +3,19 @@
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from wsurgery import commands
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery import commands, entry_points
+from wsurgery.errors import WsurgeryError
 from wsurgery.operations.declaration import Edit
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
 
 GROUP = "wsurgery.commands"
 
 
-@dataclass(frozen=True)
-class PlugIn:
-    """An edit of another package, which is not imported before it is used.
-
-    Attributes:
-        name: of the command.
-        package: the distribution that brings it.
-        version: of that.
-        entry_point: where it is.
-    """
-
-    name: str
-    package: str
-    version: str
-    entry_point: "EntryPoint"
+class PlugIn(entry_points.PlugIn):
+    """An edit of another package."""
 
     def load(self) -> Edit:
         """Import it.
@@ -39,14 +23,9 @@ class PlugIn:
         Raises:
             WsurgeryError: it cannot be imported, or is no edit.
         """
-        said = f"the plug-in {self.name} of {self.package} {self.version}"
-        try:
-            found = self.entry_point.load()
-        except Exception as error:  # whatever another package's code raises
-            reason = printable(f"{type(error).__name__}: {error}")
-            raise WsurgeryError(f"{said} cannot be imported: {reason}") from error
+        found = super().load()
         if not isinstance(found, Edit):
-            raise WsurgeryError(f"{said} is no edit: {GROUP} names a function declared with wsurgery.plugin.edit")
+            raise WsurgeryError(f"{self} is no edit: {GROUP} names a function declared with wsurgery.plugin.edit")
         return replace(found, name=self.name, package={"name": self.package, "version": self.version})
 
 
@@ -66,18 +45,9 @@ def edits() -> dict[str, Edit]:
 
 @cache
 def plug_ins() -> dict[str, PlugIn]:
-    """Return the edits of other packages by name; of two with one name, the package that comes first by its name."""
-    from importlib.metadata import entry_points
-
+    """Return the edits of other packages by name."""
     own = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)}
-    found: dict[str, PlugIn] = {}
-    for point in sorted(
-        entry_points(group=GROUP), key=lambda point: (point.name, point.dist.name if point.dist else "")
-    ):
-        if point.name not in own:
-            package, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
-            found.setdefault(point.name, PlugIn(point.name, package, version, point))
-    return found
+    return {name: PlugIn(**vars(found)) for name, found in entry_points.plug_ins(GROUP).items() if name not in own}
 
 
 def find_edit(name: str) -> Edit | None:

@@ -1,5 +1,6 @@
 """A data set in memory, as training, evaluation and comparison take it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,12 @@ class Dataset:
     paths: tuple[str, ...]
     digest: str
     skipped: tuple[str, ...] = ()
+
+
+def say_skipped(split: str, reasons: Sequence[str], say: Callable[[str], None]) -> None:
+    """Count the images of a split that were left out, and say what was wrong with the first."""
+    if reasons:
+        say(f"{split}: {len(reasons)} images left out, first: {reasons[0]}")
 
 
 def load_dataset(

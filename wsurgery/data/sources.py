@@ -23,7 +23,8 @@ from wsurgery.data.graded import LAYOUTS, graded
 from wsurgery.data.manifest import Manifest, read_manifest, write_manifest
 from wsurgery.data.medmnist import medmnist
 from wsurgery.data.synthetic import Synthetic
-from wsurgery.errors import UsageError, printable
+from wsurgery.entry_points import find, plug_ins
+from wsurgery.errors import UsageError, WsurgeryError, printable
 
 
 class Source(Protocol):
@@ -47,6 +48,8 @@ ADAPTERS: dict[str, Callable[[str, Mapping[str, str]], Manifest]] = {
     "folder": class_folders,
 }
 
+GROUP = "wsurgery.data"  # entry points: adapters of other packages
+
 EXAMPLE = "synthetic:fundus?n=2000&size=64&seed=0"
 
 
@@ -56,7 +59,7 @@ def portable_name(spec: str) -> str:
         return Path(spec).name
     scheme, colon, rest = spec.partition(":")
     argument, mark, options = rest.partition("?")
-    return f"{scheme}{colon}{Path(argument).name}{mark}{options}" if scheme in ADAPTERS else spec
+    return f"{scheme}{colon}{Path(argument).name}{mark}{options}" if _is_adapter(scheme) else spec
 
 
 def open_data(spec: str, *, threads: int | None = None) -> Manifest:
@@ -77,8 +80,8 @@ def open_data(spec: str, *, threads: int | None = None) -> Manifest:
         )
         raise UsageError(f"{printable(spec)}{there}; data is a manifest (.csv or .parquet) or for example {EXAMPLE}")
     scheme, argument, options = _parse(spec)
-    if scheme in ADAPTERS:
-        return ADAPTERS[scheme](argument, options)
+    if _is_adapter(scheme):
+        return _list_images(scheme, argument, options)
     identity = _identity(scheme, SCHEMES[scheme](argument, options))
     folder = cache_folder() / "data" / f"{scheme}-{bytes_digest(identity.encode())[:16]}"
     make_data(spec, folder, threads=threads)
@@ -101,7 +104,7 @@ def make_data(spec: str, folder: Path, *, force: bool = False, threads: int | No
         UsageError: the folder holds something else, or the specification cannot be.
     """
     scheme, argument, options = _parse(spec)
-    if scheme in ADAPTERS:
+    if _is_adapter(scheme):
         raise UsageError(f"{scheme} is listed where it lies: name a .csv or .parquet file with -o")
     source = SCHEMES[scheme](argument, options)
     identity = _identity(scheme, source)
@@ -163,7 +166,22 @@ def _publish(part: Path, target: Path, identity: str) -> None:
 
 
 def _is_specification(spec: str) -> bool:
-    return re.match(r"[a-z][a-z0-9]+:", spec) is not None
+    return re.match(r"[a-z][a-z0-9]+:", spec) is not None or find(GROUP, spec.partition(":")[0]) is not None
+
+
+def _is_adapter(scheme: str) -> bool:
+    return scheme in ADAPTERS or (scheme not in SCHEMES and find(GROUP, scheme) is not None)
+
+
+def _list_images(scheme: str, argument: str, options: Mapping[str, str]) -> Manifest:
+    if scheme in ADAPTERS:
+        return ADAPTERS[scheme](argument, options)
+    plug_in = plug_ins(GROUP)[scheme]
+    adapter = plug_in.load_function("a function of an argument and keys that returns a Manifest")
+    manifest = adapter(argument, options)
+    if not isinstance(manifest, Manifest):
+        raise WsurgeryError(f"{plug_in} returned a {type(manifest).__name__}: an adapter returns a Manifest")
+    return manifest
 
 
 def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
@@ -171,8 +189,8 @@ def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
     if not _is_specification(spec):
         raise UsageError(f"{printable(spec)} is not a specification: {EXAMPLE} is one")
     scheme, _, rest = spec.partition(":")
-    if scheme not in {**SCHEMES, **ADAPTERS}:
-        there = ", ".join({**SCHEMES, **ADAPTERS})
+    if scheme not in SCHEMES and not _is_adapter(scheme):
+        there = ", ".join({**SCHEMES, **ADAPTERS, **plug_ins(GROUP)})
         raise UsageError(f"there is no scheme {printable(scheme)!r}: there are {there}")
     argument, _, query = rest.partition("?")
     options: dict[str, str] = {}

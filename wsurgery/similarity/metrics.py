@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from wsurgery.errors import UsageError, printable
+from wsurgery.entry_points import find, plug_ins
+from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.similarity.canonical import correlations_of, singular_values, whiten
 from wsurgery.similarity.moments import Pair
 
@@ -14,6 +15,7 @@ Scores = list[float | None]
 
 VARIANCE_KEPT = 0.99
 GOOGLE_SVCCA = "google_svcca"
+GROUP = "wsurgery.metrics"  # entry points: metrics of other packages
 _EPSILON = 1e-10
 _PINV_CUTOFF = 1e-15
 
@@ -23,11 +25,14 @@ def similarities(pair: Pair, metrics: Sequence[str]) -> tuple[dict[str, Scores],
 
     Args:
         pair: the moments, with a batch of r.
-        metrics: names in `METRICS`, or `google_svcca`; `unbiased_cka` needs `pair.norms`.
+        metrics: names in `METRICS`, `google_svcca`, or those of plug-ins; `unbiased_cka` needs `pair.norms`.
 
     Returns:
         Metric → r values, None where it is not defined: a side has rank 0, or the unbiased estimate of a norm is not
         positive. The ranks of X and of Y, (r,), int64.
+
+    Raises:
+        WsurgeryError: a plug-in that cannot be imported, or gives something else than r values.
     """
     whitened, loadings, rank_x, rank_y = whiten(pair.xx, pair.yy, pair.xy, loadings="pwcca" in metrics)
     ranks = rank_x, rank_y
@@ -49,16 +54,41 @@ def similarities(pair: Pair, metrics: Sequence[str]) -> tuple[dict[str, Scores],
     found: dict[str, Scores] = {}
     for metric in metrics:
         values = torch.full(defined.shape, torch.nan, dtype=torch.float64)
-        values[defined] = of_correlations[metric]() if metric in of_correlations else _OF_MOMENTS[metric](pair)
+        values[defined] = of_correlations[metric]() if metric in of_correlations else _of_moments(metric)(pair)
         found[metric] = [value if math.isfinite(value) else None for value in values.tolist()]
     return found, *ranks
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Raise a UsageError that lists what there is if a metric is not known, or none is named."""
+    """Look for metrics, and import those of plug-ins.
+
+    Raises:
+        UsageError: one is not known, or none is named; it lists what there is.
+        WsurgeryError: a plug-in cannot be imported.
+    """
     for metric in metrics or [""]:
-        if metric not in METRICS and metric != GOOGLE_SVCCA:
-            raise UsageError(f"metrics are {', '.join(METRICS)}, not {printable(metric)!r}")
+        if metric in METRICS or metric == GOOGLE_SVCCA:
+            continue
+        if find(GROUP, metric) is None:
+            there = ", ".join(dict.fromkeys([*METRICS, *plug_ins(GROUP)]))
+            raise UsageError(f"metrics are {there}, not {printable(metric)!r}")
+        _of_moments(metric)
+
+
+def _of_moments(metric: str) -> Callable[[Pair], Tensor]:
+    if metric in _OF_MOMENTS:
+        return _OF_MOMENTS[metric]
+    plug_in = plug_ins(GROUP)[metric]
+    function = plug_in.load_function("a function of a Pair that returns a tensor, (r,)")
+
+    def checked(pair: Pair) -> Tensor:
+        values = function(pair)
+        if not isinstance(values, Tensor) or values.shape != pair.xx.shape[:1]:
+            said = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            raise WsurgeryError(f"{plug_in} returned {said} where a tensor of {len(pair.xx)} values is due")
+        return values
+
+    return checked
 
 
 def _pwcca(whitened: Tensor, loadings: Tensor, rank: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def logged(names: Sequence[str], run: Path, settings: dict[str, Any]) -> Iterato
         def log(entry: Entry) -> None:
             step = entry["step"]
             if not logs:  # only now has the run's folder been found to be its own
-                logs.extend(opened.enter_context(_LOGGERS[name](run, settings, step)) for name in names)
+                logs.extend(opened.enter_context(LOGGERS[name](run, settings, step)) for name in names)
             values = {key: value for key, value in entry.items() if isinstance(value, (int, float)) and key != "step"}
             values |= {f"auc/{label}": value for label, value in entry.get("auc", {}).items() if value is not None}
             for each in logs:
@@ -108,4 +108,4 @@ def _wandb(run: Path, settings: dict[str, Any], step: int) -> Iterator[Log]:
         yield lambda step, values: session.log(values, step=step)
 
 
-_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}
+LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb}

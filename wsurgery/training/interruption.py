@@ -1,6 +1,7 @@
 """Ending a run in good order when it is asked to end."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,9 +23,14 @@ class Interrupted(WsurgeryError):
 def signals_noted() -> Iterator[Callable[[], int]]:
     """Only note the first SIGTERM or Ctrl-C while this is open; the next one does what it did before.
 
+    Python gives signals to the main thread alone: in any other one none is noted.
+
     Yields:
         A function that returns the number of the signal that came, 0 if none did.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
     noted: list[int] = []
 
     def restore() -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -25,7 +25,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wsurgery.checkpoint import AtomicFile, open_checkpoint
+from wsurgery.checkpoint import AtomicFile, Checkpoint, open_checkpoint
 from wsurgery.checkpoint.provenance import History, describe_input, make_record
 from wsurgery.checkpoint.spool import seekable
 from wsurgery.data.augment import augment
@@ -63,7 +63,7 @@ class Progress:
 
 
 def train(
-    init: str | Path,
+    init: str | Path | AbstractContextManager[Checkpoint],
     run: Path,
     training: Dataset,
     validation: Dataset,
@@ -74,6 +74,7 @@ def train(
     device: torch.device,
     arch: str | None = None,
     model: Model | None = None,
+    network: nn.Module | None = None,
     report: Callable[[Entry], None] = lambda entry: None,
     processes: Processes = ALONE,
     signalled: Callable[[], int] = lambda: 0,
@@ -81,7 +82,7 @@ def train(
     """Train a checkpoint, or go on with a run that was cut off.
 
     Args:
-        init: the checkpoint to start from: a file, a folder of shards, a URL, or `-` for standard input.
+        init: the checkpoint to start from: a file, a folder of shards, a URL, `-` for standard input, or what opens one.
         run: the run folder, made if it is missing.
         training: images to learn from.
         validation: images to evaluate on.
@@ -91,6 +92,7 @@ def train(
         device: where to compute.
         arch: the architecture's name, for a checkpoint that does not say it.
         model: what makes the network, if timm does not: see `wsurgery.models.load`.
+        network: the network itself, with the weights of the checkpoint; it is trained. Default: what the checkpoint says.
         report: called with every entry of the log, in the first process.
         processes: which train together; the first one writes the folder.
         signalled: returns the number of a signal that asks the run to end, 0 if none came.
@@ -106,21 +108,26 @@ def train(
     """
     if str(init) == "-" and processes.count > 1:
         raise UsageError("several processes cannot share standard input: give INIT as a file")
-    with open_checkpoint(init) as opened, seekable(opened) as checkpoint:
+    with open_checkpoint(init) if isinstance(init, (str, Path)) else init as opened, seekable(opened) as checkpoint:
         history = History.of(checkpoint)
-        architecture = architecture_of(checkpoint, arch, model)
-        network = create(architecture, model=model)
-        load_into(network, checkpoint)
+        architecture = None
+        if network is None or arch or model is not None:
+            architecture = architecture_of(checkpoint, arch, model)
+        if network is None:
+            assert architecture is not None
+            network = create(architecture, model=model)
+            load_into(network, checkpoint)
         described = describe_input(checkpoint, history, flows=True)
         digest = described["header"] if "header" in described else described["blake3"].result()
         _require_fit(network, training, validation)
+        own = {key: value for key, value in (architecture or {}).items() if key == "model"}
         config = {
             "settings": asdict(settings),
             "init": {"name": checkpoint.name, "digest": digest},
             "data": {"spec": data, "train": training.digest, "validation": validation.digest},
             "labels": list(training.label_names),
             "device": device.type,
-            **({"model": architecture["model"]} if "model" in architecture else {}),
+            **own,
         }
         loop = _Loop(network, training, validation, settings, device, history.freeze, processes, signalled)
         processes.in_turn(lambda: claim_folder(run, config, checkpoint))
@@ -130,7 +137,7 @@ def train(
             (run / "resume.pt").unlink(missing_ok=True)
         metrics: Entry = json.loads(finished.read_text())
         return metrics
-    arguments = [*arguments, *(["--model", architecture["model"]] if "model" in architecture else [])]
+    arguments = [*arguments, *(["--model", own["model"]] if own else [])]
     record = make_record("train", ["--data", portable_name(data), *arguments], seed=settings.seed, inputs=[described])
     before = replace(history, architecture=architecture)
 

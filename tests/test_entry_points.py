@@ -1,0 +1,159 @@
+"""Data and metrics of another package: one module and its entry points, in a folder on the path. The package is the page's."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsurgery.similarity.metrics import METRICS
+
+PAGE = (Path(__file__).parents[1] / "docs" / "plug-ins-data.md").read_text(encoding="utf-8")
+POINTS = """
+[wsurgery.data]
+skin = skin:skin
+skin-2 = skin:skin
+folder = broken:folder
+broken = broken:adapter
+list = skin:images
+number = skin:number
+
+[wsurgery.metrics]
+trace_correlation = skin:trace_correlation
+mean_cca = broken:mean_cca
+broken = broken:metric
+scalar = skin:scalar
+number = skin:number
+"""
+MORE = """
+import pathlib
+
+pathlib.Path(__file__).with_name("imported").touch()
+number = 3
+
+
+def images(argument, given):
+    return ["a.png"]
+
+
+def scalar(pair):
+    return pair.xx.mean()
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    code = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(code) == 2
+    (folder / "skin.py").write_text("\n".join([*code, MORE]))
+    (folder / "broken.py").write_text("import nothing_like_it\n")
+    info = folder / "skins-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: skins\nVersion: 1.2\n")
+    declared = re.search(r"```toml\n(.*?)```", PAGE, re.DOTALL)[1]
+    for name, value in re.findall(r'^(\w+) = "(.*)"$', declared, re.MULTILINE):
+        assert f"\n{name} = {value}\n" in POINTS
+    (info / "entry_points.txt").write_text(POINTS)
+    return folder
+
+
+@pytest.fixture
+def run(site, wsurgery, monkeypatch):
+    """Run a command where the package is installed."""
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    (site / "imported").unlink(missing_ok=True)
+    return wsurgery
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("images") / "derm", np.random.default_rng(0)
+    folder.mkdir()
+    with (folder / "labels.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "patient", "malignant"])
+        for i in range(40):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+            writer.writerow([f"{i}.png", f"p{i // 2}", i % 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory) -> list[Path]:
+    folder, rng = tmp_path_factory.mktemp("activations"), np.random.default_rng(0)
+    x = rng.normal(size=(300, 6))
+    y = x @ rng.normal(size=(6, 8)) + rng.normal(size=(300, 8))
+    for name, array in (("a", x), ("b", y)):
+        np.save(folder / f"{name}.npy", array)
+    return [folder / "a.npy", folder / "b.npy"]
+
+
+def test_its_scheme_is_data(run, images):
+    shown = json.loads(run("data", "show", f"skin:{images}?valid=0.25&test=0.25", "--json").stdout)
+    assert {name: split["images"] for name, split in shown["splits"].items()} == {"train": 20, "valid": 10, "test": 10}
+    assert shown["splits"]["test"]["labels"] == {"malignant": {"positive": 5, "negative": 5, "unknown": 0}}
+    assert run("data", "show", f"skin-2:{images}", "--json").returncode == 0
+    refused = run("data", "show", f"skin:{images}?colour=red", check=False)
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        b"wsurgery data show: skin has no key 'colour': there are valid, test, seed\n",
+    )
+
+
+def test_a_record_names_it_without_its_folder(run, images, tmp_path):
+    start, folder = tmp_path / "start.safetensors", tmp_path / "run"
+    run("init", "cbr_tiny", "--width", 0.05, "--num-classes", 1, "-o", start)
+    run("train", start, "--data", f"skin:{images}?test=0.2", "--steps", 1, "--device", "cpu", "-o", folder)
+    record = json.loads(run("log", folder / "last.safetensors", "--json").stdout)[-1]
+    assert record["arguments"][:2] == ["--data", "skin:derm?test=0.2"]
+
+
+def test_its_metric_is_computed_from_the_same_draws(run, activations):
+    typed = ["cca", "--activations", *activations, "-d", 4, "--metric", "trace_correlation,r2_cca", "--json"]
+    ours, theirs = reversed(json.loads(run(*typed).stdout)["layers"])
+    assert (ours["metric"], theirs["metric"]) == ("r2_cca", "trace_correlation")
+    assert np.square(theirs["repeats"]) == pytest.approx(ours["repeats"], rel=1e-9)
+    assert theirs["floor"] < theirs["value"] < theirs["ceiling"] == pytest.approx(1, abs=0.5)
+
+
+def test_nothing_is_imported_that_is_not_asked_for_and_own_names_win(run, site, images, activations):
+    classes = images.parent / "classes"
+    for i, path in enumerate(sorted(images.glob("*.png"))):
+        (classes / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (classes / "ab"[i % 2] / path.name).write_bytes(path.read_bytes())
+    assert run("data", "show", f"folder:{classes}", "--json").returncode == 0
+    assert run("cca", "--activations", *activations, "-d", 4, "--metric", "mean_cca").returncode == 0
+    unknown = run("data", "show", "nowhere:x", check=False)
+    assert unknown.stderr.decode().strip().endswith("medmnist, folder, broken, list, number, skin, skin-2")
+    unknown = run("cca", "--activations", *activations, "--metric", "nothing", check=False)
+    there = ", ".join([*METRICS, "broken", "number", "scalar", "trace_correlation"])
+    assert unknown.stderr.decode() == f"wsurgery cca: metrics are {there}, not 'nothing'\n"
+    assert not (site / "imported").exists()
+    run("cca", "--activations", *activations, "-d", 4, "--metric", "trace_correlation")
+    assert (site / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "words"),
+    [
+        ("data", "broken", "cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("data", "number", "is a int: wsurgery.data names a function of an argument and keys that returns a Manifest"),
+        ("data", "list", "returned a list: an adapter returns a Manifest"),
+        ("metric", "broken", "cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("metric", "number", "is a int: wsurgery.metrics names a function of a Pair that returns a tensor, (r,)"),
+        ("metric", "scalar", "returned () where a tensor of 10 values is due"),
+    ],
+)
+def test_a_broken_one_costs_a_line_that_names_its_package(what, name, words, run, activations):
+    typed = {
+        "data": ["data", "show", f"{name}:x"],
+        "metric": ["cca", "--activations", *activations, "--metric", name, "-d", 4],
+    }
+    refused = run(*typed[what], check=False)
+    command = {"data": "data show", "metric": "cca"}[what]
+    assert refused.stderr.decode() == f"wsurgery {command}: the plug-in {name} of skins 1.2 {words}\n"
+    assert refused.returncode == 1
