@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 STUB = ROOT / "wsurgery" / "__init__.pyi"
 HEAD = '''"""Composable checkpoint surgery on safetensors files. Written by tests/test_stub.py: do not edit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -37,6 +37,7 @@ class _Module(Protocol):
     def state_dict(self) -> Any: ...
 
 Source: TypeAlias = "str | Path | Pipeline | Mapping[str, Any] | _Module"  # a file or URL; edits; what is in memory
+Model: TypeAlias = str | Callable[..., nn.Module]  # FILE.py:CALLABLE, package.module:CALLABLE, or the callable
 
 # What wsurgery.studies has; the options are there.
 def train(init: Source, *, data: str | Path, output: str | Path, **options: Any) -> tuple[Path, dict[str, Any]]: ...

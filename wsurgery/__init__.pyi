@@ -1,6 +1,6 @@
 """Composable checkpoint surgery on safetensors files. Written by tests/test_stub.py: do not edit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -13,6 +13,7 @@ class _Module(Protocol):
     def state_dict(self) -> Any: ...
 
 Source: TypeAlias = "str | Path | Pipeline | Mapping[str, Any] | _Module"  # a file or URL; edits; what is in memory
+Model: TypeAlias = str | Callable[..., nn.Module]  # FILE.py:CALLABLE, package.module:CALLABLE, or the callable
 
 # What wsurgery.studies has; the options are there.
 def train(init: Source, *, data: str | Path, output: str | Path, **options: Any) -> tuple[Path, dict[str, Any]]: ...
@@ -61,7 +62,7 @@ class Pipeline:
     def state_dict(self, *, torch: bool = False, threads: int | None = None) -> dict[str, Any]:
         """Return all tensors by name: numpy arrays (ml_dtypes' types for bfloat16 and float8), or torch tensors."""
 
-    def load(self, arch: str | None = None) -> nn.Module:
+    def load(self, arch: str | None = None, *, model: Model | None = None) -> nn.Module:
         """Return the network with these weights, in eval mode; see `wsurgery.models.load`."""
 
     def load_into(self, model: nn.Module) -> nn.Module:
@@ -401,19 +402,22 @@ def fetch(
     """
 
 def init(
-    arch: str,
+    arch: str | None = None,
     *,
+    model: str | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
     width: float | None = None,
     arg: list[str] | None = None,
     seed: int = 0,
 ) -> Pipeline:
-    """Make a fresh random network, with timm's distributions.
+    """Make a fresh random network, with timm's distributions, or as the callable of --model makes it.
 
     The CBR networks and plain ResNets are made without PyTorch: the same bytes on every machine.
 
     Example: wsurgery init cbr_small --num-classes 5 --width 0.25 --seed 1 > random.safetensors
+
+    Example: wsurgery init --model cifar_resnet.py:resnet20 --num-classes 5 --seed 1 > random.safetensors
     """
 
 def lerp(

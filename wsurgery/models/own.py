@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from wsurgery.entry_points import find, plug_ins
 from wsurgery.errors import UsageError, printable
 
 GROUP = "wsurgery.models"
@@ -125,11 +126,9 @@ def beside(folder: Path | None) -> Iterator[None]:
 
 
 def _entry_point(name: str) -> EntryPoint:
-    points = sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.dist.name if point.dist else ""))
-    for point in points:
-        if point.name == name:
-            return point
-    known = ", ".join(dict.fromkeys(point.name for point in points)) or "none"
+    if found := find(GROUP, name):
+        return found.entry_point
+    known = ", ".join(plug_ins(GROUP)) or "none"
     raise UsageError(
         f"--model {printable(name)}: no installed package has such an entry point of {GROUP} (there are: {known}); "
         "for a file write FILE.py:CALLABLE"
