@@ -4,7 +4,7 @@ import inspect
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cached_property
@@ -175,6 +175,37 @@ def table_console() -> "Console":
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 10_000, soft_wrap=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str]) -> None:
+    """Print a table: folded to a terminal's width, and into a file or pipe as wide as it needs.
+
+    Args:
+        columns: their names.
+        rows: cells.
+        left: the columns that stand at the left; the others do at the right.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = [columns, *(tuple(map(printable, row)) for row in rows)]
+    if sys.stdout.isatty():
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in columns:
+            table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+        for line in lines[1:]:
+            table.add_row(*map(Text, line))
+        table_console().print(table)
+        return
+    # By hand: rich takes a hundred times as long, and a file may have a million tensors.
+    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
+        padded = []
+        for name, cell, width in zip(columns, line, widths, strict=True):
+            space = " " * (width - cell_len(cell))
+            padded.append(cell + space if name in left else space + cell)
+        sys.stdout.write("  ".join(padded) + "\n")
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

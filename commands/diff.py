@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._shared import Json, Part, Threads, command, table_console
+from wsurgery.commands._shared import Json, Part, Threads, command, print_table, table_console
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 if TYPE_CHECKING:
@@ -110,20 +110,17 @@ def _measures(of: "Difference | None") -> dict[str, Any]:
 
 
 def _print_table(description: dict[str, Any], *, by_tensor: bool) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     console = table_console()
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    lines = []
     first = ("tensor", "block") if by_tensor else ("block", "tensors")
-    for column in (*first, "relative L2", "cosine", "max |B-A|", "equal"):
-        table.add_column(column, justify="left" if column in ("tensor", "block") else "right", overflow="fold")
     for row in description["tensors" if by_tensor else "blocks"]:
         cells = [row["name"], row["block"]] if by_tensor else [row["name"], _count(row)]
         cells += [_number(row["relative_l2"]), _number(row["cosine"], 6), _number(row["max"])]
         cells.append("identical" if row["identical"] else _percent(row["equal"]))
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    console.print(table)
+        lines.append(cells)
+    print_table((*first, "relative L2", "cosine", "max |B-A|", "equal"), lines, left=("tensor", "block"))
     for key, words in (("only_in_a", "only in A"), ("only_in_b", "only in B")):
         for row in description[key]:
             console.print(Text(f"{words}: {printable(row['name'])} {_short(row)}"))

@@ -4,12 +4,11 @@ import csv as csv_module
 import json as json_module
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._shared import BlockMap, Input, Json, Part, Threads, command, table_console
+from wsurgery.commands._shared import BlockMap, Input, Json, Part, Threads, command, print_table, table_console
 from wsurgery.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def _statistics(checkpoint: "Checkpoint", threads: int | None) -> Iterator[dict[
         for name, tensor in checkpoint.tensors.items():
             computable = is_float(tensor.dtype) and BITS[tensor.dtype] >= 8
             run = pool.map if tensor.elements > CHUNK else map
-            yield asdict(summary(checkpoint.read_array(name), run)) if computable else {}
+            yield vars(summary(checkpoint.read_array(name), run)) if computable else {}
             progress.advance(tensor.nbytes)
 
 
@@ -135,7 +134,6 @@ def _origin(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     console = table_console()
@@ -155,13 +153,7 @@ def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) ->
     )
     statistics = ("mean", "std", "min", "max", "zeros", "nan", "inf")
     shown = [key for key in statistics if any(key in row for row in of_rows.values())]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in (*columns, *shown):
-        table.add_column(
-            column,
-            justify="left" if column in ("name", "block", "role", "dtype", "dtypes", "roles") else "right",
-            overflow="fold",
-        )
+    lines = []
     for block in description["blocks"]:
         rows = [of_rows[name] for name in block["tensors"]]
         if by_tensor:
@@ -175,7 +167,7 @@ def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) ->
                     "yes" if row["frozen"] else "",
                 ]
                 cells += [_number(row.get(key)) for key in shown]
-                table.add_row(*(Text(printable(cell)) for cell in cells))
+                lines.append(cells)
         else:
             frozen = sum(row["frozen"] for row in rows)
             dtypes, roles = (", ".join(dict.fromkeys(row[key] for row in rows)) for key in ("dtype", "role"))
@@ -188,8 +180,8 @@ def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) ->
                 roles,
                 f"{frozen} of {len(rows)}" if frozen else "",
             ]
-            table.add_row(*map(Text, cells))
-    console.print(table)
+            lines.append(cells)
+    print_table((*columns, *shown), lines, left=("name", "block", "role", "dtype", "dtypes", "roles"))
 
 
 def _number(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """The `wsurgery` command: one subcommand for each module in `commands/`, and for each plug-in."""
 
+import gc
 import signal
 from typing import Any, NoReturn
 
@@ -87,6 +88,9 @@ def _terminate(number: int, frame: object) -> NoReturn:
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _terminate)
+    gc.set_threshold(
+        100_000
+    )  # as often as by default, the search for cycles among a file's tensors takes a quarter of the time
     build_app()()
 
 

@@ -15,5 +15,7 @@ class UsageError(WsurgeryError):
 
 def printable(text: str, limit: int = 200) -> str:
     """Escape control characters and cut `text` at `limit` characters, so a hostile name cannot drive a terminal."""
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    escaped = text
+    if not text.isprintable():
+        escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"

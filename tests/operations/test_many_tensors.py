@@ -34,6 +34,8 @@ COMMANDS = {
     "shards": "scale {0} --by 2 -o shards/ --shard-size 8kB --threads 1",
     "diff": "diff {0} {0} --json --threads 1",
     "show": "show {0} --stats --json --threads 1",
+    "diff table": "diff {0} {0} --tensors --threads 1",
+    "show table": "show {0} --stats --threads 1",
     "digest": "digest {0}",
 }
 

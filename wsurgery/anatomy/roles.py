@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Protocol
 
 from wsurgery.anatomy.blocks import first_convolution
@@ -92,11 +93,13 @@ def _role(name: str, tensor: Described, siblings: Mapping[str, tuple[int, ...]])
     return _table(part) or "other"
 
 
+@lru_cache
 def _table(word: str) -> str | None:
     words = _words(word)
     return next((kind for kind, known in _TABLES.items() if words & known), None)
 
 
+@lru_cache
 def _lookup(word: str) -> str | None:
     words = _words(word)
     if "proj" in words or not words & _LOOKED_UP:

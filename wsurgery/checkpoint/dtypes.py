@@ -1,5 +1,6 @@
 """The element types of the safetensors format. numpy is imported only where an array is asked for."""
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ _ML_DTYPES = {
 }  # fmt: skip
 
 
+@cache
 def is_float(dtype: str) -> bool:
     """Whether `dtype` holds real floating-point numbers. A bare exponent, the scale of a block (F8_E8M0), is none."""
     return dtype.startswith(("F", "BF")) and dtype != "F8_E8M0"
 
 
+@cache
 def numpy_dtype(dtype: str) -> "np.dtype[Any]":
     """Return the numpy type of `dtype`, from ml_dtypes for bfloat16 and float8.
 

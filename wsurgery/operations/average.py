@@ -82,7 +82,8 @@ def weighted_sum(parts: Iterable[tuple[Array, float]], *, shape: tuple[int, ...]
         shape: their shape.
         run: `map` over chunks.
     """
-    total = np.full(shape, -0.0)  # the zero that keeps the sign of what is added to it
+    total = np.empty(shape)
+    total.fill(-0.0)  # the zero that keeps the sign of what is added to it
     for x, weight in parts:
         _accumulate(total.reshape(-1), x.reshape(-1), weight, run)
     return total

@@ -1,6 +1,6 @@
 """Conversion between floating-point types, rounded once to the nearest, ties to even."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def cast(x: Array, *, dtype: "np.dtype[Any]", run: Map = map) -> Array:
 def overflow_count(before: Array, after: Array, *, run: Map = map) -> int:
     """Count the elements that are finite in `before` and not in `after`, two floating-point tensors of one shape."""
     old, new = before.reshape(-1), after.reshape(-1)
-    limit, largest = (float(finfo(x.dtype).max) for x in (new, old))  # type: ignore[no-untyped-call]
+    limit, largest = _largest(new.dtype), _largest(old.dtype)
     if largest <= limit:
         return 0
 
@@ -84,8 +84,15 @@ def overflow_count(before: Array, after: Array, *, run: Map = map) -> int:
     return sum(run(count, chunks(old.size)))
 
 
+@cache
+def _largest(dtype: "np.dtype[Any]") -> float:
+    return float(finfo(dtype).max)  # type: ignore[no-untyped-call]
+
+
 def round_once(values: Array, dtype: "np.dtype[Any]") -> Array:
-    """Convert an array whole, without a warning where a value is out of range."""
+    """Convert an array whole, without a warning where a value is out of range; return one that has the type already."""
+    if values.dtype == dtype:
+        return values
     with np.errstate(over="ignore", invalid="ignore"):
         if values.dtype == np.float64 and dtype not in (np.float64, np.float32, np.float16):
             values = _odd_float32(values)

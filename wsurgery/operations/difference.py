@@ -54,7 +54,7 @@ class Difference:
             self.b_squares + other.b_squares,
             self.products + other.products,
             self.squares + other.squares,
-            float(np.maximum(self.largest, other.largest)),  # unlike max(), keeps a NaN
+            math.nan if math.isnan(self.largest + other.largest) else max(self.largest, other.largest),
         )
 
     @property
@@ -152,7 +152,8 @@ def difference(a: bytearray, b: bytearray, dtype: str) -> Difference:
         if not math.isfinite(squares):
             alike = same & ~np.isfinite(x)
             x[alike] = y[alike] = 0
-        products, a_squares, b_squares = _dot(x, y), _dot(x, x), _dot(y, y)
+            squares = _dot(x, x)
+        products, a_squares, b_squares = _dot(x, y), squares, _dot(y, y)
         delta = np.subtract(y, x, out=y)
         squares, largest = _dot(delta, delta), float(np.abs(delta, out=delta).max())
     return Difference(elements, equal, elements, a_squares, b_squares, products, squares, largest)

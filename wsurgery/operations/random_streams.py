@@ -36,6 +36,10 @@ class RandomStream:
     tensor: str
     chunk: int = 0
 
+    def of(self, tensor: str) -> "RandomStream":
+        """Return the stream of another tensor in the same operation."""
+        return RandomStream(self.seed, self.operation, self.occurrence, tensor)
+
     def generator(self, chunk: int | None = None, purpose: str = "values") -> "np.random.Generator":
         """Return the generator of a chunk, its own by default; the same arguments give the same numbers on every machine."""
         import numpy as np

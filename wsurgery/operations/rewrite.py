@@ -190,8 +190,8 @@ def _results(
     ahead: Future[Array] | None = None
     for i, edit in enumerate(edits):
         if max(edit.origin.nbytes, edit.tensor.nbytes) <= SMALL:
-            pending.add(edit, edit.source.read(edit.origin))
-            yield from pending.finished(_AHEAD)
+            if pending.add(edit, edit.source.read(edit.origin)):
+                yield from pending.finished(_AHEAD)
             continue
         if edit.compute is None:
             yield from pending.finished(0)
@@ -222,12 +222,14 @@ class _Pending:
         self._batch: list[tuple[TensorEdit, bytearray | mmap]] = []
         self._batch_bytes = 0
 
-    def add(self, edit: TensorEdit, data: bytearray | mmap) -> None:
-        """Take in a small tensor, whose bytes were read; what is to be copied, too."""
+    def add(self, edit: TensorEdit, data: bytearray | mmap) -> bool:
+        """Take in a small tensor, whose bytes were read; what is to be copied, too. Say whether a batch was full."""
         self._batch.append((edit, data))
         self._batch_bytes += edit.tensor.nbytes + _OVERHEAD
-        if self._batch_bytes > _BATCH:
+        full = self._batch_bytes > _BATCH
+        if full:
             self._submit_batch()
+        return full
 
     def submit(self, edit: TensorEdit, size: int, work: Callable[[], bytes | memoryview]) -> None:
         """Have the result of an edit, or of several of which it is the last, computed: `size` bytes."""

@@ -11,9 +11,9 @@ from wsurgery.checkpoint.dtypes import dtype_name, is_float
 from wsurgery.errors import WsurgeryError
 from wsurgery.operations.declaration import Edit
 from wsurgery.operations.overflows import Overflows
-from wsurgery.operations.random_streams import RandomStream, chunk_slice, for_each_chunk
+from wsurgery.operations.random_streams import CHUNK, RandomStream, chunk_slice, for_each_chunk
 from wsurgery.operations.tensor import Tensor
-from wsurgery.operations.tensor_edit import TensorEdit, copy
+from wsurgery.operations.tensor_edit import TensorEdit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ def tensor_edits(
         part = name.rpartition(".")[2] if role == "batch_norm" else ""
         compute: Compute | None = None
         if name in chosen:
-            stream = replace(random, tensor=name)
+            stream = random.of(name) if edit.draws else random
             changed = partial(
                 _edited, edit=edit, info=tensor, role=role, random=stream, overflows=overflows, options=own
             )
@@ -53,7 +53,7 @@ def tensor_edits(
                 compute = resampling(tensor, role, changed, options["bn"], stream)
             elif is_float(tensor.dtype) and (explicit or part not in ("running_mean", "running_var")):
                 compute = _not_negative(changed) if part == "running_var" else changed
-        result.append(replace(copy(tensor, checkpoint), compute=compute))
+        result.append(TensorEdit(tensor, checkpoint, tensor, compute))
     return result
 
 
@@ -114,12 +114,10 @@ def _elementwise(
     def fill(chunk: int) -> None:
         part = chunk_slice(chunk)
         own = {name: replace(given[name], chunk=chunk) for name in drawing}
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = flat[part].astype(working)
-        computed, flagged = _watched(edit.function, values, {**given, **own})
-        if computed.shape != values.shape:
+        computed, flagged = _watched(edit.function, flat[part], working, {**given, **own})
+        if computed.shape != flat[part].shape:
             raise RuntimeError(
-                f"{edit.name} gave {computed.shape} for a chunk of {values.shape}: it is not elementwise"
+                f"{edit.name} gave {computed.shape} for a chunk of {flat[part].shape}: it is not elementwise"
             )
         result[part], count = _rounded(flat[part], computed, x.dtype, working, flagged=flagged)
         if count:
@@ -128,18 +126,23 @@ def _elementwise(
     if flat.size:
         fill(0)  # alone: it may ask for what only the whole tensor tells
         tensor.settle()
-        for_each_chunk(run, lambda chunk: fill(chunk) if chunk else None, flat.size)
+        if flat.size > CHUNK:
+            for_each_chunk(run, lambda chunk: fill(chunk) if chunk else None, flat.size)
     overflows.note(tensor.name, sum(lost), x.dtype)
     return result.reshape(x.shape)
 
 
-def _watched(function: Callable[..., Any], x: "Array", given: Mapping[str, Any]) -> "tuple[Array, bool]":
-    """Call a function on an array; say whether the processor noted an overflow, which costs nothing to ask."""
+def _watched(
+    function: Callable[..., Any], x: "Array", working: "np.dtype[Any]", given: Mapping[str, Any]
+) -> "tuple[Array, bool]":
+    """Call a function on an array, as wide as it is computed in; say whether the processor noted an overflow, which costs
+    nothing to ask.
+    """
     import numpy as np
 
     noted: list[str] = []
     with np.errstate(over="call", invalid="ignore", call=lambda kind, flag: noted.append(kind)):
-        return np.asarray(function(x, **given)), bool(noted)
+        return np.asarray(function(x.astype(working), **given)), bool(noted)
 
 
 def _rounded(
