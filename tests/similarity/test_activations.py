@@ -147,3 +147,9 @@ def test_cells_are_distinct_on_grids_that_do_not_divide():
         cells = cells_at(np.arange(grid[0] * grid[1]), grid, layout)
         assert len(set(cells.tolist())) == 25
         assert cells.max() < layout.height * layout.width
+
+
+def test_blocks_that_a_network_says_itself_are_its_layers():
+    model = network("resnet18", num_classes=2)
+    model.block_globs = {"lower": ["conv1.*", "bn1.*", "layer1.*"], "upper": ["layer[2-4].*"], "head": ["fc.*"]}
+    assert layer_modules(model, None) == {"lower": "layer1", "upper": "layer4"}
