@@ -13,7 +13,7 @@ class Block(nn.Module):
         self.conv2, self.bn2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False), nn.BatchNorm2d(outside)
         self.stride, self.more = stride, (outside - inside) // 2
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         shortcut = pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more, self.more))
         return relu(self.bn2(self.conv2(relu(self.bn1(self.conv1(x))))) + shortcut)
 
@@ -29,7 +29,7 @@ class ResNet(nn.Module):
             self.add_module(f"layer{i}", nn.Sequential(Block(inside, outside, 1 if i == 1 else 2), *rest))
         self.linear = nn.Linear(64, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(relu(self.bn1(self.conv1(x))))))
         return self.linear(x.mean((2, 3)))
 
