@@ -82,6 +82,7 @@ class AtomicFile:
             self.stream.close()  # Windows does not rename what is open
             if self.force:
                 os.replace(self.temporary, self.path)
+                self.temporary = None  # nobody's any more
             else:
                 _give_name(self.temporary, self.path)
         except FileExistsError:
