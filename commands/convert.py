@@ -36,7 +36,7 @@ def convert(
     from pathlib import Path
 
     from wsurgery.anatomy.architecture import choose_architecture, describe_architecture, read_config
-    from wsurgery.foreign.conversion import Converted
+    from wsurgery.foreign.conversion import converting
     from wsurgery.foreign.state_dict import StateDict, open_state_dict
     from wsurgery.foreign.timm_names import TimmNames, same_names, to_timm
 
@@ -47,10 +47,10 @@ def convert(
         shapes = {name: tensor.shape for name, tensor in state.tensors.items()}
         return same_names(shapes) if keep_names else to_timm(shapes, config)
 
-    converted = Converted(partial(open_state_dict, source, key=key), names_for)
-    state, names = converted.state, converted.names
-    architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=arch)
-    if architecture is None and names.architecture is not None:
-        architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
-    stem = Path(file.partition("?")[0]).stem if file else "stdin"  # a query may be secret
-    return converted.result(architecture, inputs=[state.source], name=f"{stem}.converted")
+    with converting(partial(open_state_dict, source, key=key), names_for) as converted:
+        state, names = converted.state, converted.names
+        architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=arch)
+        if architecture is None and names.architecture is not None:
+            architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
+        stem = Path(file.partition("?")[0]).stem if file else "stdin"  # a query may be secret
+        return converted.result(architecture, inputs=[state.source], name=f"{stem}.converted")

@@ -42,7 +42,7 @@ def fetch(
     )
     from wsurgery.checkpoint.hub import download
     from wsurgery.checkpoint.provenance import describe_file
-    from wsurgery.foreign.conversion import Converted
+    from wsurgery.foreign.conversion import converting
     from wsurgery.foreign.state_dict import open_state_dict
     from wsurgery.foreign.timm_names import to_timm
     from wsurgery.progress import wants_progress
@@ -72,31 +72,31 @@ def fetch(
         path, given = found.path, found.describe()
         pinned = found.commit
     config = read_config(path) if repo else {}
-    converted = Converted(
+    with converting(
         partial(open_state_dict, path),
         lambda state: to_timm({key: tensor.shape for key, tensor in state.tensors.items()}, config),
-    )
-    state, names = converted.state, converted.names
-    architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=None)
-    settings: dict[str, Any] = pretrained_settings(read_config(path, "preprocessor_config.json")) if repo else {}
-    if architecture is None and known:
-        architecture, settings = describe_architecture(known.architecture, names.shapes), known.settings
-    elif architecture is None and names.architecture:
-        architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
-    if architecture and settings:
-        architecture = {"pretrained_cfg": settings, **architecture}
-    if known and architecture:
-        require_fit(names.shapes, architecture)
-    log = list(state.history.log)
-    result = converted.result(
-        architecture,
-        history=replace(state.history, log=()),
-        inputs=[{**given, "log": log} if log else given],
-        name=known_as.rpartition("/")[2],
-        recorded={"name": known_as, "revision": pinned or None, "offline": None},
-    )
-    return (
-        replace(result, says=[f"{printable(name)} is {known_as}", *result.says])
-        if known and name != known_as
-        else result
-    )
+    ) as converted:
+        state, names = converted.state, converted.names
+        architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=None)
+        settings: dict[str, Any] = pretrained_settings(read_config(path, "preprocessor_config.json")) if repo else {}
+        if architecture is None and known:
+            architecture, settings = describe_architecture(known.architecture, names.shapes), known.settings
+        elif architecture is None and names.architecture:
+            architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
+        if architecture and settings:
+            architecture = {"pretrained_cfg": settings, **architecture}
+        if known and architecture:
+            require_fit(names.shapes, architecture)
+        log = list(state.history.log)
+        result = converted.result(
+            architecture,
+            history=replace(state.history, log=()),
+            inputs=[{**given, "log": log} if log else given],
+            name=known_as.rpartition("/")[2],
+            recorded={"name": known_as, "revision": pinned or None, "offline": None},
+        )
+        return (
+            replace(result, says=[f"{printable(name)} is {known_as}", *result.says])
+            if known and name != known_as
+            else result
+        )

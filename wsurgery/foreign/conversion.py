@@ -96,11 +96,21 @@ class Converted(Made):
 
 
 @contextmanager
-def _closing_if_it_fails(stack: ExitStack) -> Iterator[None]:
+def converting(
+    opened: Callable[[], AbstractContextManager[StateDict]], names: Callable[[StateDict], TimmNames]
+) -> Iterator[Converted]:
+    """Open a state dict for conversion; it stays open for whoever writes it, and is closed if what is done here fails."""
+    converted = Converted(opened, names)
+    with _closing_if_it_fails(converted):
+        yield converted
+
+
+@contextmanager
+def _closing_if_it_fails(opened: ExitStack | Converted) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        stack.close()
+        opened.close()
         raise
 
 
