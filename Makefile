@@ -1,5 +1,6 @@
 # make demo    the experiment of the paper, on embedded data, in about 3 minutes
-# make test    all tests
+# make test    the tests, but for the slow ones
+# make test-slow   those: recipes at full length, what Windows lacks
 # make check   ruff and mypy
 # make demo-imagenet   surgery on real ImageNet weights
 # make sweep   blocks and roles of every timm architecture: 10 minutes, then 30 s
@@ -18,7 +19,7 @@ ifneq ($(filter demo demo-imagenet,$(or $(MAKECMDGOALS),demo)),)
 include recipes/make-4.3.mk
 endif
 
-.PHONY: demo demo-imagenet test sweep bench check types setup clean
+.PHONY: demo demo-imagenet test test-slow sweep bench check types setup clean
 
 demo: $(VENV)/installed
 	$(MAKE) -C recipes/demo -j$(JOBS)
@@ -28,7 +29,10 @@ demo-imagenet: $(VENV)/installed-dev
 	$(MAKE) -C recipes/imagenet-surgery -j$(JOBS)
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 pytest -n $(JOBS) --dist worksteal -m 'not slow'
+
+test-slow: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 pytest -n $(JOBS) --dist worksteal -m slow
 
 sweep: $(VENV)/installed-dev
 	python tests/anatomy/sweep.py

@@ -120,6 +120,7 @@ def test_its_metric_is_computed_from_the_same_draws(run, activations):
     assert theirs["floor"] < theirs["value"] < theirs["ceiling"] == pytest.approx(1, abs=0.5)
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_that_is_not_asked_for_and_own_names_win(run, site, images, activations):
     classes = images.parent / "classes"
     for i, path in enumerate(sorted(images.glob("*.png"))):

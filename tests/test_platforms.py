@@ -60,12 +60,15 @@ def made(system: str, folder: Path) -> dict[str, bytes]:
     return {"cached": b"".join(sorted(files.pop(name) for name in cached)), **files}
 
 
+SYSTEMS = ["darwin", pytest.param("win32", marks=pytest.mark.slow)]
+
+
 @pytest.fixture(scope="module")
 def on_linux(tmp_path_factory) -> dict[str, bytes]:
     return made("linux", tmp_path_factory.mktemp("linux"))
 
 
-@pytest.mark.parametrize("system", ["darwin", "win32"])
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_the_same_bytes_by_file_pipe_shards_replay_and_in_processes_that_draw(system, on_linux, tmp_path):
     files = made(system, tmp_path)
     assert files.keys() == on_linux.keys()
@@ -82,7 +85,7 @@ for _ in range(2):
 """
 
 
-@pytest.mark.parametrize("system", ["darwin", "win32"])
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_training_that_is_stopped_goes_on_to_the_same_network(system, fundus, fresh, finished, tmp_path):
     line = ["train", fresh, "--data", fundus, "-o", tmp_path / "run", *TRAINING]
     done = subprocess.run(

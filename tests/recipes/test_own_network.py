@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from wsurgery.models import create
 
 NETWORK = Path(__file__).parents[2] / "recipes" / "own-network" / "cifar_resnet.py"
+pytestmark = pytest.mark.slow
+
 SMALL = ["ARMS=transfuse random", "IMAGES=64", "STEPS=1"]
 
 
