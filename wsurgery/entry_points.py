@@ -1,7 +1,9 @@
 """What other packages bring by entry points. Nothing of it is imported before it is asked for by its name."""
 
+import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsurgery.errors import WsurgeryError, printable
@@ -59,9 +61,11 @@ class PlugIn:
 @cache
 def plug_ins(group: str) -> dict[str, PlugIn]:
     """Return what packages bring of a group, by name; of two with one name, that of the package that comes first by its own."""
+    found: dict[str, PlugIn] = {}
+    if not _is_named(group):
+        return found
     from importlib.metadata import entry_points
 
-    found: dict[str, PlugIn] = {}
     for point in sorted(
         entry_points(group=group), key=lambda point: (point.name, point.dist.name if point.dist else "")
     ):
@@ -73,3 +77,15 @@ def plug_ins(group: str) -> dict[str, PlugIn]:
 def find(group: str, name: str) -> PlugIn | None:
     """Return what a package brings of a group under a name, None where none does."""
     return plug_ins(group).get(name)
+
+
+def _is_named(group: str) -> bool:
+    """Whether a package may bring something of a group: to ask costs a tenth of importing `importlib.metadata`, for --help."""
+    wanted = f"[{group}]".encode()
+    for folder in map(Path, sys.path):
+        if folder.is_file():  # an archive
+            return True
+        for file in folder.glob("*.*-info/entry_points.txt"):
+            if wanted in file.read_bytes():
+                return True
+    return False
