@@ -48,8 +48,8 @@ check: $(VENV)/installed-dev types
 # commands/ is installed as wsurgery.commands: mypy sees it there in a copy. What the last check found out is kept for the next.
 types: $(VENV)/installed-dev
 	rm -rf build/typed && mkdir -p build/typed && cp -r wsurgery build/typed && cp -r commands build/typed/wsurgery/commands
-	cd build/typed && for system in linux darwin win32; do \
-	  mypy --config-file $(CURDIR)/pyproject.toml --platform $$system --cache-dir $(CURDIR)/.mypy_cache/$$system -p wsurgery || exit 1; done
+	cd build/typed && printf '%s\n' linux darwin win32 | xargs -P $(JOBS) -I{} \
+	  mypy --config-file $(CURDIR)/pyproject.toml --platform {} --cache-dir $(CURDIR)/.mypy_cache/{} -p wsurgery
 
 setup: $(VENV)/installed-dev
 
