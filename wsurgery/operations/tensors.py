@@ -123,11 +123,13 @@ def _elementwise(
         if count:
             lost.append(count)
 
-    if flat.size:
-        fill(0)  # alone: it may ask for what only the whole tensor tells
+    # The first chunk goes alone where it may ask for what only the whole tensor tells.
+    alone = flat.size <= CHUNK or Tensor in edit.takes.values()
+    if alone and flat.size:
+        fill(0)
         tensor.settle()
-        if flat.size > CHUNK:
-            for_each_chunk(run, lambda chunk: fill(chunk) if chunk else None, flat.size)
+    if flat.size > CHUNK:
+        for_each_chunk(run, lambda chunk: fill(chunk) if chunk or not alone else None, flat.size)
     overflows.note(tensor.name, sum(lost), x.dtype)
     return result.reshape(x.shape)
 
@@ -154,9 +156,7 @@ def _rounded(
     from wsurgery.operations.cast import overflow_count, round_once
 
     result = round_once(computed, dtype)
-    if dtype == working and not flagged:
-        return result, 0
-    if dtype != working and not flagged and overflow_count(computed, result) == 0:
+    if not flagged and (dtype == working or overflow_count(computed, result) == 0):
         return result, 0
     with np.errstate(invalid="ignore"):
         return result, int((np.isfinite(before) & ~np.isfinite(result)).sum())
