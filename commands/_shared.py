@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.anatomy import Selection, parse_block_map
+from wsurgery.ending import unwound
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.progress import be_quiet, is_quiet
 
@@ -245,25 +246,27 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         grouped = {
             name: kind(**{field.name: given.pop(field.name) for field in fields(kind)}) for name, kind in groups.items()
         }
-        try:
-            function(**given, **grouped)
-            sys.stdout.flush()
-        except ModuleNotFoundError as error:
-            from wsurgery.extras import remedy
+        with unwound():
+            try:
+                function(**given, **grouped)
+                sys.stdout.flush()
+            except ModuleNotFoundError as error:
+                from wsurgery.extras import remedy
 
-            said = remedy(error)
-            if debug or said is None:
-                raise
-            typer.echo(f"wsurgery {title}: {said}", err=True)
-            raise typer.Exit(1) from None
-        except (WsurgeryError, OSError, MemoryError, KeyboardInterrupt) as error:
-            if debug:
-                raise
-            typer.echo(f"wsurgery {title}: {_one_line(error)}", err=True)
-            if isinstance(error, BrokenPipeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
-            interrupted = 130 if isinstance(error, KeyboardInterrupt) else 1  # as shells have it: 128 + SIGINT
-            raise typer.Exit(getattr(error, "exit_status", interrupted)) from None
+                said = remedy(error)
+                if debug or said is None:
+                    raise
+                typer.echo(f"wsurgery {title}: {said}", err=True)
+                raise typer.Exit(1) from None
+            except (WsurgeryError, OSError, MemoryError, KeyboardInterrupt) as error:
+                if debug:
+                    raise
+                typer.echo(f"wsurgery {title}: {_one_line(error)}", err=True)
+                if isinstance(error, BrokenPipeError):
+                    # Python flushes stdout again at exit.
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                interrupted = 130 if isinstance(error, KeyboardInterrupt) else 1  # as shells have it: 128 + SIGINT
+                raise typer.Exit(getattr(error, "exit_status", interrupted)) from None
 
     run.__name__, run.__doc__ = function.__name__, function.__doc__
     run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]

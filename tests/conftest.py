@@ -12,7 +12,7 @@ import safetensors
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from wsurgery.__main__ import build_app
+from wsurgery.command_line import build_app
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 

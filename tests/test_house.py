@@ -19,7 +19,7 @@ HEAVY = {"torch", "torchvision", "timm", "scipy", "matplotlib", "sklearn"}
 WALL = "║"
 TOP = "commands"
 ABOVE_ALL = {
-    f"wsurgery.{name}" for name in ("__main__", "pipeline", "registry", "replay", "studies")
+    f"wsurgery.{name}" for name in ("__main__", "command_line", "pipeline", "registry", "replay", "studies")
 }  # they stand on the top room
 DOORS = {"wsurgery.plugin": "operations"}  # modules beside a room that are part of it
 

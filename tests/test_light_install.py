@@ -72,7 +72,7 @@ show s3://bucket/net
 RUN_ALL = """
 import json, sys
 from typer.testing import CliRunner
-from wsurgery.__main__ import build_app
+from wsurgery.command_line import build_app
 app = build_app()
 done = [CliRunner().invoke(app, words) for words in json.load(sys.stdin)]
 json.dump([(x.exit_code, x.stdout, x.stderr, repr(x.exception)) for x in done], sys.stdout)

@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from wsurgery import __version__
-from wsurgery.__main__ import build_app
+from wsurgery.command_line import build_app
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -5,15 +5,15 @@
 """
 
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 
 __version__ = "0.1.0"
 
 _STUDIES = ("cca", "compare", "evaluate", "train")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    from importlib.util import find_spec  # takes longer to import than all else here
+
     if name.startswith("_") or find_spec(f"{__name__}.{name}"):  # a module, which import finds by itself
         raise AttributeError(f"wsurgery has no {name!r}")
     if name in _STUDIES:
@@ -27,7 +27,7 @@ def __getattr__(name: str) -> Any:
     return found
 
 
-def _of_studies(name: str) -> Any:
+def _of_studies(name: str) -> object:
     try:
         return getattr(import_module("wsurgery.studies"), name)
     except ModuleNotFoundError as error:

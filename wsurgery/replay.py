@@ -17,6 +17,7 @@ from wsurgery.checkpoint.digest import FilesDigest, bytes_digest, file_digest, t
 from wsurgery.checkpoint.opening import STDIN, open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record, with_files
 from wsurgery.commands._edits import parsed
+from wsurgery.ending import temporary_folder
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.declaration import Parameter
 from wsurgery.operations.planning import Planned, plan
@@ -68,10 +69,10 @@ def replay(path: Path, inputs: Path, *, remote: bool, say: Callable[[str], None]
     if _count(log) > _MAX_STAGES:
         raise UsageError(f"{label} has a history of {_count(log)} commands: replay runs at most {_MAX_STAGES}")
     stages = plan_stages(log, inputs, remote=remote, say=say)
-    with tempfile.TemporaryDirectory(prefix="wsurgery-replay-") as folder:
-        again = Path(folder) / "again"
+    with temporary_folder("wsurgery-replay-") as folder:
+        again = folder / "again"
         with ExitStack() as stack:
-            rewrite(_made(stages, Path(folder), stack), again)
+            rewrite(_made(stages, folder, stack), again)
         if again.stat().st_size == path.stat().st_size and file_digest(again) == file_digest(path):
             return None
         return _first_difference(path, again, log)

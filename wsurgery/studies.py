@@ -16,7 +16,6 @@ from copy import deepcopy
 from dataclasses import asdict, fields, replace
 from json import dumps
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ from wsurgery.checkpoint.remote import without_secrets
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.dataset import Dataset, load_dataset, say_skipped
 from wsurgery.devices import choose_device, choose_precision, memory_errors, threads_used
+from wsurgery.ending import temporary_folder
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.experiments.comparison import Aucs, Steps, as_json, compare_aucs, compare_steps, pairs_of
 from wsurgery.experiments.runs import Run, read_seeds
@@ -46,7 +46,6 @@ from wsurgery.similarity.results import LayerSimilarity, as_csv
 from wsurgery.training.display import LOGGERS, Report, logged
 from wsurgery.training.evaluation import evaluate as evaluate_predictions
 from wsurgery.training.flags import Flags, Flip
-from wsurgery.training.interruption import signals_noted
 from wsurgery.training.loop import train as run_training
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import Predictions, from_logits, read_predictions, write_predictions
@@ -187,7 +186,6 @@ def train(
         steps = settings.length(len(training.images)).steps
         remedy = f"use a smaller --batch-size (now {settings.batch_size // processes.count}) or --image-size"
         stack.enter_context(memory_errors(where, remedy))
-        signalled = stack.enter_context(signals_noted())
         reports: list[Report] = []
         if processes.is_first:
             reports.append(stack.enter_context(logged(log_to, output, asdict(settings))))
@@ -211,7 +209,6 @@ def train(
             network=deepcopy(init) if isinstance(init, nn.Module) else None,
             report=report,
             processes=processes,
-            signalled=signalled,
         )
     return Trained(output, metrics)
 
@@ -635,8 +632,8 @@ def _unedited(source: Source) -> Source:
 @contextmanager
 def _made(source: Pipeline | nn.Module) -> Iterator[Checkpoint]:
     """Write a pipeline's result, or a network, to a temporary file, and open that as if it were piped in."""
-    with TemporaryDirectory() as folder:
-        file = open_pipeline(source).write(Path(folder) / "init.safetensors")
+    with temporary_folder("wsurgery-") as folder:
+        file = open_pipeline(source).write(folder / "init.safetensors")
         with Checkpoint(file.open("rb", buffering=0), None, label=_label(source)) as checkpoint:
             yield checkpoint
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from tests.conftest import said_on
-from wsurgery.__main__ import build_app
+from wsurgery.command_line import build_app
 from wsurgery.models import cbr_small
 
 pytest.importorskip("wsurgery.data.dataset")

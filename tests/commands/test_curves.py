@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from wsurgery.__main__ import build_app
+from wsurgery.command_line import build_app
 
 
 def invoke(*arguments: object) -> Result:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from wsurgery.__main__ import build_app
+from wsurgery.command_line import build_app
 from wsurgery.data.manifest import read_manifest
 
 SPEC = "synthetic:fundus?n=40&size=16"

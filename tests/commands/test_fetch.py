@@ -217,7 +217,7 @@ def test_a_revision_pins_the_bytes_and_the_cache_gives_them_without_a_network(hu
 
 MANY = """import json, sys
 from typer.testing import CliRunner
-from wsurgery.__main__ import build_app
+from wsurgery.command_line import build_app
 
 done = [CliRunner(env={"COLUMNS": "200"}).invoke(build_app(), ["fetch", *words]) for words in json.load(sys.stdin)]
 print(json.dumps([[end.exit_code, end.stdout, end.stderr] for end in done]))

@@ -4,7 +4,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from typer.testing import CliRunner, Result
 
-from wsurgery.__main__ import build_app
+from wsurgery.command_line import build_app
 
 
 def invoke(*arguments: object) -> Result:

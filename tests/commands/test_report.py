@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from wsurgery.__main__ import build_app
+from wsurgery.command_line import build_app
 
 ARMS = {"random": 0.7, "transfer": 0.95, "[red]unknown[/red]": 0.92}
 

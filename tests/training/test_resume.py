@@ -22,7 +22,8 @@ from wsurgery.training.settings import Settings
 FORKS = """
 import json, os, signal, sys, threading, time
 import torch, torch._dynamo, timm.optim, wsurgery.data.dataset, wsurgery.training.loop
-from wsurgery.__main__ import _terminate, build_app
+from wsurgery import ending
+from wsurgery.command_line import build_app
 
 def kill_at(n, run, number):
     left = n
@@ -40,7 +41,7 @@ def kill_after(seconds, number):
         os.kill(os.getpid(), number)
     threading.Thread(target=wait, daemon=True).start()
 
-signal.signal(signal.SIGTERM, _terminate)
+ending.heed_signals()
 app = build_app()
 for line in sys.stdin:
     order = json.loads(line)

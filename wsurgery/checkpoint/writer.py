@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from wsurgery.checkpoint.header import TensorInfo, format_header
+from wsurgery.ending import half_done
 from wsurgery.errors import UsageError, printable
 
 _DESCRIPTORS = "/proc/self/fd"
@@ -59,6 +60,7 @@ class AtomicFile:
         return Path(tempfile.mktemp(prefix=f".{self.path.name[:40]}.", suffix=".tmp", dir=self.path.parent))
 
     def __enter__(self) -> BinaryIO:
+        half_done[self] = self._remove_temporary
         return self.stream
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
@@ -69,8 +71,12 @@ class AtomicFile:
                 self._publish()
         finally:
             self.stream.close()
-            if self.temporary is not None:
-                self.temporary.unlink(missing_ok=True)
+            self._remove_temporary()
+            half_done.pop(self, None)
+
+    def _remove_temporary(self) -> None:
+        if self.temporary is not None:
+            self.temporary.unlink(missing_ok=True)
 
     def _publish(self) -> None:
         try:
@@ -124,11 +130,17 @@ class StandardOutput:
         self.regular = stat.S_ISREG(os.fstat(1).st_mode)
         _widen_pipe()
         self.start = os.lseek(1, 0, os.SEEK_END if _appends() else os.SEEK_CUR) if self.regular else 0
+        half_done[self] = self._take_back
         return self.stream
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
         _name_full_disk(error, "standard output")
-        if kind is not None and self.regular:
+        half_done.pop(self, None)
+        if kind is not None:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        if self.regular:
             os.ftruncate(1, self.start)
 
 

@@ -1,5 +1,6 @@
 """Ending a run in good order when it is asked to end."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -38,8 +39,10 @@ def signals_noted() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
     def note(number: int, frame: object) -> None:
+        if noted:
+            restore()
+            os.kill(os.getpid(), number)
         noted.append(number)
-        restore()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -40,7 +40,7 @@ from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
 from wsurgery.statistics.auc import macro
 from wsurgery.training.evaluation import aucs_of
-from wsurgery.training.interruption import Interrupted
+from wsurgery.training.interruption import Interrupted, signals_noted
 from wsurgery.training.optimisation import freeze, make_optimizer, make_scheduler, masked_loss
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import from_logits
@@ -77,7 +77,7 @@ def train(
     network: nn.Module | None = None,
     report: Callable[[Entry], None] = lambda entry: None,
     processes: Processes = ALONE,
-    signalled: Callable[[], int] = lambda: 0,
+    signalled: Callable[[], int] | None = None,
 ) -> Entry:
     """Train a checkpoint, or go on with a run that was cut off.
 
@@ -95,7 +95,8 @@ def train(
         network: the network itself, with the weights of the checkpoint; it is trained. Default: what the checkpoint says.
         report: called with every entry of the log, in the first process.
         processes: which train together; the first one writes the folder.
-        signalled: returns the number of a signal that asks the run to end, 0 if none came.
+        signalled: returns the number of a signal that asks the run to end, 0 if none came. Default: SIGTERM and Ctrl-C do,
+            once it has begun.
 
     Returns:
         What `metrics.json` holds: `steps`, `best` and `last` (each with `step` and `macro_auc`), and `steps_to_auc`
@@ -129,7 +130,7 @@ def train(
             "device": device.type,
             **own,
         }
-        loop = _Loop(network, training, validation, settings, device, history.freeze, processes, signalled)
+        loop = _Loop(network, training, validation, settings, device, history.freeze, processes)
         processes.in_turn(lambda: claim_folder(run, config, checkpoint))
     finished = run / "metrics.json"
     if processes.from_first(finished.exists()):
@@ -153,10 +154,11 @@ def train(
     resumed = loop.resume(run)
     processes.wait()  # nobody changes the folder before all have read it
     first, cuda = processes.is_first, [device] if device.type == "cuda" else []
-    with open(run / "log.jsonl" if first else os.devnull, "a") as log, torch.random.fork_rng(cuda):
+    noted = signals_noted() if signalled is None else nullcontext(signalled)
+    with noted as asked, open(run / "log.jsonl" if first else os.devnull, "a") as log, torch.random.fork_rng(cuda):
         if first and resumed:
             publish()
-        for entry in loop.entries():
+        for entry in loop.entries(asked):
             log.write(json.dumps(entry) + "\n")
             log.flush()
             if first:
@@ -190,10 +192,9 @@ class _Loop:
         device: torch.device,
         frozen: tuple[str, ...],
         processes: Processes = ALONE,
-        signalled: Callable[[], int] = lambda: 0,
     ) -> None:
         self.training, self.validation, self.settings = training, validation, settings
-        self.device, self.processes, self.signalled = device, processes, signalled
+        self.device, self.processes = device, processes
         self.signal = 0  # the signal that ended the run
         self.batch_size, self.epoch_steps, self.steps = settings.length(len(training.images))
         self.share, rest = divmod(self.batch_size, processes.count)
@@ -270,7 +271,7 @@ class _Loop:
         with AtomicFile(run / "resume.pt", force=True) as stream:
             torch.save(state, stream)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self, signalled: Callable[[], int]) -> Iterator[Entry]:
         """Train to the end or to a signal, yielding an entry for the log every few steps and at each evaluation."""
         every = self.settings.eval_every or self.epoch_steps
         if not self.progress.begun:
@@ -279,7 +280,7 @@ class _Loop:
         losses: list[torch.Tensor] = []  # they stay on the device until the log wants them
         began = time.monotonic()
         while self.progress.step < self.steps and not self._is_good_enough():
-            self.signal = self.processes.largest(self.signalled())
+            self.signal = self.processes.largest(signalled())
             if self.signal:
                 self.progress.losses += self._gathered(losses)
                 return
