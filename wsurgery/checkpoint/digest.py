@@ -1,10 +1,14 @@
 """Digests: of a file's bytes, and of a checkpoint's content."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
+
+from wsurgery.checkpoint.unchanged import FileState, file_state, require_unchanged
+from wsurgery.errors import printable
+from wsurgery.untrusted import open_regular
 
 if TYPE_CHECKING:
     from wsurgery.checkpoint.header import TensorInfo
@@ -22,9 +26,13 @@ class Digest(Protocol):
 
 
 class FilesDigest:
-    """The digest of a file, or of several together, computed in the background while their bytes are being copied."""
+    """The digest of a file, or of several together, computed in the background while their bytes are being copied.
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    Args:
+        files: their names, and the states in which they must be; None for any.
+    """
+
+    def __init__(self, files: Mapping[Path, FileState | None]) -> None:
         self.files = files
         self._thread: Thread | None = None
         self._outcome: str | Exception = ""
@@ -40,6 +48,7 @@ class FilesDigest:
 
         Raises:
             OSError: a file cannot be read.
+            WsurgeryError: one is not as it was, or changes.
         """
         self.start()
         assert self._thread is not None
@@ -50,17 +59,21 @@ class FilesDigest:
 
     def _run(self) -> None:
         try:
-            digests = [file_digest(file) for file in self.files]
+            digests = [file_digest(file, state) for file, state in self.files.items()]
             self._outcome = digests[0] if len(digests) == 1 else bytes_digest("".join(digests).encode())
         except Exception as error:  # told to whoever asks for the result
             self._outcome = error
 
 
-def file_digest(path: Path) -> str:
-    """BLAKE3 of a file's bytes, on all cores, as 64 hexadecimal digits."""
+def file_digest(path: Path, state: FileState | None = None) -> str:
+    """BLAKE3 of a file's bytes, on all cores, as 64 hexadecimal digits.
+
+    Raises:
+        WsurgeryError: it is not in this state, or changes while it is read.
+    """
     from blake3 import blake3
 
-    return _of_file(path, blake3(max_threads=blake3.AUTO))
+    return _of_file(path, blake3(max_threads=blake3.AUTO), state)
 
 
 def file_sha256(path: Path) -> str:
@@ -112,10 +125,12 @@ def content_digest(tensors: "dict[str, TensorInfo]", digests: dict[str, str]) ->
     return hasher.hexdigest()
 
 
-def _of_file(path: Path, hasher: Any) -> str:
+def _of_file(path: Path, hasher: Any, state: FileState | None = None) -> str:
     buffer = memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as stream:
-        while n := stream.readinto(buffer):
+    with open_regular(path) as stream:
+        state = state or file_state(stream.fileno())
+        while n := stream.readinto(buffer):  # type: ignore[attr-defined]
             hasher.update(buffer[:n])
+        require_unchanged(printable(str(path)), stream.fileno(), state)
     digest: str = hasher.hexdigest()
     return digest

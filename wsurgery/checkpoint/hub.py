@@ -44,7 +44,8 @@ class Download:
         name = self.path.name if self.path in self.files else self.repo.rpartition("/")[2]
         size = sum(file.stat().st_size for file in self.files)
         url = f"hf://{self.repo}@{self.commit}"
-        return {"name": name, "size": size, "blake3": FilesDigest(self.files), "url": url, "revision": self.commit}
+        digest = FilesDigest(dict.fromkeys(self.files))
+        return {"name": name, "size": size, "blake3": digest, "url": url, "revision": self.commit}
 
 
 def download(repo: str, revision: str | None = None, *, offline: bool = False, progress: bool = False) -> Download:

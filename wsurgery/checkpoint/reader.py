@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from wsurgery.checkpoint.header import LENGTH_BYTES, Header, TensorInfo, header_length, parse_header
+from wsurgery.checkpoint.unchanged import FileState, file_state, require_unchanged
 from wsurgery.checkpoint.writer import GatheringWriter, write_all
 from wsurgery.errors import WsurgeryError, printable
+from wsurgery.untrusted import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,15 +39,18 @@ class Checkpoint:
         name: the last part of the path or URL, None for standard input.
         url: where a remote one was read, without secrets; else None.
         seekable: whether tensors can be read in any order.
+        file_state: of the file when it was opened, None if it is none.
     """
 
     url: str | None = None
+    file_state: FileState | None = None
 
     def __init__(self, stream: BinaryIO, path: Path | None, *, label: str | None = None) -> None:
         self.stream, self.path = stream, path
         self.name = path.name if path else None
         self.label = label or (printable(str(path)) if path else "standard input")
-        self.seekable = path.is_file() if path else label is not None  # not so for a named pipe
+        self.file_state = None if label else file_state(stream.fileno())
+        self.seekable = self.file_state is not None if path else label is not None  # not so for a named pipe
         self._position = 0  # in the data: how far a stream has been read
         self._window, self._window_start = memoryview(b""), 0  # bytes of small tensors that were read together
         try:
@@ -184,8 +189,10 @@ class Checkpoint:
         """Read a stream to its end.
 
         Raises:
-            WsurgeryError: it ends early or goes on after the last tensor.
+            WsurgeryError: it ends early or goes on after the last tensor, or a file was written to meanwhile.
         """
+        if not self.stream.closed and self.file_state is not None:
+            require_unchanged(self.label, self.stream.fileno(), self.file_state)
         if self.seekable:
             return
         self._discard(self._data_bytes)
@@ -273,15 +280,15 @@ class Checkpoint:
         """
         if not self.stream.closed or self.path is None:
             return
-        self.stream = self.path.open("rb", buffering=0)
-        if _read_up_to(self.stream, len(self.header_bytes)) != self.header_bytes:
+        self.stream = open_regular(self.path)
+        if file_state(self.stream.fileno()) != self.file_state:
             self.stream.close()
             raise WsurgeryError(f"{self.label} has changed since it was opened: open it again")
 
     @property
-    def files(self) -> list[Path]:
-        """The files that hold it, none for a stream or a URL."""
-        return [self.path] if self.path is not None and self.seekable else []
+    def files(self) -> dict[Path, FileState | None]:
+        """The files that hold it, and their states when they were opened; none for a stream or a URL."""
+        return {self.path: self.file_state} if self.path is not None and self.seekable else {}
 
 
 def _allocate(n: int) -> bytearray | mmap.mmap:

@@ -8,7 +8,9 @@ from typing import Any, BinaryIO
 
 from wsurgery.checkpoint.header import Header, TensorInfo, format_header
 from wsurgery.checkpoint.reader import Checkpoint
+from wsurgery.checkpoint.unchanged import FileState
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.untrusted import open_regular, read_regular
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -53,14 +55,16 @@ class ShardedCheckpoint(Checkpoint):
         assert self.path is not None
         for name in names:
             file = self.path / name
-            if not file.is_file():
-                raise WsurgeryError(f"{self.label} lacks {printable(name)}, which its index names")
-            yield Checkpoint(file.open("rb", buffering=0), file)
+            try:
+                stream = open_regular(file)
+            except FileNotFoundError:
+                raise WsurgeryError(f"{self.label} lacks {printable(name)}, which its index names") from None
+            yield Checkpoint(stream, file)
 
     @property
-    def files(self) -> list[Path]:
-        """The shards, in the order of their names; none for a URL."""
-        return [file for shard in self.shards.values() for file in shard.files]
+    def files(self) -> dict[Path, FileState | None]:
+        """The shards, in the order of their names, and their states when they were opened; none for a URL."""
+        return {file: state for shard in self.shards.values() for file, state in shard.files.items()}
 
     def read(self, tensor: TensorInfo) -> bytearray | mmap:
         """Read one tensor's bytes."""
@@ -81,9 +85,19 @@ class ShardedCheckpoint(Checkpoint):
     def _shard_with(self, tensor: TensorInfo) -> Checkpoint:
         shard = self.shards[self.shard_of[tensor.name]]
         if shard.stream.closed:
+            self.finish()
             self.close()
             shard.reopen()
         return shard
+
+    def finish(self) -> None:
+        """See that nobody wrote to what was read.
+
+        Raises:
+            WsurgeryError: somebody did.
+        """
+        for shard in self.shards.values():
+            shard.finish()
 
     def rest(self) -> None:
         """Close every shard until it is read."""
@@ -107,7 +121,7 @@ def open_folder(folder: Path) -> Checkpoint:
     if (folder / INDEX).is_file():
         return ShardedCheckpoint(printable(str(folder)), _read_index(folder / INDEX), folder)
     if (folder / WHOLE).is_file():
-        return Checkpoint((folder / WHOLE).open("rb", buffering=0), folder / WHOLE)
+        return Checkpoint(open_regular(folder / WHOLE), folder / WHOLE)
     raise WsurgeryError(f"{printable(str(folder))} is a folder with neither {INDEX} nor {WHOLE}: name a file in it")
 
 
@@ -150,8 +164,7 @@ def part_of(names: list[str], part: str) -> list[str]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    with path.open("rb") as stream:
-        return parse_index(stream.read(MAX_INDEX + 1), printable(str(path)))
+    return parse_index(read_regular(path, MAX_INDEX), printable(str(path)))
 
 
 def read_shard_names(path: Path, label: str, complain: Callable[[str], str]) -> list[str]:
@@ -165,8 +178,7 @@ def read_shard_names(path: Path, label: str, complain: Callable[[str], str]) -> 
     Raises:
         WsurgeryError: it is not an index, or names such a file.
     """
-    with path.open("rb") as stream:
-        weight_map = _parse_weight_map(stream.read(MAX_INDEX + 1), label)
+    weight_map = _parse_weight_map(read_regular(path, MAX_INDEX), label)
     try:
         names = sorted(set(weight_map.values()))
     except TypeError:  # lists, or a mixture

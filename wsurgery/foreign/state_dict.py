@@ -14,8 +14,10 @@ from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
 from wsurgery.checkpoint.opening import STDIN, open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record, describe_file, describe_input
 from wsurgery.checkpoint.shards import INDEX, WHOLE, read_shard_names
+from wsurgery.checkpoint.unchanged import FileState, file_state, require_unchanged
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.foreign.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy, one_line_errors
+from wsurgery.untrusted import open_regular
 
 # Names under which training scripts save the weights beside other things, in the order in which they are taken.
 WRAPPERS = (
@@ -74,10 +76,10 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
         UsageError: `key` is not there, or is needed.
     """
     path = None if source is None or str(source) == STDIN else Path(source)
-    prefix = b""
+    prefix, state = b"", None
     if path is not None and path.is_file():  # not so for a named pipe, whose first bytes would be lost
-        with path.open("rb") as stream:
-            prefix = stream.read(512)
+        with open_regular(path) as stream:
+            prefix, state = stream.read(512), file_state(stream.fileno())
     label = printable(str(path))
     is_safetensors = prefix[8:9] == b"{"  # a header's length may begin with anything
     for magic, what in _OTHERS:
@@ -90,10 +92,10 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
     if path is not None and path.is_dir() and (files := _bin_files(path)):
         yield from _folder(path, files, key)
     elif path is not None and path.suffix == ".npz":
-        yield _npz(path, label, key)
+        yield _unchanged(_npz(path, label, key), {path: state})
     elif path is not None and (prefix.startswith(ZIP_MAGIC) or is_legacy(prefix[:32])):
         with TorchFile(path) as file:
-            yield _torch(file, path, key)
+            yield _unchanged(_torch(file, path, key), {path: state})
     elif prefix.startswith(b"\x80") and int.from_bytes(prefix[:8], "little") > MAX_HEADER:
         raise WsurgeryError(
             f"{label} is a pickle that torch.save did not write: load it in a sandbox and save its tensors"
@@ -174,6 +176,16 @@ def _torch(file: TorchFile, path: Path, key: str | None) -> StateDict:
     )
 
 
+def _unchanged(state_dict: StateDict, states: Mapping[Path, FileState | None]) -> StateDict:
+    """Have it seen in the end that nobody wrote to the files meanwhile."""
+
+    def finish() -> None:
+        for path, state in states.items():
+            require_unchanged(printable(str(path)), path, state)
+
+    return replace(state_dict, finish=finish)
+
+
 def _tied(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
     """Find tensors that are one: name → the first such name in the alphabet, which safetensors' save_model keeps, too."""
     kept: dict[StoredTensor, str] = {}
@@ -202,6 +214,7 @@ def _bin_files(folder: Path) -> list[Path]:
 
 def _folder(folder: Path, paths: list[Path], key: str | None) -> Iterator[StateDict]:
     """Give the shards of torch.save as one state dict, shard by shard."""
+    states = {path: file_state(path) for path in paths}
     with ExitStack() as stack:
         shards = [_torch(stack.enter_context(TorchFile(path)), path, key) for path in paths]
         holder: dict[str, StateDict] = {}
@@ -210,7 +223,7 @@ def _folder(folder: Path, paths: list[Path], key: str | None) -> Iterator[StateD
                 raise WsurgeryError(f"{shard.label} holds {printable(min(twice))}, as another shard does")
             holder |= dict.fromkeys(shard.tensors, shard)
         digests = [shard.source["blake3"] for shard in shards]
-        yield StateDict(
+        whole = StateDict(
             printable(str(folder)),
             {name: tensor for shard in shards for name, tensor in shard.tensors.items()},
             lambda name: holder[name].read(name),
@@ -222,6 +235,7 @@ def _folder(folder: Path, paths: list[Path], key: str | None) -> Iterator[StateD
             notes=tuple(dict.fromkeys(note for shard in shards for note in shard.notes)),
             aliases={name: kept for shard in shards for name, kept in shard.aliases.items()},
         )
+        yield _unchanged(whole, states)
 
 
 def _npz(path: Path, label: str, key: str | None) -> StateDict:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsurgery.checkpoint.unchanged import file_state, require_unchanged
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.progress import Progress
 from wsurgery.similarity.metrics import check_metrics
@@ -42,8 +43,10 @@ class ActivationFile:
         Raises:
             WsurgeryError: it is no .npy file, ends early, or holds something else.
         """
-        self._path = path
+        self._path, self._state = path, file_state(path)
         where = printable(str(path))
+        if self._state is None:
+            raise WsurgeryError(f"{where} is not a regular file")
         try:
             mapped = self._map()
         except (ValueError, EOFError) as error:
@@ -58,6 +61,14 @@ class ActivationFile:
         """Return some rows, (n, channels)."""
         taken = self._map()[rows]
         return torch.from_numpy(np.ascontiguousarray(taken, dtype=taken.dtype.newbyteorder("=")))
+
+    def finish(self) -> None:
+        """See that nobody wrote to it while it was read.
+
+        Raises:
+            WsurgeryError: somebody did.
+        """
+        require_unchanged(printable(str(self._path)), self._path, self._state)
 
     def _map(self) -> NDArray[np.floating]:
         # Mapped anew for each chunk: the pages of a chunk count as ours for as long as its mapping lives.
@@ -140,6 +151,8 @@ def compare_files(
             notes += [note] if note not in notes else []
         found.append(draws)
         varied.append(varying)
+    for file in files:
+        file.finish()
     return summarise(LAYER, LAYER, found, varied, d=min(drawn), p=rows_a, images=None, same_rows=True, notes=notes)
 
 
