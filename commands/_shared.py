@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.anatomy import Selection, parse_block_map
+from wsurgery.anatomy import MAX_BLOCK_MAP, Selection, parse_block_map
 from wsurgery.ending import unwound
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.errors import WsurgeryError, printable, redacted
 from wsurgery.progress import be_quiet, is_quiet
+from wsurgery.untrusted import read_regular
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +77,7 @@ class Part:
         if self.block_map is None:
             return None
         inline = self.block_map.startswith("{")  # as a record has it
-        return parse_block_map(self.block_map if inline else Path(self.block_map).read_bytes())
+        return parse_block_map(self.block_map if inline else read_regular(self.block_map, MAX_BLOCK_MAP))
 
     @property
     def selection(self) -> Selection:
@@ -261,7 +262,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             except (WsurgeryError, OSError, MemoryError, KeyboardInterrupt) as error:
                 if debug:
                     raise
-                typer.echo(f"wsurgery {title}: {_one_line(error)}", err=True)
+                typer.echo(redacted(f"wsurgery {title}: {_one_line(error)}"), err=True)
                 if isinstance(error, BrokenPipeError):
                     # Python flushes stdout again at exit.
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -274,6 +275,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+_STREAMS: dict[object, str] = {0: "standard input", 1: "standard output", 2: "standard error"}
+
+
 def _one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
@@ -282,5 +286,6 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, BrokenPipeError):
         return "standard output was closed by its reader before the end"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'input/output'}: {error.strerror}"
+        name = "input/output" if error.filename in (None, "") else error.filename
+        return f"{_STREAMS.get(name) or printable(os.fsdecode(name), 1000)}: {error.strerror}"
     return str(error)

@@ -41,7 +41,7 @@ def convert(
     from wsurgery.foreign.timm_names import TimmNames, same_names, to_timm
 
     file = None if source in (None, "-") else str(source)
-    config = read_config(Path(file) if file else None)
+    config = read_config(Path(file) if file and "://" not in file else None)
 
     def names_for(state: StateDict) -> TimmNames:
         shapes = {name: tensor.shape for name, tensor in state.tensors.items()}

@@ -1,6 +1,7 @@
 """The command line: one subcommand for each module in `commands/`, and for each plug-in."""
 
 import gc
+import sys
 from typing import Any
 
 import typer
@@ -8,7 +9,7 @@ from typer.core import TyperGroup
 
 from wsurgery import __version__, ending
 from wsurgery.commands._edits import as_command
-from wsurgery.errors import WsurgeryError
+from wsurgery.errors import WsurgeryError, redacted
 from wsurgery.operations.declaration import Edit
 from wsurgery.registry import command_modules, plug_ins
 
@@ -38,6 +39,15 @@ class _Commands(TyperGroup):
             typer.echo(f"wsurgery: {error}", err=True)
             raise typer.Exit(error.exit_status) from None
         return typer.main.get_command(app)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a subcommand; what the parser says of a word does not repeat a secret that is in it."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if hasattr(error, "format_message"):
+                error.message = redacted(error.message)  # type: ignore[attr-defined]
+            raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the help's list of subcommands."""
@@ -85,6 +95,8 @@ def run() -> None:
     gc.set_threshold(
         100_000
     )  # as often as by default, the search for cycles among a file's tensors takes a quarter of the time
+    if sys.stdout is None:
+        sys.exit("wsurgery: standard output is closed: send it somewhere, if only to /dev/null")
     try:
         build_app()()
     finally:

@@ -82,7 +82,14 @@ def _end(number: int, frame: FrameType | None) -> None:
 def _watch() -> None:
     """Hear of signals at once, and not only when the main thread comes back from a long computation."""
     if sys.platform != "win32":
-        reader, writer = os.pipe()
+        import fcntl
+
+        pipe = os.pipe()
+        reader, writer = (
+            fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) for end in pipe
+        )  # else a closed standard input is one
+        for end in pipe:
+            os.close(end)
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # else a child's signal would be ours

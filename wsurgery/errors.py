@@ -1,5 +1,15 @@
 """The errors that a user can cause. Each is one line: what is wrong, where, and what to do."""
 
+import re
+
+_LOGIN = re.compile(
+    r"""\b([a-z][a-z0-9+.-]+[:;]/+|https?[:;]|(?:https?|s3|hf)//)  # a URL, mistyped or not
+    (?:[^\s/?#]*@                        # a login without a character that should have been escaped
+    |[^\s/?#:@]*:(?!\d*(?:[/?#]|$))[^\s@]*@)  # or with one: what stands behind the colon is no port""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SIGNATURE = re.compile(r"([?&][\w.-]*(?:sig|token|secret|key|credential|password)[\w.-]*=)[^&\s#]+", re.IGNORECASE)
+
 
 class WsurgeryError(Exception):
     """Bad data: a broken file, a shape that does not fit. Exit status 1."""
@@ -19,3 +29,8 @@ def printable(text: str, limit: int = 200) -> str:
     if not text.isprintable():
         escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
+
+
+def redacted(text: str) -> str:
+    """Leave out of a text what the URLs in it have of logins and signatures, also where they are mistyped."""
+    return _SIGNATURE.sub(r"\1…", _LOGIN.sub(r"\1", text)) if ":" in text or "=" in text else text

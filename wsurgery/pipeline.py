@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsurgery.anatomy import Selection, parse_block_map
+from wsurgery.anatomy import MAX_BLOCK_MAP, Selection, parse_block_map
 from wsurgery.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.provenance import History, as_pipeline
@@ -21,6 +21,7 @@ from wsurgery.errors import UsageError
 from wsurgery.operations.declaration import Edit, Parameter
 from wsurgery.operations.planning import Made, Planned, plan
 from wsurgery.registry import edits, find_edit
+from wsurgery.untrusted import read_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -271,7 +272,7 @@ def _selection(given: Mapping[str, Any]) -> Selection:
     blocks, role = (",".join(listed(name)) or None for name in ("blocks", "role"))
     block_map = given["block_map"]
     if isinstance(block_map, (str, Path)):
-        block_map = parse_block_map(Path(block_map).read_bytes())
+        block_map = parse_block_map(read_regular(block_map, MAX_BLOCK_MAP))
     elif block_map is not None:
         block_map = {
             block: [globs] if isinstance(globs, str) else builtins.list(globs) for block, globs in block_map.items()

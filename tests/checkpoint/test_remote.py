@@ -1,6 +1,7 @@
 """Checkpoints at URLs: surgery on them is surgery on a local copy, few bytes are read, and secrets stay secret."""
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -33,7 +34,8 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         quirk: what it does wrong: `no-ranges`, `drops` (each answer after 300 kB), `dead` (each answer at once),
-            `busy` (the first two answers are 503), `replaces` (another ETag with each answer).
+            `busy` (the first two answers are 503), `replaces` (another ETag with each answer), `drips` (a byte every
+            hundredth of a second), or a header that is sent as it is (`Name: value`).
         token: the Authorization header that it wants.
         cdn: where /org/repo/resolve/REVISION/FILE leads to, as on the Hugging Face hub.
     """
@@ -87,6 +89,11 @@ class Handler(BaseHTTPRequestHandler):
                 return self.answer(416)
         if server.quirk == "replaces":
             headers["ETag"] = f'"{len(server.asked)}"'
+        if ": " in server.quirk:
+            name, value = server.quirk.split(": ", 1)
+            return self.answer(302 if name == "Location" else status, {**headers, name: value})
+        if server.quirk == "drips":
+            return self.drip(status, headers)
         left = {"drops": 300_000, "dead": 0}.get(server.quirk, size)
         self.answer(status, {**headers, "Content-Length": str(end - start)})
         with file.open("rb") as stream:
@@ -95,6 +102,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(piece)
                 start, left = start + len(piece), left - len(piece)
                 server.sent += len(piece)
+
+    def drip(self, status, headers):
+        self.answer(status, {**headers, "Content-Length": str(10**6)})
+        for _ in range(10**5):
+            self.wfile.write(b"x")
+            time.sleep(0.01)
 
     def answer(self, status, headers=None):
         self.send_response(status)
@@ -347,6 +360,95 @@ def test_what_is_not_there_is_one_line(address, message, web, resnet, wsurgery):
     assert done.returncode in (1, 2)
     assert message.format(**words) in done.stderr.decode()
     assert done.stderr.count(b"\n") == 1
+
+
+def test_a_server_that_drips_is_given_up(web, resnet, monkeypatch):
+    put(web.root / "model.safetensors", resnet)
+    monkeypatch.setattr("wsurgery.checkpoint.remote._PATIENCE", 0.3)
+    with open_checkpoint(f"{web.url}/model.safetensors") as checkpoint:
+        web.quirk = "drips"
+        with pytest.raises(OSError, match=r"less than 30 KiB in 0\.3 s: try again later") as slow:
+            checkpoint.read_array("layer2.0.conv2.weight")
+        assert slow.value.filename == f"{web.url}/model.safetensors"
+
+
+def test_a_server_whose_header_drips_is_given_up(monkeypatch):
+    monkeypatch.setattr("wsurgery.checkpoint.remote._PATIENCE", 0.3)
+
+    def serve(server):
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            for byte in b"HTTP/1.1 200 OK\r\nX: " + bytes(b"y" * 10**5):
+                connection.sendall(bytes([byte]))
+                time.sleep(0.01)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        with pytest.raises(OSError, match="less than 30 KiB"):
+            open_checkpoint(f"http://127.0.0.1:{server.getsockname()[1]}/x")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        f"Content-Range: bytes 0-9/{'9' * 5000}",
+        f"Content-Range: bytes {'9' * 5000}-9/9",
+        f"Content-Length: {'9' * 5000}",
+        "Content-Length: -1",
+        "Content-Length: ٣",
+        "Location: https://[",
+        "Location: http://a b/",
+        "Location: http://ü..x/",
+        f"Location: http://127.0.0.1:{'9' * 5000}/",
+        f"Location: file:///etc/passwd?sig={SECRET}",
+        f"Location: ftp://me:{SECRET}@127.0.0.1/",
+        "Transfer-Encoding: chunked",
+    ],
+)
+def test_headers_of_any_kind_are_one_line(header, web, resnet, monkeypatch, invoke):
+    monkeypatch.setattr("wsurgery.checkpoint.remote.time.sleep", lambda seconds: None)
+    put(web.root / "m.safetensors", resnet)
+    web.quirk = header
+    done = invoke("show", f"{web.url}/m.safetensors", check=False)
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert f"{web.url}/m.safetensors: " in done.stderr
+    assert SECRET not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (f"http:/me:{SECRET}@x/", "http:/x/ is no file and no URL: did you mean http://…?"),
+        (f"HTTPS:me:{SECRET}@x/y", "HTTPS:x/y is no file and no URL: did you mean https://…?"),
+        (f"https//me:{SECRET}@x/", "https//x/ is no file and no URL: did you mean https://…?"),
+        (f"s3:/b/x?X-Amz-Signature={SECRET}", "did you mean s3://…?"),
+        (f"s3://KEY:{SECRET}@b/x", "s3://b/x: no key stands in the address: set AWS_PROFILE or AWS_ACCESS_KEY_ID"),
+        (f"hf://me:{SECRET}@org/repo", "hf://org/repo: write it as hf://org/repo"),
+        (f"htp://me:{SECRET}@x/", "htp:// is not read"),
+        (f"http://me:a/{SECRET}@127.0.0.1:1/x", "http://127.0.0.1:1/x: it leads to an address that is none"),
+        (f"http://me:{SECRET}@[x/", "is not a URL"),
+        ("http://a b/x", "it leads to an address that is none"),
+        ("http://ü..x/y", "it leads to an address that is none"),
+        (f"http://127.0.0.1:{'9' * 5000}/x", "http://127.0.0.1:999"),
+        ("hf:org/repo", "hf:org/repo is no file and no URL: did you mean hf://…?"),
+    ],
+)
+@pytest.mark.parametrize("command", ["show", "convert", "filters"])
+def test_a_mistyped_url_shows_no_secret(address, shown, command, invoke, tmp_path):
+    done = invoke(command, address, *(["-o", tmp_path / "x.png"] if command != "show" else []), check=False)
+    assert done.exit_code in (1, 2)
+    assert shown in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert SECRET not in done.stderr
+
+
+def test_the_parser_of_the_command_line_shows_no_secret_either(invoke):
+    done = invoke("show", "a", f"http:/me:{SECRET}@x/", check=False)
+    assert done.exit_code == 2
+    assert SECRET not in done.stderr
+    assert "http:/x/" in done.stderr
 
 
 @pytest.mark.parametrize("address", [ADDRESSES[key] for key in ("https", "s3", "hf-repo")])

@@ -411,3 +411,27 @@ def test_transfuse_does_not_guess_which_part_is_meant(source, into, folder, invo
     assert f" {into}conv1.weight (and 3 more" in said(done)
     assert f"names like {source[0]}bn1.bias" in said(done)
     assert "wsurgery rename" in said(done)
+
+
+def test_a_folder_that_vanishes_is_named_and_no_descriptor(folder, resnet):
+    """The output's folder is removed while the command waits for the rest of its input."""
+    content = resnet.read_bytes()
+    for force in ([], ["--force"]):
+        (folder / "gone").mkdir()
+        with subprocess.Popen(
+            [sys.executable, "-m", "wsurgery", "reset-bn", "-o", "gone/x", *force],
+            bufsize=0, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder,
+        ) as process:  # fmt: skip
+            feed(process, content[:-1])
+            (folder / "gone").rmdir()
+            _, text = process.communicate(content[-1:])
+        assert process.returncode == 1
+        assert text.decode() == f"wsurgery reset-bn: {folder}/gone/x: No such file or directory\n"
+
+
+@pytest.mark.parametrize("line", ["show - <&-", "shuffle - -o out/x <&-", "keep resnet.safetensors --upto head >&-"])
+def test_a_stream_that_is_closed_is_named(line, shell, folder):
+    done = shell(f"wsurgery {line}", folder)
+    assert done.returncode == 1
+    assert ("standard output" if ">" in line else "standard input") in said(done)
+    assert contents(folder / "out") == {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from wsurgery.anatomy.blocks import HEAD, Shapes, block_map, first_convolution
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.untrusted import read_regular
 
 # {"name", "num_classes", "in_chans", "args"}, of pretrained weights also "pretrained_cfg"
 Architecture = dict[str, Any]
@@ -50,7 +51,7 @@ def read_config(path: Path | None, name: str = "config.json") -> dict[str, Any]:
     if config is None or not config.is_file() or config.stat().st_size > _MAX_CONFIG:
         return {}
     try:
-        entries = json.loads(config.read_bytes())
+        entries = json.loads(read_regular(config, _MAX_CONFIG))
     except (ValueError, RecursionError):
         raise WsurgeryError(f"{printable(str(config))} is not JSON: repair it or take it away") from None
     return entries if isinstance(entries, dict) else {}

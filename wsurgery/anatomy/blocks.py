@@ -133,6 +133,9 @@ def block_map(shapes: Shapes) -> dict[str, str]:
     return {name: label[places[name]] for name in sorted(places, key=lambda name: places[name])}
 
 
+MAX_BLOCK_MAP = 10_000_000  # bytes of a file
+
+
 def parse_block_map(text: str | bytes) -> dict[str, list[str]]:
     """Read a user's block map, a JSON object of block name → globs of tensor names.
 

@@ -1,13 +1,15 @@
 """Opening a checkpoint by its name, whatever holds it."""
 
 import os
+import re
 import stat
 from pathlib import Path
 
 from wsurgery.checkpoint.reader import Checkpoint
-from wsurgery.errors import UsageError
+from wsurgery.errors import UsageError, printable, redacted
 
 STDIN = "-"
+_MISTYPED = re.compile(r"(https?|s3|hf)(?::/?(?!/)|;/|/{2})", re.IGNORECASE)
 
 
 def open_checkpoint(source: str | Path | None) -> Checkpoint:
@@ -21,7 +23,11 @@ def open_checkpoint(source: str | Path | None) -> Checkpoint:
     if source is None or str(source) == STDIN:
         if source is None and not stdin_is_piped():
             raise UsageError("no input: name a safetensors file, or pipe one in")
-        return Checkpoint(open(0, "rb", buffering=0, closefd=False), None)
+        try:
+            return Checkpoint(open(0, "rb", buffering=0, closefd=False), None)
+        except OSError as error:  # it is closed
+            error.filename = "standard input"
+            raise
     if "://" in str(source):
         from wsurgery.checkpoint.remote import open_remote
 
@@ -31,6 +37,9 @@ def open_checkpoint(source: str | Path | None) -> Checkpoint:
         from wsurgery.checkpoint.shards import open_folder
 
         return open_folder(path)
+    if (meant := _MISTYPED.match(str(source))) and not path.exists():
+        scheme = meant[1].lower()
+        raise UsageError(f"{printable(redacted(str(source)))} is no file and no URL: did you mean {scheme}://…?")
     return Checkpoint(path.open("rb", buffering=0), path)
 
 

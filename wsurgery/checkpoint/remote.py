@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, WHOLE, ShardedCheckpoint, parse_index
-from wsurgery.errors import UsageError, printable
+from wsurgery.errors import UsageError, printable, redacted
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -33,6 +33,8 @@ _UNASKED = 4 << 20  # bytes fetched beyond what is asked for, at most
 _CHUNK = 256 << 10  # bytes between two looks at whether anyone still wants the rest
 _ATTEMPTS = 4  # in a row without a byte
 _TIMEOUT = 30  # seconds without a byte
+_PATIENCE = 30.0  # seconds of waiting in which a server sends at least as many bytes:
+_FEWEST = 30 << 10
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone a second later
 _REPLACED = "it was replaced by another file while it was read: run the command again"
 _HUB = re.compile(r"hf://([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
@@ -94,7 +96,7 @@ class Http:
         self._location: str | None = None  # where a redirection led; it may expire
         self._etag: str | None = None
         self._redirections = _Redirections(self._url, self._secrets)
-        self._opener = urllib.request.build_opener(self._redirections)
+        self._opener = urllib.request.build_opener(self._redirections, _HttpHandler, _HttpsHandler)
 
     @property
     def pinned(self) -> str:
@@ -122,7 +124,7 @@ class Http:
             try:
                 with self._get(start, end) as response:
                     end = min(end, self._check(response, start, end))
-                    while start < end and (chunk := response.read(min(_CHUNK, end - start))):
+                    while start < end and (chunk := response.read1(min(_CHUNK, end - start))):
                         failures, start = 0, start + len(chunk)
                         yield chunk
                 if start >= end:
@@ -130,9 +132,16 @@ class Http:
                 problem = "the connection dropped"
             except urllib.error.HTTPError as error:
                 error.close()
-                problem = f"the server answered {error.code} ({printable(error.reason)})"
+                reason = "it redirects to where nobody is led" if 300 <= error.code < 400 else printable(error.reason)
+                problem = f"the server answered {error.code} ({reason})"
                 if error.code not in _PASSING and self._location is None:
                     self._refuse(error.code, problem)
+            except (ValueError, OverflowError, http.client.InvalidURL):  # a host or a port that is none
+                self._fail("it leads to an address that is none: check it, or download the file first")
+            except _TooSlow:
+                self._fail(
+                    f"the server sent less than {_FEWEST >> 10} KiB in {_PATIENCE:g} s: try again later, or another"
+                )
             except urllib.error.URLError as error:
                 problem = f"no connection ({printable(str(error.reason))})"
             except (ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException) as error:
@@ -150,11 +159,13 @@ class Http:
 
     def _check(self, response: Any, start: int, end: int) -> int:
         """Return the object's size, if this is the answer to what was asked."""
-        given = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        given = re.fullmatch(
+            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", response.headers.get("Content-Range", "")
+        )
         length = response.headers.get("Content-Length", "")
         if response.status == 206 and given and int(given[1]) == start:
             size = int(given[2])
-        elif response.status == 200 and start == 0 and length.isdecimal() and int(length) <= end:
+        elif response.status == 200 and start == 0 and re.fullmatch("[0-9]{1,18}", length) and int(length) <= end:
             size = int(length)  # all of a small object instead of a range
         else:
             self._fail("the server gives whole files only, no ranges: download it, and name the file")
@@ -209,7 +220,7 @@ class Hub(Http):
         from huggingface_hub import hf_hub_url
 
         size = super()._check(response, start, end)
-        self._redirections.commit = self._redirections.commit or response.headers.get("X-Repo-Commit")
+        self._redirections.note(response.headers)
         self._url = hf_hub_url(self.repo, self.path, revision=self._redirections.commit or self.revision)
         return size
 
@@ -221,17 +232,96 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
         self.origin, self.secrets = urlsplit(url)[:2], secrets
         self.commit: str | None = None
 
+    def note(self, headers: Any) -> None:
+        """Note the commit: the hub tells it, the store that it leads to does not."""
+        commit = headers.get("X-Repo-Commit", "")
+        if self.commit is None and re.fullmatch("[0-9a-f]{40}", commit):
+            self.commit = commit
+
     def authorize(self, request: urllib.request.Request) -> None:
         if urlsplit(request.full_url)[:2] == self.origin:
             for key, value in self.secrets.items():
                 request.add_unredirected_header(key, value)
 
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        """Go where it leads, if that is anywhere."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except (ValueError, http.client.InvalidURL):
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None:
-            self.commit = self.commit or headers.get("X-Repo-Commit")  # the hub's; the store that it leads to has none
+            self.note(headers)
             self.authorize(request)
         return request
+
+
+class _TooSlow(TimeoutError):
+    """A server that sends, but next to nothing."""
+
+
+class _Paced(io.RawIOBase):
+    """What comes from a server, as long as it comes fast enough; the time that others take does not count."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._waited, self._received = 0.0, 0
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        """Read what is there.
+
+        Raises:
+            OSError: the connection failed.
+            _TooSlow: it all but failed.
+        """
+        began = time.monotonic()
+        n: int | None = self._stream.readinto(buffer)
+        self._waited += time.monotonic() - began
+        self._received += n or 0
+        if self._waited > _PATIENCE:
+            if self._received < _FEWEST and n:
+                raise _TooSlow
+            self._waited, self._received = 0.0, 0
+        return n
+
+    def close(self) -> None:
+        """Close the connection's side of it."""
+        super().close()
+        self._stream.close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.fp = io.BufferedReader(_Paced(self.fp.detach()))
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_paced(http.client.HTTPConnection), req)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_paced(http.client.HTTPSConnection), req)
+
+
+def _paced(kind: Any) -> Any:
+    def connection(*arguments: Any, **options: Any) -> Any:
+        made = kind(*arguments, **options)
+        made.response_class = _Response
+        return made
+
+    return connection
 
 
 class S3:
@@ -239,6 +329,10 @@ class S3:
 
     def __init__(self, url: str) -> None:
         import s3fs
+
+        if "@" in url.removeprefix("s3://").partition("/")[0]:
+            shown = printable(without_secrets(url))
+            raise UsageError(f"{shown}: no key stands in the address: set AWS_PROFILE or AWS_ACCESS_KEY_ID")
 
         self._store = s3fs.S3FileSystem()
         self._url = url
@@ -409,8 +503,9 @@ class RemoteShards(ShardedCheckpoint):
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL, or a path, as it may be shown and recorded: without password, query and fragment."""
-    return re.sub(r"(?<=://)[^/?#]*@|[?#].*", "", url) if url.startswith(("https://", "http://")) else url
+    """Return a URL, or a path, as it may be shown and recorded: without password, and of http(s) query and fragment."""
+    shown = redacted(url)
+    return re.sub(r"[?#].*", "", shown) if shown.startswith(("https:", "http:")) else shown
 
 
 def open_remote(url: str) -> Checkpoint:
@@ -441,7 +536,7 @@ def _place(url: str) -> RemoteObject:
     if scheme in ("https", "http"):
         try:
             return Http(url)
-        except ValueError:  # brackets that do not match
+        except ValueError:  # brackets that do not match, or no text
             raise UsageError(f"{printable(without_secrets(url))} is not a URL") from None
     if scheme == "s3":
         return S3(url)
@@ -449,5 +544,7 @@ def _place(url: str) -> RemoteObject:
         raise UsageError(f"{printable(scheme)}:// is not read: name a file, or an hf://, s3:// or https:// address")
     match = _HUB.fullmatch(url)
     if match is None:
-        raise UsageError(f"{printable(url)}: write it as hf://org/repo, hf://org/repo@revision or hf://org/repo/path")
+        raise UsageError(
+            f"{printable(redacted(url))}: write it as hf://org/repo, hf://org/repo@revision or hf://org/repo/path"
+        )
     return Hub(match[1], match[2], match[3] or "")

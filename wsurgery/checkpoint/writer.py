@@ -93,6 +93,9 @@ class AtomicFile:
                 _give_name(self.temporary, self.path)
         except FileExistsError:
             raise UsageError(f"{printable(str(self.path))} appeared meanwhile: add --force to overwrite it") from None
+        except OSError as error:
+            error.filename, error.filename2 = str(self.path), None  # and not a descriptor, or a temporary name
+            raise
 
     def _link(self, path: Path) -> None:
         descriptors = os.open(_DESCRIPTORS, os.O_RDONLY)  # given a folder, os.link follows the link that names our file

@@ -75,7 +75,7 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
         WsurgeryError: the file is damaged, holds no state dict, or asks for Python code to be run.
         UsageError: `key` is not there, or is needed.
     """
-    path = None if source is None or str(source) == STDIN else Path(source)
+    path = None if source is None or str(source) == STDIN or "://" in str(source) else Path(source)
     prefix, state = b"", None
     if path is not None and path.is_file():  # not so for a named pipe, whose first bytes would be lost
         with open_regular(path) as stream:
