@@ -20,7 +20,8 @@ _CCA = f"--data images/manifest.csv --image-size 32 -p 40 -d 4 --repeats 2 {_CPU
 _SURGERY = [
     "show {}", "show {} --stats --json", "show {} --csv", "log {}", "digest {}", "diff {} init.safetensors --json",
     "meanvar {} -o out/x", "shuffle {} -o out/x", "reset-bn {} -o out/x", "scale {} --by 2 --only *conv* -o out/x",
-    "cast {} --to bf16 -o out/x", "rename a b {} -o out/x", "drop {} --blocks head -o out/x", "new-head {} --num-classes 3 -o out/x",
+    "cast {} --to bf16 -o out/x", "rename a b {} -o out/x", "drop {} --blocks head -o out/x",
+    "new-head {} --num-classes 3 -o out/x",
     "adapt {} --in-chans 4 -o out/x", "gabor {} -o out/x", "freeze-spec {} --upto block1 -o out/x", "average {} {} -o out/x",
     "transfuse {} --upto block1 --rest meanvar -o out/x", "transfuse init.safetensors --upto block1 --into {} -o out/x",
     "scale {} --by 2 -o out/shards/ --shard-size 20kB", "replay {}", "histogram {} -o out/x.png", "filters {} -o out/x.png",
@@ -34,7 +35,8 @@ _DATA = [
     f"cca init.safetensors made.safetensors {_CCA}".replace("images/manifest.csv", "{}"),
 ]  # fmt: skip
 _RUNS = [
-    "curves runs/a/0 runs/b/0 -o out/c.png", "report . --arms a,b --cca none -o out/r.html --json", "report . --arms a,b -o out/r.md",
+    "curves runs/a/0 runs/b/0 -o out/c.png", "report . --arms a,b --cca none -o out/r.html --json",
+    "report . --arms a,b -o out/r.md",
     "compare runs/a runs/b --threshold 0.5 --bootstrap 20 --json", f"cca runs/a/0/last.safetensors --with-init {_CCA}",
     f"train init.safetensors --data images/manifest.csv -o runs/a/0 {_TRAIN}".replace("--steps 2", "--steps 3"),
     f"train init.safetensors --data images/manifest.csv -o runs/a/0 {_TRAIN}",
@@ -52,29 +54,69 @@ class Kind(NamedTuple):
 
 KINDS = {
     "checkpoint": Kind(["made.safetensors"], mutators.of_safetensors, _SURGERY),
-    "shards' index": Kind(["shards/model.safetensors.index.json"], mutators.of_json, ["show shards", "meanvar shards -o out/x"]),
-    "shard": Kind(["shards/model-00001-of-00002.safetensors"], mutators.of_safetensors, ["show shards --stats", "meanvar shards -o out/x"]),
-    "block map": Kind(["blocks.json"], mutators.of_json, ["show init.safetensors --block-map {}", "scale init.safetensors --by 2 --blocks a --block-map {} -o out/x"]),
+    "shards' index": Kind(
+        ["shards/model.safetensors.index.json"], mutators.of_json, ["show shards", "meanvar shards -o out/x"]
+    ),
+    "shard": Kind(
+        ["shards/model-00001-of-00002.safetensors"],
+        mutators.of_safetensors,
+        ["show shards --stats", "meanvar shards -o out/x"],
+    ),
+    "block map": Kind(
+        ["blocks.json"],
+        mutators.of_json,
+        ["show init.safetensors --block-map {}", "scale init.safetensors --by 2 --blocks a --block-map {} -o out/x"],
+    ),
     "manifest": Kind(["images/manifest.csv"], mutators.of_table, _DATA),
     "Parquet": Kind(["images/manifest.parquet"], mutators.of_bytes, _DATA[:3]),
-    "image": Kind(["images/0.png", "images/1.jpg", "images/2.tif", "images/3.gif"], mutators.of_bytes, [line.format("images/manifest.csv") for line in _DATA[1:4]]),
-    "image archive": Kind(["med.npz"], mutators.of_bytes, ["data make medmnist:med.npz -o out/m.csv", "data cache medmnist:med.npz --image-size 32", "data cache medmnist:med.npz --image-size 32 --skip-bad"]),
+    "image": Kind(
+        ["images/0.png", "images/1.jpg", "images/2.tif", "images/3.gif"],
+        mutators.of_bytes,
+        [line.format("images/manifest.csv") for line in _DATA[1:4]],
+    ),
+    "image archive": Kind(
+        ["med.npz"],
+        mutators.of_bytes,
+        [
+            "data make medmnist:med.npz -o out/m.csv",
+            "data cache medmnist:med.npz --image-size 32",
+            "data cache medmnist:med.npz --image-size 32 --skip-bad",
+        ],
+    ),
     "image cache": Kind(["cache"], mutators.of_bytes, [line.format("images/manifest.csv") for line in _DATA[1:5]]),
-    "table of grades": Kind(["aptos/train.csv"], mutators.of_table, ["data make aptos:aptos -o out/m.csv", "data show aptos:aptos"]),
+    "table of grades": Kind(
+        ["aptos/train.csv"], mutators.of_table, ["data make aptos:aptos -o out/m.csv", "data show aptos:aptos"]
+    ),
     "run: config.json": Kind(["runs/a/0/config.json"], mutators.of_json, _RUNS),
     "run: metrics.json": Kind(["runs/a/0/metrics.json"], mutators.of_json, _RUNS),
     "run: log.jsonl": Kind(["runs/a/0/log.jsonl"], mutators.of_json_lines, _RUNS),
     "run: eval.json": Kind(["runs/a/0/eval.json"], mutators.of_json, _RUNS),
     "run: predictions": Kind(["runs/a/0/predictions.csv"], mutators.of_table, _RUNS),
     "run: resume.pt": Kind(["runs/c/0/resume.pt"], mutators.of_bytes, [_LONG]),
-    "run: weights": Kind(["runs/a/0/init.safetensors", "runs/a/0/last.safetensors", "runs/a/0/best.safetensors"], mutators.of_safetensors, _RUNS),
-    "cca results": Kind(["cca/a-b.json"], mutators.of_json, ["report . --arms none -o out/r.html --json", "report . --arms none -o out/r.md"]),
-    "activations": Kind(["a.npy"], mutators.of_bytes, ["cca --activations {} b.npy --channels all -d 4 --repeats 2", "cca --activations b.npy {} -d 2 --repeats 2"]),
-    "Markdown": Kind(["RESULTS.md"], mutators.of_bytes, ["report {} -o out/r.html", "report . --arms a,b --cca none --paper {} -o out/r.html"]),
+    "run: weights": Kind(
+        ["runs/a/0/init.safetensors", "runs/a/0/last.safetensors", "runs/a/0/best.safetensors"],
+        mutators.of_safetensors,
+        _RUNS,
+    ),
+    "cca results": Kind(
+        ["cca/a-b.json"],
+        mutators.of_json,
+        ["report . --arms none -o out/r.html --json", "report . --arms none -o out/r.md"],
+    ),
+    "activations": Kind(
+        ["a.npy"],
+        mutators.of_bytes,
+        ["cca --activations {} b.npy --channels all -d 4 --repeats 2", "cca --activations b.npy {} -d 2 --repeats 2"],
+    ),
+    "Markdown": Kind(
+        ["RESULTS.md"],
+        mutators.of_bytes,
+        ["report {} -o out/r.html", "report . --arms a,b --cca none --paper {} -o out/r.html"],
+    ),
     "pickle": Kind(["w.pth", "legacy.pth"], mutators.of_bytes, ["convert {} -o out/x"]),
     "npz": Kind(["w.npz"], mutators.of_bytes, ["convert {} -o out/x"]),
     "Hugging Face config": Kind(["hf/config.json"], mutators.of_json, ["convert hf -o out/x", "show hf"]),
-}  # fmt: skip
+}
 
 
 def make(root: Path, wsurgery: Callable[..., None]) -> None:
@@ -103,9 +145,9 @@ def make(root: Path, wsurgery: Callable[..., None]) -> None:
     (root / "images" / "manifest.csv").write_text("\n".join(lines) + "\n")
     pyarrow.parquet.write_table(pa.csv.read_csv("images/manifest.csv"), "images/manifest.parquet")
     arrays = {
-        f"{split}_{what}": rng.integers(2 if what == "labels" else 256, size=(6, 1) if what == "labels" else (6, 28, 28), dtype=np.uint8)
+        f"{split}_{what}": rng.integers(values, size=(6, *shape), dtype=np.uint8)
         for split in ("train", "val", "test")
-        for what in ("images", "labels")
+        for what, values, shape in (("images", 256, (28, 28)), ("labels", 2, (1,)))
     }  # fmt: skip
     np.savez_compressed("med.npz", **arrays)
     (root / "aptos" / "train_images").mkdir(parents=True)
