@@ -1,8 +1,8 @@
-"""What other people made: only regular files are opened, and JSON comes in by its types."""
+"""What other people made: only regular files are opened, no link is written through, and JSON comes in by its types."""
 
 import os
 import stat
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from wsurgery.errors import WsurgeryError, printable
 
@@ -22,6 +22,39 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         os.close(descriptor)
         raise WsurgeryError(f"{printable(str(path))} is not a regular file")
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def refuse_link(path: str | os.PathLike[str]) -> None:
+    """Refuse a symbolic link where wsurgery is about to write a file of its own, in a run folder or the cache.
+
+    Writing would follow it, and whoever made the folder chose where to.
+
+    Raises:
+        WsurgeryError: it is a link.
+    """
+    if os.path.islink(path):
+        raise WsurgeryError(
+            f"{printable(str(path))} is a symbolic link, through which wsurgery does not write: remove it"
+        )
+
+
+def open_own(path: str | os.PathLike[str], mode: Literal["ab", "wb", "r+b"]) -> BinaryIO:
+    """Open a file of wsurgery's own to write it in place, unbuffered, if it is new or regular, and no link.
+
+    Raises:
+        WsurgeryError: it is something else.
+        OSError: it cannot be opened.
+    """
+
+    def without_links(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+    refuse_link(path)
+    stream = open(path, mode, buffering=0, opener=without_links)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise WsurgeryError(f"{printable(str(path))} is not a regular file")
+    return stream
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
