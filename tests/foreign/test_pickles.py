@@ -3,6 +3,7 @@
 import argparse
 import collections
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -269,3 +270,23 @@ def test_a_pickle_that_names_a_huge_memo_index_takes_no_memory(zipped):
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", limit, zipped], capture_output=True, env=env, check=False)
     assert done.stdout == b"[]\n", done.stderr.decode()
+
+
+HOSTILE = {
+    "a key that takes for ever": b"\x80\x02})2\x86" + b"2\x86" * 120 + b"Ns.",
+    "three gigabytes": b"\x80\x05\x96" + (3 * 10**9).to_bytes(8, "little") + b"x.",
+    "a tower of subclasses": b"\x80\x02](ctorch._tensor\n_rebuild_from_type_v2\nNh\x00Ntq\x00.",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("zipped", FORMATS.values(), ids=FORMATS)
+def test_a_hostile_pickle_is_one_line(kind, zipped, tmp_path):
+    path = tmp_path / "hostile.pth"
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", HOSTILE[kind])
+    else:
+        path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + HOSTILE[kind])
+    with pytest.raises(WsurgeryError, match=r"hostile\.pth [^\n]+$"):
+        TorchFile(path)

@@ -176,11 +176,12 @@ def _torch(file: TorchFile, path: Path, key: str | None) -> StateDict:
 
 def _tied(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
     """Find tensors that are one: name → the first such name in the alphabet, which safetensors' save_model keeps, too."""
-    kept: dict[StoredTensor, str] = {}
+    kept: dict[object, str] = {}
+    views = {name: (t.storage, t.offset, t.shape, t.stride, t.dtype) for name, t in tensors.items()}
     for name in sorted(tensors):
         if 0 not in tensors[name].shape:
-            kept.setdefault(tensors[name], name)
-    return {name: first for name, stored in tensors.items() if (first := kept.get(stored, name)) != name}
+            kept.setdefault(views[name], name)
+    return {name: first for name, view in views.items() if (first := kept.get(view, name)) != name}
 
 
 def _bin_files(folder: Path) -> list[Path]:
