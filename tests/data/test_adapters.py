@@ -304,7 +304,9 @@ def test_medmnist_of_many_labels(tmp_path):
 def test_a_broken_archive_is_named(tmp_path):
     file = tmp_path / "retinamnist.npz"
     medmnist_file(file, (8, 8, 8), lambda rng, n: np.zeros((n, 1)))
-    with pytest.raises(WsurgeryError, match=r"retinamnist\.npz cannot be read as an archive.* not uint8 \(n, h, w\)"):
+    with pytest.raises(
+        WsurgeryError, match=r"retinamnist\.npz is not an archive of MedMNIST's: .* not uint8 \(n, h, w\)"
+    ):
         load_dataset(f"medmnist:{file}", split="test")
     medmnist_file(file, (8, 8), lambda rng, n: np.zeros((n, 1)))
     data = bytearray(file.read_bytes())

@@ -237,7 +237,7 @@ def test_a_compressed_archive_reads_the_same(zipped):
     [
         (lambda m: {n: d for n, d in m.items() if not n.endswith("data/0")}, "layer.weight misses its member data/0"),
         (lambda m: m | {"saved/data/0": m["saved/data/0"][:-4]}, "layer.weight has a broken storage 0: 1196 bytes"),
-        (lambda m: m | {"saved/data/0": bytes(4000)}, "layer.weight has a broken member data/0 of 4000 bytes"),
+        (lambda m: m | {"saved/data/0": bytes(4000)}, "layer.weight has a broken member saved/data/0 of 4000 bytes"),
         (lambda m: {n: d for n, d in m.items() if not n.endswith("pkl")}, "0 data.pkl"),
         (lambda m: m | {"other/data.pkl": b""}, "2 data.pkl"),
         (lambda m: m | {"saved/byteorder": b"big"}, "big-endian"),
@@ -256,7 +256,7 @@ def test_a_member_that_lies_about_its_size_takes_no_memory(zipped):
     size = (1200).to_bytes(4, "little")
     zipped.write_bytes(content.replace(size * 2, (0xFFFFFFF0).to_bytes(4, "little") * 2))
     assert zipped.read_bytes() != content
-    with pytest.raises(WsurgeryError, match="has a broken member data/0 of 4294967280 bytes"):
+    with pytest.raises(WsurgeryError, match="has a broken member saved/data/0 of 4294967280 bytes"):
         read_all(zipped)
 
 

@@ -10,8 +10,6 @@ import io
 import mmap
 import pickle
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,19 +17,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from wsurgery.archives import one_line_errors, open_member, read_exactly
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.foreign.opcodes import Ignored, Unpickler
+from wsurgery.untrusted import open_regular
 
 ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]  # the first pickle without its protocol's number
-_BLOCK = 1 << 20  # bytes read at a time
 _MAX_EXPANDED = (
     64 << 20
 )  # bytes that a tensor may take beyond its storage: `expand` repeats elements at no cost in the file
 _MAX_DIMENSIONS = 64  # numpy's limit
-_DEFLATE_RATIO = 1032  # the most that deflate compresses
 
 _STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
@@ -114,7 +112,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.label = printable(str(path))
-        self._stream = path.open("rb")
+        self._stream = io.BufferedReader(open_regular(path))  # type: ignore[type-var]
         self._last: tuple[Storage, bytearray] | None = None
         try:
             with one_line_errors(self.label):
@@ -155,20 +153,6 @@ class TorchFile:
         self._stream.close()
 
 
-@contextmanager
-def one_line_errors(label: str) -> Iterator[None]:
-    """Turn whatever a broken file makes pickle, zipfile and numpy raise, which is nearly anything, into one line."""
-    try:
-        yield
-    except WsurgeryError as error:
-        raise type(error)(f"{label} {error}") from None
-    except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened at all; without a name, its own numbers led nowhere
-        what = printable(f"{type(error).__name__}: {error}")
-        raise WsurgeryError(f"{label} is damaged or not what it seems ({what}): download it again") from None
-
-
 def is_legacy(prefix: bytes) -> bool:
     """Whether a file that starts with these 32 bytes is of torch.save's format of before PyTorch 1.6."""
     return prefix[:1] == b"\x80" and _LEGACY_MAGIC in prefix
@@ -176,7 +160,6 @@ def is_legacy(prefix: bytes) -> bool:
 
 class _Zip:
     def __init__(self, stream: BinaryIO) -> None:
-        self.size = stream.seek(0, io.SEEK_END)
         self.archive = zipfile.ZipFile(stream)
         if any(name.rpartition("/")[2] == "constants.pkl" for name in self.archive.namelist()):
             raise WsurgeryError(
@@ -201,16 +184,13 @@ class _Zip:
         return data
 
     def _member(self, name: str, limit: int) -> bytearray:
-        """Read a member of at most `limit` bytes, whose declared size is checked against the archive's first."""
+        """Read a member of at most `limit` bytes."""
         try:
-            info = self.archive.getinfo(self.folder + name)
+            stream = open_member(self.archive, self.folder + name, limit)
         except KeyError:
             raise WsurgeryError(f"misses its member {printable(name)}: download it again") from None
-        ratio = 1 if info.compress_type == zipfile.ZIP_STORED else _DEFLATE_RATIO
-        if info.file_size > limit or info.file_size > ratio * min(info.compress_size, self.size):
-            raise WsurgeryError(f"has a broken member {printable(name)} of {info.file_size} bytes")
-        with self.archive.open(info) as member:
-            return _read(member, info.file_size)
+        with stream:
+            return read_exactly(stream, self.archive.getinfo(self.folder + name).file_size)
 
 
 class _Legacy:
@@ -230,7 +210,7 @@ class _Legacy:
         for key in map(str, keys):
             storage = storages[key]
             stream.seek(position)
-            elements = int.from_bytes(_read(stream, 8), "little")
+            elements = int.from_bytes(read_exactly(stream, 8), "little")
             if elements != storage.elements:
                 raise WsurgeryError(
                     f"has a broken storage {printable(key)}: {elements} elements where the tensors say {storage.elements}"
@@ -244,18 +224,7 @@ class _Legacy:
         if storage.key not in self.starts:
             raise WsurgeryError(f"misses its storage {printable(storage.key)}: download it again")
         self.stream.seek(self.starts[storage.key])
-        return _read(self.stream, storage.nbytes)
-
-
-def _read(stream: Any, n: int) -> bytearray:
-    buffer = bytearray(n)
-    view, done = memoryview(buffer), 0
-    while done < n:
-        got = stream.readinto(view[done : done + _BLOCK])
-        if not got:
-            raise EOFError(f"{done} of {n} bytes")
-        done += got
-    return buffer
+        return read_exactly(self.stream, storage.nbytes)
 
 
 def _find_global(module: str, name: str) -> Any:
