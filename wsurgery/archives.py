@@ -40,7 +40,7 @@ def one_line_errors(label: str) -> Iterator[None]:
 @contextmanager
 def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a regular file as a zip archive."""
-    with io.BufferedReader(open_regular(path)) as stream, zipfile.ZipFile(stream) as archive:  # type: ignore[type-var]
+    with open_regular(path, buffering=-1) as stream, zipfile.ZipFile(stream) as archive:
         yield archive
 
 

@@ -1,6 +1,5 @@
 """The cache folder, and images decoded once into one array on disk."""
 
-import io
 import json
 import os
 import warnings
@@ -115,7 +114,7 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         WsurgeryError: it is missing, no picture, too large or damaged; so it is too if what is done with it fails.
     """
     try:
-        with io.BufferedReader(open_regular(path)) as stream, Image.open(stream, formats=FORMATS) as image:  # type: ignore[type-var]
+        with open_regular(path, buffering=-1) as stream, Image.open(stream, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise WsurgeryError(
                     f"{printable(str(path))} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale "

@@ -63,8 +63,8 @@ def medmnist(argument: str, given: Mapping[str, str]) -> Manifest:
     name = file.stem.partition("_")[0].lower()  # retinamnist_224 is retinamnist, larger
     if labels.min() < 0 or (labels.shape[1] > 1 and labels.max() > 1):
         raise WsurgeryError(f"{printable(str(file))}: labels are neither classes from 0 nor columns of 0 and 1")
-    if labels.shape[1] == 1 and len(labels) * (labels.max() + 1) > MAX_CELLS:
-        raise WsurgeryError(f"{printable(str(file))}: {labels.max() + 1} classes are more than MedMNIST has")
+    if labels.shape[1] == 1 and len(labels) * (int(labels.max()) + 1) > MAX_CELLS:
+        raise WsurgeryError(f"{printable(str(file))}: {int(labels.max()) + 1} classes are more than MedMNIST has")
     if labels.shape[1] > 1:
         if ordinal:
             raise UsageError(f"medmnist:{printable(argument)} has {labels.shape[1]} labels an image, no grades")

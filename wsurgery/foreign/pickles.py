@@ -6,7 +6,6 @@ storages. A file is untrusted input: unpickling can call any function, so only t
 here, none of which does more than build a container; and every number is checked before memory is taken by it.
 """
 
-import io
 import mmap
 import pickle
 import zipfile
@@ -112,7 +111,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.label = printable(str(path))
-        self._stream = io.BufferedReader(open_regular(path))  # type: ignore[type-var]
+        self._stream = open_regular(path, buffering=-1)
         self._last: tuple[Storage, bytearray] | None = None
         try:
             with one_line_errors(self.label):
