@@ -3,11 +3,12 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from wsurgery.errors import WsurgeryError
-from wsurgery.untrusted import open_regular, parse_json, read_regular
+from wsurgery.untrusted import open_own, open_regular, parse_json, read_regular
 
 
 @dataclass
@@ -44,3 +45,18 @@ def test_a_file_is_read_up_to_a_bound(tmp_path: Path) -> None:
     assert read_regular(file, 4) == b"1234"
     with pytest.raises(WsurgeryError, match="larger than 3 bytes"):
         read_regular(file, 3)
+
+
+@pytest.mark.parametrize("mode", ["ab", "wb", "r+b"])
+def test_what_is_written_in_place_is_no_link_and_no_device(tmp_path: Path, mode: Literal["ab", "wb", "r+b"]) -> None:
+    target, link = tmp_path / "theirs", tmp_path / "log.jsonl"
+    target.write_bytes(b"1234")
+    link.symlink_to(target)
+    with pytest.raises(WsurgeryError, match=r"log\.jsonl is a symbolic link"):
+        open_own(link, mode)
+    assert target.read_bytes() == b"1234"
+    with pytest.raises(WsurgeryError, match="is not a regular file"):
+        open_own(os.devnull, mode)
+    with open_own(target, mode) as stream:
+        stream.write(b"5")
+    assert target.read_bytes() == {"ab": b"12345", "wb": b"5", "r+b": b"5234"}[mode]
