@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cached_property
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,6 +180,10 @@ def table_console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 10_000, soft_wrap=True)
 
 
+def _printable_column(cells: Sequence[str]) -> Sequence[str]:
+    return cells if "".join(cells).isprintable() and max(map(len, cells)) <= 200 else list(map(printable, cells))
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str]) -> None:
     """Print a table: folded to a terminal's width, and into a file or pipe as wide as it needs.
 
@@ -191,7 +196,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: 
     from rich.table import Table
     from rich.text import Text
 
-    lines = [columns, *(tuple(map(printable, row)) for row in rows)]
+    lines = [columns, *zip(*(_printable_column(cells) for cells in zip(*rows, strict=True)), strict=True)]
     if sys.stdout.isatty():
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in columns:
@@ -200,14 +205,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: 
             table.add_row(*map(Text, line))
         table_console().print(table)
         return
-    # By hand: rich takes a hundred times as long, and a file may have a million tensors.
-    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
-    for line in lines:
-        padded = []
-        for name, cell, width in zip(columns, line, widths, strict=True):
-            space = " " * (width - cell_len(cell))
-            padded.append(cell + space if name in left else space + cell)
-        sys.stdout.write("  ".join(padded) + "\n")
+
+    # By hand, column by column: rich takes a hundred times as long, and a file may have a million tensors.
+    padded = []
+    for name, *cells in zip(*lines, strict=True):
+        column = [name, *cells]
+        widths = list(map(len if "".join(column).isascii() else cell_len, column))
+        spaces = [" " * n for n in range(max(widths) + 1)]
+        gaps = [spaces[-1 - width] for width in widths]
+        padded.append(list(map(add, column, gaps) if name in left else map(add, gaps, column)))
+    sys.stdout.writelines(f"{'  '.join(line)}\n" for line in zip(*padded, strict=True))
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -12,7 +12,9 @@ from wsurgery.commands._shared import BlockMap, Input, Json, Part, Threads, comm
 from wsurgery.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from wsurgery.checkpoint import Checkpoint
+    from wsurgery.checkpoint import Checkpoint, TensorInfo
+
+_TOGETHER = 64  # small tensors
 
 
 @command
@@ -46,7 +48,8 @@ def show(
 
 
 def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads: int | None) -> dict[str, Any]:
-    from fnmatch import fnmatchcase
+    import re
+    from fnmatch import translate
 
     from wsurgery.anatomy import role_map
     from wsurgery.checkpoint.opening import STDIN
@@ -55,9 +58,9 @@ def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads
     history = History.of(checkpoint)
     blocks = part.selection.with_map(history.blocks).place(checkpoint.tensors)
     roles = role_map(checkpoint.tensors)
+    frozen = re.compile("|".join(map(translate, history.freeze))).match if history.freeze else lambda name: None
     rows = []
     for name, tensor in checkpoint.tensors.items():
-        frozen = any(fnmatchcase(name, glob) for glob in history.freeze)
         row = {
             "name": name,
             "block": blocks[name],
@@ -65,7 +68,7 @@ def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
             "bytes": tensor.nbytes,
-            "frozen": frozen,
+            "frozen": frozen(name) is not None,
         }
         rows.append(row)
     if with_stats:
@@ -102,20 +105,32 @@ def _is_parameter(name: str, role: str) -> bool:
 
 def _statistics(checkpoint: "Checkpoint", threads: int | None) -> Iterator[dict[str, Any]]:
     from concurrent.futures import ThreadPoolExecutor
+    from itertools import groupby, islice
 
     from wsurgery.checkpoint.dtypes import BITS, is_float
+    from wsurgery.checkpoint.reader import SMALL
     from wsurgery.cores import cores
     from wsurgery.operations.random_streams import CHUNK
-    from wsurgery.operations.statistics import summary
+    from wsurgery.operations.statistics import summaries, summary
     from wsurgery.progress import Progress
+
+    def kind(tensor: "TensorInfo") -> tuple[object, ...]:
+        computable = is_float(tensor.dtype) and BITS[tensor.dtype] >= 8
+        return computable, tensor.dtype, tensor.shape, tensor.name if tensor.nbytes > SMALL else ""
 
     total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     with ThreadPoolExecutor(threads or cores()) as pool, Progress(total, "reading") as progress:
-        for name, tensor in checkpoint.tensors.items():
-            computable = is_float(tensor.dtype) and BITS[tensor.dtype] >= 8
-            run = pool.map if tensor.elements > CHUNK else map
-            yield vars(summary(checkpoint.read_array(name), run)) if computable else {}
-            progress.advance(tensor.nbytes)
+        for (computable, *_), alike in groupby(checkpoint.tensors.values(), kind):
+            while batch := list(islice(alike, _TOGETHER)):
+                tensor = batch[0]
+                if not computable:
+                    yield from ({} for _ in batch)
+                elif tensor.nbytes > SMALL:
+                    run = pool.map if tensor.elements > CHUNK else map
+                    yield vars(summary(checkpoint.read_array(tensor.name), run))
+                else:
+                    yield from map(vars, summaries([checkpoint.read_array(each.name) for each in batch]))
+                progress.advance(sum(each.nbytes for each in batch))
 
 
 def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,16 +1,25 @@
 """What other people made: only regular files are opened, no link is written through, and JSON comes in by its types."""
 
+import io
 import os
 import stat
-from typing import Any, BinaryIO, Literal, TypeVar
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Literal, TextIO, TypeVar
 
 from wsurgery.errors import WsurgeryError, printable
+
+MAX_LINE = 1 << 24  # characters of a line of a table
+MAX_COLUMNS = 30_000  # of a table: the largest set of labels, ImageNet's, has 21,841
 
 T = TypeVar("T")
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file to read, unbuffered, if it is one: a FIFO or a device would be waited for.
+def open_regular(path: str | os.PathLike[str], *, buffering: int = 0) -> BinaryIO:
+    """Open a file to read if it is one: a FIFO or a device would be waited for.
+
+    Args:
+        path: the file.
+        buffering: as of `open`; unbuffered by default.
 
     Raises:
         WsurgeryError: it is something else.
@@ -21,7 +30,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise WsurgeryError(f"{printable(str(path))} is not a regular file")
-    return os.fdopen(descriptor, "rb", buffering=0)
+    return os.fdopen(descriptor, "rb", buffering=buffering)
 
 
 def refuse_link(path: str | os.PathLike[str]) -> None:
@@ -68,6 +77,27 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
         if os.fstat(stream.fileno()).st_size > limit:
             raise WsurgeryError(f"{printable(str(path))} is larger than {limit:,} bytes, which none of its kind is")
         return stream.read(limit)
+
+
+def text_of(path: str | os.PathLike[str], encoding: str) -> TextIO:
+    """Open a regular file to read it as a table's text, its line ends as they are.
+
+    Raises:
+        As `open_regular`.
+    """
+    return io.TextIOWrapper(open_regular(path, buffering=-1), encoding, newline="")
+
+
+def short_lines(stream: TextIO) -> Iterator[str]:
+    """Yield the lines of a table, each as it ends.
+
+    Raises:
+        WsurgeryError: one is longer than any table's.
+    """
+    while line := stream.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise WsurgeryError(f"a line has {MAX_LINE:,} characters or more, which no table has")
+        yield line
 
 
 def parse_json(text: str | bytes, kind: type[T], label: str) -> T:

@@ -1,9 +1,11 @@
 import csv
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from wsurgery.data.adapters import list_files
 from wsurgery.data.dataset import load_dataset
 from wsurgery.data.grades import GRADES
 from wsurgery.data.manifest import read_manifest
@@ -304,7 +306,9 @@ def test_medmnist_of_many_labels(tmp_path):
 def test_a_broken_archive_is_named(tmp_path):
     file = tmp_path / "retinamnist.npz"
     medmnist_file(file, (8, 8, 8), lambda rng, n: np.zeros((n, 1)))
-    with pytest.raises(WsurgeryError, match=r"retinamnist\.npz cannot be read as an archive.* not uint8 \(n, h, w\)"):
+    with pytest.raises(
+        WsurgeryError, match=r"retinamnist\.npz is not an archive of MedMNIST's: .* not uint8 \(n, h, w\)"
+    ):
         load_dataset(f"medmnist:{file}", split="test")
     medmnist_file(file, (8, 8), lambda rng, n: np.zeros((n, 1)))
     data = bytearray(file.read_bytes())
@@ -390,3 +394,57 @@ def test_data_that_is_not_there(tmp_path, scheme):
 )
 def test_a_record_names_data_without_its_place(spec, name):
     assert portable_name(spec) == name
+
+
+@pytest.mark.parametrize("kind", ["objects", "text", "too many classes", "huge", "no images", "no pixels", "too few"])
+def test_medmnist_labels_that_cannot_be_are_refused(tmp_path, kind):
+    images = np.zeros((0 if kind == "no images" else 6, 0 if kind == "no pixels" else 8, 8), np.uint8)
+    labels = {
+        "objects": np.array([{}] * 6), "text": np.array(["a"] * 6), "too many classes": np.full((6, 1), 2**62),
+        "huge": np.zeros((6, 10**7), np.uint8), "no images": np.zeros((0, 1)), "too few": np.zeros((5, 1)),
+    }  # fmt: skip
+    parts = {f"{split}_images": images for split in ("train", "val", "test")}
+    parts |= {f"{split}_labels": labels.get(kind, np.zeros((6, 1))) for split in ("train", "val", "test")}
+    np.savez(tmp_path / "a.npz", **parts)
+    with pytest.raises(WsurgeryError, match=r"a\.npz[ :][^\n]+$"):
+        open_data(f"medmnist:{tmp_path / 'a.npz'}")
+
+
+def test_links_are_followed_to_an_end(tmp_path, monkeypatch):
+    for i in range(4):
+        picture(tmp_path / "set" / ("cat" if i % 2 else "dog") / f"{i}.png")
+    picture(tmp_path / "elsewhere" / "4.png")
+    (tmp_path / "set" / "cow").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert list_files(tmp_path / "set") == ["cat/1.png", "cat/3.png", "cow/4.png", "dog/0.png", "dog/2.png"]
+    (tmp_path / "set" / "dog" / "self").symlink_to(".", target_is_directory=True)
+    with pytest.raises(WsurgeryError, match="a link too many"):
+        list_files(tmp_path / "set")
+    monkeypatch.setattr("wsurgery.data.adapters.MAX_LINKS", 1000)
+    for i in range(8):
+        (tmp_path / "tree" / str(i)).mkdir(parents=True)
+        for name in range(20):
+            target = tmp_path / "tree" / str(i + 1)
+            (tmp_path / "tree" / str(i) / str(name)).symlink_to(target, target_is_directory=True)
+    with pytest.raises(WsurgeryError, match="a link too many"):
+        list_files(tmp_path / "tree" / "0")
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (b"\xff\xfe", "utf-8"),
+        (b"a" * 20_000_000, "characters or more"),
+        (b"id_code,diagnosis\n" + b"a" * 20_000_000, "characters or more"),
+        (b"id_code," * 100_000, "100,001 columns"),
+        (b'id_code,diagnosis\n"' + b"a" * 200_000, "field larger"),
+        (b"id_code,diagnosis\n\0,1\n", "images are not there"),
+        (None, "is not a regular file"),
+    ],
+)
+def test_a_damaged_table_is_one_line(tmp_path, table, words):
+    if table is None:
+        os.mkfifo(tmp_path / "train.csv")
+    else:
+        (tmp_path / "train.csv").write_bytes(table)
+    with pytest.raises(WsurgeryError, match=rf"train\.csv[^\n]*{words}[^\n]*$"):
+        open_data(f"aptos:{tmp_path}")

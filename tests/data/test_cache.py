@@ -1,17 +1,22 @@
 import os
+import re
+import struct
 import subprocess
 import sys
 import time
+import warnings
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from wsurgery.data.cache import cache_folder, decode, decode_readable, native_size
+from wsurgery.data.cache import FORMATS, cache_folder, decode, decode_readable, native_size
 from wsurgery.data.dataset import load_dataset
 from wsurgery.data.manifest import Manifest, write_manifest
-from wsurgery.errors import WsurgeryError
+from wsurgery.errors import UsageError, WsurgeryError
 
 
 @pytest.fixture(autouse=True)
@@ -305,3 +310,127 @@ def test_where_the_cache_is(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/me")
     assert cache_folder() == Path("/home/me/.cache/wsurgery")
+
+
+def test_postscript_is_not_run(tmp_path):
+    """Pillow gives an EPS to Ghostscript, whatever its name."""
+    script = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    manifest = manifest_of(tmp_path, noise(2, 8, 8, 3))
+    (tmp_path / "1.png").write_text(script)
+    for reads in (lambda: decode(manifest, 8), lambda: native_size(manifest.take([1]))):
+        with pytest.raises(WsurgeryError, match=r"1\.png cannot be read as an image: it is none of PNG, JPEG"):
+            reads()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_of_the_list_is_read(tmp_path, format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    grey = np.repeat(noise(8, 8, 1), 3, axis=2)
+    saved_as = Image.fromarray(grey[..., 0]) if format == "GIF" else Image.fromarray(grey)
+    decoded = saved(tmp_path, saved_as, "a.png", format=format, **options)
+    assert abs(decoded - grey).mean() < (9 if format == "JPEG" else 0.01)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("side", [10_001, 13_000, 60_000])
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, side):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    (tmp_path / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))))
+    manifest = Manifest(tmp_path, ("0.png",), ("a",), ("x",), np.ones((1, 1), np.float32), ("mild",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own, from 89 million pixels on
+        for reads in (lambda: decode(manifest, 8), lambda: native_size(manifest)):
+            with pytest.raises(WsurgeryError, match=r"pixels"):
+                reads()
+
+
+def test_a_size_that_no_network_takes_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="1000000 x 1000000 pixels"):
+        decode(manifest_of(tmp_path, noise(1, 8, 8, 3)), 10**6)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_paths_that_are_no_files_are_left_out_on_demand(tmp_path):
+    images = noise(2, 8, 8, 3)
+    manifest_of(tmp_path, images)
+    os.mkfifo(tmp_path / "fifo.png")
+    np.savez(tmp_path / "a.npz", a=images, empty=np.zeros((10**9, 0, 8), np.uint8), big=np.zeros((3, 8, 8, 5)))
+    odd = {
+        "fifo.png": "is not a regular file", "a\0b.png": "null", "9" * 5000: "long", f"a.npz/a/{'9' * 5000}": "long",
+        "/dev/zero": "is not a regular file", "a.npz/a/2": "not one of index 2", "a.npz/b/0": "'b.npy'",
+        "a.npz/empty/999999999": "0 pixels|8 x 0", "a.npz/big/0": "not uint8", "b.npz/a/0": "No such file",
+        "0.png/1.png": "Not a directory", ".": "is not a regular file",
+    }  # fmt: skip
+    paths = ("0.png", *odd, "a.npz/a/1", "1.png")
+    labels = np.ones((len(paths), 1), np.float32)
+    manifest = Manifest(tmp_path, paths, paths, ("x",) * len(paths), labels, ("mild",))
+    for _ in range(2):  # decoded, and then mapped
+        decoded, rest, reasons = decode_readable(manifest, 8)
+        assert rest.paths == ("0.png", "a.npz/a/1", "1.png")
+        np.testing.assert_array_equal(decoded, images[[0, 1, 1]])
+        for reason, words in zip(reasons, odd.values(), strict=True):
+            assert re.search(words, reason), reason
+            assert reason.isprintable()
+    assert native_size(manifest.take([*range(1, len(paths))]), skip_bad=True) == 8
+    for row, path in enumerate(paths):
+        if path in odd:
+            with pytest.raises(WsurgeryError, match=odd[path]):
+                decode(manifest.take([row]), 8)
+
+
+@pytest.mark.parametrize("suffix", ["rgb", "part", "bad", "lock"])
+def test_a_link_in_the_cache_is_not_written_through(tmp_path, cache, suffix):
+    images = noise(3, 8, 8, 3)
+    manifest = manifest_of(tmp_path, images)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    decode_readable(manifest, 8)
+    (file,) = cache.rglob("*.rgb")
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"1234")
+    for name in (file, file.with_suffix(".bad")):
+        name.unlink()
+    file.with_suffix("." + suffix).symlink_to(precious)
+    with suppress(WsurgeryError):
+        assert len(decode_readable(manifest, 8)[0]) == 2
+    assert precious.read_bytes() == b"1234"
+
+
+@pytest.mark.parametrize("damage", [b"", b"1234", bytes(8 * 8 * 3 * 9)])
+def test_a_damaged_cache_is_made_again(tmp_path, cache, damage):
+    images = noise(3, 8, 8, 3)
+    manifest = manifest_of(tmp_path, images)
+    decode(manifest, 8)
+    (file,) = cache.rglob("*.rgb")
+    file.write_bytes(damage)
+    if len(damage) > images.nbytes:
+        file.with_suffix(".part").write_bytes(damage)
+    np.testing.assert_array_equal(decode(manifest, 8), images)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b"[1]", b'{"1": 2}', b'{"-1": "x"}', b'{"3": "x"}', b'{"a": "x"}', b'{"01": "x", "1": "y"}', b"\xff",
+     b'{"' + b"1" * 5000 + b'": "x"}', b"[" * 100_000],
+)  # fmt: skip
+def test_a_damaged_list_of_what_was_left_out_is_made_again(tmp_path, cache, damage):
+    images = noise(3, 8, 8, 3)
+    manifest = manifest_of(tmp_path, images)
+    (tmp_path / "1.png").write_bytes(b"no image")
+    decode_readable(manifest, 8)
+    (file,) = cache.rglob("*.bad")
+    file.write_bytes(damage)
+    decoded, rest, reasons = decode_readable(manifest, 8)
+    np.testing.assert_array_equal(decoded, images[[0, 2]])
+    assert (rest.paths, len(reasons)) == (("0.png", "2.png"), 1)
+
+
+def test_what_was_wrong_with_an_image_is_printable(tmp_path, cache):
+    manifest = manifest_of(tmp_path, noise(2, 8, 8, 3))
+    (tmp_path / "1.png").write_bytes(b"no image")
+    decode_readable(manifest, 8)
+    (file,) = cache.rglob("*.bad")
+    file.write_text('{"1": "\\u001b[2J"}')
+    assert decode_readable(manifest, 8)[2] == [r"\x1b[2J"]

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +198,61 @@ def test_the_summary_counts(written):
             "y": {"images": 1, "patients": 1, "labels": {"mild": {"positive": 1, "negative": 0, "unknown": 0}}},
         },
     }
+
+
+def test_a_table_with_columns_that_nobody_has_is_refused(written):
+    columns = ",".join(f"c{i}" for i in range(100_000))
+    with pytest.raises(WsurgeryError, match=r"m\.csv: there are 100,002 columns"):
+        read_manifest(written(f"path,split,{columns}\na,x{',1' * 100_000}\n"))
+
+
+def test_a_line_without_an_end_is_refused(written):
+    for text in ("x" * 20_000_000, f"path,split,mild\n{'x' * 20_000_000},x,1\n"):
+        with pytest.raises(WsurgeryError, match=r"^[^\n]*m\.csv: [^\n]+$"):
+            read_manifest(written(text))
+
+
+def test_a_split_for_each_image_is_refused(written):
+    rows = "".join(f"{i},{i},1\n" for i in range(2000))
+    with pytest.raises(WsurgeryError, match=r"m\.csv: there are 2,000 splits"):
+        read_manifest(written("path,split,mild\n" + rows))
+
+
+def test_a_parquet_file_of_a_few_bytes_with_rows_without_number_is_refused(tmp_path):
+    n = 5_000_000
+    same = pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), ["x" * 1000])
+    labels = pa.array(np.ones(n, np.int8))
+    table = pa.table({"path": same, "split": same, "mild": labels})
+    pa.parquet.write_table(table, tmp_path / "m.parquet", store_schema=False, write_statistics=False)
+    assert (tmp_path / "m.parquet").stat().st_size < 100_000
+    with pytest.raises(WsurgeryError, match=r"m\.parquet: there are 5,000,000 rows in"):
+        read_manifest(tmp_path / "m.parquet")
+    pa.parquet.write_table(table.slice(0, 500_000), tmp_path / "m.parquet", store_schema=False)  # half a gigabyte of x
+    with pytest.raises(WsurgeryError, match=r"m\.parquet: row 2: path 'x+… ?"):
+        read_manifest(tmp_path / "m.parquet")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_manifest_with_any_bytes_changed_is_read_or_refused_in_one_line(tmp_path, suffix):
+    write_manifest(manifest_of(["a", "b", "c", "d"]), tmp_path / f"whole.{suffix}")
+    whole = np.fromfile(tmp_path / f"whole.{suffix}", np.uint8)
+    rng = np.random.default_rng(0)
+    refused = []
+    for _ in range(300):
+        damaged = whole.copy()
+        damaged[rng.integers(0, whole.size, 3)] = rng.integers(0, 256, 3)
+        damaged[: rng.integers(1, whole.size) if rng.random() < 0.2 else whole.size].tofile(tmp_path / f"m.{suffix}")
+        try:
+            read_manifest(tmp_path / f"m.{suffix}")
+        except WsurgeryError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert all(map(str.isprintable, refused))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_a_manifest_that_is_a_fifo_is_not_waited_for(tmp_path):
+    for name in ("m.csv", "m.parquet"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(WsurgeryError, match="is not a regular file"):
+            read_manifest(tmp_path / name)

@@ -143,3 +143,11 @@ def test_a_folder_is_no_manifest(tmp_path):
 def test_only_specifications_can_be_made(tmp_path):
     with pytest.raises(UsageError, match="is not a specification"):
         make_data("fundus", tmp_path / "a")
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff", b"[" * 100_000, b"{}"])
+def test_a_folder_whose_specification_is_damaged_is_somebody_else_s(tmp_path, damage):
+    make_data(SPEC, tmp_path / "a")
+    (tmp_path / "a" / "spec.json").write_bytes(damage)
+    with pytest.raises(UsageError, match=r"^[^\n]*(was not made here|other data)[^\n]*$"):
+        make_data(SPEC, tmp_path / "a")

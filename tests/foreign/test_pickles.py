@@ -3,6 +3,7 @@
 import argparse
 import collections
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -236,7 +237,7 @@ def test_a_compressed_archive_reads_the_same(zipped):
     [
         (lambda m: {n: d for n, d in m.items() if not n.endswith("data/0")}, "layer.weight misses its member data/0"),
         (lambda m: m | {"saved/data/0": m["saved/data/0"][:-4]}, "layer.weight has a broken storage 0: 1196 bytes"),
-        (lambda m: m | {"saved/data/0": bytes(4000)}, "layer.weight has a broken member data/0 of 4000 bytes"),
+        (lambda m: m | {"saved/data/0": bytes(4000)}, "layer.weight has a broken member saved/data/0 of 4000 bytes"),
         (lambda m: {n: d for n, d in m.items() if not n.endswith("pkl")}, "0 data.pkl"),
         (lambda m: m | {"other/data.pkl": b""}, "2 data.pkl"),
         (lambda m: m | {"saved/byteorder": b"big"}, "big-endian"),
@@ -255,7 +256,7 @@ def test_a_member_that_lies_about_its_size_takes_no_memory(zipped):
     size = (1200).to_bytes(4, "little")
     zipped.write_bytes(content.replace(size * 2, (0xFFFFFFF0).to_bytes(4, "little") * 2))
     assert zipped.read_bytes() != content
-    with pytest.raises(WsurgeryError, match="has a broken member data/0 of 4294967280 bytes"):
+    with pytest.raises(WsurgeryError, match="has a broken member saved/data/0 of 4294967280 bytes"):
         read_all(zipped)
 
 
@@ -269,3 +270,23 @@ def test_a_pickle_that_names_a_huge_memo_index_takes_no_memory(zipped):
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", limit, zipped], capture_output=True, env=env, check=False)
     assert done.stdout == b"[]\n", done.stderr.decode()
+
+
+HOSTILE = {
+    "a key that takes for ever": b"\x80\x02})2\x86" + b"2\x86" * 120 + b"Ns.",
+    "three gigabytes": b"\x80\x05\x96" + (3 * 10**9).to_bytes(8, "little") + b"x.",
+    "a tower of subclasses": b"\x80\x02](ctorch._tensor\n_rebuild_from_type_v2\nNh\x00Ntq\x00.",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("zipped", FORMATS.values(), ids=FORMATS)
+def test_a_hostile_pickle_is_one_line(kind, zipped, tmp_path):
+    path = tmp_path / "hostile.pth"
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", HOSTILE[kind])
+    else:
+        path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + HOSTILE[kind])
+    with pytest.raises(WsurgeryError, match=r"hostile\.pth [^\n]+$"):
+        TorchFile(path)

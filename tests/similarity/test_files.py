@@ -99,9 +99,9 @@ def test_files_that_cannot_be_compared_are_named(save, tmp_path):
     (tmp_path / "empty.npy").write_bytes(b"")
     for b, words in (
         (tmp_path / "text.npy", "text.npy is no .npy file"),
-        (tmp_path / "short.npy", "short.npy is no .npy file of numbers, or ends early"),
+        (tmp_path / "short.npy", "short.npy is empty, or ends early"),
         (tmp_path / "empty.npy", "empty.npy is no .npy file"),
-        (save("objects.npy", np.array([[{}]])), "objects.npy is no .npy file of numbers"),
+        (save("objects.npy", np.array([[{}]])), "objects.npy has an array of object"),
         (save("bytes.npy", np.ones((N, 2), np.uint8)), "bytes.npy holds uint8: save float16"),
         (save("images.npy", y.reshape(N, 5, 3)), r"images.npy has the shape \(3000, 5, 3\): reshape it to rows"),
         (save("fewer.npy", y[1:]), "a.npy has 3000 rows and .*fewer.npy has 2999"),

@@ -92,3 +92,25 @@ def test_what_is_not_the_same_names_the_first_difference(tmp_path, header, rows,
     with pytest.raises(WsurgeryError, match=said) as caught:
         align(a, [written(tmp_path / "b.csv", header + "".join(rows))])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\xff", b"path,patient", b"a" * 20_000_000, (HEADER + "x" * 20_000_000).encode(), HEADER.encode() + b"\0",
+        HEADER.encode() + b'"' + b"x" * 200_000, HEADER.encode() + b"x.png,1,0,1," + b"9" * 5000 + b",x\n",
+        HEADER.encode() + b"x.png\n",
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_one_line(content, tmp_path):
+    (tmp_path / "p.csv").write_bytes(content)
+    with pytest.raises(WsurgeryError, match=r"^[^\n]*p\.csv [^\n]+$"):
+        read_predictions(tmp_path / "p.csv")
+
+
+def test_a_file_of_many_labels_is_read_in_no_more_than_its_time(tmp_path):
+    """100,000 columns, each looked for among all, were ten thousand million steps."""
+    n = 50_000
+    header = ",".join(["path,patient", *(f"a{i}" for i in range(n)), *(f"p_a{i}" for i in range(n))])
+    found = written(tmp_path / "p.csv", f"{header}\nx.png,1{',1' * n}{',0.5' * n}\n")
+    assert found.scores.shape == (1, n)

@@ -7,9 +7,11 @@ untrusted input, so nothing is allocated from a number that has not been checked
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring
+from operator import attrgetter
 from typing import Any
 
 from wsurgery.checkpoint.dtypes import BITS
@@ -20,6 +22,8 @@ MAX_HEADER = 100_000_000  # bytes, the reference library's limit
 _MAX_SIZE = 2**63 - 1  # elements, bytes: no file is larger, and no array may be, its empty dimensions left out
 _MAX_DIMENSIONS = 64  # numpy's limit
 _FIELDS = {"dtype", "shape", "data_offsets"}
+_INT = {int}
+_MINUS = re.compile(rb"[\[,:][ \t\r\n]*-")  # what a negative number looks like, and a string may
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +101,8 @@ def parse_header(text: bytes) -> Header:
         WsurgeryError: anything that the format forbids, with the tensor's name where there is one.
     """
     try:
-        fields = json.loads(
-            text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_natural_number
-        )
+        integer = _natural_number if b"-" in text and _MINUS.search(text) else None
+        fields = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=integer)
     except UnicodeDecodeError:
         raise WsurgeryError("has a header that is not UTF-8") from None
     except (ValueError, RecursionError) as error:
@@ -115,7 +118,7 @@ def parse_header(text: bytes) -> Header:
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise WsurgeryError("has __metadata__ that is not a map from strings to strings")
-    tensors = sorted((_tensor(name, entry) for name, entry in fields.items()), key=lambda t: (t.start, t.end))
+    tensors = sorted(map(_tensor, fields.keys(), fields.values()), key=attrgetter("start", "end"))
     end = 0
     for tensor in tensors:
         if tensor.start != end:
@@ -152,6 +155,26 @@ def _dumps(fields: dict[str, str]) -> str:
 
 
 def _tensor(name: str, entry: Any) -> TensorInfo:
+    try:  # what is well-formed, in few steps: a header may have a million tensors
+        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        sizes = [start, end, *shape]
+        if (
+            len(entry) == 3
+            and type(shape) is list
+            and {*map(type, sizes)} == _INT
+            and end <= _MAX_SIZE
+            and len(shape) <= _MAX_DIMENSIONS
+            and math.prod(shape) * BITS[dtype] == 8 * (end - start) > 0
+        ):
+            return TensorInfo(name, dtype, tuple(shape), start, end)
+    except (KeyError, TypeError, ValueError):
+        pass
+    return _checked(name, entry)
+
+
+def _checked(name: str, entry: Any) -> TensorInfo:
+    """Check what is empty, or say what is wrong."""
+
     def broken(what: str) -> WsurgeryError:
         return WsurgeryError(f"has a broken header: {printable(name)} {what}")
 
@@ -166,7 +189,7 @@ def _tensor(name: str, entry: Any) -> TensorInfo:
         raise broken("has data_offsets that are not a range")
     if len(shape) > _MAX_DIMENSIONS:
         raise broken(f"has {len(shape)} dimensions, more than {_MAX_DIMENSIONS}")
-    if math.prod([size or 1 for size in shape]) * BITS[dtype] > 8 * _MAX_SIZE:
+    if math.prod(size or 1 for size in shape) * BITS[dtype] > 8 * _MAX_SIZE:
         raise broken("has a shape whose size overflows")
     try:
         size = nbytes(dtype, shape)
@@ -178,7 +201,7 @@ def _tensor(name: str, entry: Any) -> TensorInfo:
 
 
 def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all([type(item) is int and 0 <= item <= _MAX_SIZE for item in value])
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= _MAX_SIZE for item in value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from wsurgery.data.splits import split_patients
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.untrusted import MAX_COLUMNS, short_lines, text_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+MAX_LINKS, MAX_LINKS_ABOVE = 20_000, 8  # to folders: two in each of forty are a million million paths
 SPLITS = {"valid": "0.15", "test": "0.15", "seed": "0"}  # the keys that hold_out takes, and their defaults
 
 
@@ -44,10 +46,23 @@ def existing_folder(scheme: str, argument: str) -> Path:
 
 
 def list_files(folder: Path) -> list[str]:
-    """All files below `folder`, relative to it and sorted, without hidden ones and what macOS leaves in archives."""
-    found = []
+    """All files below `folder`, relative to it and sorted, without hidden ones and what macOS leaves in archives.
+
+    Links are followed.
+
+    Raises:
+        WsurgeryError: links lead back, or on to so many folders that no end can be expected.
+    """
+    found: list[str] = []
+    links_above, links = {os.fspath(folder): 0}, 0
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        above = links_above.pop(parent)
+        for path in (os.path.join(parent, name) for name in folders):
+            is_link = os.path.islink(path)
+            links_above[path], links = above + is_link, links + is_link
+            if links_above[path] > MAX_LINKS_ABOVE or links > MAX_LINKS:
+                raise WsurgeryError(f"{printable(path)} is a link too many to a folder: does one lead back?")
         found += [os.path.relpath(os.path.join(parent, name), folder) for name in names if not name.startswith(".")]
     return sorted(found)
 
@@ -61,16 +76,19 @@ def read_rows(file: Path) -> Iterator[dict[str, str]]:
     """The rows of a table with commas or semicolons. Column names are in lower case.
 
     Raises:
-        WsurgeryError: it is not text.
+        WsurgeryError: it is not text, or no table that anybody has.
     """
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            first = stream.readline()
+        with text_of(file, "utf-8-sig") as stream:
+            lines = short_lines(stream)
+            first = next(lines, "")
             delimiter = ";" if first.count(";") > first.count(",") else ","
             names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
-            for row in csv.DictReader(stream, names, delimiter=delimiter, restval=""):
+            if len(names) > MAX_COLUMNS:
+                raise WsurgeryError(f"there are {len(names):,} columns: at most {MAX_COLUMNS:,} are read")
+            for row in csv.DictReader(lines, names, delimiter=delimiter, restval=""):
                 yield {name: value.strip() for name, value in row.items() if name}
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, WsurgeryError) as error:
         raise WsurgeryError(f"{printable(str(file))}: {printable(str(error))}") from None
 
 

@@ -1,8 +1,7 @@
 """Images inside an .npz archive, as MedMNIST's come: `FILE.npz/ARRAY/INDEX` is the path of one."""
 
+import math
 import re
-import zipfile
-import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -10,9 +9,12 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from wsurgery.archives import ArrayHeader, one_line_errors, open_archive, open_array, read_exactly
 from wsurgery.errors import WsurgeryError, printable
 
-_INSIDE = re.compile(r"(.+\.npz)/(\w+)/(\d+)")
+MAX_PIXELS = 100_000_000  # of one picture: a photograph of a retina has 20 million
+
+_INSIDE = re.compile(r"(.+\.npz)/(\w+)/(\d{1,18})")
 
 
 def split_path(path: Path) -> tuple[Path, str, int] | None:
@@ -21,18 +23,18 @@ def split_path(path: Path) -> tuple[Path, str, int] | None:
     return (Path(match[1]), match[2], int(match[3])) if match else None
 
 
-def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Read the shape and dtype that an .npy begins with.
+def check_images(header: ArrayHeader) -> None:
+    """Refuse what is no array of images: uint8, (n, h, w) or (n, h, w, 3).
 
     Raises:
-        ValueError: it is none, or not in C order.
+        WsurgeryError: it is none, or one whose images have no pixels, or too many.
     """
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
-    if fortran:
-        raise ValueError("an array is in Fortran order")
-    return shape, dtype
+    shape = header.shape
+    if header.dtype != np.uint8 or header.fortran or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
+        order = " in Fortran order" if header.fortran else ""
+        raise WsurgeryError(f"it is {header.dtype} {shape}{order}, not uint8 (n, h, w) or (n, h, w, 3)")
+    if not 0 < math.prod(shape[1:3]) <= MAX_PIXELS:
+        raise WsurgeryError(f"images of {shape[2]} x {shape[1]} pixels are not read: at most {MAX_PIXELS:,}")
 
 
 class ArchiveReader:
@@ -53,18 +55,21 @@ class ArchiveReader:
             WsurgeryError: the archive is broken, or holds no such image.
         """
         try:
-            if (archive, array) != (self.archive, self.array) or index < self.index:
-                self._open(archive, array)
-            if index >= self.shape[0]:
-                raise ValueError(f"{array} has {self.shape[0]} images, and not one of index {index}")
-            size = int(np.prod(self.shape[1:]))
-            while self.index < index:
-                self._take(size)
-            return np.frombuffer(self._take(size), np.uint8).reshape(self.shape[1:])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            with one_line_errors(f"{printable(str(archive))} cannot be read as an archive of images: {array}"):
+                if (archive, array) != (self.archive, self.array) or index < self.index:
+                    self._open(archive, array)
+                if index >= self.shape[0]:
+                    raise WsurgeryError(f"has {self.shape[0]} images, and not one of index {index}")
+                size = math.prod(self.shape[1:])
+                while self.index < index:
+                    self._take(size)
+                return np.frombuffer(self._take(size), np.uint8).reshape(self.shape[1:])
+        except OSError as error:
             self.archive = None
-            reason = (isinstance(error, OSError) and error.strerror) or str(error)
-            raise WsurgeryError(f"{printable(str(archive))} cannot be read as an archive of images: {reason}") from None
+            raise WsurgeryError(f"{printable(str(archive))} cannot be read: {error.strerror}") from None
+        except WsurgeryError:
+            self.archive = None
+            raise
 
     def __enter__(self) -> "ArchiveReader":
         return self
@@ -74,16 +79,13 @@ class ArchiveReader:
 
     def _open(self, archive: Path, array: str) -> None:
         self.files.close()
-        members = self.files.enter_context(zipfile.ZipFile(archive))
-        self.stream = self.files.enter_context(members.open(f"{array}.npy"))
-        self.archive, self.array, self.index = archive, array, 0
-        self.shape, dtype = array_header(self.stream)
-        if dtype != np.uint8 or not (len(self.shape) == 3 or (len(self.shape) == 4 and self.shape[3] == 3)):
-            raise ValueError(f"{array} is {dtype} {self.shape}, not uint8 (n, h, w) or (n, h, w, 3)")
+        self.archive = None  # until all of it is open
+        opened = self.files.enter_context(open_archive(archive))
+        header, self.stream = self.files.enter_context(open_array(opened, f"{array}.npy"))
+        check_images(header)
+        self.archive, self.array, self.index, self.shape = archive, array, 0, header.shape
 
-    def _take(self, size: int) -> bytes:
-        data = self.stream.read(size)
-        if len(data) < size:
-            raise EOFError(f"{self.array} ends early")
+    def _take(self, size: int) -> bytearray:
+        data = read_exactly(self.stream, size)
         self.index += 1
         return data

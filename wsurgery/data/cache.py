@@ -2,36 +2,34 @@
 
 import json
 import os
-import struct
 import warnings
-import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.cores import cores
-from wsurgery.data.archive import ArchiveReader, split_path
+from wsurgery.data.archive import MAX_PIXELS, ArchiveReader, split_path
 from wsurgery.data.manifest import Manifest
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.progress import Progress
+from wsurgery.untrusted import open_own, open_regular, parse_json, read_regular, refuse_link
 
 AHEAD = 256  # images in memory between decoding and writing
+AHEAD_BYTES = 1 << 26  # and bytes of those that come from archives as they are
+# Formats of pixels. Others that Pillow knows start programs (EPS), or are none that images for a network come in.
+FORMATS = ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000"]
+MAX_BAD = 1 << 26  # bytes of the list of images that cannot be read
 REVISION = 3  # to be raised when the same images come out as other pixels
 
-# What its readers raise for broken files.
-_PILLOW_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
 _ORIENTATION = 0x0112  # Exif's tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -104,10 +102,32 @@ def _shorter_side(path: Path) -> int:
         with ArchiveReader() as archives:
             height, width, *_ = archives.read(*inside).shape
             return int(min(height, width))
+    with _open_image(path) as image:
+        return min(image.size)
+
+
+@contextmanager
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image file, whose pixels are read only when they are asked for.
+
+    Raises:
+        WsurgeryError: it is missing, no picture, too large or damaged; so it is too if what is done with it fails.
+    """
     try:
-        with Image.open(path) as image:
-            return min(image.size)
-    except _PILLOW_ERRORS as error:
+        with open_regular(path, buffering=-1) as stream, Image.open(stream, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise WsurgeryError(
+                    f"{printable(str(path))} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale "
+                    "it down first"
+                )
+            yield image
+    except WsurgeryError:
+        raise
+    except UnidentifiedImageError:
+        raise WsurgeryError(
+            f"{printable(str(path))} cannot be read as an image: it is none of {', '.join(FORMATS)}"
+        ) from None
+    except Exception as error:  # of Pillow's decoders: there is no end of them
         raise _unreadable(path, error) from None
 
 
@@ -115,12 +135,15 @@ def _decode(
     manifest: Manifest, image_size: int, threads: int | None, *, skip_bad: bool
 ) -> tuple[NDArray[np.uint8], dict[int, str]]:
     """The images that can be read, and what is wrong with the others, by row."""
+    if image_size**2 > MAX_PIXELS:
+        raise UsageError(f"images of {image_size} x {image_size} pixels are more than {MAX_PIXELS:,}")
     paths = [manifest.root / path for path in manifest.paths]
     file = cache_folder() / "images" / f"{_key(paths, image_size, skip_bad=skip_bad)}.rgb"
-    if not file.exists():
+    bad = _read_bad(file, len(paths))
+    if bad is None or not _is_whole(file, len(paths) - len(bad), image_size):
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, paths, image_size, threads or cores(), skip_bad=skip_bad)
-    bad = _read_bad(file)
+        bad = _read_bad(file, len(paths)) or {}
     if bad and not skip_bad:
         raise WsurgeryError(next(iter(bad.values())))
     shape = (len(paths) - len(bad), image_size, image_size, 3)
@@ -128,6 +151,15 @@ def _decode(
         raise WsurgeryError(f"none of the images in {printable(str(manifest.root))} can be read")
     # Copy on write, not read-only: torch warns of arrays that cannot be written to.
     return np.memmap(file, np.uint8, mode="c", shape=shape), bad
+
+
+def _is_whole(file: Path, n: int, image_size: int) -> bool:
+    """Whether a file holds n images: it may have been cut, or be somebody's."""
+    try:
+        with open_regular(file) as stream:
+            return os.fstat(stream.fileno()).st_size == n * image_size * image_size * 3
+    except FileNotFoundError:
+        return False
 
 
 def _key(paths: list[Path], image_size: int, *, skip_bad: bool) -> str:
@@ -141,7 +173,7 @@ def _key(paths: list[Path], image_size: int, *, skip_bad: bool) -> str:
             else:
                 archive = inside[0]
                 size, changed = archives.get(archive) or archives.setdefault(archive, _size_and_change(archive))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # of a name that no file can have
             if not skip_bad:
                 raise _unreadable(path, error) from None
             size, changed = -1, -1
@@ -160,8 +192,13 @@ def _write(file: Path, paths: list[Path], image_size: int, threads: int, *, skip
     Its length says how far an earlier call came. Rows that cannot be read are not in it, but in `file`.bad.
     """
     part, lock = file.with_suffix(".part"), file.with_suffix(".lock")
+    refuse_link(lock)
     with FileLock(lock):  # another process may be at it, and then has done it
-        if not file.exists():
+        bad = _read_bad(file, len(paths))
+        if bad is None:  # where the others stand is not known
+            for name in (_bad_file(file), part):
+                name.unlink(missing_ok=True)
+        if bad is None or not _is_whole(file, len(paths) - len(bad), image_size):
             _decode_into(part, file, paths, image_size, threads, skip_bad=skip_bad)
     with suppress(OSError):  # on Windows while another process waits for it
         lock.unlink()  # whoever waits for it, or makes it anew, finds the file
@@ -170,10 +207,13 @@ def _write(file: Path, paths: list[Path], image_size: int, threads: int, *, skip
 def _decode_into(part: Path, file: Path, paths: list[Path], image_size: int, threads: int, *, skip_bad: bool) -> None:
     bytes_an_image = image_size * image_size * 3
     # Through a stream: a memory map that meets a full disk kills the process.
-    with part.open("ab", buffering=0) as stream:
+    refuse_link(_bad_file(file))
+    with open_own(part, "ab") as stream:
+        bad = _read_bad(file, len(paths)) or {}
         n_good = os.fstat(stream.fileno()).st_size // bytes_an_image
+        if n_good > len(paths) - len(bad):  # it is not ours
+            n_good = 0
         stream.truncate(n_good * bytes_an_image)
-        bad = _read_bad(file)
         if bad and not skip_bad:
             raise WsurgeryError(next(iter(bad.values())))
         first = n_good
@@ -189,11 +229,10 @@ def _decode_into(part: Path, file: Path, paths: list[Path], image_size: int, thr
                 warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata that we do not read
                 progress.advance(first)
                 decode_one = partial(_decode_image, image_size=image_size)
-                todo = iter(range(first, len(paths)))
-                while batch := list(islice(todo, AHEAD)):
-                    loaded = [_load(paths[row], archives) for row in batch]
+                done = first
+                for batch in _batches(paths[first:], archives):
                     good: list[bytes] = []
-                    for row, pixels in zip(batch, pool.map(decode_one, loaded), strict=True):
+                    for row, pixels in enumerate(pool.map(decode_one, batch), done):
                         if isinstance(pixels, bytes):
                             good.append(pixels)
                         elif skip_bad:
@@ -203,45 +242,65 @@ def _decode_into(part: Path, file: Path, paths: list[Path], image_size: int, thr
                     if bad:
                         with AtomicFile(_bad_file(file), force=True) as stream_of_bad:
                             write_all(stream_of_bad, json.dumps(bad).encode())
+                    done += len(batch)
                     write_all(stream, b"".join(good))
                     progress.advance(len(batch))
             os.fsync(stream.fileno())
         except OSError as error:
             error.filename = error.filename or str(part)  # a failed write knows no name
             raise
-    part.rename(file)  # closed before: Windows does not rename what is open
+    part.replace(file)  # closed before: Windows does not rename what is open
 
 
 def _bad_file(file: Path) -> Path:
     return file.with_suffix(".bad")
 
 
-def _read_bad(file: Path) -> dict[int, str]:
+def _read_bad(file: Path, n: int) -> dict[int, str] | None:
+    """What is wrong with the rows that are left out of n, None where it cannot be told."""
     try:
-        return {int(row): reason for row, reason in json.loads(_bad_file(file).read_text()).items()}
+        bad = parse_json(read_regular(_bad_file(file), MAX_BAD), dict[str, str], str(_bad_file(file)))
+        rows = {int(row): printable(reason, 1000) for row, reason in bad.items() if row.isascii() and len(row) < 19}
     except FileNotFoundError:
         return {}
+    except (WsurgeryError, ValueError):
+        return None
+    return rows if len(rows) == len(bad) and all(0 <= row < n for row in rows) else None
 
 
-def _load(path: Path, archives: ArchiveReader) -> Path | NDArray[np.uint8]:
-    """What `_decode_image` needs: the path of a file, or the pixels from an archive, which is read in order."""
-    inside = split_path(path)
-    return archives.read(*inside) if inside else path
+def _batches(paths: list[Path], archives: ArchiveReader) -> Iterator[list["Path | NDArray[np.uint8] | WsurgeryError"]]:
+    """What `_decode_image` needs of some paths at a time: that of a file, or pixels from an archive, read in order."""
+    batch: list[Path | NDArray[np.uint8] | WsurgeryError] = []
+    held = 0
+    for path in paths:
+        inside = split_path(path)
+        try:
+            batch.append(archives.read(*inside) if inside else path)
+        except WsurgeryError as error:
+            batch.append(error)
+        held += batch[-1].nbytes if isinstance(batch[-1], np.ndarray) else 0
+        if len(batch) == AHEAD or held > AHEAD_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
-def _decode_image(loaded: Path | NDArray[np.uint8], *, image_size: int) -> bytes | WsurgeryError:
+def _decode_image(loaded: Path | NDArray[np.uint8] | WsurgeryError, *, image_size: int) -> bytes | WsurgeryError:
     """The pixels of a square, or what is wrong with the image."""
+    if isinstance(loaded, WsurgeryError):
+        return loaded
     if not isinstance(loaded, Path):
         return _square(Image.fromarray(loaded), image_size)
     try:
-        with Image.open(loaded) as image:
+        with _open_image(loaded) as image:
             if image.mode.startswith(("I", "F")):
                 return WsurgeryError(
                     f"{printable(str(loaded))} has more than 8 bits a channel: convert it to 8 bits first"
                 )
             return _square(image, image_size)
-    except _PILLOW_ERRORS as error:
-        return _unreadable(loaded, error)
+    except WsurgeryError as error:
+        return error
 
 
 def _square(image: Image.Image, image_size: int) -> bytes:
@@ -252,7 +311,7 @@ def _square(image: Image.Image, image_size: int) -> bytes:
     """
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except _PILLOW_ERRORS:
+    except Exception:
         orientation = None  # Exif may be broken where the image is not
     drafted = image.draft(None, (2 * image_size, 2 * image_size))
     _, _, width, height = drafted[1] if drafted else (0, 0, *image.size)  # not whole numbers in a draft

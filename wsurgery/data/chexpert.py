@@ -62,7 +62,9 @@ def chexpert(argument: str, given: Mapping[str, str]) -> Manifest:
             try:
                 labels.append([meaning[label][row[label].removesuffix(".0")] for label in LABELS])
             except KeyError as error:
-                raise WsurgeryError(f"{where}: a label is {error}: labels are 1, 0, -1 or empty") from None
+                raise WsurgeryError(
+                    f"{where}: a label is {printable(str(error))}: labels are 1, 0, -1 or empty"
+                ) from None
     if not paths:
         raise WsurgeryError(f"{printable(str(folder / 'train.csv'))}: there are no {views} images")
     splits = hold_out("chexpert", splits, patients, keys, {key: given[key] for key in given if key != "test"})

@@ -10,6 +10,7 @@ A label is 0, 1 or empty, which means unknown.
 import csv
 import io
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.splits import rank_patients
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.untrusted import MAX_COLUMNS, open_regular, short_lines, text_of
 
 FIXED = ("path", "patient", "split")
 UNKNOWN = float("nan")
+MAX_SPLITS = 1000
+_FREE_ROWS, _FREE_CELLS = 1_000_000, 30_000_000  # of a Parquet file, however few bytes it has
 # How the two labels are written by people, by spreadsheets and by data frames in which some labels are unknown.
 LABELS = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0, "": UNKNOWN, "nan": UNKNOWN}
 
@@ -110,9 +114,9 @@ def read_manifest(file: Path) -> Manifest:
     """
     table = _read_table(file)
     columns = list(table.column_names)
-    for name in columns:
-        if columns.count(name) > 1:
-            raise _wrong(file, f"column {name!r} is there twice")
+    name, times = Counter(columns).most_common(1)[0] if columns else ("", 0)
+    if times > 1:
+        raise _wrong(file, f"column {name!r} is there twice")
     for name in ("path", "split"):
         if name not in columns:
             raise _wrong(
@@ -125,6 +129,8 @@ def read_manifest(file: Path) -> Manifest:
         raise _wrong(file, "there are no rows")
 
     paths, splits = _strings(file, table, "path"), _strings(file, table, "split")
+    if (n := len(set(splits))) > MAX_SPLITS:
+        raise _wrong(file, f"there are {n:,} splits: a manifest has train, valid and test, or some more")
     for name, values in (("path", paths), ("split", splits)):
         if "" in values:
             raise _wrong(file, f"the {name} is empty", values.index(""))
@@ -172,9 +178,12 @@ def write_manifest(manifest: Manifest, file: Path) -> None:
 
 def summarise(manifest: Manifest) -> dict[str, Any]:
     """Counts of images and patients, and in each split of each label's positives, negatives and unknowns."""
+    rows: dict[str, list[int]] = {}
+    for row, split in enumerate(manifest.splits):
+        rows.setdefault(split, []).append(row)
     splits: dict[str, Any] = {}
-    for split in dict.fromkeys(manifest.splits):
-        part = manifest.where(split)
+    for split in rows:
+        part = manifest.take(rows[split])
         counts = {}
         for name, column in zip(part.label_names, part.labels.T, strict=True):
             tally = {"positive": column == 1, "negative": column == 0, "unknown": np.isnan(column)}
@@ -192,21 +201,53 @@ def _is_csv(file: Path) -> bool:
 def _read_table(file: Path) -> pa.Table:
     try:
         if not _is_csv(file):
-            return pa.parquet.read_table(file)
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            header = next(csv.reader(stream), [])
+            return _read_parquet(file)
+        with text_of(file, "utf-8-sig") as stream:
+            header = next(csv.reader(short_lines(stream)), [])
+        _check_columns(len(header))
         # All columns as text: a patient "007" must not become the number 7.
         convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
         return pa.csv.read_csv(file, pa.csv.ReadOptions(use_threads=False), convert_options=convert)  # with row numbers
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # of Arrow's, csv's and ours
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise _wrong(file, " ".join(str(error).split())) from None
 
 
+def _read_parquet(file: Path) -> pa.Table:
+    with open_regular(file) as stream, pa.parquet.ParquetFile(stream) as parquet:
+        _check_columns(parquet.metadata.num_columns)
+        size, rows = file.stat().st_size, parquet.metadata.num_rows
+        # Packed, a column of one value takes no bytes, however many rows there are.
+        if rows > _FREE_ROWS + 16 * size or rows * parquet.metadata.num_columns > _FREE_CELLS + 100 * size:
+            raise WsurgeryError(f"there are {rows:,} rows in {size:,} bytes")
+        schema = parquet.schema_arrow
+        # Kept once for all rows that have it: a long text that comes often is a few bytes in the file.
+        texts = [
+            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
+    return pa.parquet.read_table(file, read_dictionary=texts, use_threads=False)
+
+
+def _check_columns(n: int) -> None:
+    if n > MAX_COLUMNS:
+        raise WsurgeryError(f"there are {n:,} columns: at most {MAX_COLUMNS:,} are read")
+
+
 def _strings(file: Path, table: pa.Table, name: str) -> list[str]:
+    values: list[str] = []
     try:
-        return [value or "" for value in table[name].cast(pa.string()).to_pylist()]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        for chunk in table[name].chunks:
+            if pa.types.is_dictionary(chunk.type):
+                kept = [value or "" for value in chunk.dictionary.cast(pa.string()).to_pylist()]
+                values += ["" if index is None else kept[index] for index in chunk.indices.to_pylist()]
+            else:
+                values += [value or "" for value in chunk.cast(pa.string()).to_pylist()]
+    except (pa.ArrowException, ValueError) as error:
         raise _wrong(file, f"column {name!r} is not text: {error}") from None
+    return values
 
 
 def _labels(file: Path, table: pa.Table, name: str) -> NDArray[np.float32]:

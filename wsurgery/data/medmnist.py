@@ -1,18 +1,20 @@
 """`medmnist:FILE.npz`: a data set of MedMNIST (Yang et al. 2023), its own splits. The images stay in the archive."""
 
-import zipfile
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsurgery.archives import one_line_errors, open_archive, open_array, read_array
 from wsurgery.data.adapters import choose, read_keys
-from wsurgery.data.archive import array_header
+from wsurgery.data.archive import check_images
 from wsurgery.data.grades import GRADES, grade_labels
 from wsurgery.data.manifest import Manifest
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
+MAX_CELLS = 10_000_000  # labels of all images: the largest of the sets has 2 million
 SPLITS = {"train": "train", "val": "valid", "test": "test"}  # MedMNIST's name → ours
 # The archives hold numbers only; here are the names of the two data sets that belong to the paper's tasks.
 LABEL_NAMES = {
@@ -42,21 +44,27 @@ def medmnist(argument: str, given: Mapping[str, str]) -> Manifest:
     paths: list[str] = []
     splits: list[str] = []
     parts: list[NDArray[np.int64]] = []
-    try:
-        with zipfile.ZipFile(file) as archive, np.load(file, allow_pickle=False) as arrays:
-            for theirs, ours in SPLITS.items():
-                with archive.open(f"{theirs}_images.npy") as stream:
-                    n = array_header(stream)[0][0]
-                labels = arrays[f"{theirs}_labels"].astype(np.int64).reshape(n, -1)
-                paths += [f"{file.name}/{theirs}_images/{i}" for i in range(n)]
-                splits += [ours] * n
-                parts.append(labels)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise WsurgeryError(f"{printable(str(file))} is not an archive of MedMNIST's: {error}") from None
-    labels = np.concatenate(parts)
+    with one_line_errors(f"{printable(str(file))} is not an archive of MedMNIST's:"), open_archive(file) as archive:
+        for theirs, ours in SPLITS.items():
+            with open_array(archive, f"{theirs}_images.npy") as (header, _):
+                check_images(header)
+                n = header.shape[0]
+            with open_array(archive, f"{theirs}_labels.npy") as (header, _):
+                k = math.prod(header.shape) // max(n, 1)
+                if header.dtype.kind not in "biuf" or max(n, n * k) > MAX_CELLS:
+                    raise WsurgeryError(f"{theirs}_labels are {header.dtype} {header.shape}")
+            labels = read_array(archive, f"{theirs}_labels.npy").astype(np.int64).reshape(n, -1)
+            paths += [f"{file.name}/{theirs}_images/{i}" for i in range(n)]
+            splits += [ours] * n
+            parts.append(labels)
+        labels = np.concatenate(parts)
+    if not labels.size:
+        raise WsurgeryError(f"{printable(str(file))} holds no labels")
     name = file.stem.partition("_")[0].lower()  # retinamnist_224 is retinamnist, larger
     if labels.min() < 0 or (labels.shape[1] > 1 and labels.max() > 1):
         raise WsurgeryError(f"{printable(str(file))}: labels are neither classes from 0 nor columns of 0 and 1")
+    if labels.shape[1] == 1 and len(labels) * (int(labels.max()) + 1) > MAX_CELLS:
+        raise WsurgeryError(f"{printable(str(file))}: {int(labels.max()) + 1} classes are more than MedMNIST has")
     if labels.shape[1] > 1:
         if ordinal:
             raise UsageError(f"medmnist:{printable(argument)} has {labels.shape[1]} labels an image, no grades")

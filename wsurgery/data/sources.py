@@ -25,6 +25,7 @@ from wsurgery.data.medmnist import medmnist
 from wsurgery.data.synthetic import Synthetic
 from wsurgery.entry_points import find, plug_ins
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.untrusted import read_regular
 
 
 class Source(Protocol):
@@ -208,6 +209,6 @@ def _identity(scheme: str, source: Source) -> str:
 
 def _made_from(folder: Path) -> str | None:
     try:
-        return (folder / "spec.json").read_text()
-    except OSError:
+        return read_regular(folder / "spec.json", 1 << 16).decode().replace("\r\n", "\n")
+    except (OSError, WsurgeryError, UnicodeDecodeError):  # not there, or nobody's that was made here
         return None

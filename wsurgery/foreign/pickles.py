@@ -1,35 +1,34 @@
-"""Files that torch.save wrote, read without torch: a restricted unpickler, and one storage at a time.
+"""Files that torch.save wrote, read without torch, one storage at a time.
 
 Two formats. Since PyTorch 1.6: a zip archive, `NAME/data.pkl` describes the tensors, `NAME/data/KEY` holds one storage.
 Before: five pickles in a row (a magic number, the version, the machine, the tensors, the storages' keys), then the
-storages. A file is untrusted input: unpickling can call any function, so only the few names in `_global` are known
+storages. A file is untrusted input: unpickling can call any function, so only the few names in `_GLOBALS` are known
 here, none of which does more than build a container; and every number is checked before memory is taken by it.
 """
 
-import io
 import mmap
 import pickle
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from wsurgery.archives import one_line_errors, open_member, read_exactly
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
 from wsurgery.errors import WsurgeryError, printable
+from wsurgery.foreign.opcodes import Ignored, Unpickler
+from wsurgery.untrusted import open_regular
 
 ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]  # the first pickle without its protocol's number
-_BLOCK = 1 << 20  # bytes read at a time
 _MAX_EXPANDED = (
     64 << 20
 )  # bytes that a tensor may take beyond its storage: `expand` repeats elements at no cost in the file
 _MAX_DIMENSIONS = 64  # numpy's limit
-_DEFLATE_RATIO = 1032  # the most that deflate compresses
 
 _STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
@@ -58,7 +57,7 @@ class Storage:
         return self.elements * BITS[self.dtype] // 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredTensor:
     """A tensor as the pickle describes it, unchecked and unread. `offset` and `stride` count elements of `dtype`."""
 
@@ -112,7 +111,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.label = printable(str(path))
-        self._stream = path.open("rb")
+        self._stream = open_regular(path, buffering=-1)
         self._last: tuple[Storage, bytearray] | None = None
         try:
             with one_line_errors(self.label):
@@ -153,20 +152,6 @@ class TorchFile:
         self._stream.close()
 
 
-@contextmanager
-def one_line_errors(label: str) -> Iterator[None]:
-    """Turn whatever a broken file makes pickle, zipfile and numpy raise, which is nearly anything, into one line."""
-    try:
-        yield
-    except WsurgeryError as error:
-        raise type(error)(f"{label} {error}") from None
-    except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened at all; without a name, its own numbers led nowhere
-        what = printable(f"{type(error).__name__}: {error}")
-        raise WsurgeryError(f"{label} is damaged or not what it seems ({what}): download it again") from None
-
-
 def is_legacy(prefix: bytes) -> bool:
     """Whether a file that starts with these 32 bytes is of torch.save's format of before PyTorch 1.6."""
     return prefix[:1] == b"\x80" and _LEGACY_MAGIC in prefix
@@ -174,7 +159,6 @@ def is_legacy(prefix: bytes) -> bool:
 
 class _Zip:
     def __init__(self, stream: BinaryIO) -> None:
-        self.size = stream.seek(0, io.SEEK_END)
         self.archive = zipfile.ZipFile(stream)
         if any(name.rpartition("/")[2] == "constants.pkl" for name in self.archive.namelist()):
             raise WsurgeryError(
@@ -186,7 +170,9 @@ class _Zip:
         self.folder = pickles[0].removesuffix("data.pkl")
         if f"{self.folder}byteorder" in self.archive.namelist() and self._member("byteorder", 16) != b"little":
             raise WsurgeryError("was written on a big-endian machine: load it with torch and save it again")
-        self.content = _Unpickler(io.BytesIO(self._member("data.pkl", MAX_HEADER))).load()
+        data = bytes(self._member("data.pkl", MAX_HEADER))
+        share = min(1, self.archive.getinfo(pickles[0]).compress_size / max(1, len(data)))
+        self.content = Unpickler(data, 0, _find_global, partial(_find_storage, {}), share=share).load()
 
     def read(self, storage: Storage) -> bytearray:
         data = self._member(f"data/{storage.key}", storage.nbytes)
@@ -197,36 +183,33 @@ class _Zip:
         return data
 
     def _member(self, name: str, limit: int) -> bytearray:
-        """Read a member of at most `limit` bytes, whose declared size is checked against the archive's first."""
+        """Read a member of at most `limit` bytes."""
         try:
-            info = self.archive.getinfo(self.folder + name)
+            stream = open_member(self.archive, self.folder + name, limit)
         except KeyError:
             raise WsurgeryError(f"misses its member {printable(name)}: download it again") from None
-        ratio = 1 if info.compress_type == zipfile.ZIP_STORED else _DEFLATE_RATIO
-        if info.file_size > limit or info.file_size > ratio * min(info.compress_size, self.size):
-            raise WsurgeryError(f"has a broken member {printable(name)} of {info.file_size} bytes")
-        with self.archive.open(info) as member:
-            return _read(member, info.file_size)
+        with stream:
+            return read_exactly(stream, self.archive.getinfo(self.folder + name).file_size)
 
 
 class _Legacy:
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
-        # Through a memory map no length in a pickle can ask for more memory than the file has bytes.
+        storages: dict[str, Storage] = {}
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as file:
-            for _ in ("magic number", "version"):
-                _Unpickler(file).load()
-            if not _Unpickler(file).load()["little_endian"]:
-                raise WsurgeryError("was written on a big-endian machine: load it with torch and save it again")
-            unpickler = _Unpickler(file)
-            self.content = unpickler.load()
-            keys = _Unpickler(file).load()
-            position, size = file.tell(), len(file)
+            position, size, found = 0, len(file), []
+            for _ in ("magic number", "version", "machine", "tensors", "storages' keys"):
+                unpickler = Unpickler(file, position, _find_global, partial(_find_storage, storages))
+                found.append(unpickler.load())
+                position = unpickler.position
+        _, _, machine, self.content, keys = found
+        if not machine["little_endian"]:
+            raise WsurgeryError("was written on a big-endian machine: load it with torch and save it again")
         self.starts: dict[str, int] = {}
-        for key in keys:
-            storage = unpickler.storages[key]
+        for key in map(str, keys):
+            storage = storages[key]
             stream.seek(position)
-            elements = int.from_bytes(_read(stream, 8), "little")
+            elements = int.from_bytes(read_exactly(stream, 8), "little")
             if elements != storage.elements:
                 raise WsurgeryError(
                     f"has a broken storage {printable(key)}: {elements} elements where the tensors say {storage.elements}"
@@ -240,86 +223,56 @@ class _Legacy:
         if storage.key not in self.starts:
             raise WsurgeryError(f"misses its storage {printable(storage.key)}: download it again")
         self.stream.seek(self.starts[storage.key])
-        return _read(self.stream, storage.nbytes)
+        return read_exactly(self.stream, storage.nbytes)
 
 
-def _read(stream: Any, n: int) -> bytearray:
-    buffer = bytearray(n)
-    view, done = memoryview(buffer), 0
-    while done < n:
-        got = stream.readinto(view[done : done + _BLOCK])
-        if not got:
-            raise EOFError(f"{done} of {n} bytes")
-        done += got
-    return buffer
+def _find_global(module: str, name: str) -> Any:
+    module = {"__builtin__": "builtins"}.get(module, module)
+    if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
+        return _STORAGES[name]
+    if module == "torch" and name in _DTYPES:
+        return _DTYPES[name]
+    try:
+        return _GLOBALS[f"{module}.{name}"]
+    except KeyError:
+        raise WsurgeryError(
+            f"asks for the Python object {printable(f'{module}.{name}')}, which could run code: if you trust it, load "
+            "it with torch in a sandbox and save its state_dict() alone"
+        ) from None
 
 
-class _Unpickler(pickle._Unpickler):
-    """Unpickles containers, numbers, strings and descriptions of tensors; refuses everything else by name.
-
-    The pure-Python unpickler, because the one in C takes memory by the largest memo index that a file names.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(stream, encoding="latin1")  # what Python 2 wrote as bytes
-        self.storages: dict[str, Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = {"__builtin__": "builtins"}.get(module, module)
-        if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
-            return _STORAGES[name]
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        try:
-            return _GLOBALS[f"{module}.{name}"]
-        except KeyError:
-            raise WsurgeryError(
-                f"asks for the Python object {printable(f'{module}.{name}')}, which could run code: if you trust it, load "
-                "it with torch in a sandbox and save its state_dict() alone"
-            ) from None
-
-    def persistent_load(self, identifier: Any) -> Storage:
-        kind, dtype, key, _, elements, *view = identifier
-        if (
-            kind != "storage"
-            or dtype not in BITS
-            or not isinstance(key, str)
-            or type(elements) is not int
-            or elements < 0
-        ):
-            raise WsurgeryError("describes a storage that torch.save does not write")
-        if any(view):
-            raise WsurgeryError(
-                "has a storage inside a storage: load it with a PyTorch of before 1.6 and save it again"
-            )
-        storage = Storage(key, dtype, elements)
-        if self.storages.setdefault(key, storage) != storage:
-            raise WsurgeryError(f"describes its storage {printable(key)} in two ways")
-        return storage
-
-    def load_build(self) -> None:
-        # An object's state is never needed, and setting attributes on whatever is on the stack is a risk.
-        self.stack.pop()  # type: ignore[attr-defined]
-
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[dict-item]  # noqa: RUF012
-
-
-class _Ignored:
-    """Stands for an object of settings or bookkeeping: takes any arguments and items, keeps none."""
-
-    def __new__(cls, *arguments: object) -> "_Ignored":
-        return super().__new__(cls)
-
-    def __setitem__(self, key: object, value: object) -> None: ...
+def _find_storage(storages: dict[str, Storage], identifier: Any) -> Storage:
+    if not isinstance(identifier, tuple) or not 5 <= len(identifier) <= 6:
+        raise WsurgeryError("describes a storage that torch.save does not write")
+    kind, dtype, key, _, elements, *view = identifier
+    if (
+        kind != "storage"
+        or not isinstance(dtype, str)
+        or dtype not in BITS
+        or not isinstance(key, str)
+        or type(elements) is not int
+        or elements < 0
+    ):
+        raise WsurgeryError("describes a storage that torch.save does not write")
+    if any(view):
+        raise WsurgeryError("has a storage inside a storage: load it with a PyTorch of before 1.6 and save it again")
+    storage = Storage(key, dtype, elements)
+    if storages.setdefault(key, storage) != storage:
+        raise WsurgeryError(f"describes its storage {printable(key)} in two ways")
+    return storage
 
 
 def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *_: object) -> StoredTensor:
-    return StoredTensor(storage, offset, tuple(shape), tuple(stride), storage.dtype)
+    return StoredTensor(storage, offset, _few(shape), _few(stride), storage.dtype)
 
 
 def _tensor_v3(storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> StoredTensor:
     _, _, dtype, *_ = rest  # requires_grad, hooks, dtype
-    return StoredTensor(storage, offset, tuple(shape), tuple(stride), dtype)
+    return StoredTensor(storage, offset, _few(shape), _few(stride), dtype)
+
+
+def _few(sizes: Any) -> tuple[Any, ...]:
+    return tuple(sizes[: _MAX_DIMENSIONS + 1])  # one more: too many stay too many
 
 
 def _parameter(data: StoredTensor, *_: object) -> StoredTensor:
@@ -327,11 +280,9 @@ def _parameter(data: StoredTensor, *_: object) -> StoredTensor:
 
 
 def _tensor_with_attributes(rebuild: Any, _: object, arguments: Any, __: object) -> Any:
+    if rebuild not in (_tensor, _tensor_v3, _parameter) or not isinstance(arguments, tuple) or len(arguments) > 16:
+        raise WsurgeryError("has a tensor of a subclass that torch.save does not write so")
     return rebuild(*arguments)
-
-
-def _default_dict(_: object = None, content: Any = ()) -> dict[Any, Any]:
-    return dict(content)
 
 
 _GLOBALS: dict[str, Any] = {
@@ -344,11 +295,13 @@ _GLOBALS: dict[str, Any] = {
     "torch.Size": tuple,
     "collections.OrderedDict": dict,
     "collections.Counter": dict,
-    "collections.defaultdict": _default_dict,
-    **{f"builtins.{kind.__name__}": kind for kind in (dict, list, set, frozenset, int, float)},
+    "collections.defaultdict": lambda *_: {},  # its items come after it
+    **{f"builtins.{kind.__name__}": kind for kind in (dict, list, set, frozenset)},
     # What training scripts leave beside the weights.
     **dict.fromkeys(
         (
+            "builtins.int",
+            "builtins.float",
             "argparse.Namespace",
             "torch.Tensor",
             "torch.nn.parameter.Parameter",
@@ -363,6 +316,6 @@ _GLOBALS: dict[str, Any] = {
             "lightning_fabric.utilities.data.AttributeDict",
             "lightning.fabric.utilities.data.AttributeDict",
         ),
-        _Ignored,
+        Ignored,
     ),
 }

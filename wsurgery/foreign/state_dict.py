@@ -5,9 +5,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 
+from wsurgery.archives import ArrayHeader, one_line_errors, open_archive, open_array, read_array
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
@@ -16,7 +18,7 @@ from wsurgery.checkpoint.provenance import History, Record, describe_file, descr
 from wsurgery.checkpoint.shards import INDEX, WHOLE, read_shard_names
 from wsurgery.checkpoint.unchanged import FileState, file_state, require_unchanged
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.foreign.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy, one_line_errors
+from wsurgery.foreign.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy
 from wsurgery.untrusted import open_regular
 
 # Names under which training scripts save the weights beside other things, in the order in which they are taken.
@@ -92,7 +94,12 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
     if path is not None and path.is_dir() and (files := _bin_files(path)):
         yield from _folder(path, files, key)
     elif path is not None and path.suffix == ".npz":
-        yield _unchanged(_npz(path, label, key), {path: state})
+        if key is not None:
+            raise UsageError(f"{label} is an .npz file, which has no wrappers: leave out --key")
+        with ExitStack() as stack:
+            with one_line_errors(label):
+                archive = stack.enter_context(open_archive(path))
+            yield _unchanged(_npz(archive, path, label), {path: state})
     elif path is not None and (prefix.startswith(ZIP_MAGIC) or is_legacy(prefix[:32])):
         with TorchFile(path) as file:
             yield _unchanged(_torch(file, path, key), {path: state})
@@ -188,11 +195,12 @@ def _unchanged(state_dict: StateDict, states: Mapping[Path, FileState | None]) -
 
 def _tied(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
     """Find tensors that are one: name → the first such name in the alphabet, which safetensors' save_model keeps, too."""
-    kept: dict[StoredTensor, str] = {}
+    kept: dict[object, str] = {}
+    views = {name: (t.storage, t.offset, t.shape, t.stride, t.dtype) for name, t in tensors.items()}
     for name in sorted(tensors):
         if 0 not in tensors[name].shape:
-            kept.setdefault(tensors[name], name)
-    return {name: first for name, stored in tensors.items() if (first := kept.get(stored, name)) != name}
+            kept.setdefault(views[name], name)
+    return {name: first for name, view in views.items() if (first := kept.get(view, name)) != name}
 
 
 def _bin_files(folder: Path) -> list[Path]:
@@ -238,32 +246,27 @@ def _folder(folder: Path, paths: list[Path], key: str | None) -> Iterator[StateD
         yield _unchanged(whole, states)
 
 
-def _npz(path: Path, label: str, key: str | None) -> StateDict:
-    if key is not None:
-        raise UsageError(f"{label} is an .npz file, which has no wrappers: leave out --key")
-    with _open_npz(path, label) as file:
-        names = list(file.files)
+def _npz(archive: ZipFile, path: Path, label: str) -> StateDict:
+    tensors, members = {}, {}
+    for member in archive.namelist():
+        name = member.removesuffix(".npy")
+        with one_line_errors(f"{label}: {printable(name)}"), open_array(archive, member) as (header, _):
+            tensors[name] = _described(_checked(name), header)
+        members[name] = member
 
-    def array(name: str) -> "np.ndarray[Any, Any]":
-        with _open_npz(path, f"{label}: {printable(name)}") as file:
-            found = np.asarray(file[name], order="C")
-            return found.astype(found.dtype.newbyteorder("<"), copy=False)
+    def read(name: str) -> memoryview:
+        with one_line_errors(f"{label}: {printable(name)}"):
+            found = np.asarray(read_array(archive, members[name]), order="C")
+            return found.astype(found.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data
 
-    tensors = {}
-    for name in names:
-        value = array(name)  # only inside its members does an .npz say dtype and shape; it is read again when written
-        try:
-            tensors[name] = TensorInfo(_checked(name), dtype_name(value.dtype), value.shape, 0, 0).placed(0)
-        except (TypeError, WsurgeryError) as error:
-            raise WsurgeryError(f"{label}: {printable(name)}: {error}") from None
-    return StateDict(label, tensors, lambda name: array(name).reshape(-1).view(np.uint8).data, describe_file(path))
+    return StateDict(label, tensors, read, describe_file(path))
 
 
-@contextmanager
-def _open_npz(path: Path, label: str) -> Iterator[Any]:
-    # numpy leaves a file open that it opened itself and could not read.
-    with path.open("rb") as stream, one_line_errors(label), np.load(stream, allow_pickle=False) as file:
-        yield file
+def _described(name: str, header: ArrayHeader) -> TensorInfo:
+    try:
+        return TensorInfo(name, dtype_name(header.dtype.newbyteorder("<")), header.shape, 0, 0).placed(0)
+    except TypeError as error:
+        raise WsurgeryError(f"cannot be written: {error}") from None
 
 
 def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:

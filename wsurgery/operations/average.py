@@ -15,7 +15,7 @@ from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.cast import cast, overflow_count
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import chunk_slice, for_each_chunk
-from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
+from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit, copy
 
 _SUM_TOLERANCE = 1e-6  # weights typed with six digits
 
@@ -62,7 +62,18 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
         overflows.note(tensor.name, overflow_count(total, result, run=run), result.dtype)
         return result
 
+    def several(x: Array, tensors: Sequence[tuple[str, int]], *, dtype: str) -> Array | None:
+        with reading:
+            others = [(_end_to_end(source, [name for name, _ in tensors]), weight) for source, weight in rest]
+        alike = [(other, weight) for other, weight in others if other is not None]
+        if len(alike) < len(others):
+            return None
+        total = weighted_sum([(x, lead_weight), *alike], shape=x.shape)
+        result = cast(total, dtype=numpy_dtype(dtype))
+        return None if overflow_count(total, result) else result
+
     overflows = Overflows()
+    of_dtype = {tensor.dtype: partial(several, dtype=tensor.dtype) for tensor in first.tensors.values()}
     edits = []
     for tensor in first.tensors.values():
         if tensor.name not in chosen or not is_float(tensor.dtype):
@@ -70,7 +81,8 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
             continue
         origin = lead.tensors[tensor.name]
         is_copy = not rest and lead_weight == 1 and origin.dtype == tensor.dtype
-        edits.append(TensorEdit(tensor, lead, origin, None if is_copy else partial(combine, tensor=tensor)))
+        compute = Separable(partial(combine, tensor=tensor), ((of_dtype[tensor.dtype], tensor.name),))
+        edits.append(TensorEdit(tensor, lead, origin, None if is_copy else compute))
     return Result(edits, warns=overflows.warnings)
 
 
@@ -98,6 +110,14 @@ def _accumulate(total: Array, x: Array, weight: float, run: Map) -> None:
             total[part] += values
 
     for_each_chunk(run, add, x.size)
+
+
+def _end_to_end(source: Checkpoint, names: Sequence[str]) -> Array | None:
+    """Read tensors of one dtype, (n,); None if they have several."""
+    tensors = [source.tensors[name] for name in names]
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        return None
+    return np.frombuffer(b"".join(source.read(tensor) for tensor in tensors), numpy_dtype(tensors[0].dtype))
 
 
 def _require_same(first: Checkpoint, other: Checkpoint, chosen: set[str], selection: Selection) -> None:

@@ -1,5 +1,6 @@
 """Conversion between floating-point types, rounded once to the nearest, ties to even."""
 
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import chunk_slice, chunks, for_each_chunk
-from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
+from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit, copy
 
 _HALF_BLOCK = 1 << 16  # elements at a time: what is in work stays in the second-level cache
 _HALF_OVERFLOW = np.float32(65520)  # the least that becomes infinite
@@ -29,12 +30,17 @@ def cast_edits(checkpoint: Checkpoint, dtype: str, *, selection: Selection) -> R
         overflows.note(name, overflow_count(x, result, run=run), target)
         return result
 
+    def several(x: Array, tensors: Sequence[tuple[str, int]]) -> Array | None:
+        result = cast(x, dtype=target)
+        return None if overflow_count(x, result) else result
+
     chosen = selection.names(checkpoint.tensors)
     edits = []
     for tensor in checkpoint.tensors.values():
         if tensor.name in chosen and is_float(tensor.dtype) and tensor.dtype != dtype:
             converted = TensorInfo(tensor.name, dtype, tensor.shape, 0, 0).placed(0)
-            edits.append(TensorEdit(converted, checkpoint, tensor, partial(convert, name=tensor.name)))
+            compute = Separable(partial(convert, name=tensor.name), ((several, tensor.name),))
+            edits.append(TensorEdit(converted, checkpoint, tensor, compute))
         else:
             edits.append(copy(tensor, checkpoint))
     return Result(edits, warns=overflows.warnings)

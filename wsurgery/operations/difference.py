@@ -6,9 +6,11 @@ elements have norms; integers, booleans, complex numbers and elements smaller th
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from wsurgery.operations.arrays import Array
 from wsurgery.operations.random_streams import CHUNK
 
 _AT_ONCE = 1 << 12  # bytes that take less time than handing them to another thread
+_TOGETHER = 256  # small tensors
 
 
 @dataclass(frozen=True)
@@ -119,21 +122,26 @@ def differences(
             name, future = pending.popleft()
             found[name] += future.result()
 
+    def kind(name: str) -> tuple[str, int, str]:
+        tensor = a.tensors[name]
+        return tensor.dtype, tensor.nbytes, name if tensor.nbytes > _AT_ONCE else ""
+
     with ThreadPoolExecutor(threads) as pool:
-        for name in names:
-            found[name] = Difference()
-            pieces = zip(_chunks(a, a.tensors[name]), _chunks(b, b.tensors[name]), strict=True)
-            for x, y in pieces:
-                if a.tensors[name].nbytes <= _AT_ONCE:
-                    found[name] += difference(x, y, a.tensors[name].dtype)
-                    continue
-                pending.append((name, pool.submit(difference, x, y, a.tensors[name].dtype)))
+        for (dtype, size, large), alike in groupby(names, kind):
+            if not large:
+                while batch := list(islice(alike, _TOGETHER)):
+                    pairs = [(a.read(a.tensors[name]), b.read(b.tensors[name])) for name in batch]
+                    found.update(zip(batch, _together(pairs, dtype, size), strict=True))
+                continue
+            found[large] = Difference()
+            for x, y in zip(_chunks(a, a.tensors[large]), _chunks(b, b.tensors[large]), strict=True):
+                pending.append((large, pool.submit(difference, x, y, dtype)))
                 collect(threads)
         collect(0)
     return found
 
 
-def difference(a: bytearray, b: bytearray, dtype: str) -> Difference:
+def difference(a: Any, b: Any, dtype: str) -> Difference:
     """Compare the bytes of whole elements of `dtype`, equally many in `a` and `b`."""
     elements = len(a) * 8 // BITS[dtype]
     same = None if a == b else _equal_bits(a, b, BITS[dtype])
@@ -159,6 +167,25 @@ def difference(a: bytearray, b: bytearray, dtype: str) -> Difference:
     return Difference(elements, equal, elements, a_squares, b_squares, products, squares, largest)
 
 
+def _together(pairs: Sequence[tuple[Any, Any]], dtype: str, size: int) -> list[Difference]:
+    """Compare pairs of small tensors of one dtype and of `size` bytes: what `difference` says of each."""
+    if not size or not is_float(dtype) or BITS[dtype] < 8:
+        return [difference(x, y, dtype) for x, y in pairs]
+    a, b = (b"".join(side) for side in zip(*pairs, strict=True))
+    rows = len(pairs), size * 8 // BITS[dtype]
+    with np.errstate(over="ignore", invalid="ignore"):
+        x, y = (np.frombuffer(side, numpy_dtype(dtype)).reshape(rows).astype(np.float64) for side in (a, b))
+        finite = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
+        equal = np.count_nonzero(_equal_bits(a, b, BITS[dtype]).reshape(rows), axis=1)
+        sums = [np.einsum("ij,ij->i", *factors) for factors in ((x, x), (y, y), (x, y))]
+        delta = np.subtract(y, x, out=y)
+        sums += [np.einsum("ij,ij->i", delta, delta), np.abs(delta, out=delta).max(axis=1)]
+    found = []
+    for i, (sound, same, *measured) in enumerate(zip(*(each.tolist() for each in (finite, equal, *sums)), strict=True)):
+        found.append(Difference(rows[1], same, rows[1], *measured) if sound else difference(*pairs[i], dtype))
+    return found
+
+
 def _chunks(checkpoint: Checkpoint, tensor: TensorInfo) -> Iterator[bytearray]:
     """Cut a tensor's bytes at whole elements, whatever pieces they are read in."""
     size, chunk = CHUNK * BITS[tensor.dtype] // 8, bytearray()
@@ -173,7 +200,7 @@ def _chunks(checkpoint: Checkpoint, tensor: TensorInfo) -> Iterator[bytearray]:
         yield chunk
 
 
-def _equal_bits(a: bytearray, b: bytearray, bits: int) -> Array:
+def _equal_bits(a: Any, b: Any, bits: int) -> Array:
     if bits % 8:
         x, y = (np.unpackbits(np.frombuffer(side, np.uint8), bitorder="little") for side in (a, b))
         equal: Array = (x == y).reshape(-1, bits).all(axis=1)

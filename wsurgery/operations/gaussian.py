@@ -36,6 +36,23 @@ def float32_normal(generator: np.random.Generator, out: NDArray[np.float32]) -> 
         rest[...] = y[: rest.size]
 
 
+def float32_normals(generators: Sequence[tuple[np.random.Generator, int]]) -> NDArray[np.float32]:
+    """Return what `float32_normal` draws from each generator, as many numbers as stand with it, end to end."""
+    halves = [-(-size // 2) for _, size in generators]
+    words = [
+        generator.integers(1 << 64, size=half, dtype=np.uint64).view(np.uint32)
+        for (generator, _), half in zip(generators, halves, strict=True)
+    ]
+    radius = np.concatenate([own[:half] for own, half in zip(words, halves, strict=True)])
+    angle = np.concatenate([own[half:] for own, half in zip(words, halves, strict=True)])
+    x, y = _pairs(radius, angle, np.empty((4, radius.size), np.float32))
+    parts, start = [], 0
+    for (_, size), half in zip(generators, halves, strict=True):
+        parts += [x[start : start + half], y[start : start + size - half]]
+        start += half
+    return np.concatenate(parts)
+
+
 def _pairs(
     radius: NDArray[np.uint32], angle: NDArray[np.uint32], scratch: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

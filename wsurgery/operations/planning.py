@@ -23,7 +23,7 @@ from wsurgery.operations.declaration import Edit
 from wsurgery.operations.names import blocks_after
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import RandomStream
-from wsurgery.operations.tensor_edit import Result, TensorEdit
+from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit
 from wsurgery.operations.tensors import tensor_edits
 
 if TYPE_CHECKING:
@@ -212,6 +212,8 @@ def flattened(edit: TensorEdit) -> TensorEdit:
     compute = edit.compute or before.compute
     if edit.compute and before.compute:
         compute = partial(_both, before=before, after=edit)
+        if isinstance(before.compute, Separable) and isinstance(edit.compute, Separable):
+            compute = Separable(compute, before.compute.stages + edit.compute.stages)
     return TensorEdit(edit.tensor, before.source, before.origin, compute)
 
 

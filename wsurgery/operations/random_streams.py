@@ -6,9 +6,9 @@ threads, the order of tensors, sharding, or pipe versus file.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +65,20 @@ class RandomStream:
         drawn = np.empty(like.size, like.dtype)
         self.standard_normal(self.chunk, out=drawn)
         return drawn.reshape(like.shape)
+
+
+def standard_normals(generators: "Sequence[tuple[np.random.Generator, int]]", dtype: "np.dtype[Any]") -> "Array":
+    """Draw iid standard normal numbers, float32 or float64, from several generators: as many from each as stand with it.
+
+    They are those of `RandomStream.standard_normal`, end to end.
+    """
+    import numpy as np
+
+    from wsurgery.operations.gaussian import float32_normals
+
+    if dtype == "float32":
+        return float32_normals(generators)
+    return np.concatenate([generator.standard_normal(size) for generator, size in generators])
 
 
 def chunks(elements: int) -> range:

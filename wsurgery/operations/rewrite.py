@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from mmap import mmap
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.planning import Planned, computed
 from wsurgery.operations.random_streams import CHUNK
-from wsurgery.operations.tensor_edit import TensorEdit
+from wsurgery.operations.tensor_edit import Separable, TensorEdit, computed_together
 from wsurgery.progress import Progress
 
 DEFAULT_SHARD_SIZE = 5_000_000_000  # bytes, the Hugging Face hub's
@@ -267,8 +268,32 @@ def _as_array(edit: TensorEdit, data: bytearray | mmap) -> Array:
 
 def _compute_batch(batch: Sequence[tuple[TensorEdit, bytearray | mmap]]) -> bytes:
     return b"".join(
-        data if edit.compute is None else _compute(edit, _as_array(edit, data), map) for edit, data in batch
+        data for _, group in groupby(batch, lambda item: _kind(item[0])) for data in _compute_alike(list(group))
     )
+
+
+def _kind(edit: TensorEdit) -> Any:
+    """What is equal for edits that may be computed at once; of the others, the edit."""
+    if isinstance(edit.compute, Separable):
+        return edit.origin.dtype, edit.tensor.dtype, edit.compute.steps
+    return None if edit.compute is None else edit
+
+
+def _compute_alike(
+    batch: Sequence[tuple[TensorEdit, bytearray | mmap]],
+) -> Iterator[bytes | bytearray | mmap | memoryview]:
+    edit = batch[0][0]
+    if edit.compute is None:
+        yield from (data for _, data in batch)
+        return
+    computes = [each.compute for each, _ in batch if isinstance(each.compute, Separable)]
+    if len(computes) > 1:
+        whole = np.frombuffer(b"".join(data for _, data in batch), numpy_dtype(edit.origin.dtype))
+        result = computed_together(computes, [each.origin.elements for each, _ in batch], whole)
+        if result is not None:
+            yield result.view(np.uint8).data
+            return
+    yield from (_compute(each, _as_array(each, data), map) for each, data in batch)
 
 
 def _compute(edit: TensorEdit, array: Array, run: Map) -> memoryview:

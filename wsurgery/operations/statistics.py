@@ -1,6 +1,7 @@
 """Statistics of one tensor in one pass, in float64, the same for any number of threads."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -93,5 +94,38 @@ def summary(x: Array, run: Map = map) -> Summary:
     zeros, nan, inf = (sum(part[i] for part in parts) for i in (1, 2, 3))
     if not whole.count:
         return Summary(None, None, None, None, zeros, nan, inf)
-    mean, std = (value if math.isfinite(value) else None for value in (whole.mean, whole.std))
-    return Summary(mean, std, min(part[4] for part in parts), max(part[5] for part in parts), zeros, nan, inf)
+    return Summary(
+        _finite(whole.mean),
+        _finite(whole.std),
+        min(part[4] for part in parts),
+        max(part[5] for part in parts),
+        zeros,
+        nan,
+        inf,
+    )
+
+
+def summaries(xs: Sequence[Array]) -> list[Summary]:
+    """Summarise small arrays of one dtype and shape: what `summary` says of each, in less time where they are many."""
+    size = xs[0].size
+    if not 0 < size <= _BLOCK:
+        return [summary(x) for x in xs]
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.concatenate([x.reshape(1, size) for x in xs]).astype(np.float64)
+        zeros = size - np.count_nonzero(values, axis=1)
+        low, high = values.min(axis=1), values.max(axis=1)
+        mean = np.add.reduce(values, axis=1) / size
+        np.subtract(values, mean[:, None], out=values)
+        np.multiply(values, values, out=values)
+        squares = np.add.reduce(values, axis=1)
+    rows = zip(xs, *(each.tolist() for each in (mean, squares, low, high, zeros)), strict=True)
+    return [
+        Summary(_finite(m), _finite(Moments(size, m, s).std), lowest, highest, zero, 0, 0)
+        if math.isfinite(lowest) and math.isfinite(highest)
+        else summary(x)
+        for x, m, s, lowest, highest, zero in rows
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -8,7 +8,9 @@ from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.provenance import History, Record
 
 if TYPE_CHECKING:
-    from wsurgery.operations.arrays import Compute
+    from wsurgery.operations.arrays import Array, Compute, Map
+
+Several = Callable[["Array", Sequence[tuple[str, int]]], "Array | None"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,42 @@ class TensorEdit:
     source: Checkpoint
     origin: TensorInfo
     compute: "Compute | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Separable:
+    """A `compute` by which each element depends on itself alone, so that many small tensors may be computed at once.
+
+    Attributes:
+        one: what is done to the tensor.
+        stages: the same in steps, each with the name that the tensor has there. A step takes the elements of several tensors
+            of one dtype, end to end, (n,), with their names and sizes. It gives as many, or None where they have to go
+            one by one: a message may have to name one. Tensors with the same steps may go together.
+    """
+
+    one: "Compute"
+    stages: tuple[tuple[Several, str], ...]
+
+    def __call__(self, x: "Array", run: "Map") -> "Array":
+        """Compute the one tensor."""
+        return self.one(x, run)
+
+    @property
+    def steps(self) -> tuple[Several, ...]:
+        """The steps alone."""
+        return tuple(step for step, _ in self.stages)
+
+
+def computed_together(computes: Sequence[Separable], sizes: Sequence[int], x: "Array") -> "Array | None":
+    """Compute small tensors, of one dtype and with the same steps, whose elements lie end to end in `x`, (n,).
+
+    None if they have to go one by one.
+    """
+    result: Array | None = x
+    for i, step in enumerate(computes[0].steps):
+        if result is not None:
+            result = step(result, [(each.stages[i][1], size) for each, size in zip(computes, sizes, strict=True)])
+    return result
 
 
 def copy(tensor: TensorInfo, source: Checkpoint) -> TensorEdit:

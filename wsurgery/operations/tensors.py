@@ -1,6 +1,6 @@
 """Edits that change one tensor after another: to which tensors of a checkpoint they come, and in what arithmetic."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,16 +9,16 @@ from wsurgery.anatomy import Selection, role_map
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import dtype_name, is_float
 from wsurgery.errors import WsurgeryError
-from wsurgery.operations.declaration import Edit
+from wsurgery.operations.declaration import Edit, Map
 from wsurgery.operations.overflows import Overflows
-from wsurgery.operations.random_streams import CHUNK, RandomStream, chunk_slice, for_each_chunk
+from wsurgery.operations.random_streams import CHUNK, RandomStream, chunk_slice, for_each_chunk, standard_normals
 from wsurgery.operations.tensor import Tensor
-from wsurgery.operations.tensor_edit import TensorEdit
+from wsurgery.operations.tensor_edit import Separable, TensorEdit
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from wsurgery.operations.arrays import Array, Compute, Map
+    from wsurgery.operations.arrays import Array, Compute
 
 
 def tensor_edits(
@@ -39,6 +39,7 @@ def tensor_edits(
     chosen, roles = selection.names(checkpoint.tensors), role_map(checkpoint.tensors)
     explicit = bool(selection.only or selection.role)
     own = {name: value for name, value in options.items() if not (edit.resamples and name == "bn")}
+    several = partial(_several, edit=edit, random=random, options=own)
     result = []
     for tensor in checkpoint.tensors.values():
         name, role = tensor.name, roles[tensor.name]
@@ -52,7 +53,8 @@ def tensor_edits(
             if edit.resamples:
                 compute = resampling(tensor, role, changed, options["bn"], stream)
             elif is_float(tensor.dtype) and (explicit or part not in ("running_mean", "running_var")):
-                compute = _not_negative(changed) if part == "running_var" else changed
+                compute = Separable(changed, ((several, name),)) if edit.elementwise else changed
+                compute = _not_negative(changed) if part == "running_var" else compute
         result.append(TensorEdit(tensor, checkpoint, tensor, compute))
     return result
 
@@ -93,6 +95,43 @@ def _edited(
     rounded, lost = _rounded(x, np.asarray(result), x.dtype, working)
     overflows.note(info.name, lost, x.dtype)
     return rounded
+
+
+class _Apart(Exception):
+    """It was asked for what is one tensor's own."""
+
+
+class _Together:
+    """What an edit gets for several tensors at once, in place of a `Tensor` or a `RandomStream`."""
+
+    def __init__(self, random: RandomStream, tensors: Sequence[tuple[str, int]]) -> None:
+        self._random, self._tensors = random, tensors
+
+    def __getattr__(self, name: str) -> Any:
+        raise _Apart
+
+    def normal(self, like: "Array") -> "Array":
+        """Draw for the elements of each tensor what its own stream gives."""
+        generators = [(self._random.of(name).generator(), size) for name, size in self._tensors]
+        return standard_normals(generators, like.dtype)
+
+
+def _several(
+    x: "Array", tensors: Sequence[tuple[str, int]], *, edit: Edit, random: RandomStream, options: Mapping[str, Any]
+) -> "Array | None":
+    import numpy as np
+
+    working = np.dtype("f8" if x.dtype == np.float64 else "f4")
+    together = _Together(random, tensors)
+    given = {**options, **{name: map if kind is Map else together for name, kind in edit.takes.items()}}
+    try:
+        computed, flagged = _watched(edit.function, x, working, given)
+    except (WsurgeryError, _Apart):
+        return None
+    if computed.shape != x.shape:
+        return None
+    result, lost = _rounded(x, computed, x.dtype, working, flagged=flagged)
+    return None if lost else result
 
 
 def _elementwise(

@@ -1,5 +1,6 @@
 """Comparing activations that are in files: no network is run, and memory does not grow with the rows."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsurgery.archives import one_line_errors, read_array_header
 from wsurgery.checkpoint.unchanged import file_state, require_unchanged
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.progress import Progress
@@ -24,6 +26,7 @@ from wsurgery.similarity.protocol import (
     usable_groups,
 )
 from wsurgery.similarity.results import LayerSimilarity, summarise
+from wsurgery.untrusted import open_regular
 
 LAYER = "activations"
 SMALLEST_EIGENVALUE = 0.25  # of a correlation matrix whose canonical correlations keep 1e-6 from products in float32
@@ -43,19 +46,18 @@ class ActivationFile:
         Raises:
             WsurgeryError: it is no .npy file, ends early, or holds something else.
         """
-        self._path, self._state = path, file_state(path)
         where = printable(str(path))
-        if self._state is None:
-            raise WsurgeryError(f"{where} is not a regular file")
-        try:
-            mapped = self._map()
-        except (ValueError, EOFError) as error:
-            raise WsurgeryError(f"{where} is no .npy file of numbers, or ends early: {error}") from None
-        if mapped.ndim != 2:
-            raise WsurgeryError(f"{where} has the shape {mapped.shape}: reshape it to rows × channels")
-        if mapped.dtype.kind != "f" or mapped.dtype.itemsize > 8:
-            raise WsurgeryError(f"{where} holds {mapped.dtype}: save float16, float32 or float64")
-        self.rows, self.channels = mapped.shape
+        with one_line_errors(where), open_regular(path) as stream:
+            header = read_array_header(stream)
+            there, self._state = os.fstat(stream.fileno()).st_size - header.length, file_state(stream.fileno())
+        if len(header.shape) != 2:
+            raise WsurgeryError(f"{where} has the shape {header.shape}: reshape it to rows × channels")
+        if header.dtype.kind != "f" or header.dtype.itemsize > 8:
+            raise WsurgeryError(f"{where} holds {header.dtype}: save float16, float32 or float64")
+        if not 0 < header.nbytes <= there:
+            raise WsurgeryError(f"{where} is empty, or ends early: {header.nbytes} bytes in {max(there, 0)}")
+        self._path, self._header = path, header
+        self.rows, self.channels = header.shape
 
     def read(self, rows: NDArray[np.int64]) -> Tensor:
         """Return some rows, (n, channels)."""
@@ -72,7 +74,11 @@ class ActivationFile:
 
     def _map(self) -> NDArray[np.floating]:
         # Mapped anew for each chunk: the pages of a chunk count as ours for as long as its mapping lives.
-        return np.lib.format.open_memmap(self._path, mode="r")
+        header = self._header
+        mapped: NDArray[np.floating] = np.memmap(
+            self._path, header.dtype, "r", header.length, header.shape, "F" if header.fortran else "C"
+        )
+        return mapped
 
 
 def compare_files(

@@ -16,6 +16,7 @@ from wsurgery.checkpoint import AtomicFile
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.grades import referable
 from wsurgery.errors import WsurgeryError, printable
+from wsurgery.untrusted import short_lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +83,17 @@ def read_predictions(path: Path) -> Predictions:
     where = printable(str(path))
     with path.open(newline="", encoding="utf-8") as stream:
         try:
-            header, *rows = csv.reader(stream)
-        except (ValueError, csv.Error):  # empty, no text, a NUL
+            header, *rows = csv.reader(short_lines(stream))
+        except (ValueError, csv.Error, WsurgeryError):  # empty, no text, a NUL, a line without an end
             raise WsurgeryError(f"{where} is no table of predictions: write it with eval --predictions") from None
     names, count = _names(header, where)
     width = len(names)
-    at = [header.index(name, 2) for name in names] + [header.index(f"p_{name}", 2) for name in names]
+    place = {name: i for i, name in reversed([*enumerate(header)][2:])}  # the first of a name
+    at = [place[name] for name in names] + [place[f"p_{name}"] for name in names]
     table = np.array([_numbers(row, at, width, f"{where} row {i}") for i, row in enumerate(rows, 1)])
-    paths, patients = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
     if not rows:
         raise WsurgeryError(f"{where} holds no image: write it with eval --predictions")
+    paths, patients = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
     image, times = Counter(paths).most_common(1)[0]
     if times > 1:
         raise WsurgeryError(f"{where} names image {printable(image)} {times} times: write it with eval --predictions")
