@@ -7,6 +7,7 @@ from typing import Any, BinaryIO, TypeVar
 from wsurgery.errors import WsurgeryError, printable
 
 T = TypeVar("T")
+_MAX_DIGITS = 300
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -40,7 +41,7 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
 def parse_json(text: str | bytes, kind: type[T], label: str) -> T:
     """Parse JSON into a type: a dataclass, a TypedDict, or what is made of them and of lists, maps, numbers and strings.
 
-    NaN and Infinity are numbers, as Python writes them.
+    NaN and Infinity are numbers, as Python writes them; an integer that no float64 can hold is none.
 
     Args:
         text: the JSON, in UTF-8 if it is bytes.
@@ -55,7 +56,13 @@ def parse_json(text: str | bytes, kind: type[T], label: str) -> T:
     import msgspec
 
     try:
-        value: Any = json.loads(text)
+        value: Any = json.loads(text, parse_int=_integer)
         return msgspec.convert(value, kind)
     except (ValueError, RecursionError) as error:  # msgspec's own is a ValueError
         raise WsurgeryError(f"{printable(label)} is not what wsurgery writes: {printable(str(error))}") from None
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
