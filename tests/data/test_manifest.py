@@ -1,3 +1,4 @@
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +198,15 @@ def test_the_summary_counts(written):
             "y": {"images": 1, "patients": 1, "labels": {"mild": {"positive": 1, "negative": 0, "unknown": 0}}},
         },
     }
+
+
+def test_text_that_a_spreadsheet_takes_for_a_formula_is_none_in_the_file_and_comes_back(tmp_path):
+    texts = ("=cmd|' /C calc'!A0", "@x", "+a", "'=b", "-1")
+    manifest = Manifest(tmp_path, texts, ("p", *texts[:4]), texts, np.zeros((5, 2), np.float32), ("=a", "-b"))
+    write_manifest(manifest, tmp_path / "m.csv")
+    back = read_manifest(tmp_path / "m.csv")
+    for field in ("paths", "patients", "splits", "label_names"):
+        assert getattr(back, field) == getattr(manifest, field)
+    with (tmp_path / "m.csv").open(newline="") as stream:
+        cells = [cell for row in csv.reader(stream) for cell in row]
+    assert [cell for cell in cells if cell.startswith(("=", "@", "+", "-"))] == ["-1", "-1"]
