@@ -190,18 +190,25 @@ class Planned(Made, Unmade):
 
 
 class HeaderDigest:
-    """The digest of a header that is not known before its inputs' digests are."""
+    """The digest of a header that is not known before its inputs' digests are.
+
+    Each is worked out once: among parents of parents every other one asks for it again.
+    """
 
     def __init__(self, planned: Planned) -> None:
         self._planned = planned
+        self._started, self._result = False, ""
 
     def start(self) -> None:
-        """Begin with the digests of the inputs."""
-        self._planned.history.metadata(draft=True)
+        """Begin with the digests of the inputs, unless that is done."""
+        if not self._started:
+            self._started = True
+            self._planned.history.metadata(draft=True)
 
     def result(self) -> str:
         """Return BLAKE3 of the header as 64 hexadecimal digits."""
-        return bytes_digest(self._planned.header_bytes)
+        self._result = self._result or bytes_digest(self._planned.header_bytes)
+        return self._result
 
 
 def flattened(edit: TensorEdit) -> TensorEdit:
