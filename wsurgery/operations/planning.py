@@ -18,7 +18,7 @@ from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History, Record, Unmade, describe_input, make_record
 from wsurgery.checkpoint.spool import spooled
 from wsurgery.checkpoint.writer import write_all
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.declaration import Edit
 from wsurgery.operations.names import blocks_after
 from wsurgery.operations.overflows import Overflows
@@ -277,6 +277,8 @@ def plan(
         UsageError: it cannot mean anything.
     """
     edit.require(inputs, options, selection)
+    if not 0 <= seed < 1 << 64:
+        raise UsageError("--seed: a whole number from 0 to 2^64 - 1 is needed")
     options = {name: p.checked(options.get(name, p.default)) for name, p in edit.options.items()}
     given = in_turn(edit, inputs)
     flows, others = (given[0], given[1:]) if given else (None, [])
