@@ -62,6 +62,7 @@ def eval(
     from wsurgery.devices import choose_device
     from wsurgery.models import models_for
     from wsurgery.processes import joined
+    from wsurgery.untrusted import refuse_link
 
     if len(checkpoints) > 1 and (predictions or (json and not beside)):
         raise UsageError("--predictions and --json are for one checkpoint; for several, write each with --beside NAME")
@@ -69,6 +70,8 @@ def eval(
         raise UsageError(f"--beside {beside}: give a file name, without a folder")
     if beside is not None and any("://" in checkpoint for checkpoint in checkpoints):
         raise UsageError("--beside writes beside a file, and a URL is read only: use --json")
+    for checkpoint in checkpoints if beside else ():
+        refuse_link(Path(checkpoint).with_name(str(beside)))
     with joined() as processes:
         choose_device(device, processes)  # before images are decoded for one that is not there
         images = studies.load_images(

@@ -41,12 +41,22 @@ def test_steps_to_a_threshold_is_the_first_evaluated_step_at_or_above_it(
 @pytest.mark.parametrize(
     ("records", "said"),
     [
-        ([{"step": 0, "macro_auc": 0.5}, '{"step": 10, "macro_'], r"log\.jsonl line 2 is not a JSON object"),
-        (["7"], "line 1 is not a JSON object"),
-        ([{"macro_auc": 0.5}], "line 1 is not a JSON object with a step"),
+        (
+            [{"step": 0, "macro_auc": 0.5}, '{"step": 10, "macro_'],
+            r"log\.jsonl line 2 is not what wsurgery writes: Unterminated string",
+        ),
+        (["7"], "line 1 is not what wsurgery writes: Expected `object`"),
+        ([{"macro_auc": 0.5}], "line 1 is not what wsurgery writes: Object missing required field"),
         ([{"step": 10, "macro_auc": 0.5}, {"step": 0, "macro_auc": 0.5}], "line 2: step 0 after step 10"),
-        ([{"step": "ten"}], "line 1: step 'ten'"),
-        ([{"step": 0, "macro_auc": "high"}], "line 1: macro_auc is 'high'"),
+        ([{"step": "ten"}], r"line 1 is not what wsurgery writes: Expected `int`, got `str` - at `\$\.step`"),
+        (
+            [{"step": 0, "macro_auc": "high"}],
+            r"line 1 is not what wsurgery writes: Expected `float \| null`, got `str`",
+        ),
+        ([{"step": 10**30}], "line 1 is not what wsurgery writes: Expected `int`"),
+        (['{"step": 0, "macro_auc": ' + "9" * 5000 + "}"], "line 1 is not what wsurgery writes"),
+        (["[" * 100_000], "line 1 is not what wsurgery writes"),
+        ([{"step": 0, "macro_auc": 1.5}], "line 1: a macro AUC of 1.5, which is not from 0 to 1"),
         ([{"step": 5, "loss": 0.5}], "no evaluation yet"),
     ],
 )
@@ -91,7 +101,7 @@ def test_a_run_under_way_and_a_folder_without_runs_are_errors(tmp_path: Path) ->
 def test_evaluation_is_optional_and_checked(tmp_path: Path) -> None:
     assert read_test_auc(tmp_path) is None
     (tmp_path / "eval.json").write_text('{\n"macro_auc": ')
-    with pytest.raises(WsurgeryError, match=r"eval\.json line 2 is not JSON"):
+    with pytest.raises(WsurgeryError, match=r"eval\.json is not what wsurgery writes"):
         read_test_auc(tmp_path)
     (tmp_path / "eval.json").write_text('{"macro_auc": 0.75}')
     assert read_test_auc(tmp_path) == 0.75
@@ -110,7 +120,7 @@ def test_the_first_metric_of_each_layer_is_read(tmp_path: Path) -> None:
         ("block1", None, None, None),
     ]
     path.write_text('{"layers": [{"value": 1}]}')
-    with pytest.raises(WsurgeryError, match="no list of layers"):
+    with pytest.raises(WsurgeryError, match="Object missing required field `layer`"):
         read_similarities(path)
 
 

@@ -1,14 +1,18 @@
 """Reading what training, evaluation and comparison have written, for figures and reports."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.training.run_log import read_log, require_auc
+from wsurgery.untrusted import parse_json, read_regular
+
+MAX_RESULT = 1 << 28  # bytes of eval.json, or of a result of cca
+_LARGEST = 1e15  # of a similarity: normalised, it may be anything
 
 _ARM_ORDER: tuple[str, ...] = (
     "random",
@@ -66,11 +70,19 @@ class LayerScore:
     """
 
     layer: str
-    value: float | None
-    se: float | None
-    floor: float | None
-    ceiling: float | None
-    normalised: float | None
+    value: float | None = None
+    se: float | None = None
+    floor: float | None = None
+    ceiling: float | None = None
+    normalised: float | None = None
+
+
+class _Evaluation(TypedDict, total=False):
+    macro_auc: float | None
+
+
+class _Similarities(TypedDict):
+    layers: list[LayerScore]
 
 
 def read_run(folder: Path) -> Run:
@@ -82,23 +94,9 @@ def read_run(folder: Path) -> Run:
     path = folder / "log.jsonl"
     if not path.is_file():
         raise WsurgeryError(f"{printable(str(folder))} has no log.jsonl: name a folder that `wsurgery train` wrote")
-    auc: dict[int, float] = {}
-    loss: dict[int, float] = {}
-    previous = 0
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        where = f"{printable(str(path))} line {number}"
-        try:
-            record = json.loads(line)
-            step = record["step"]
-        except (ValueError, KeyError, TypeError):
-            raise WsurgeryError(f"{where} is not a JSON object with a step: train again to mend it") from None
-        if not isinstance(step, int) or step < previous:
-            raise WsurgeryError(f"{where}: step {printable(repr(step))} after step {previous}: two runs share this log")
-        previous = step
-        for key, curve in (("macro_auc", auc), ("loss", loss)):
-            value = _number(record, key, where)
-            if value is not None:
-                curve[step] = value
+    entries = read_log(path)
+    auc = {entry["step"]: value for entry in entries if (value := entry.get("macro_auc")) is not None}
+    loss = {entry["step"]: value for entry in entries if (value := entry.get("loss")) is not None}
     if not auc:
         raise WsurgeryError(f"{printable(str(path))} holds no evaluation yet: wait, or train with --eval-every")
     resolved = folder.resolve()
@@ -177,7 +175,14 @@ def arm_order(arm: str) -> tuple[int, bool, list[tuple[int, str, str]]]:
 def read_test_auc(folder: Path) -> float | None:
     """Return the macro AUC of a run's `eval.json`, the output of `eval --json`; None where there is none."""
     path = folder / "eval.json"
-    return _number(_read_object(path), "macro_auc", printable(str(path))) if path.is_file() else None
+    try:
+        found = parse_json(read_regular(path, MAX_RESULT), _Evaluation, str(path))
+    except FileNotFoundError:
+        return None
+    auc = found.get("macro_auc")
+    auc = auc if auc is not None and math.isfinite(auc) else None
+    require_auc(auc, str(path))
+    return auc
 
 
 def read_similarities(path: Path) -> list[LayerScore]:
@@ -186,41 +191,25 @@ def read_similarities(path: Path) -> list[LayerScore]:
     Raises:
         WsurgeryError: not such a file.
     """
-    layers = _read_object(path).get("layers")
-    where = printable(str(path))
-    if not isinstance(layers, list) or not all(
-        isinstance(layer, dict) and isinstance(layer.get("layer"), str) for layer in layers
-    ):
-        raise WsurgeryError(f"{where} has no list of layers: write it with `wsurgery cca A B --data SPEC --json`")
-    found: dict[str, LayerScore] = {}
-    for layer in layers:
-        numbers = [_number(layer, key, where) for key in ("value", "se", "floor", "ceiling", "normalised")]
-        found.setdefault(layer["layer"], LayerScore(layer["layer"], *numbers))
-    return list(found.values())
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
+    found = parse_json(read_regular(path, MAX_RESULT), _Similarities, str(path))
+    if not found["layers"]:
         raise WsurgeryError(
-            f"{printable(str(path))} line {error.lineno} is not JSON ({error.msg}): make the file again"
-        ) from None
-    except UnicodeDecodeError:
-        raise WsurgeryError(f"{printable(str(path))} is not JSON: make the file again") from None
-    if not isinstance(content, dict):
-        raise WsurgeryError(f"{printable(str(path))} is not a JSON object: make the file again")
-    return content
+            f"{printable(str(path))} has no layers: write it with `wsurgery cca A B --data SPEC --json`"
+        )
+    layers: dict[str, LayerScore] = {}
+    for layer in found["layers"]:
+        numbers = {name: _known(value, path) for name, value in vars(layer).items() if name != "layer"}
+        layers.setdefault(layer.layer, LayerScore(layer.layer, **numbers))
+    return list(layers.values())
 
 
-def _number(record: dict[str, Any], key: str, where: str) -> float | None:
-    """Return a field as a number. None: absent, null, or not finite (a diverged loss)."""
-    value = record.get(key)
-    if value is None:
+def _known(value: float | None, path: Path) -> float | None:
+    """Return a number that is finite; None where it is not, or not there."""
+    if value is None or not math.isfinite(value):
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise WsurgeryError(f"{where}: {key} is {printable(repr(value))} where a number is due")
-    return float(value) if math.isfinite(value) else None
+    if abs(value) > _LARGEST:
+        raise WsurgeryError(f"{printable(str(path))} has a similarity of {value:g}: make the file again")
+    return value
 
 
 def natural(text: str) -> list[tuple[int, str, str]]:

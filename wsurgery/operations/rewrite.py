@@ -31,6 +31,7 @@ from wsurgery.operations.planning import Planned, computed
 from wsurgery.operations.random_streams import CHUNK
 from wsurgery.operations.tensor_edit import Separable, TensorEdit, computed_together
 from wsurgery.progress import Progress
+from wsurgery.untrusted import refuse_link
 
 DEFAULT_SHARD_SIZE = 5_000_000_000  # bytes, the Hugging Face hub's
 _AHEAD = 8 << 20  # bytes of tensors of one chunk that may be in work at once
@@ -129,6 +130,8 @@ def rewrite(
     shards = output.shards(planned.edits)
     chosen = part_of(list(shards), output.part) if output.part else list(shards)
     output.path.mkdir(parents=True, exist_ok=True)
+    for name in (INDEX, *chosen):
+        refuse_link(output.path / name)
     with ExitStack() as stack:  # left in reverse: the index, which makes a checkpoint of the shards, appears last
         # Every part writes the same index.
         index = stack.enter_context(AtomicFile(output.path / INDEX, force=force or output.part is not None))

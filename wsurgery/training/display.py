@@ -1,6 +1,7 @@
 """What a run says while it goes on: to whoever watches, and to loggers."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from wsurgery.checkpoint import AtomicFile
+from wsurgery.errors import WsurgeryError, printable
 from wsurgery.training.run_folder import Entry
+from wsurgery.untrusted import read_regular
 
 Report = Callable[[Entry], None]
 Log = Callable[[int, dict[str, float]], None]  # step, values
@@ -100,11 +104,13 @@ def _wandb(run: Path, settings: dict[str, Any], step: int) -> Iterator[Log]:
     name = "-".join(run.resolve().parts[-2:])  # ARM-SEED: other experiments have such a run, too
     identity = run / "wandb.id"
     if not identity.exists():
-        identity.write_text(uuid4().hex)
+        with AtomicFile(identity) as stream:
+            stream.write(uuid4().hex.encode())
+    known = read_regular(identity, 100).decode(errors="replace")
+    if not re.fullmatch(r"[\w.-]+", known):
+        raise WsurgeryError(f"{printable(str(identity))} is no name of a run: remove it")
     project = os.environ.get("WANDB_PROJECT", "wsurgery")
-    with wandb.init(
-        project=project, id=identity.read_text(), name=name, resume="allow", dir=run, config=settings
-    ) as session:
+    with wandb.init(project=project, id=known, name=name, resume="allow", dir=run, config=settings) as session:
         yield lambda step, values: session.log(values, step=step)
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,10 +28,11 @@ from torch.nn.parallel import DistributedDataParallel
 from wsurgery.checkpoint import AtomicFile, Checkpoint, open_checkpoint
 from wsurgery.checkpoint.provenance import History, describe_input, make_record
 from wsurgery.checkpoint.spool import seekable
+from wsurgery.checkpoint.writer import write_all
 from wsurgery.data.augment import augment
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import portable_name
-from wsurgery.devices import memory_format
+from wsurgery.devices import is_out_of_memory, memory_format
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models import save
 from wsurgery.models.inputs import fit_channels, image_statistics, run
@@ -44,22 +45,13 @@ from wsurgery.training.interruption import Interrupted, signals_noted
 from wsurgery.training.optimisation import freeze, make_optimizer, make_scheduler, masked_loss
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import from_logits
+from wsurgery.training.resume import Progress, read_state, write_state
 from wsurgery.training.run_folder import Entry, claim_folder, summarise, write_json
+from wsurgery.training.run_log import read_metrics
 from wsurgery.training.settings import Settings
+from wsurgery.untrusted import open_own
 
 LOG_EVERY = 10  # steps
-
-
-@dataclass
-class Progress:
-    """Where a run stands; all of it goes into `resume.pt`."""
-
-    begun: bool = False  # whether step 0 has been evaluated
-    step: int = 0
-    best_auc: float = -1.0
-    best_step: int = 0
-    stale: int = 0  # evaluations since the best one
-    losses: tuple[float, ...] = ()  # of the steps since the last entry of the log
 
 
 def train(
@@ -135,8 +127,7 @@ def train(
     if processes.from_first(finished.exists()):
         if processes.is_first:
             (run / "resume.pt").unlink(missing_ok=True)
-        metrics: Entry = json.loads(finished.read_text())
-        return metrics
+        return {**read_metrics(finished)}
     arguments = [*arguments, *(["--model", own["model"]] if own else [])]
     record = make_record("train", ["--data", portable_name(data), *arguments], seed=settings.seed, inputs=[described])
     before = replace(history, architecture=architecture)
@@ -154,20 +145,24 @@ def train(
     processes.wait()  # nobody changes the folder before all have read it
     first, cuda = processes.is_first, [device] if device.type == "cuda" else []
     noted = signals_noted() if signalled is None else nullcontext(signalled)
-    with noted as asked, open(run / "log.jsonl" if first else os.devnull, "a") as log, torch.random.fork_rng(cuda):
+    with (
+        noted as asked,
+        open_own(run / "log.jsonl", "ab") if first else nullcontext() as log,
+        torch.random.fork_rng(cuda),
+    ):
         if first and resumed:
             publish()
         for entry in loop.entries(asked):
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-            if first:
-                report(entry)
-            if first and "macro_auc" in entry:
+            if log is None:
+                continue
+            write_all(log, json.dumps(entry).encode() + b"\n")
+            report(entry)
+            if "macro_auc" in entry:
                 os.fsync(log.fileno())
                 loop.save(run)
                 publish()
         if loop.signal:
-            if not first:
+            if log is None:
                 raise SystemExit(128 + loop.signal)
             os.fsync(log.fileno())
             loop.save(run)
@@ -220,6 +215,7 @@ class _Loop:
         if settings.compile:
             self.forward = torch.compile(self.forward)
         self.progress = Progress()
+        self.untried = False  # whether the optimiser has its state from a file, and has not worked on it yet
         self.mean, self.std = image_statistics(self.model)
         self._try_forward()
 
@@ -242,35 +238,36 @@ class _Loop:
 
     def resume(self, run: Path) -> bool:
         """Take up the state that `save` left in the run folder and cut the log back to it; say whether there was one."""
-        state_file, log = run / "resume.pt", run / "log.jsonl"
-        exists, kept = state_file.exists(), 0
+        state, log = run / "resume.pt", run / "log.jsonl"
+        exists, kept = state.exists(), 0
         if exists:
-            state = torch.load(state_file, map_location=self.device, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.average is not None:
-                self.evaluated.load_state_dict(state["average"])
-            self.progress = Progress(**state["progress"])
-            kept = state["log_bytes"]
+            self.progress, kept = read_state(
+                state,
+                network=self.model,
+                optimizer=self.optimizer,
+                average=self.average and self.evaluated,
+                steps=self.steps,
+                log_bytes=log.stat().st_size if log.exists() else 0,
+            )
+        self.untried = exists
         if log.exists() and self.processes.is_first:
-            with log.open("r+b") as stream:
+            with open_own(log, "r+b") as stream:
                 stream.truncate(kept)
         return exists
 
     def save(self, run: Path) -> None:
         """Write all that `resume` needs, at once or not at all."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": asdict(self.progress),
-            "log_bytes": (run / "log.jsonl").stat().st_size,
-        }
-        if self.average is not None:
-            state["average"] = self.evaluated.state_dict()
         with AtomicFile(run / "resume.pt", force=True) as stream:
-            torch.save(state, stream)
+            write_state(
+                stream,
+                network=self.model,
+                optimizer=self.optimizer,
+                average=self.average and self.evaluated,
+                progress=self.progress,
+                log_bytes=(run / "log.jsonl").stat().st_size,
+            )
 
-    def entries(self, signalled: Callable[[], int]) -> Iterator[Entry]:
+    def entries(self, signalled: Callable[[], int] = lambda: 0) -> Iterator[Entry]:
         """Train to the end or to a signal, yielding an entry for the log every few steps and at each evaluation."""
         every = self.settings.eval_every or self.epoch_steps
         if not self.progress.begun:
@@ -339,10 +336,22 @@ class _Loop:
         loss.backward()  # type: ignore[no-untyped-call]
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
-        self.optimizer.step()
+        self._move()
         if self.average is not None:
             self.average.update(self.model, step=step + 1)
         return loss.detach()
+
+    def _move(self) -> None:
+        """Have the optimiser take its step; the state that it has from a file may be none that it can work on."""
+        try:
+            self.optimizer.step()
+        except Exception as error:  # an optimiser's own, for tensors of any kind
+            if not self.untried or is_out_of_memory(error):
+                raise
+            raise WsurgeryError(
+                f"resume.pt does not fit the optimizer ({printable(str(error))}): remove it to begin again"
+            ) from None
+        self.untried = False
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         return _permutation(self.settings.seed, epoch, len(self.training.images))

@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from wsurgery.checkpoint import AtomicFile, Checkpoint
-from wsurgery.errors import UsageError, printable
+from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.training.run_log import read_log
 from wsurgery.training.settings import Settings
+from wsurgery.untrusted import parse_json, read_regular, refuse_link
 
+FILES = (
+    "config.json", "init.safetensors", "log.jsonl", "last.safetensors", "best.safetensors", "resume.pt", "metrics.json",
+    "tensorboard", "wandb", "wandb.id",
+)  # fmt: skip
+_MAX_CONFIG = 1 << 24  # bytes
 THRESHOLDS = tuple(round(0.5 + 0.01 * i, 2) for i in range(50))  # of macro AUC, in metrics.json
 Entry = dict[str, Any]
 
@@ -23,8 +30,11 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> None:
 
     Raises:
         UsageError: the folder holds something else, or a run with another configuration.
+        WsurgeryError: its configuration is damaged, or one of its files is a link.
     """
     run.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        refuse_link(run / name)
     settled = run / "config.json"
     as_read = json.loads(json.dumps(config))
     if not settled.exists():
@@ -35,9 +45,9 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> None:
             init.copy_whole_to(target)
         write_json(settled, as_read)
         return
-    before = json.loads(settled.read_text())
+    before = _read_config(settled)
     # A run that began before there was a setting has its default.
-    before["settings"] = {**json.loads(json.dumps(asdict(Settings()))), **before.get("settings", {})}
+    before["settings"] = {**json.loads(json.dumps(asdict(Settings()))), **before["settings"]}
     for key in {**as_read, **before}:
         if as_read.get(key) != before.get(key):
             raise UsageError(
@@ -45,19 +55,34 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> None:
             )
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read what decided a run's result; what there is besides the settings is only compared."""
+
+    found = parse_json(read_regular(path, _MAX_CONFIG), dict[str, dict[str, Any] | list[str] | str | None], str(path))
+    if not isinstance(found.get("settings"), dict):
+        raise WsurgeryError(f"{printable(str(path))} is not what wsurgery writes: it has no settings")
+    return found
+
+
 def summarise(log: Path) -> Entry:
-    """Return what `metrics.json` holds, from a log."""
-    evaluated = [entry for entry in map(json.loads, log.read_text().splitlines()) if "macro_auc" in entry]
-    scored = [entry for entry in evaluated if entry["macro_auc"] is not None]
-    best = max(scored, key=lambda entry: entry["macro_auc"], default=evaluated[0])
+    """Return what `metrics.json` holds, from a log.
+
+    Raises:
+        WsurgeryError: it is damaged, or holds no evaluation.
+    """
+    evaluated = [entry for entry in read_log(log) if "macro_auc" in entry]
+    if not evaluated:
+        raise WsurgeryError(f"{printable(str(log))} holds no evaluation: remove the run to begin again")
+    scored = [(entry, auc) for entry in evaluated if (auc := entry["macro_auc"]) is not None]
+    best, _ = max(scored, key=lambda pair: pair[1], default=(evaluated[0], None))
 
     def first(threshold: float) -> int | None:
-        return next((entry["step"] for entry in scored if entry["macro_auc"] >= threshold), None)
+        return next((entry["step"] for entry, auc in scored if auc >= threshold), None)
 
     return {
         "steps": evaluated[-1]["step"],
-        "best": {key: best[key] for key in ("step", "macro_auc")},
-        "last": {key: evaluated[-1][key] for key in ("step", "macro_auc")},
+        "best": {"step": best["step"], "macro_auc": best["macro_auc"]},
+        "last": {"step": evaluated[-1]["step"], "macro_auc": evaluated[-1]["macro_auc"]},
         "steps_to_auc": {f"{threshold:.2f}": first(threshold) for threshold in THRESHOLDS},
     }
 

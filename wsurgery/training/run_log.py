@@ -1,0 +1,90 @@
+"""What a run's folder says of its course: `log.jsonl`, a line an entry, and `metrics.json`. Both may be a stranger's."""
+
+import math
+from pathlib import Path
+from typing import Annotated, TypedDict
+
+from msgspec import Meta
+
+from wsurgery.errors import WsurgeryError, printable
+from wsurgery.untrusted import parse_json, read_regular
+
+MAX_LOG = 1 << 28  # bytes: a million entries
+MAX_METRICS = 1 << 20
+
+Step = Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class _Step(TypedDict):
+    step: Step
+
+
+class LogEntry(_Step, total=False):
+    """A line of the log: what every one has, and what is read of the others."""
+
+    loss: float | None
+    macro_auc: float | None
+
+
+class _Scored(_Step):
+    macro_auc: float | None
+
+
+class Metrics(TypedDict):
+    """What `metrics.json` holds."""
+
+    steps: Step
+    best: _Scored
+    last: _Scored
+    steps_to_auc: dict[str, Step | None]
+
+
+def read_log(path: Path) -> list[LogEntry]:
+    """Read a log. A number that is not finite (a diverged loss) is None, as one that is not there.
+
+    Raises:
+        WsurgeryError: a line is no entry, its step is less than the one before it, or its AUC is none.
+    """
+    entries: list[LogEntry] = []
+    previous = 0
+    for number, line in enumerate(read_regular(path, MAX_LOG).splitlines(), 1):
+        where = f"{path} line {number}"
+        entry = parse_json(line, LogEntry, where)
+        if "loss" in entry:
+            entry["loss"] = _finite(entry["loss"])
+        if "macro_auc" in entry:
+            entry["macro_auc"] = _finite(entry["macro_auc"])
+        if entry["step"] < previous:
+            raise WsurgeryError(
+                f"{printable(where)}: step {entry['step']} after step {previous}: two runs share this log"
+            )
+        require_auc(entry.get("macro_auc"), where)
+        previous = entry["step"]
+        entries.append(entry)
+    return entries
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Read the result of a run.
+
+    Raises:
+        WsurgeryError: it is none.
+    """
+    metrics = parse_json(read_regular(path, MAX_METRICS), Metrics, str(path))
+    for scored in (metrics["best"], metrics["last"]):
+        require_auc(scored["macro_auc"], str(path))
+    return metrics
+
+
+def require_auc(value: float | None, where: str) -> None:
+    """Require that a number is an AUC, or not known.
+
+    Raises:
+        WsurgeryError: it is not.
+    """
+    if value is not None and not 0 <= value <= 1:
+        raise WsurgeryError(f"{printable(where)}: a macro AUC of {value:g}, which is not from 0 to 1")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
