@@ -23,6 +23,7 @@ from wsurgery.data.graded import LAYOUTS, graded
 from wsurgery.data.manifest import Manifest, read_manifest, write_manifest
 from wsurgery.data.medmnist import medmnist
 from wsurgery.data.synthetic import Synthetic
+from wsurgery.ending import removed
 from wsurgery.entry_points import find, plug_ins
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.untrusted import read_regular
@@ -121,15 +122,13 @@ def make_data(spec: str, folder: Path, *, force: bool = False, threads: int | No
     target = folder.absolute()
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     part.mkdir(parents=True)
-    try:
+    with removed(part):
         manifest = source.make(part, threads=threads)
         (part / "spec.json").write_text(identity)
         write_manifest(manifest, part / "manifest.csv")
         if force and target.exists():
             shutil.rmtree(target)
         _publish(part, target, identity)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return True
 
 
