@@ -227,7 +227,7 @@ def import_all() -> None:
     import wsurgery.similarity.protocol
     import wsurgery.studies
     import wsurgery.training.loop  # noqa: F401
-    from wsurgery.__main__ import build_app
+    from wsurgery.command_line import build_app
 
     build_app()
     torch.set_num_threads(1)

@@ -38,8 +38,8 @@ _RUNS = [
     "curves runs/a/0 runs/b/0 -o out/c.png", "report . --arms a,b --cca none -o out/r.html --json",
     "report . --arms a,b -o out/r.md",
     "compare runs/a runs/b --threshold 0.5 --bootstrap 20 --json", f"cca runs/a/0/last.safetensors --with-init {_CCA}",
-    f"train init.safetensors --data images/manifest.csv -o runs/a/0 {_TRAIN}".replace("--steps 2", "--steps 3"),
-    f"train init.safetensors --data images/manifest.csv -o runs/a/0 {_TRAIN}",
+    f"train init.safetensors --data images/manifest.csv -o runs/a/0 --seed 97 {_TRAIN}".replace("--steps 2", "--steps 3"),
+    f"train init.safetensors --data images/manifest.csv -o runs/a/0 --seed 97 {_TRAIN}",
     f"compare runs/a runs/b --threshold 0.5 --bootstrap 20 --data images/manifest.csv {_CPU}",
 ]  # fmt: skip
 
