@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from wsurgery.operations.planning import Planned
 
+_LONGEST = 10_000  # characters of a message
+
 Input = Annotated[
     str | None,
     typer.Argument(
@@ -170,7 +172,8 @@ def foretell(planned: "Planned") -> None:
 def say(message: str) -> None:
     """Print a message for people: on standard error, unless --quiet."""
     if not is_quiet():
-        typer.echo(message, err=True)
+        for line in message.split("\n"):
+            typer.echo(printable(line, _LONGEST), err=True)
 
 
 def table_console() -> "Console":
@@ -264,12 +267,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 said = remedy(error)
                 if debug or said is None:
                     raise
-                typer.echo(f"wsurgery {title}: {said}", err=True)
+                typer.echo(printable(f"wsurgery {title}: {said}", _LONGEST), err=True)
                 raise typer.Exit(1) from None
             except (WsurgeryError, OSError, MemoryError, KeyboardInterrupt) as error:
                 if debug:
                     raise
-                typer.echo(redacted(f"wsurgery {title}: {_one_line(error)}"), err=True)
+                typer.echo(printable(redacted(f"wsurgery {title}: {_one_line(error)}"), _LONGEST), err=True)
                 if isinstance(error, BrokenPipeError):
                     # Python flushes stdout again at exit.
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

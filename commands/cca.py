@@ -17,6 +17,7 @@ from wsurgery.commands._shared import (
     say,
     table_console,
 )
+from wsurgery.errors import printable
 
 if TYPE_CHECKING:
     from wsurgery.similarity.results import LayerSimilarity
@@ -186,6 +187,7 @@ def _number(value: float | None) -> str:
 def _print_table(found: "list[LayerSimilarity]", *, bias_corrected: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     metrics = {x.metric for x in found}
     title = "mean canonical correlation" if metrics == {"mean_cca"} else "similarity"
@@ -202,7 +204,7 @@ def _print_table(found: "list[LayerSimilarity]", *, bias_corrected: bool) -> Non
         channels = f"{x.d}/{x.c_a}" if x.c_a == x.c_b else f"{x.d}/{x.c_a},{x.c_b}"
         dead = f"{x.dead_a}" if x.dead_a == x.dead_b else f"{x.dead_a},{x.dead_b}"
         metric = [] if metrics == {"mean_cca"} else [x.metric]
-        table.add_row(x.layer, *metric, *similarity, channels, str(x.p), dead)
+        table.add_row(Text(printable(x.layer)), *map(Text, metric), *similarity, channels, str(x.p), dead)
     table_console().print(table)
 
 
@@ -210,13 +212,16 @@ def _print_matrix(found: "list[LayerSimilarity]") -> None:
     """Print a table a metric, a row a layer of A and a column a layer of B: the value ± its standard error."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     for metric in dict.fromkeys(x.metric for x in found):
         results = {(x.layer_a, x.layer_b): x for x in found if x.metric == metric}
-        table = Table("A \\ B", title=metric, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = Table("A \\ B", title=Text(metric), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         in_b = list(dict.fromkeys(b for _, b in results))
         for b in in_b:
-            table.add_column(b, justify="right")
+            table.add_column(Text(printable(b)), justify="right")
         for a in dict.fromkeys(a for a, _ in results):
-            table.add_row(a, *(f"{_number(results[a, b].value)} ± {_number(results[a, b].se)}" for b in in_b))
+            table.add_row(
+                Text(printable(a)), *(f"{_number(results[a, b].value)} ± {_number(results[a, b].se)}" for b in in_b)
+            )
         table_console().print(table)

@@ -7,7 +7,7 @@ import typer
 
 from wsurgery.commands._images import SkipBad
 from wsurgery.commands._shared import Device, Json, ModelOption, NetworkThreads, Seed, command, say, table_console
-from wsurgery.errors import printable
+from wsurgery.errors import printable, printable_json
 
 
 @command
@@ -39,8 +39,6 @@ def compare(
 
     Example: wsurgery compare runs/transfer runs/random --threshold 0.85 --data synthetic:fundus?n=2000
     """
-    from json import dumps
-
     from wsurgery import studies
     from wsurgery.experiments.comparison import as_json
     from wsurgery.figures.comparison_tables import auc_table, steps_table
@@ -61,7 +59,7 @@ def compare(
         say=say,
     )
     if json:
-        typer.echo(dumps(as_json(steps, aucs, pairs), indent=2, ensure_ascii=False, allow_nan=False))
+        typer.echo(printable_json(as_json(steps, aucs, pairs)))
         return
     console = table_console()
     console.print(f"A: {printable(str(a))}\nB: {printable(str(b))}\n", markup=False, highlight=False)

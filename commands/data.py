@@ -7,6 +7,7 @@ import typer
 
 from wsurgery.commands._images import SkipBad
 from wsurgery.commands._shared import Force, Json, Threads, command, say
+from wsurgery.errors import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,8 +109,6 @@ def data_show(data: Data, json: Json = False) -> None:
 
     Example: wsurgery data show fundus/manifest.csv
     """
-    from json import dumps
-
     from rich.console import Console
 
     from wsurgery.data.manifest import summarise
@@ -117,24 +116,24 @@ def data_show(data: Data, json: Json = False) -> None:
 
     summary = summarise(open_data(data))
     if json:
-        typer.echo(dumps(summary, indent=2, ensure_ascii=False))
+        typer.echo(printable_json(summary))
     else:
         Console().print(_table(summary))
 
 
 def _table(summary: dict[str, Any]) -> "Table":
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     splits = summary["splits"]
     table = Table("", caption="labels: positive / negative / unknown")
     for name in splits:
-        table.add_column(escape(name), justify="right")
+        table.add_column(Text(printable(name)), justify="right")
     for row in ("images", "patients"):
         table.add_row(row, *(str(split[row]) for split in splits.values()), end_section=row == "patients")
     for label in next(iter(splits.values()))["labels"]:
         counts = (split["labels"][label] for split in splits.values())
-        table.add_row(escape(label), *(" / ".join(str(x) for x in count.values()) for count in counts))
+        table.add_row(Text(printable(label)), *(" / ".join(str(x) for x in count.values()) for count in counts))
     return table
 
 

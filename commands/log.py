@@ -24,6 +24,6 @@ def log(source: Input = None, json: Json = False) -> None:
         elif records:
             for name, package in packages(records).items():
                 typer.echo(f"# {printable(name)} is of {printable(package)}")
-            typer.echo("\n".join(printable(line, 10_000) for line in as_pipeline(records).splitlines()))
+            typer.echo(as_pipeline(records))
         else:
             say(f"{checkpoint.label} has no history: wsurgery did not make it")

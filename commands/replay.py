@@ -18,6 +18,12 @@ def replay(
     remote: Annotated[
         bool, typer.Option("--remote", help="Read the URLs that its history names; without it, they are refused.")
     ] = False,
+    timeout: Annotated[
+        int, typer.Option(min=1, max=1_000_000, metavar="SECONDS", help="How long its commands may take.")
+    ] = 600,
+    room: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What it may write: 5GB. Default: ten times FILE, at least 1GB.")
+    ] = None,
 ) -> None:
     """Run the history of a checkpoint again in a temporary folder, and say whether every byte agrees.
 
@@ -26,9 +32,11 @@ def replay(
 
     Example: wsurgery replay init.safetensors --inputs pretrained/
     """
+    from wsurgery.operations.rewrite import parse_size
     from wsurgery.replay import replay as replay_history
 
-    difference = replay_history(file, inputs or file.parent, remote=remote, say=say)
+    written = None if room is None else parse_size(room, "--room")
+    difference = replay_history(file, inputs or file.parent, remote=remote, say=say, timeout=timeout, room=written)
     if difference is not None:
         typer.echo(f"different: {difference}")
         raise typer.Exit(1)

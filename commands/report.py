@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from wsurgery.commands._shared import Force, Json, command, table_console
-from wsurgery.errors import UsageError, printable
+from wsurgery.errors import UsageError, printable, printable_json
 
 
 @command
@@ -42,8 +42,6 @@ def report(
 
     Example: wsurgery report meanvar/RESULTS.md gabor/RESULTS.md -o results.html
     """
-    from json import dumps
-
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.writer import write_all
     from wsurgery.experiments.networks import json_of, read_experiments
@@ -68,7 +66,7 @@ def report(
     with AtomicFile(output, force=force) as stream:
         write_all(stream, page.encode())
     if json:
-        typer.echo(dumps(json_of(found), indent=2, ensure_ascii=False, allow_nan=False))
+        typer.echo(printable_json(json_of(found)))
     else:
         for table in terminal_tables(found):
             table_console().print(table)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._shared import BlockMap, Input, Json, Part, Threads, command, print_table, table_console
-from wsurgery.errors import UsageError, printable
+from wsurgery.errors import UsageError, printable, table_cell
 
 if TYPE_CHECKING:
     from wsurgery.checkpoint import Checkpoint, TensorInfo
@@ -138,7 +138,8 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv_module.DictWriter(sys.stdout, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({**row, "shape": "x".join(map(str, row["shape"]))})
+        texts = {key: table_cell(printable(row[key], len(row[key]) * 10)) for key in ("name", "block")}
+        writer.writerow({**row, **texts, "shape": "x".join(map(str, row["shape"]))})
 
 
 def _origin(history: Sequence[Mapping[str, Any]]) -> str:

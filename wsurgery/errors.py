@@ -1,6 +1,8 @@
-"""The errors that a user can cause. Each is one line: what is wrong, where, and what to do."""
+"""The errors that a user can cause, each one line: what is wrong, where, what to do; and text that others wrote, made safe."""
 
+import json
 import re
+from typing import Any
 
 _LOGIN = re.compile(
     r"""\b([a-z][a-z0-9+.-]+[:;]/+|https?[:;]|(?:https?|s3|hf)//)  # a URL, mistyped or not
@@ -34,3 +36,36 @@ def printable(text: str, limit: int = 200) -> str:
 def redacted(text: str) -> str:
     """Leave out of a text what the URLs in it have of logins and signatures, also where they are mistyped."""
     return _SIGNATURE.sub(r"\1…", _LOGIN.sub(r"\1", text)) if ":" in text or "=" in text else text
+
+
+def printable_json(value: Any) -> str:
+    """Write JSON, indented, for a terminal or a file: control and bidirectional characters as escapes, all others as they are."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return "\n".join(
+        line if line.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
+        for line in text.split("\n")
+    )
+
+
+def table_cell(text: str) -> str:
+    """Write text as a cell of a CSV file that a spreadsheet does not take for a formula, as OWASP has it; numbers stay.
+
+    `plain_cell` takes it back.
+    """
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+
+
+def plain_cell(cell: str) -> str:
+    """Return the text of which `table_cell` made a cell."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

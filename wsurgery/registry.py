@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -23,6 +24,10 @@ class PlugIn(entry_points.PlugIn):
         Raises:
             WsurgeryError: it cannot be imported, or is no edit.
         """
+        from wsurgery.checkpoint.records import COMMAND
+
+        if not re.search(COMMAND, self.name):
+            raise WsurgeryError(f"{self} has no name for a command: a-z, 0-9, - and _")
         found = super().load()
         if not isinstance(found, Edit):
             raise WsurgeryError(f"{self} is no edit: {GROUP} names a function declared with wsurgery.plugin.edit")

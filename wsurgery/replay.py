@@ -1,19 +1,27 @@
 """Running a checkpoint's history again, and telling whether the bytes agree.
 
-A history is untrusted input: only edits run, as one pipeline in this process; their arguments name no file, and the files
-they read are those of a folder that the user chose, checked against the digests that were recorded. What was read at a URL,
-or fetched, is read there again only if the user says so. An edit of another package runs only where that is installed.
+A history is untrusted input: only edits run, as one pipeline; their arguments name no file, and the files they read are
+those of a folder that the user chose, checked against the digests that were recorded. What was read at a URL, or fetched,
+is read there again only if the user says so. An edit of another package runs only where that is installed. They run in a
+process of their own, which has so much time, memory and room: nothing else ends a regular expression.
 """
 
+import faulthandler
+import json
+import os
+import pickle
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsurgery import __version__
 from wsurgery.checkpoint.digest import FilesDigest, bytes_digest, file_digest, tensor_digests
+from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.opening import STDIN, open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record, with_files
 from wsurgery.commands._edits import parsed
@@ -22,9 +30,15 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.declaration import Parameter
 from wsurgery.operations.planning import Planned, plan
 from wsurgery.operations.rewrite import rewrite
+from wsurgery.progress import be_quiet, is_quiet
 from wsurgery.registry import edits, find_edit, plug_ins
 
 _MAX_STAGES = 64
+_ROOM = 10  # times the size of the file, for all that is written
+_LEAST_ROOM = 10**9  # bytes
+_MEMORY = 2 << 30  # bytes, beside the room
+# Isolated, so that no file of the working folder is imported; the path is this process's own.
+_CHILD = "import sys; sys.path[:] = sys.argv[1:]; from wsurgery.replay import run_stages; run_stages()"
 _OPTIONS_OF_FILES = ("-o", "--output", "--force")
 
 
@@ -44,7 +58,31 @@ class Stage:
     inputs: list[Path | str | Parent | None]
 
 
-def replay(path: Path, inputs: Path, *, remote: bool, say: Callable[[str], None]) -> str | None:
+class _Room:
+    """How many bytes may still be written."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+
+    def write(self, planned: Planned, path: Path) -> None:
+        """Write a checkpoint, if there is room for it.
+
+        Raises:
+            WsurgeryError: there is none.
+        """
+        header = format_header(planned.tensors.values(), planned.history.metadata(draft=True))
+        size = len(header) + sum(tensor.nbytes for tensor in planned.tensors.values())
+        if size > self._left:
+            raise WsurgeryError(
+                f"its history writes {size:,} bytes more where {self._left:,} are left: add --room SIZE"
+            )
+        self._left -= size
+        rewrite(planned, path)
+
+
+def replay(
+    path: Path, inputs: Path, *, remote: bool, say: Callable[[str], None], timeout: int, room: int | None = None
+) -> str | None:
     """Run the history of a checkpoint again in a temporary folder.
 
     Args:
@@ -52,12 +90,14 @@ def replay(path: Path, inputs: Path, *, remote: bool, say: Callable[[str], None]
         inputs: the folder in which the files that the history names are looked up.
         remote: whether URLs that the history names are read.
         say: gets what was taken as it is instead of being made again.
+        timeout: seconds that the commands may take, all together.
+        room: bytes that they may write. Default: ten times the size of the checkpoint, at least 1 GB.
 
     Returns:
         None if the bytes of the whole file agree, else where they do not.
 
     Raises:
-        WsurgeryError: an input is missing or is another file, or a command fails.
+        WsurgeryError: an input is missing or is another file, a command fails, or the time or the room is too little.
         UsageError: the history is one that cannot be run again.
     """
     if not path.is_file():
@@ -69,13 +109,63 @@ def replay(path: Path, inputs: Path, *, remote: bool, say: Callable[[str], None]
     if _count(log) > _MAX_STAGES:
         raise UsageError(f"{label} has a history of {_count(log)} commands: replay runs at most {_MAX_STAGES}")
     stages = plan_stages(log, inputs, remote=remote, say=say)
+    room = max(_LEAST_ROOM, _ROOM * path.stat().st_size) if room is None else room
     with temporary_folder("wsurgery-replay-") as folder:
-        again = folder / "again"
-        with ExitStack() as stack:
-            rewrite(_made(stages, folder, stack), again)
-        if again.stat().st_size == path.stat().st_size and file_digest(again) == file_digest(path):
-            return None
-        return _first_difference(path, again, log)
+        outcome = folder / "outcome"
+        work = pickle.dumps((stages, path.absolute(), folder, log, room, timeout, is_quiet()))
+        command = [sys.executable, "-I", "-c", _CHILD, *sys.path]
+        try:
+            done = subprocess.run(
+                command, input=work, timeout=timeout, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+        except subprocess.TimeoutExpired:
+            raise WsurgeryError(f"{label} was not made again in {timeout} s: add --timeout SECONDS") from None
+        if not outcome.exists():
+            raise WsurgeryError(f"{label} was not made again: the process ended with status {done.returncode}")
+        found: dict[str, Any] = json.loads(outcome.read_bytes())
+    if "error" in found:
+        raise (UsageError if found["usage"] else WsurgeryError)(found["error"])
+    difference: str | None = found["difference"]
+    return difference
+
+
+def run_stages() -> None:
+    """Run what `replay` planned, in a process of its own: from standard input, into a file of the folder."""
+    stages, path, folder, log, room, timeout, quiet = pickle.load(sys.stdin.buffer)
+    be_quiet(quiet)
+    _limit_memory(_MEMORY + room)
+    with open(os.devnull, "w") as nowhere:  # also where whoever started this was killed, and while no Python code runs
+        faulthandler.dump_traceback_later(timeout + 1, exit=True, file=nowhere)
+        found: dict[str, Any]
+        try:
+            found = {"difference": _difference(stages, path, folder, log, _Room(room))}
+        except WsurgeryError as error:
+            found = {"error": str(error), "usage": isinstance(error, UsageError)}
+        except OSError as error:
+            found = {"error": f"{printable(str(error.filename or 'input/output'))}: {error.strerror}", "usage": False}
+        except MemoryError:
+            found = {"error": "out of memory", "usage": False}
+        (folder / "outcome").write_text(json.dumps(found))
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _limit_memory(size: int) -> None:
+    if sys.platform != "win32":  # has no such limit
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        with suppress(ValueError, OverflowError):  # a system that takes none, or none as large
+            if most == resource.RLIM_INFINITY or most > size:
+                resource.setrlimit(resource.RLIMIT_DATA, (size, most))
+
+
+def _difference(stages: Sequence[Stage], path: Path, folder: Path, log: Sequence[Record], room: _Room) -> str | None:
+    again = folder / "again"
+    with ExitStack() as stack:
+        room.write(_made(stages, folder, stack, room), again)
+    if again.stat().st_size == path.stat().st_size and file_digest(again) == file_digest(path):
+        return None
+    return _first_difference(path, again, log)
 
 
 def plan_stages(log: Sequence[Record], inputs: Path, *, remote: bool, say: Callable[[str], None]) -> list[Stage]:
@@ -97,7 +187,7 @@ def _resolve(given: Record, inputs: Path, remote: bool, say: Callable[[str], Non
     name, log = given["name"], given.get("log")
     if name != Path(name).name or name == ".." or "\0" in name:
         raise UsageError(f"its history names an input {printable(name)}: an input is a file in the folder of --inputs")
-    path = inputs / str(name)
+    path: Path = inputs / name
     reason = _obstacle(log, remote) if log else None
     if path.is_dir() and name != STDIN:
         reason = reason or "it is a folder of shards"
@@ -105,14 +195,14 @@ def _resolve(given: Record, inputs: Path, remote: bool, say: Callable[[str], Non
         return Parent(given, plan_stages(log, inputs, remote=remote, say=say))
     if name == STDIN:
         raise UsageError(reason or "one of its inputs came through a pipe without a history: replay cannot know it")
-    if not path.exists():
+    if not (path.is_file() or path.is_dir()):
         raise WsurgeryError(f"{printable(str(path))}, an input, is missing: name its folder with --inputs DIR")
     recorded = given.get("blake3")
     if recorded is None:
         say(f"{printable(name)} is taken on trust: --no-digest left out its digest")
     elif (found := _digest(path)) != recorded:
         raise WsurgeryError(
-            f"{printable(str(path))} has the digest {found}, but {printable(str(recorded), 64)} was read then: "
+            f"{printable(str(path))} has the digest {found}, but {printable(recorded, 64)} was read then: "
             "name the folder of the file that was with --inputs DIR"
         )
     if log and reason:
@@ -123,7 +213,7 @@ def _resolve(given: Record, inputs: Path, remote: bool, say: Callable[[str], Non
 def _resolve_url(given: Record, remote: bool) -> str:
     from wsurgery.checkpoint.remote import open_remote
 
-    url = str(given["url"])
+    url: str = given["url"]
     if not remote:
         raise UsageError(f"its history read {printable(url)}: add --remote to read it again")
     with open_remote(url) as checkpoint:
@@ -139,26 +229,15 @@ def _digest(path: Path) -> str:
         return FilesDigest(checkpoint.files).result()
 
 
-def _obstacle(log: Any, remote: bool) -> str | None:
+def _obstacle(log: Sequence[Record], remote: bool) -> str | None:
     """Say why a log cannot be run again; None if it can, as far as this log itself tells."""
-    if not isinstance(log, (list, tuple)):
-        return "its history is damaged: a log is a list of commands"
     for record in log:
-        command = record.get("command") if isinstance(record, dict) else None
-        if isinstance(command, str) and (missing := _missing_package(record)):
+        command, arguments = record["command"], record.get("arguments", [])
+        if missing := _missing_package(record):
             return missing
-        if not isinstance(command, str) or not (command in edits() or record.get("package")):
+        if not (command in edits() or record.get("package")):
             why = "it needs data and time" if command == "train" else "it is not a command that makes a checkpoint"
-            return f"its history has the command {printable(str(command), 40)}, which is not run again: {why}"
-        arguments, seed, inputs = record.get("arguments", []), record.get("seed", 0), record.get("inputs", [])
-        if not isinstance(arguments, list) or not all(isinstance(word, str) for word in arguments):
-            return f"its history is damaged: the arguments of {command} are not a list of words"
-        if type(seed) is not int or seed < 0:
-            return f"its history is damaged: the seed of {command} is not a number"
-        if not isinstance(inputs, list) or not all(
-            isinstance(given, dict) and isinstance(given.get("name"), str) and given["name"] for given in inputs
-        ):
-            return f"its history is damaged: the inputs of {command} have no names"
+            return f"its history has the command {command}, which is not run again: {why}"
         if command == "fetch" and not remote:
             return f"its history fetched {printable(' '.join(arguments), 120)}: add --remote to fetch it again"
         if any(word.partition("=")[0] == "--model" for word in arguments):
@@ -172,18 +251,10 @@ def _obstacle(log: Any, remote: bool) -> str | None:
     return None
 
 
-def _count(log: Any) -> int:
-    """Count the commands of a log and of all logs inside it; no recursion, for a hostile one may be deep."""
-    count, waiting = 0, [log]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, (list, tuple)):
-            for record in item:
-                count += 1
-                inputs = record.get("inputs", []) if isinstance(record, dict) else []
-                if isinstance(inputs, list):
-                    waiting += [given.get("log") for given in inputs if isinstance(given, dict)]
-    return count
+def _count(log: Sequence[Record]) -> int:
+    """Count the commands of a log and of all logs inside it."""
+    inside = (given.get("log", []) for record in log for given in record.get("inputs", []))
+    return len(log) + sum(map(_count, inside))
 
 
 def _missing_package(record: Record) -> str | None:
@@ -191,19 +262,14 @@ def _missing_package(record: Record) -> str | None:
     package = record.get("package")
     if package is None:
         return None
-    named = (
-        isinstance(package, dict) and isinstance(package.get("name"), str) and isinstance(package.get("version"), str)
-    )
-    if not named:
-        return f"its history is damaged: the package of {printable(record['command'], 40)} has no name"
     plug_in = plug_ins().get(record["command"])
     if plug_in is None or plug_in.package != package["name"]:
         said = f"{printable(package['name'], 80)} {printable(package['version'], 40)}"
-        return f"its history has the command {printable(record['command'], 40)} of {said}, which is not installed here"
+        return f"its history has the command {record['command']} of {said}, which is not installed here"
     return None
 
 
-def _made(stages: Sequence[Stage], folder: Path, stack: ExitStack) -> Planned:
+def _made(stages: Sequence[Stage], folder: Path, stack: ExitStack, room: _Room) -> Planned:
     """Plan a pipeline again; what it reads stays open until the stack is left."""
     planned: Planned | None = None
     for stage in stages:
@@ -211,7 +277,9 @@ def _made(stages: Sequence[Stage], folder: Path, stack: ExitStack) -> Planned:
         for source in stage.inputs:
             if isinstance(source, Parent):
                 through_a_pipe = source.given["name"] == STDIN
-                sources.append(_made(source.stages, folder, stack) if through_a_pipe else _remake(source, folder))
+                sources.append(
+                    _made(source.stages, folder, stack, room) if through_a_pipe else _remake(source, folder, room)
+                )
             else:
                 sources.append(planned if source is None else source)
         planned = _applied(stage.record, sources, stack)
@@ -254,10 +322,10 @@ def _opened(source: Any, parameter: Parameter, stack: ExitStack) -> Any:
     return checkpoint
 
 
-def _remake(parent: Parent, folder: Path) -> Path:
-    path = Path(tempfile.mkdtemp(dir=folder)) / str(parent.given["name"])
+def _remake(parent: Parent, folder: Path, room: _Room) -> Path:
+    path: Path = Path(tempfile.mkdtemp(dir=folder)) / parent.given["name"]
     with ExitStack() as stack:
-        rewrite(_made(parent.stages, folder, stack), path)
+        room.write(_made(parent.stages, folder, stack, room), path)
     if parent.given.get("blake3") not in (None, file_digest(path)):
         raise WsurgeryError(f"{printable(path.name)}, an input, comes out otherwise when its own history is run again")
     return path
@@ -275,6 +343,6 @@ def _first_difference(path: Path, again: Path, log: Sequence[Record]) -> str:
         more = [name for name in after.tensors if name not in before.tensors]
         if more:
             return f"{printable(more[0])} is there and not here"
-    versions = {str(record.get("version")) for record in log} - {__version__}
+    versions = {record.get("version", "?") for record in log} - {__version__}
     made_by = f": it was made by wsurgery {printable(', '.join(sorted(versions)), 80)}, this is {__version__}"
     return "every tensor is identical, the header is not" + (made_by if versions else "")

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, fields, replace
-from json import dumps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.dataset import Dataset, load_dataset, say_skipped
 from wsurgery.devices import choose_device, choose_precision, memory_errors, threads_used
 from wsurgery.ending import temporary_folder
-from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.errors import UsageError, WsurgeryError, printable, printable_json
 from wsurgery.experiments.comparison import Aucs, Steps, as_json, compare_aucs, compare_steps, pairs_of
 from wsurgery.experiments.runs import Run, read_seeds
 from wsurgery.models import load, models_for
@@ -454,7 +453,7 @@ def cca(
 
 def cca_text(result: dict[str, Any]) -> str:
     """Write what `cca` returns as its JSON."""
-    return dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return printable_json(result) + "\n"
 
 
 def compare(

@@ -12,6 +12,7 @@ MAX_LINE = 1 << 24  # characters of a line of a table
 MAX_COLUMNS = 30_000  # of a table: the largest set of labels, ImageNet's, has 21,841
 
 T = TypeVar("T")
+_MAX_DIGITS = 300
 
 
 def open_regular(path: str | os.PathLike[str], *, buffering: int = 0) -> BinaryIO:
@@ -103,7 +104,7 @@ def short_lines(stream: TextIO) -> Iterator[str]:
 def parse_json(text: str | bytes, kind: type[T], label: str) -> T:
     """Parse JSON into a type: a dataclass, a TypedDict, or what is made of them and of lists, maps, numbers and strings.
 
-    NaN and Infinity are numbers, as Python writes them.
+    NaN and Infinity are numbers, as Python writes them; an integer that no float64 can hold is none.
 
     Args:
         text: the JSON, in UTF-8 if it is bytes.
@@ -118,7 +119,13 @@ def parse_json(text: str | bytes, kind: type[T], label: str) -> T:
     import msgspec
 
     try:
-        value: Any = json.loads(text)
+        value: Any = json.loads(text, parse_int=_integer)
         return msgspec.convert(value, kind)
     except (ValueError, RecursionError) as error:  # msgspec's own is a ValueError
         raise WsurgeryError(f"{printable(label)} is not what wsurgery writes: {printable(str(error))}") from None
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)

@@ -11,6 +11,7 @@ import torchvision
 import wsurgery.models  # noqa: F401  (registers the CBR networks)
 from tests.anatomy.sweep import describe, on_meta, wrong_blocks, wrong_roles
 from wsurgery.anatomy import Selection, block_map, find_block, first_convolution, globs_for, role_map
+from wsurgery.anatomy.blocks import UNPLACED
 from wsurgery.errors import UsageError
 
 MODELS = ("resnet18", "vgg11_bn", "densenet121", "vit_tiny_patch16_224", "inception_v3", "coat_lite_tiny", "cbr_small")
@@ -234,3 +235,9 @@ def test_a_linear_layer_is_no_head_beside_one_or_without_a_trunk():
     assert block_map({**trunk, "linear.weight": (16, 16), "fc.weight": (5, 16)})["linear.weight"] == "unplaced"
     assert block_map({**trunk, "linear.weight": (16, 16), "out.weight": (5, 16)})["linear.weight"] == "unplaced"
     assert block_map({"linear.weight": (5, 16)})["linear.weight"] == "unplaced"
+
+
+def test_a_number_of_any_length_in_a_name_is_no_error():
+    long = "9" * 200_000
+    blocks = block_map({f"layer{long}.0.weight": (2, 2), "layer1.0.weight": (2, 2)})
+    assert blocks == {"layer1.0.weight": "block1", f"layer{long}.0.weight": UNPLACED}

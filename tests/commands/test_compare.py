@@ -148,3 +148,12 @@ def test_what_is_no_run_or_has_not_ended_is_refused(predicted, invoke, tmp_path)
         refused = invoke("compare", folder / "trained", side, check=False)
         assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
         assert "fresh/2 has not ended" in refused.stderr
+
+
+def test_the_names_of_folders_drive_no_terminal(predicted, invoke, tmp_path):
+    run = tmp_path / "r\u202eu\x1b[2Jn"
+    shutil.copytree(predicted / "trained" / "1", run)
+    for options in ([], ["--json"]):
+        shown = invoke("compare", run, run, "--bootstrap", 0, *options).stdout
+        assert all(line.isprintable() for line in shown.splitlines())
+    assert json.loads(shown)["a"][0]["run"] == str(run)

@@ -1,3 +1,4 @@
+import csv
 import json
 from pathlib import Path
 
@@ -176,3 +177,16 @@ def test_from_a_folder_of_images_to_a_convergence_plot(shell, tmp_path):
     for start in ("random", "gabor"):
         metrics = json.loads((tmp_path / "runs" / start / "1" / "metrics.json").read_text())
         assert metrics["best"]["macro_auc"] > 0.9
+
+
+def test_names_in_a_manifest_drive_no_terminal(run, tmp_path):
+    names = ["sp\x1b[2Jlit", "la\u202ebel", "=cmd", "[red]x"]
+    rows = [["path", "patient", "split", *names[1:]], ["a.png", "p", names[0], "1", "0", ""]]
+    with (tmp_path / "m.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    for options in ([], ["--json"]):
+        shown = run("show", tmp_path / "m.csv", *options).stdout
+        assert all(line.isprintable() for line in shown.splitlines())
+        assert "=cmd" in shown
+        assert "[red]x" in shown
+    assert list(json.loads(shown)["splits"]) == names[:1]

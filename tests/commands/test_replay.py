@@ -1,6 +1,10 @@
 """`wsurgery replay`: histories that real pipelines wrote, and histories that nobody should run."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import small_resnet
+from wsurgery.checkpoint.digest import file_digest
 
 PIPELINES = {
     "files and pipes": "wsurgery shuffle resnet.safetensors --seed 3 --except 'fc.*' | wsurgery shuffle --role conv"
@@ -188,6 +193,68 @@ def test_a_history_without_end_is_refused(shape, folder, invoke, monkeypatch):
     done = invoke("replay", folder / "endless", check=False)
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "at most" in done.stderr
+
+
+def hostile(folder, *log) -> str:
+    save_file({"a" * 60: np.ones(2)}, folder / "hostile", metadata={"wsurgery": json.dumps({"log": log})})
+    return folder / "hostile"
+
+
+def rename_for_ever(folder) -> str:
+    """A history with a regular expression that takes 2^60 steps on a name."""
+    save_file({"a" * 60: np.ones(2)}, folder / "source")
+    given = {"name": "source", "blake3": file_digest(folder / "source")}
+    return hostile(folder, {"command": "rename", "arguments": ["(a|a)+b", "c"], "inputs": [given]})
+
+
+@pytest.fixture
+def temporary(tmp_path_factory, monkeypatch):
+    path = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(path))
+    return path
+
+
+def test_a_history_that_takes_for_ever_is_ended(folder, wsurgery, temporary):
+    # Its process has standard error open: what it says comes in only when that has ended, too.
+    done = wsurgery("replay", rename_for_ever(folder), "--timeout", 2, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
+    assert b"not made again in 2 s: add --timeout SECONDS" in done.stderr
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_a_signal_ends_a_replay_and_its_process(folder, temporary):
+    command = [sys.executable, "-m", "wsurgery", "replay", str(rename_for_ever(folder))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while not list(temporary.iterdir()):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60)[0] == b""
+    assert process.returncode == 143
+    assert list(temporary.iterdir()) == []
+
+
+def test_parents_of_parents_cost_no_more_than_their_number(folder, invoke):
+    first = {"command": "init", "arguments": ["cbr_tiny", "--width", "0.05"], "seed": 0, "inputs": []}
+    log = [first]
+    for _ in range(50):  # at one more each doubled the time
+        given = {"name": "-", "header": "0", "log": log}
+        log = [{"command": "transfuse", "arguments": ["--upto", "block1", "--rest", "random"], "inputs": [given]}]
+    done = invoke("replay", hostile(folder, *log), "--timeout", 60, check=False)
+    assert (done.exit_code, done.stderr) == (1, "")
+    assert done.stdout.startswith("different: ")
+
+
+def test_a_history_that_writes_more_than_there_is_room_for_writes_nothing(folder, invoke, temporary):
+    made = {"command": "init", "arguments": ["cbr_tiny", "--width", "10000"], "inputs": []}
+    done = invoke("replay", hostile(folder, made), check=False)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "--room SIZE" in done.stderr
+    assert list(temporary.iterdir()) == []
+    invoke("init", "cbr_tiny", "--width", 0.05, "-o", folder / "small")
+    size = (folder / "small").stat().st_size
+    assert "--room SIZE" in invoke("replay", folder / "small", "--room", size // 2, check=False).stderr
+    assert invoke("replay", folder / "small", "--room", size).stdout == "identical\n"
 
 
 def test_a_file_without_a_history_and_a_folder_are_refused(folder, wsurgery):

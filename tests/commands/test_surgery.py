@@ -336,3 +336,12 @@ def test_on_a_terminal_the_result_goes_to_a_file_named_after_the_edit(resnet, ws
     assert shown.strip() == "resnet.transfuse-block2.safetensors"
     expected = wsurgery("transfuse", resnet, "--upto", "block2", "--rest", "random").stdout
     assert (tmp_path / "resnet.transfuse-block2.safetensors").read_bytes() == expected
+
+
+def test_names_in_a_table_of_show_drive_no_terminal_and_are_no_formulas(tmp_path, wsurgery):
+    names = ["=cmd|' /C calc'!A0", "@x", "a\x1b[2J\u202e", "-1+x", "plain.weight"]
+    save_file({name: np.ones((2, 2), np.float32) for name in names}, tmp_path / "x")
+    done = wsurgery("show", tmp_path / "x", "--csv").stdout.decode()
+    assert all(line.isprintable() for line in done.splitlines())
+    shown = {row["name"] for row in csv.DictReader(done.splitlines())}
+    assert shown == {"'=cmd|' /C calc'!A0", "'@x", "a\\x1b[2J\\u202e", "'-1+x", "plain.weight"}

@@ -1,3 +1,4 @@
+import csv
 import os
 from pathlib import Path
 
@@ -256,3 +257,15 @@ def test_a_manifest_that_is_a_fifo_is_not_waited_for(tmp_path):
         os.mkfifo(tmp_path / name)
         with pytest.raises(WsurgeryError, match="is not a regular file"):
             read_manifest(tmp_path / name)
+
+
+def test_text_that_a_spreadsheet_takes_for_a_formula_is_none_in_the_file_and_comes_back(tmp_path):
+    texts = ("=cmd|' /C calc'!A0", "@x", "+a", "'=b", "-1")
+    manifest = Manifest(tmp_path, texts, ("p", *texts[:4]), texts, np.zeros((5, 2), np.float32), ("=a", "-b"))
+    write_manifest(manifest, tmp_path / "m.csv")
+    back = read_manifest(tmp_path / "m.csv")
+    for field in ("paths", "patients", "splits", "label_names"):
+        assert getattr(back, field) == getattr(manifest, field)
+    with (tmp_path / "m.csv").open(newline="") as stream:
+        cells = [cell for row in csv.reader(stream) for cell in row]
+    assert [cell for cell in cells if cell.startswith(("=", "@", "+", "-"))] == ["-1", "-1"]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from wsurgery.errors import UsageError, WsurgeryError
-from wsurgery.experiments.runs import arm_order, find_runs, read_run, read_similarities, read_test_auc
+from wsurgery.experiments.runs import arm_order, find_runs, natural, read_run, read_similarities, read_test_auc
 
 
 def write_log(folder: Path, *records: object) -> Path:
@@ -122,3 +122,9 @@ def test_the_first_metric_of_each_layer_is_read(tmp_path: Path) -> None:
     path.write_text('{"layers": [{"value": 1}]}')
     with pytest.raises(WsurgeryError, match="Object missing required field `layer`"):
         read_similarities(path)
+
+
+def test_seeds_are_sorted_by_their_numbers_however_long():
+    long = "9" * 5000
+    names = ["1", "02", "9", "10", "a", "b3", "b12", long, "1" + long]
+    assert sorted(names, key=natural) == ["a", "1", "02", "b3", "9", "10", "b12", long, "1" + long]

@@ -4,8 +4,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from wsurgery.errors import UsageError
+from wsurgery.experiments.networks import Networks
 from wsurgery.experiments.report import as_json, read_report
 from wsurgery.figures.page import render_page
 from wsurgery.figures.tables import comparison_rows, markdown, table_rows, terminal_tables
@@ -165,3 +167,21 @@ def test_the_page_says_once_how_many_tests_were_made(experiment):
     assert tests == 3  # transfer, meanvar, and the lowest layer; the pairs are not tested
     for text in (render_page(found, title="T"), markdown(found, title="T")):
         assert text.count(f"{tests} tests were made here") == 1
+
+
+def test_names_in_markdown_are_text_to_whoever_shows_it(make_experiment):
+    names = [HOSTILE, "<img src=x onerror=y>", "a|b", "`c`", "![d](http:e)", "[f](g)", "&lt;", "*h*", "\\", "x\n# y"]
+    folder = make_experiment({"random": SLOW, **dict.fromkeys((name.replace("/", "∕") for name in names), FAST)})
+    for path in (folder / "cca").glob("*.json"):
+        content = json.loads(path.read_text())
+        content["layers"][0]["layer"] = HOSTILE
+        path.write_text(json.dumps(content))
+    text = markdown(Networks({HOSTILE: (found := read_report(folder, threshold=0.9))}, []), title="<b>T")
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
+    inside = [child for token in tokens for child in token.children or ()]
+    assert {token.type for token in [*tokens, *inside]}.isdisjoint(
+        ("html_block", "html_inline", "image", "link_open", "code_inline", "hr", "fence")
+    )
+    rows = [i for i, token in enumerate(tokens) if token.type == "tr_open"]
+    firsts = ["".join(child.content for child in tokens[i + 2].children) for i in rows]
+    assert {row[0] for row in table_rows(found)} <= set(firsts)

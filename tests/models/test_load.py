@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -197,3 +198,73 @@ def test_loading_is_strict_and_names_the_tensor(change, words, tmp_path):
 def test_metadata_cannot_make_timm_load_another_file(key):
     with pytest.raises(UsageError, match=key):
         create({"name": "cbr_tiny", "args": {key: "x"}})
+
+
+LARGE = {
+    "depth": ("vit_tiny_patch16_224", {"depth": 10**8}),
+    "depth, within an image's side": ("vit_tiny_patch16_224", {"depth": 9_999}),
+    "classes": ("resnet18", {}),
+    "width as a number with a point": ("cbr_tiny", {"width": 1e6}),
+    "width as a number that is hardly one": ("cbr_tiny", {"width": 1e308}),
+    "an image": ("swin_tiny_patch4_window7_224", {"img_size": 9_996}),
+    "in a list": ("resnet18", {"channels": [64, 128, 256, 10**9]}),
+    "in a dictionary": ("vit_tiny_patch16_224", {"norm_layer": {"x": [10**9]}}),
+    "a size of hundreds of digits": ("resnet18", {"output_stride": 10**200}),
+}
+
+
+@pytest.mark.parametrize(("name", "args"), LARGE.values(), ids=LARGE)
+def test_metadata_that_asks_for_more_than_the_file_holds_takes_no_memory(name, args, tmp_path):
+    architecture = {"name": name, "num_classes": 5 if args else 10**6, "args": args}
+    state = {"fc.weight": torch.zeros(5, 7), "empty": torch.zeros(0, 10**9)}  # empty, for that dimension bears nothing
+    save(state, History(architecture), tmp_path / "x")
+    resource = pytest.importorskip("resource")
+    load(saved_small(tmp_path))  # so that only what comes now is measured
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WsurgeryError, match=r".") as caught:
+        load(tmp_path / "x")
+    assert "\n" not in str(caught.value)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 300 << (10 if sys.platform == "linux" else 20)  # kilobytes, or bytes
+
+
+def saved_small(folder):
+    save(create(SMALL).state_dict(), History(SMALL), folder / "small")
+    return folder / "small"
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("resnet18", {"layers": 5}),
+        ("resnet18", {"layers": None}),
+        ("vit_tiny_patch16_224", {"img_size": "x"}),
+        ("vit_tiny_patch16_224", {"num_heads": 0}),
+        ("vit_tiny_patch16_224", {"mlp_ratio": 1e308}),
+        ("vit_tiny_patch16_224", {"norm_layer": {}}),
+        ("resnet18", {"drop_path_rate": "x"}),
+        ("efficientnet_b0", {"act_layer": []}),
+        ("swin_tiny_patch4_window7_224", {"window_size": 0}),
+        ("cbr_tiny", {"model_name": "x"}),
+        ("cbr_tiny", {"width": None}),
+        ("cbr_tiny", {"width": float("inf")}),
+    ],
+)
+def test_whatever_timm_raises_on_arguments_of_the_metadata_is_one_line(name, args, tmp_path):
+    save({"fc.weight": torch.zeros(5, 7)}, History({"name": name, "num_classes": 5, "args": args}), tmp_path / "x")
+    with pytest.raises(WsurgeryError, match=r".") as caught:
+        load(tmp_path / "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_metadata_gives_an_own_callable_is_bounded_too(tmp_path):
+    def own(num_classes, depth=1, width=1.0):
+        return nn.Sequential(*(nn.Linear(int(4 * width), num_classes) for _ in range(depth)))
+
+    made = {"name": own.__qualname__, "num_classes": 5, "model": "x"}
+    save(own(5).state_dict(), History(made), tmp_path / "x")
+    assert load(tmp_path / "x", model=own)[0].weight.shape == (5, 4)
+    for args in ({"depth": 10**7}, {"depth": 9_999}, {"width": 1e8}):
+        save(own(5).state_dict(), History({**made, "args": args}), tmp_path / "x", force=True)
+        with pytest.raises(WsurgeryError, match="is the architecture right"):
+            load(tmp_path / "x", model=own)

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from mutations.honest import KINDS, make
 SECONDS = 20.0  # in which a case must end
 MEMORY = 300 << 10  # KiB above what the honest file takes
 _OUTPUTS = ("out", "cache", "tmp", "said", "runs/a/0", "runs/c/0")
+_app: Callable[[], None]  # made once
 _SPAWNING = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.spawn", "pty.spawn"}
 
 
@@ -55,16 +57,14 @@ def _child(words: list[str], sandbox: Path) -> None:
     forbidden = os.open("tmp/forbidden", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def audit(event: str, arguments: tuple[object, ...]) -> None:
-        if event in _SPAWNING:
+        if event in _SPAWNING and not (words[0] == "replay" and arguments[0] == sys.executable):
             os.write(forbidden, f"{event} {arguments!r:.200}\n".encode())
 
     sys.addaudithook(audit)
     sys.argv = ["wsurgery", *words]
     status = 99
     try:
-        from wsurgery.__main__ import main
-
-        main()
+        _app()
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -229,7 +229,8 @@ def import_all() -> None:
     import wsurgery.training.loop  # noqa: F401
     from wsurgery.command_line import build_app
 
-    build_app()
+    global _app
+    _app = build_app()
     torch.set_num_threads(1)
     gc.freeze()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -24,7 +24,8 @@ _SURGERY = [
     "new-head {} --num-classes 3 -o out/x",
     "adapt {} --in-chans 4 -o out/x", "gabor {} -o out/x", "freeze-spec {} --upto block1 -o out/x", "average {} {} -o out/x",
     "transfuse {} --upto block1 --rest meanvar -o out/x", "transfuse init.safetensors --upto block1 --into {} -o out/x",
-    "scale {} --by 2 -o out/shards/ --shard-size 20kB", "replay {}", "histogram {} -o out/x.png", "filters {} -o out/x.png",
+    "scale {} --by 2 -o out/shards/ --shard-size 20kB", "replay {} --timeout 5",
+    "histogram {} -o out/x.png", "filters {} -o out/x.png",
     f"eval {{}} --data images/manifest.csv --image-size 32 --bootstrap 20 {_CPU}", f"cca {{}} init.safetensors {_CCA}",
     f"train {{}} --data images/manifest.csv -o out/run {_TRAIN}",
 ]  # fmt: skip
@@ -38,8 +39,7 @@ _RUNS = [
     "curves runs/a/0 runs/b/0 -o out/c.png", "report . --arms a,b --cca none -o out/r.html --json",
     "report . --arms a,b -o out/r.md",
     "compare runs/a runs/b --threshold 0.5 --bootstrap 20 --json", f"cca runs/a/0/last.safetensors --with-init {_CCA}",
-    f"train init.safetensors --data images/manifest.csv -o runs/a/0 --seed 97 {_TRAIN}".replace("--steps 2", "--steps 3"),
-    f"train init.safetensors --data images/manifest.csv -o runs/a/0 --seed 97 {_TRAIN}",
+    f"train init.safetensors --data images/manifest.csv --seed 97 -o runs/a/0 {_TRAIN}",
     f"compare runs/a runs/b --threshold 0.5 --bootstrap 20 --data images/manifest.csv {_CPU}",
 ]  # fmt: skip
 

@@ -1,11 +1,13 @@
 """Files of predictions: what cannot be compared says why, in one line."""
 
+import csv
+
 import numpy as np
 import pytest
 
 from wsurgery.data.dataset import load_dataset
 from wsurgery.errors import WsurgeryError
-from wsurgery.training.predictions import align, from_logits, read_predictions
+from wsurgery.training.predictions import Predictions, align, from_logits, read_predictions, write_predictions
 
 HEADER = "path,patient,a,b,p_a,p_b\n"
 ROWS = ["x.png,1,0,1,0.1,0.9\n", "y.png,1,,0,0.2,0.7\n", "z.png,2,1,1,0.5,0.75\n"]
@@ -114,3 +116,14 @@ def test_a_file_of_many_labels_is_read_in_no_more_than_its_time(tmp_path):
     header = ",".join(["path,patient", *(f"a{i}" for i in range(n)), *(f"p_a{i}" for i in range(n))])
     found = written(tmp_path / "p.csv", f"{header}\nx.png,1{',1' * n}{',0.5' * n}\n")
     assert found.scores.shape == (1, n)
+
+
+def test_text_that_a_spreadsheet_takes_for_a_formula_is_none_in_the_file_and_comes_back(tmp_path):
+    texts = ("=x.png", "-y.png", "'@z.png")
+    found = Predictions("", texts, texts, ("=a", "+b"), np.ones((3, 2)), np.zeros((3, 2)), 2)
+    write_predictions(tmp_path / "p.csv", found)
+    back = read_predictions(tmp_path / "p.csv")
+    assert (back.paths, back.patients, back.names) == (texts, texts, ("=a", "+b"))
+    with (tmp_path / "p.csv").open(newline="") as stream:
+        cells = [cell for row in csv.reader(stream) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "-", "+", "@"))]

@@ -18,6 +18,7 @@ Place = tuple[int, tuple[int, ...]]  # kind of block, then what orders blocks of
 NECK, HEAD, UNPLACED = "neck", "head", "unplaced"
 _STEM, _BLOCK, _TAIL, _NECK, _HEAD, _UNPLACED = range(6)  # in the order in which data meets them
 _MOST_WRAPPERS = 8  # a hostile name may have a million parts
+_MOST_DIGITS = 18  # or a number as long
 _LABELS = {_NECK: NECK, _HEAD: HEAD, _UNPLACED: UNPLACED}
 
 
@@ -241,7 +242,9 @@ def _rules_for(names: Collection[str]) -> _Rules:
 def _place(name: str, rules: _Rules) -> Place:
     for rule, pattern in rules:
         if match := pattern.match(name):
-            parts = match.expand(rule.order).split(".") if rule.order else filter(None, match.groups())
+            parts = match.expand(rule.order).split(".") if rule.order else [*filter(None, match.groups())]
+            if any(len(part) > _MOST_DIGITS for part in parts):
+                break
             return rule.kind, tuple(int(part) if part.isdigit() else ord(part) for part in parts)
     return _UNPLACED, ()
 

@@ -10,6 +10,7 @@ time, the host or an absolute path.
 
 import json
 import shlex
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -25,6 +26,7 @@ from wsurgery.errors import WsurgeryError
 KEY = "wsurgery"
 Record = dict[str, Any]
 _PIPE = " \\\n  | "
+_NOT_RAW = "'\\!"  # what ends a quote, escapes, or recalls an earlier line
 
 
 @dataclass(frozen=True)
@@ -47,24 +49,17 @@ class History:
         if isinstance(checkpoint, Unmade):
             return checkpoint.history
         metadata = dict(checkpoint.header.metadata)
-        text = metadata.pop(KEY, "{}")
+        text = metadata.pop(KEY, None)
+        if text is None:
+            return cls(others=metadata)
+        from wsurgery.checkpoint.records import parse_entry
+
         try:
-            entry = json.loads(text)
-            log, freeze, architecture = entry.get("log", []), entry.get("freeze", []), entry.get("architecture")
-            blocks = entry.get("blocks")
-            well_formed = (
-                all(isinstance(record, dict) and isinstance(record.get("command"), str) for record in log)
-                and all(isinstance(glob, str) for glob in freeze)
-                and (architecture is None or isinstance(architecture["name"], str))
-                and (architecture is None or isinstance(architecture.get("args", {}), dict))
-                and (architecture is None or isinstance(architecture.get("model", ""), str))
-                and (blocks is None or _is_block_map(blocks))
-            )
-        except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
-            well_formed = False
-        if not well_formed:
-            raise WsurgeryError(f"{checkpoint.label} has a {KEY!r} metadata entry that is not wsurgery's")
-        return cls(architecture, tuple(freeze), tuple(log), metadata, blocks)
+            entry = parse_entry(text)
+        except WsurgeryError:
+            raise WsurgeryError(f"{checkpoint.label} has a {KEY!r} metadata entry that is not wsurgery's") from None
+        freeze, log = tuple(entry.get("freeze", [])), tuple(entry.get("log", []))
+        return cls(entry.get("architecture"), freeze, log, metadata, entry.get("blocks"))
 
     def metadata(self, *, draft: bool = False) -> dict[str, str]:
         """Return the whole `__metadata__`; `format` = `pt` is added for other tools where it is missing.
@@ -122,12 +117,6 @@ class Unmade(Checkpoint):
         raise NotImplementedError
 
 
-def _is_block_map(blocks: Any) -> bool:
-    return bool(blocks) and all(
-        isinstance(globs, list) and all(isinstance(glob, str) for glob in globs) for globs in blocks.values()
-    )
-
-
 def make_record(
     command: str,
     arguments: Sequence[str],
@@ -144,7 +133,14 @@ def make_record(
         seed: the seed that it drew from, None where it drew nothing.
         inputs: what `describe_input` says of each input, the one that flows through first.
         package: name and version of the package that the command comes from, if that is not wsurgery.
+
+    Raises:
+        WsurgeryError: the histories of the inputs have no end.
     """
+    if any("log" in given for given in inputs):
+        from wsurgery.checkpoint.records import require_bounded
+
+        require_bounded([{"inputs": inputs}])
     record: Record = {"command": command, "arguments": list(arguments), "version": __version__, "inputs": list(inputs)}
     more = {"seed": seed, "package": package}
     return record | {key: value for key, value in more.items() if value is not None}
@@ -202,7 +198,7 @@ def as_pipeline(log: Sequence[Record], runs: Iterator[int] | None = None) -> str
     for record in log:
         words = ["wsurgery", record["command"]]
         files = [_input_word(given, runs) for given in record.get("inputs", [])]
-        words += [shlex.quote(argument) for argument in record.get("arguments", [])]
+        words += map(_word, record.get("arguments", []))
         if "seed" in record:
             words += ["--seed", str(record["seed"])]
         if record["command"] == "train":
@@ -211,7 +207,7 @@ def as_pipeline(log: Sequence[Record], runs: Iterator[int] | None = None) -> str
                 files = [f"INIT{run}.safetensors"]
                 lines.append(f"{_PIPE.join(stages)} > {files[0]}")
             lines.append(" ".join([*with_files("train", words, files), "-o", f"RUN{run}"]))
-            stages = [f"cat RUN{run}/{shlex.quote(str(record.get('output', 'last.safetensors')))}"]
+            stages = [f"cat RUN{run}/{_word(record.get('output', 'last.safetensors'))}"]
         else:
             stages.append(" ".join(with_files(record["command"], words, files)))
     return "\n".join([*lines, _PIPE.join(stages)])
@@ -220,11 +216,11 @@ def as_pipeline(log: Sequence[Record], runs: Iterator[int] | None = None) -> str
 def packages(log: Sequence[Record]) -> dict[str, str]:
     """Return the commands in a log, and in the logs of its inputs, that other packages bring: name → package and version."""
     found: dict[str, str] = {}
-    waiting = [*log]
+    waiting = deque(log)
     while waiting:
-        record = waiting.pop(0)
-        if isinstance(package := record.get("package"), dict):
-            found[str(record["command"])] = f"{package.get('name')} {package.get('version')}"
+        record = waiting.popleft()
+        if package := record.get("package"):
+            found[record["command"]] = f"{package['name']} {package['version']}"
         waiting += [each for given in record.get("inputs", []) for each in given.get("log", [])]
     return found
 
@@ -232,7 +228,22 @@ def packages(log: Sequence[Record]) -> dict[str, str]:
 def _input_word(given: Record, runs: Iterator[int]) -> str:
     if given.get("log"):
         return f"<({as_pipeline(given['log'], runs)})"
-    return shlex.quote(str(given.get("url") or given.get("name", STDIN)))
+    return _word(given.get("url") or given["name"])
+
+
+def _word(text: str) -> str:
+    """Quote a word for bash; of characters that drive a terminal, in $'...', each byte by its number."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return f"$'{''.join(c if c.isprintable() and c not in _NOT_RAW else _escaped(c) for c in text)}'"
+
+
+def _escaped(character: str) -> str:
+    try:
+        content = character.encode(errors="surrogateescape")  # of a file's name that is not UTF-8
+    except UnicodeEncodeError:
+        content = character.encode(errors="surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in content)
 
 
 def with_files(command: str, words: list[str], files: list[str]) -> list[str]:

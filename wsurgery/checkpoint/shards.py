@@ -157,7 +157,7 @@ def part_of(names: list[str], part: str) -> list[str]:
         UsageError: `part` is not K/N with 1 ≤ K ≤ N.
     """
     k, slash, n = part.partition("/")
-    if not (slash and k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+    if not (slash and k.isdecimal() and n.isdecimal() and len(n) < 19 >= len(k) and 1 <= int(k) <= int(n)):
         raise UsageError(f"--part {printable(part)}: write it as K/N, from 1/N to N/N")
     first, last = ((int(k) - 1) * len(names) // int(n), int(k) * len(names) // int(n))
     return names[first:last]

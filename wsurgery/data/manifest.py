@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.splits import rank_patients
-from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.errors import UsageError, WsurgeryError, plain_cell, printable, table_cell
 from wsurgery.untrusted import MAX_COLUMNS, open_regular, short_lines, text_of
 
 FIXED = ("path", "patient", "split")
@@ -147,6 +147,7 @@ def read_manifest(file: Path) -> Manifest:
             where = f"{before!r} ({_row(file, seen[patient])}) and {splits[row]!r}"
             raise _wrong(file, f"patient {patient!r} is in two splits, {where}: a patient belongs in one", row)
     labels = np.stack([_labels(file, table, name) for name in label_names], axis=1)
+    label_names = tuple(map(plain_cell, label_names)) if _is_csv(file) else label_names
     return Manifest(file.parent, tuple(paths), tuple(patients), tuple(splits), labels, label_names)
 
 
@@ -163,8 +164,9 @@ def write_manifest(manifest: Manifest, file: Path) -> None:
     if _is_csv(file):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(zip(manifest.paths, patients, manifest.splits, *labels, strict=True))
+        writer.writerow(map(table_cell, header))
+        texts = [map(table_cell, column) for column in (manifest.paths, patients, manifest.splits)]
+        writer.writerows(zip(*texts, *labels, strict=True))
         data = text.getvalue().encode()
     else:
         strings = [pa.array(column, pa.string()) for column in (manifest.paths, patients, manifest.splits)]
@@ -247,7 +249,7 @@ def _strings(file: Path, table: pa.Table, name: str) -> list[str]:
                 values += [value or "" for value in chunk.cast(pa.string()).to_pylist()]
     except (pa.ArrowException, ValueError) as error:
         raise _wrong(file, f"column {name!r} is not text: {error}") from None
-    return values
+    return [*map(plain_cell, values)] if _is_csv(file) else values
 
 
 def _labels(file: Path, table: pa.Table, name: str) -> NDArray[np.float32]:

@@ -140,7 +140,7 @@ def gap_rows(reports: Mapping[str, Report]) -> list[list[str]]:
 
 def _parse(name: str) -> tuple[str, int | None]:
     network, _, images = name.rpartition("@")
-    return (network, int(images)) if network and images.isdecimal() else (name, None)
+    return (network, int(images)) if network and images.isdecimal() and len(images) < 19 else (name, None)
 
 
 def _test_auc(arm: Arm) -> dict[str, float]:

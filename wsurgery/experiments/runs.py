@@ -166,7 +166,7 @@ def _read_finished(folder: Path) -> Run:
     return run
 
 
-def arm_order(arm: str) -> tuple[int, bool, list[tuple[int, str]]]:
+def arm_order(arm: str) -> tuple[int, bool, list[tuple[int, str, str]]]:
     """Return a sorting key for arms: those of the paper in the order in which it explains them, then the others."""
     known = [i for i, name in enumerate(_ARM_ORDER) if (arm.startswith(name) if name.endswith("-") else arm == name)]
     return max(known, default=len(_ARM_ORDER)), not arm.endswith("-conv1"), natural(arm)
@@ -214,6 +214,7 @@ def _known(value: float | None, path: Path) -> float | None:
     return value
 
 
-def natural(text: str) -> list[tuple[int, str]]:
-    """Return a sorting key that puts seed 10 after seed 9."""
-    return [(int(part or 0), word) for word, part in re.findall(r"(\D*)(\d*)", text)]
+def natural(text: str) -> list[tuple[int, str, str]]:
+    """Return a sorting key that puts seed 10 after seed 9; a number may have any length."""
+    found = ((word, part.lstrip("0")) for word, part in re.findall(r"(\D*)(\d*)", text))
+    return [(len(number), number, word) for word, number in found]

@@ -1,5 +1,6 @@
 """The report as text: tables for the terminal, and Markdown for a recipe's RESULTS.md."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
@@ -102,12 +103,12 @@ def markdown(report: Report | Networks, *, title: str, paper: str = "") -> str:
         title: the first heading.
         paper: Markdown that stands first, under "The paper".
     """
-    parts = [f"# {printable(title, 200)}", ""]
+    parts = [f"# {_markdown(printable(title, 200))}", ""]
     if paper:
         parts += ["## The paper", "", paper.strip(), ""]
     if isinstance(report, Networks):
         for name, one in report.reports.items():
-            parts += [f"## {printable(name, 40)}", "", *_sections(one)]
+            parts += [f"## {_markdown(printable(name, 40))}", "", *_sections(one)]
         rows = gap_rows(report.reports)
         if rows or report.claims:
             parts += ["## Across networks", "", *_markdown_table(rows), *_list(report.claims)]
@@ -127,12 +128,23 @@ def _sections(report: Report) -> list[str]:
 
 
 def _list(claims: Sequence[Claim]) -> list[str]:
-    items = [printable(f"- **{x.claim}** {x.evidence} *{x.verdict}.*", 10_000) for x in claims]
+    items = []
+    for x in claims:
+        claim, evidence, verdict = (_markdown(printable(words, 10_000)) for words in (x.claim, x.evidence, x.verdict))
+        items.append(f"- **{claim}** {evidence} *{verdict}.*")
     return [*items, ""] if items else []
 
 
 def _markdown_table(rows: Rows) -> list[str]:
     if not rows:
         return []
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    names = [rows[0], *([_markdown(name), *(cell.replace("|", "\\|") for cell in rest)] for name, *rest in rows[1:])]
+    names[0] = [*map(_markdown, names[0])]
+    lines = ["| " + " | ".join(row) + " |" for row in names]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:], ""]
+
+
+def _markdown(text: str) -> str:
+    """Escape what begins an element of Markdown or of HTML: names are those of folders and of files of other people."""
+    entities = {"<": "&lt;", "&": "&amp;"}
+    return re.sub(r"[\\`*|\[\]]|<(?=[A-Za-z/!?])|&(?=[#A-Za-z])", lambda c: entities.get(c[0], f"\\{c[0]}"), text)

@@ -1,9 +1,10 @@
 """From an architecture's name to a network, from a checkpoint to a network, and back."""
 
 import contextlib
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from wsurgery.checkpoint.opening import STDIN
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.writer import write_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.models.bounds import SPARE, SPARE_OF_OWN, counted, require_small_arguments
 from wsurgery.models.own import Model, OwnModel, find_model
 from wsurgery.operations.planning import Made
 
@@ -78,10 +80,12 @@ def create(architecture: Architecture, *, model: Model | None = None, seed: int 
         hint = f"; similar: {', '.join(similar)}" if similar else ""
         raise UsageError(f"timm has no model {printable(name)!r}{hint}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         try:
+            torch.manual_seed(seed)
             made: nn.Module = timm.create_model(name, pretrained_cfg_overlay=images, **given, **args)
-        except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:  # what timm's models raise
+        except (WsurgeryError, MemoryError, ModuleNotFoundError):
+            raise
+        except Exception as error:  # whatever timm's models raise: there is no list
             reason = printable(str(error) or type(error).__name__)
             raise UsageError(f"{printable(name)} cannot be built: {reason}") from None
     return made
@@ -110,7 +114,9 @@ def _image_settings(architecture: Architecture) -> dict[str, Any]:
         raise UsageError(f"{said} that is not one")
     for key in {"mean", "std"} & settings.keys():
         x = settings[key]
-        numbers = isinstance(x, (list, tuple)) and all(type(entry) in (int, float) and isfinite(entry) for entry in x)
+        numbers = isinstance(x, (list, tuple)) and all(
+            type(entry) in (int, float) and math.isfinite(entry) for entry in x
+        )
         if not numbers or len(x) not in (1, 3) or (key == "std" and min(x) <= 0):
             raise UsageError(f"{said} whose {key} is {printable(str(x), 80)}: it has a number for each channel")
     return {key: tuple(x) if isinstance(x := settings[key], list) else x for key in _IMAGES if key in settings}
@@ -211,11 +217,41 @@ def load_checkpoint(checkpoint: Checkpoint, arch: str | None = None, *, model: M
 
     Blocks that its metadata describes are the network's attribute `block_globs`, where `wsurgery.similarity` finds them.
     """
-    network = create(architecture_of(checkpoint, arch, model), model=model)
-    load_into(network, checkpoint)
+    network = create_for(checkpoint, architecture_of(checkpoint, arch, model), model=model)
     if blocks := History.of(checkpoint).blocks:
         network.block_globs = blocks  # type: ignore[assignment]
     return network.eval()
+
+
+def create_for(checkpoint: Checkpoint, architecture: Architecture, *, model: Model | None = None) -> nn.Module:
+    """Build the network of a checkpoint and copy its tensors into it.
+
+    What a checkpoint's metadata asks for is no larger than what the file holds: a network of timm is built on torch's `meta`
+    device first, which takes no memory, and held against the file's names and shapes; on the way there each tensor is
+    counted.
+
+    Args:
+        checkpoint: open.
+        architecture: as `architecture_of` says it.
+        model: as in `create`.
+
+    Raises:
+        WsurgeryError: the file's tensors are not those of the architecture; the message names the first one.
+        UsageError: the arguments build no network.
+    """
+    shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    require_small_arguments(checkpoint.label, shapes, architecture)
+    if model is None:
+        with counted(checkpoint.label, shapes, SPARE), torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            on_meta = create(architecture).state_dict()
+        _find_tied(on_meta, checkpoint)
+        network = create(architecture)
+    else:  # not on `meta`, which is not everybody's
+        with counted(checkpoint.label, shapes, SPARE_OF_OWN if architecture.get("args") else math.inf):
+            network = create(architecture, model=model)
+    load_into(network, checkpoint)
+    return network
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -227,7 +263,26 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         WsurgeryError: a name, a shape or a dtype does not fit; the message names the first one.
     """
-    own, tensors, metadata = model.state_dict(), checkpoint.tensors, checkpoint.header.metadata
+    own, tensors = model.state_dict(), checkpoint.tensors
+    tied = _find_tied(own, checkpoint)
+    state = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _TORCH_DTYPES:
+            raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is {tensor.dtype}: run wsurgery cast first")
+        data = checkpoint.read(tensor)
+        state[name] = _tensor(data, tensor.dtype, tensor.shape)
+    state |= {name: state[kept] for name, kept in tied.items()}
+    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    model.load_state_dict(counters | state, strict=True)
+
+
+def _find_tied(own: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> dict[str, str]:
+    """Find the tied tensors of a network in a checkpoint: name → the one of the file that it is.
+
+    Raises:
+        WsurgeryError: as `load_into`.
+    """
+    tensors, metadata = checkpoint.tensors, checkpoint.header.metadata
     tied = {name: kept for name in own if name not in tensors and (kept := metadata.get(name)) in tensors}
     for name in (*own, *tensors):
         mine, theirs = own.get(name), tensors.get(tied.get(name, name))
@@ -240,15 +295,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
             raise WsurgeryError(
                 f"{checkpoint.label}: {printable(name)} is {theirs.shape}, the network wants {tuple(mine.shape)}"
             )
-    state = {}
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _TORCH_DTYPES:
-            raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is {tensor.dtype}: run wsurgery cast first")
-        data = checkpoint.read(tensor)
-        state[name] = _tensor(data, tensor.dtype, tensor.shape)
-    state |= {name: state[kept] for name, kept in tied.items()}
-    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
-    model.load_state_dict(counters | state, strict=True)
+    return tied
 
 
 def as_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from wsurgery.entry_points import find, plug_ins
-from wsurgery.errors import UsageError, printable
+from wsurgery.errors import UsageError, WsurgeryError, printable
 
 GROUP = "wsurgery.models"
 
@@ -58,11 +58,13 @@ class OwnModel:
         with beside(self.folder):
             try:
                 network = self.make(**arguments)
+            except WsurgeryError:  # whoever counts what is built
+                raise
             except (Exception, SystemExit) as error:  # whatever another person's code raises
                 reason = _reason(error, self.folder)
                 if isinstance(error, TypeError):
                     reason += f"; it takes {printable(str(_signature(self.make)))}"
-                given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+                given = printable(", ".join(f"{key}={value!r}" for key, value in arguments.items()), 300)
                 raise UsageError(f"--model {printable(self.said)} cannot be built of ({given}): {reason}") from error
         if not isinstance(network, nn.Module):
             kind = type(network).__name__

@@ -12,6 +12,7 @@ from timm.models import get_deprecated_models, get_pretrained_cfg, is_model_pret
 from wsurgery.anatomy.architecture import Architecture, pretrained_settings
 from wsurgery.anatomy.blocks import Shapes
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.models.bounds import SPARE, counted, require_small_arguments
 from wsurgery.models.load import create
 
 
@@ -81,7 +82,9 @@ def require_fit(shapes: Shapes, architecture: Architecture) -> None:
     Raises:
         WsurgeryError: they are not: of a few weights timm changes names and shapes when it loads them.
     """
-    with torch.device("meta"):
+    label = "the file"
+    require_small_arguments(label, shapes, architecture)
+    with counted(label, shapes, SPARE), torch.device("meta"):
         own = {name: tuple(value.shape) for name, value in create(architecture).state_dict().items()}
     for name in sorted(own.keys() | shapes.keys()):
         if own.get(name) != shapes.get(name) and not name.endswith("num_batches_tracked"):

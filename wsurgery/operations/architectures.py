@@ -152,7 +152,13 @@ def width_arguments(name: str, width: float) -> dict[str, Any]:
 
 
 def scale_widths(widths: Sequence[int], factor: float) -> tuple[int, ...]:
-    """Multiply widths by a factor, each at least 1."""
+    """Multiply widths by a factor, each at least 1.
+
+    Raises:
+        UsageError: no tensor is as wide.
+    """
+    if not abs(factor) * max(widths) < 1 << 31:
+        raise UsageError(f"a width of {factor:g} times {max(widths)} channels is none: give a smaller factor")
     return tuple(max(1, round(width * factor)) for width in widths)
 
 

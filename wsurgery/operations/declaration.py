@@ -137,6 +137,8 @@ class Parameter:
                 raise UsageError(f"{said} {value}: a finite number is needed")
         elif int in kinds and not isinstance(value, bool):
             value = operator.index(value)
+            if abs(value) >= 1 << 31:
+                raise UsageError(f"{said}: a number below 2,147,483,648 is needed")
         elif str in kinds and isinstance(value, (list, tuple)):
             value = ",".join(map(str, value))
         for bound, beyond, word in ((self.info.min, operator.lt, "least"), (self.info.max, operator.gt, "most")):

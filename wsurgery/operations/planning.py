@@ -18,7 +18,7 @@ from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History, Record, Unmade, describe_input, make_record
 from wsurgery.checkpoint.spool import spooled
 from wsurgery.checkpoint.writer import write_all
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.declaration import Edit
 from wsurgery.operations.names import blocks_after
 from wsurgery.operations.overflows import Overflows
@@ -190,18 +190,25 @@ class Planned(Made, Unmade):
 
 
 class HeaderDigest:
-    """The digest of a header that is not known before its inputs' digests are."""
+    """The digest of a header that is not known before its inputs' digests are.
+
+    Each is worked out once: among parents of parents every other one asks for it again.
+    """
 
     def __init__(self, planned: Planned) -> None:
         self._planned = planned
+        self._started, self._result = False, ""
 
     def start(self) -> None:
-        """Begin with the digests of the inputs."""
-        self._planned.history.metadata(draft=True)
+        """Begin with the digests of the inputs, unless that is done."""
+        if not self._started:
+            self._started = True
+            self._planned.history.metadata(draft=True)
 
     def result(self) -> str:
         """Return BLAKE3 of the header as 64 hexadecimal digits."""
-        return bytes_digest(self._planned.header_bytes)
+        self._result = self._result or bytes_digest(self._planned.header_bytes)
+        return self._result
 
 
 def flattened(edit: TensorEdit) -> TensorEdit:
@@ -270,6 +277,8 @@ def plan(
         UsageError: it cannot mean anything.
     """
     edit.require(inputs, options, selection)
+    if not 0 <= seed < 1 << 64:
+        raise UsageError("--seed: a whole number from 0 to 2^64 - 1 is needed")
     options = {name: p.checked(options.get(name, p.default)) for name, p in edit.options.items()}
     given = in_turn(edit, inputs)
     flows, others = (given[0], given[1:]) if given else (None, [])

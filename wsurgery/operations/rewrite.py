@@ -1,5 +1,6 @@
 """Stream a checkpoint through edits: one tensor at a time, all cores, in the memory of a few tensors."""
 
+import math
 import os
 import re
 import stat
@@ -82,18 +83,25 @@ def destination(
         UsageError: `shard_size` or `part` of what is no folder, or a size that is none.
     """
     if output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir()):
-        return Folder(Path(output), None if shard_size is None else _bytes(str(shard_size)), like, part)
+        return Folder(
+            Path(output), None if shard_size is None else parse_size(str(shard_size), "--shard-size"), like, part
+        )
     if shard_size or part:
         raise UsageError("--shard-size and --part need a folder: -o DIR/")
     return None if output is None else Path(output)
 
 
-def _bytes(size: str) -> int:
+def parse_size(size: str, option: str) -> int:
+    """Read a number of bytes: `5GB`, `500MB`.
+
+    Raises:
+        UsageError: it is none.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)B?", size)
-    amount = int(float(match[1]) * 1000 ** " kMGT".index(match[2].replace("K", "k") or " ")) if match else 0
-    if amount < 1:
-        raise UsageError(f"--shard-size {size}: write it as 5GB, 500MB or a number of bytes")
-    return amount
+    amount = float(match[1]) * 1000 ** " kMGT".index(match[2].replace("K", "k") or " ") if match else 0.0
+    if not 1 <= amount < math.inf:
+        raise UsageError(f"{option} {printable(size, 40)}: write it as 5GB, 500MB or a number of bytes")
+    return int(amount)
 
 
 def rewrite(

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from wsurgery.errors import table_cell
 from wsurgery.similarity.metrics import Scores
 from wsurgery.similarity.moments import Varying
 from wsurgery.similarity.protocol import Draws
@@ -162,7 +163,9 @@ def as_csv(results: Sequence[LayerSimilarity]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([getattr(result, column) for column in columns] for result in results)
+    for result in results:
+        cells = (getattr(result, column) for column in columns)
+        writer.writerow([table_cell(cell) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
 
 

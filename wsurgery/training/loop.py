@@ -34,9 +34,9 @@ from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import portable_name
 from wsurgery.devices import is_out_of_memory, memory_format
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.models import create, load_into, save
+from wsurgery.models import save
 from wsurgery.models.inputs import fit_channels, image_statistics, run
-from wsurgery.models.load import architecture_of
+from wsurgery.models.load import architecture_of, create_for
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
 from wsurgery.statistics.auc import macro
@@ -108,8 +108,7 @@ def train(
             architecture = architecture_of(checkpoint, arch, model)
         if network is None:
             assert architecture is not None
-            network = create(architecture, model=model)
-            load_into(network, checkpoint)
+            network = create_for(checkpoint, architecture, model=model)
         described = describe_input(checkpoint, history, flows=True)
         digest = described["header"] if "header" in described else described["blake3"].result()
         _require_fit(network, training, validation)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsurgery.checkpoint import AtomicFile
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.grades import referable
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.errors import WsurgeryError, plain_cell, printable, table_cell
 from wsurgery.untrusted import short_lines
 
 
@@ -65,11 +65,13 @@ def write_predictions(path: Path, found: Predictions, *, force: bool = False) ->
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     header = [[name(found.names[i]) for i in some] for some in columns for name in (str, "p_{}".format)]
-    writer.writerow(["path", "patient", *chain(*header)])
+    writer.writerow(["path", "patient", *map(table_cell, chain(*header))])
     for path_of, patient, labels, scores in zip(found.paths, found.patients, found.labels, probabilities, strict=True):
         known = ["" if np.isnan(label) else int(label) for label in labels]
         cells = [[row[i] for i in some] for some in columns for row in (known, scores)]
-        writer.writerow([path_of, patient, *chain(*cells)])  # all digits: rounded, they would tie
+        writer.writerow(
+            [table_cell(path_of), table_cell(patient), *chain(*cells)]
+        )  # all digits: rounded, they would tie
     with AtomicFile(path, force=force) as stream:
         stream.write(text.getvalue().encode())
 
@@ -86,6 +88,7 @@ def read_predictions(path: Path) -> Predictions:
             header, *rows = csv.reader(short_lines(stream))
         except (ValueError, csv.Error, WsurgeryError):  # empty, no text, a NUL, a line without an end
             raise WsurgeryError(f"{where} is no table of predictions: write it with eval --predictions") from None
+    header = [*map(plain_cell, header)]
     names, count = _names(header, where)
     width = len(names)
     place = {name: i for i, name in reversed([*enumerate(header)][2:])}  # the first of a name
@@ -93,7 +96,7 @@ def read_predictions(path: Path) -> Predictions:
     table = np.array([_numbers(row, at, width, f"{where} row {i}") for i, row in enumerate(rows, 1)])
     if not rows:
         raise WsurgeryError(f"{where} holds no image: write it with eval --predictions")
-    paths, patients = tuple(row[0] for row in rows), tuple(row[1] for row in rows)
+    paths, patients = (tuple(plain_cell(row[i]) for row in rows) for i in (0, 1))
     image, times = Counter(paths).most_common(1)[0]
     if times > 1:
         raise WsurgeryError(f"{where} names image {printable(image)} {times} times: write it with eval --predictions")
