@@ -14,8 +14,8 @@ def init(
     ] = None,
     *,
     model: ModelOption = None,
-    num_classes: Annotated[int | None, Option(min=0, help="Outputs. Default: the model's own.")] = None,
-    in_chans: Annotated[int | None, Option(min=1, help="Channels of the image. Default: 3.")] = None,
+    num_classes: Annotated[int | None, Option(min=0, max=1_000_000, help="Outputs. Default: the model's own.")] = None,
+    in_chans: Annotated[int | None, Option(min=1, max=10_000, help="Channels of the image. Default: 3.")] = None,
     width: Annotated[
         float | None, Option(min=0, help="Factor on the widths of a CBR network, or of a ResNet's stages.")
     ] = None,
