@@ -246,7 +246,7 @@ def test_parents_of_parents_cost_no_more_than_their_number(folder, invoke):
 
 
 def test_a_history_that_writes_more_than_there_is_room_for_writes_nothing(folder, invoke, temporary):
-    made = {"command": "init", "arguments": ["cbr_tiny", "--width", "10000"], "inputs": []}
+    made = {"command": "init", "arguments": ["cbr_tiny", "--width", "300"], "inputs": []}
     done = invoke("replay", hostile(folder, made), check=False)
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "--room SIZE" in done.stderr

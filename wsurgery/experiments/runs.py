@@ -199,7 +199,7 @@ def read_similarities(path: Path) -> list[LayerScore]:
     layers: dict[str, LayerScore] = {}
     for layer in found["layers"]:
         numbers = {name: _known(value, path) for name, value in vars(layer).items() if name != "layer"}
-        if (numbers["se"] or 0) < 0:
+        if (numbers.get("se") or 0) < 0:
             raise WsurgeryError(f"{printable(str(path))} has a standard error below 0: make the file again")
         layers.setdefault(layer.layer, LayerScore(layer.layer, **numbers))
     return list(layers.values())
