@@ -44,7 +44,7 @@ def diff(
         before, after = stack.enter_context(open_checkpoint(a)), stack.enter_context(open_checkpoint(b))
         if not before.seekable and list(before.tensors) != list(after.tensors):
             after = stack.enter_context(seekable(after))
-        description = _compare(before, after, part, threads)
+        description = _compare(before, after, part, threads, by_tensor=tensors or json)
         if json:
             typer.echo(json_module.dumps(description))
         else:
@@ -53,7 +53,7 @@ def diff(
         raise typer.Exit(1)
 
 
-def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None) -> dict[str, Any]:
+def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None, *, by_tensor: bool) -> dict[str, Any]:
     from wsurgery.checkpoint.provenance import History
     from wsurgery.operations.difference import Difference, differences
 
@@ -77,9 +77,9 @@ def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None) 
     return {
         "identical": alike == chosen and all(found[name].identical for name in alike),
         "blocks": block_rows,
-        "tensors": [
-            {"name": name, "block": blocks[name], **_measures(found[name])} for name in blocks if name in alike
-        ],
+        "tensors": [{"name": name, "block": blocks[name], **_measures(found[name])} for name in blocks if name in alike]
+        if by_tensor
+        else [],
         "only_in_a": [_described(a.tensors[name]) for name in blocks if name not in b.tensors],
         "only_in_b": [_described(b.tensors[name]) for name in blocks if name not in a.tensors],
         "changed_kind": [

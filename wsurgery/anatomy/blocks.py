@@ -97,7 +97,13 @@ _RULES = [
 ]
 # A last layer by a name that says nothing by itself: the head of a network that has a trunk, and no other head.
 _LAST = re.compile(r"(?:linear|output|out|predictions?|last_layer)\.(?:weight|bias)")
-_Rules = Sequence[tuple[_Rule, re.Pattern[str]]]
+
+
+class _Rules(NamedTuple):
+    """Rules in their order, and `any`, one pattern of them all: the group that it ends in is named after the rule's place."""
+
+    rules: Sequence[tuple[_Rule, re.Pattern[str]]]
+    any: re.Pattern[str]
 
 
 def block_map(shapes: Shapes) -> dict[str, str]:
@@ -232,21 +238,25 @@ def _is_lone_conv1(stem: Shapes) -> bool:
 
 
 def _rules_for(names: Collection[str]) -> _Rules:
-    return [
+    held = [
         (rule, pattern)
         for rule, pattern in _RULES
         if not rule.beside or any(name.startswith(rule.beside) for name in names)
     ]
+    return _Rules(held, re.compile("|".join(f"(?P<r{i}>{pattern.pattern})" for i, (_, pattern) in enumerate(held))))
 
 
 def _place(name: str, rules: _Rules) -> Place:
-    for rule, pattern in rules:
-        if match := pattern.match(name):
-            parts = match.expand(rule.order).split(".") if rule.order else [*filter(None, match.groups())]
-            if any(len(part) > _MOST_DIGITS for part in parts):
-                break
-            return rule.kind, tuple(int(part) if part.isdigit() else ord(part) for part in parts)
-    return _UNPLACED, ()
+    first = rules.any.match(name)
+    if not first:
+        return _UNPLACED, ()
+    rule, pattern = rules.rules[int((first.lastgroup or "")[1:])]
+    match = pattern.match(name)
+    assert match  # it is a part of `any`
+    parts = match.expand(rule.order).split(".") if rule.order else [*filter(None, match.groups())]
+    if any(len(part) > _MOST_DIGITS for part in parts):
+        return _UNPLACED, ()
+    return rule.kind, tuple(int(part) if part.isdigit() else ord(part) for part in parts)
 
 
 def _strip_wrappers(names: Iterable[str]) -> dict[str, str]:

@@ -36,21 +36,30 @@ def float32_normal(generator: np.random.Generator, out: NDArray[np.float32]) -> 
         rest[...] = y[: rest.size]
 
 
-def float32_normals(generators: Sequence[tuple[np.random.Generator, int]]) -> NDArray[np.float32]:
-    """Return what `float32_normal` draws from each generator, as many numbers as stand with it, end to end."""
-    halves = [-(-size // 2) for _, size in generators]
-    words = [  # the numbers of `integers`, in a tenth of its time for a few
-        generator.bit_generator.random_raw(half).view(np.uint32)
-        for (generator, _), half in zip(generators, halves, strict=True)
-    ]
-    radius = np.concatenate([own[:half] for own, half in zip(words, halves, strict=True)])
-    angle = np.concatenate([own[half:] for own, half in zip(words, halves, strict=True)])
-    x, y = _pairs(radius, angle, np.empty((4, radius.size), np.float32))
-    parts, start = [], 0
-    for (_, size), half in zip(generators, halves, strict=True):
-        parts += [x[start : start + half], y[start : start + size - half]]
-        start += half
-    return np.concatenate(parts)
+def float32_normals(words: NDArray[np.uint64], sizes: Sequence[int]) -> NDArray[np.float32]:
+    """Return what `float32_normal` draws from each of several generators, end to end.
+
+    Args:
+        words: the first words of each, (generators, at least half of the largest size).
+        sizes: how many numbers of each.
+    """
+    counts = np.array(sizes)
+    halves = -(-counts // 2)
+    own = np.arange(words.shape[1]) < halves[:, None]
+    pairs = words[own].view(np.uint32)  # a generator's words, as 32 bits: the radii of its pairs, then their angles
+    first = np.repeat(2 * (np.cumsum(halves) - halves), halves) + _counted(halves)
+    x, y = _pairs(pairs[first], pairs[first + np.repeat(halves, halves)], np.empty((4, first.size), np.float32))
+    drawn = np.empty(counts.sum(), np.float32)
+    place = np.repeat(np.cumsum(counts) - counts, halves) + _counted(halves)
+    drawn[place] = x
+    paired = _counted(halves) < np.repeat(counts - halves, halves)
+    drawn[(place + np.repeat(halves, halves))[paired]] = y[paired]
+    return drawn
+
+
+def _counted(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return 0, 1, … below each size, end to end."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
 def _pairs(

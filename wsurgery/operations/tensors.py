@@ -112,8 +112,7 @@ class _Together:
 
     def normal(self, like: "Array") -> "Array":
         """Draw for the elements of each tensor what its own stream gives."""
-        generators = [(self._random.of(name).generator(), size) for name, size in self._tensors]
-        return standard_normals(generators, like.dtype)
+        return standard_normals([(self._random.of(name), size) for name, size in self._tensors], like.dtype)
 
 
 def _several(
