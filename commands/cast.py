@@ -22,6 +22,6 @@ def cast(
 
     Example: wsurgery cast resnet50.safetensors --to fp16 --except 'bn*' > half.safetensors
     """
-    from wsurgery.operations.cast import cast_edits
+    from wsurgery.operations.element_types import cast_edits
 
     return cast_edits(checkpoint, _DTYPES[to], selection=selection)

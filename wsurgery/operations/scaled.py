@@ -11,6 +11,7 @@ from wsurgery.anatomy.scaled import scales
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.dtypes import BITS, is_float
 from wsurgery.errors import WsurgeryError, printable
+from wsurgery.operations.random_streams import CHUNK
 from wsurgery.operations.tensor_edit import TensorEdit
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ class Dequantise:
         import numpy as np
 
         from wsurgery.operations.cast import overflow_count, round_once
-        from wsurgery.operations.random_streams import CHUNK
 
         result = np.empty(x.shape, self.dtype)
         rows = max(1, CHUNK // max(1, math.prod(x.shape[1:])))
