@@ -35,7 +35,7 @@ def diff(
     """
     from contextlib import ExitStack
 
-    from wsurgery.anatomy.scaled import scaled_note
+    from wsurgery.anatomy.scales import scaled_note
     from wsurgery.checkpoint import open_checkpoint
     from wsurgery.checkpoint.spool import seekable
 

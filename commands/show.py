@@ -33,7 +33,7 @@ def show(
 
     Example: wsurgery show resnet50.safetensors --stats
     """
-    from wsurgery.anatomy.scaled import scaled_note
+    from wsurgery.anatomy.scales import scaled_note
     from wsurgery.checkpoint import open_checkpoint
 
     if json and csv:
@@ -55,7 +55,7 @@ def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads
     from fnmatch import translate
 
     from wsurgery.anatomy import role_map
-    from wsurgery.anatomy.scaled import scales
+    from wsurgery.anatomy.scales import scales
     from wsurgery.checkpoint.opening import STDIN
     from wsurgery.checkpoint.provenance import History
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from wsurgery.anatomy import Selection
-from wsurgery.anatomy.scaled import MARKER, of_activations, scales
+from wsurgery.anatomy.scales import MARKER, of_activations, scales
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
 from wsurgery.checkpoint.spool import spooled

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsurgery.anatomy.architecture import read_config
 from wsurgery.anatomy.roles import Described
-from wsurgery.anatomy.scaled import scales
+from wsurgery.anatomy.scales import scales
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.dtypes import BITS, is_float
 from wsurgery.errors import WsurgeryError, printable
