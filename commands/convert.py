@@ -9,15 +9,17 @@ from wsurgery.plugin import Argument, InputFile, Option, Result, edit
 def convert(
     source: Annotated[
         InputFile | None,
-        Argument(metavar="[IN]", help="A .pth, .pt, .bin, .npz or .safetensors file, or a Hugging Face folder."),
+        Argument(
+            metavar="[IN]", help="A .pth, .pt, .bin, .ckpt, .pkl, .npz or .safetensors file, or a Hugging Face folder."
+        ),
     ] = None,
     *,
     key: Annotated[
         str | None,
         Option(
             metavar="NAME",
-            help="Which of the file's state dicts. Default: the first of state_dict, model, model_state_dict, model_ema, "
-            "ema, …; it is printed, and what else there is.",
+            help="Which of the file's state dicts, a.b.c for one in others, or what its names begin with. Default: the first of "
+            "state_dict, model, model_state_dict, model_ema, ema, …; it is printed, and what else there is.",
         ),
     ] = None,
     arch: Annotated[str | None, Option(metavar="NAME", help="The timm model, where nothing tells it.")] = None,
@@ -25,10 +27,14 @@ def convert(
 ) -> Result:
     """Turn a checkpoint as downloaded into clean safetensors: no wrapper, no prefix, timm's names where they are known.
 
-    Known are the names of torchvision (ViT, Swin, ConvNeXt, EfficientNet, MobileNet, VGG; its ResNets and DenseNets have
-    timm's names), Hugging Face transformers (ResNet, ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT
-    and BiT, and EfficientNet-lite. Pickles are read without running the code in them; what is more than tensors,
-    containers, numbers and strings is refused. Tied tensors are written once.
+    Taken off are torch's own wrappers, wherever in a name they stand (DataParallel, compile, FSDP, activation checkpoints,
+    AveragedModel), attributes such as model. and backbone., and what is of the training: losses and metrics beside a
+    Lightning module's network, and the second encoder, queue and projection head of MoCo, DINO, MAE, SimCLR and BYOL. What
+    is left out is said. Known are the names of torchvision (ViT, Swin, ConvNeXt, EfficientNet, MobileNet, VGG, DenseNet with
+    dots, a ResNet in nn.Sequential; its other ResNets and DenseNets have timm's names), Hugging Face transformers (ResNet,
+    ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT and BiT, and EfficientNet-lite. Pickles, of whole
+    networks and of numpy arrays, too, are read without running the code in them: objects that are no tensors are left out,
+    and a file that names what runs commands is refused. Tied tensors are written once.
 
     Example: wsurgery convert efficientnet-lite0-57934424.pth -o lite0.safetensors
     """

@@ -192,7 +192,7 @@ def test_safetensors_keep_their_metadata_and_lose_the_prefix(wsurgery, tmp_path)
         (["missing.pth"], 1, "missing.pth: No such file"),
         (["evil.pth"], 1, "evil.pth asks for the Python object posix.system"),
         (["cut.pth"], 1, "cut.pth is damaged"),
-        (["plain.pkl"], 1, "plain.pkl is a pickle that torch.save did not write"),
+        (["plain.pkl"], 1, "plain.pkl holds no dict of tensors"),
         (["page.pth"], 1, "page.pth claims a header"),
         (["."], 1, "is a folder"),
         (["as downloaded.pth", "--key", "teacher"], 2, "under 'teacher': state_dict, ema"),

@@ -58,6 +58,39 @@ def test_key_takes_another(saved):
     assert (first_number(path), first_number(path, "model_ema")) == (1, 7)
 
 
+def test_a_key_leads_through_entries_and_into_names(saved):
+    nested = {"a.b": {"c": {**{f"k.{name}": tensor for name, tensor in OTHERS.items()}, **WEIGHTS}}}
+    path = saved({"state_dict": WEIGHTS, "deep": nested})
+    assert (first_number(path, "deep.a.b.c"), first_number(path, "deep.a.b.c.k")) == (1, 7)
+    with pytest.raises(UsageError, match="under 'x'"):
+        read_all(path, "deep.a.b.x")
+
+
+def test_a_whole_network_has_the_names_of_its_state_dict(saved):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    network.register_buffer("passing", torch.ones(2), persistent=False)
+    for content in (network, {"epoch": 3, "model": network}):
+        found = read_all(saved(content))
+        assert list(found) == list(network.state_dict())
+        assert found["0.weight"][2] == network[0].weight.detach().numpy().tobytes()
+
+
+def test_a_network_that_holds_itself_many_times_ends(saved):
+    network = torch.nn.Linear(2, 2)
+    for _ in range(40):
+        network = torch.nn.ModuleList([network, network])
+    assert read_all(saved(network))
+
+
+def test_arrays_are_weights_where_there_is_no_tensor(saved):
+    arrays = {name: tensor.numpy() for name, tensor in OTHERS.items()}
+    assert first_number(saved({"model": arrays})) == 7
+    path = saved({"model": WEIGHTS, "history": arrays})
+    with open_state_dict(path) as state:
+        assert state.notes == ("took model",)
+    assert first_number(path, "history") == 7
+
+
 @pytest.mark.parametrize(
     ("content", "key", "kind", "words"),
     [
