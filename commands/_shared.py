@@ -1,5 +1,6 @@
 """What subcommands share: options declared once, and one way to end in an error."""
 
+import ast
 import inspect
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.anatomy import Selection, parse_block_map
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.progress import be_quiet, is_quiet
 
 if TYPE_CHECKING:
@@ -169,6 +170,21 @@ def say(message: str) -> None:
     """Print a message for people: on standard error, unless --quiet."""
     if not is_quiet():
         typer.echo(message, err=True)
+
+
+def key_value(word: str) -> tuple[str, Any]:
+    """Read an argument of a network: `KEY=VALUE`, where VALUE is Python's or text.
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    key, equals, value = word.partition("=")
+    if not (equals and key.isidentifier()):
+        raise UsageError(f"--arg {word}: write it as KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def table_console() -> "Console":

@@ -1,6 +1,6 @@
 """A state dict from a checkpoint as it is found: a file or folder of torch.save, .npz or safetensors, in any wrapper."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,20 +16,11 @@ from wsurgery.checkpoint.opening import STDIN, open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record, describe_file, describe_input
 from wsurgery.checkpoint.shards import INDEX, WHOLE, read_shard_names
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.foreign.finding import checked_name, find_tensors
+from wsurgery.foreign.finding import architecture_said, checked_name, find_tensors
 from wsurgery.foreign.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy
 from wsurgery.untrusted import open_regular
 
 _BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-
-# First bytes of formats that are not read, what they are, and what to do.
-_OTHERS = (
-    (b"\x1f\x8b", "compressed with gzip: unpack it first"),
-    (b"BZh", "compressed with bzip2: unpack it first"),
-    (b"\xfd7zXZ", "compressed with xz: unpack it first"),
-    (b"\x89HDF", "an HDF5 file, as Keras writes it: save its arrays with numpy.savez"),
-    (b"version https://git-lfs", "a pointer of Git LFS: git lfs pull fetches the file itself"),
-)
 
 
 @dataclass(frozen=True)
@@ -45,6 +36,7 @@ class StateDict:
         notes: what was chosen and what was left out, for people.
         finish: to be called after the last tensor; raises if a stream goes on.
         aliases: name → the name of the tensor that it is: tied weights.
+        said: names that the file's other entries give the network.
     """
 
     label: str
@@ -55,6 +47,7 @@ class StateDict:
     notes: tuple[str, ...] = ()
     finish: Callable[[], None] = lambda: None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    said: Sequence[str] = ()
 
 
 @contextmanager
@@ -78,9 +71,6 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
             prefix = stream.read(512)
     label = printable(str(path))
     is_safetensors = prefix[8:9] == b"{"  # a header's length may begin with anything
-    for magic, what in _OTHERS:
-        if prefix.startswith(magic) and not is_safetensors:
-            raise WsurgeryError(f"{label} is {what}")
     if prefix[257:262] == b"ustar" and not is_safetensors:
         raise WsurgeryError(
             f"{label} is a tar archive: unpack it, or load it with torch and save its state_dict() again"
@@ -134,6 +124,7 @@ def _torch(file: TorchFile, path: Path, key: str | None) -> StateDict:
         describe_file(path),
         notes=tuple(notes),
         aliases=_tied(found),
+        said=architecture_said(file.content),
     )
 
 

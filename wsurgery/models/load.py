@@ -1,7 +1,7 @@
 """From an architecture's name to a network, from a checkpoint to a network, and back."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
@@ -87,6 +87,16 @@ def create(architecture: Architecture, *, model: Model | None = None, seed: int 
     return made
 
 
+def state_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a timm network's tensors, by name; it takes no memory for them.
+
+    Raises:
+        As `create`.
+    """
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in create(architecture).state_dict().items()}
+
+
 def _add_timm_attributes(network: nn.Module, images: dict[str, Any]) -> None:
     """Give a network that is not timm's what timm's say of themselves, where it does not: sizes are read off its tensors."""
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -144,9 +154,7 @@ def architecture_of(checkpoint: Checkpoint, name: str | None = None, model: Mode
     called = (checkpoint.name or "").partition(".")[0]
     if timm.is_model(called):
         described = describe_architecture(called, shapes)
-        with torch.device("meta"):
-            own = create(described).state_dict()
-        if {key: tuple(value.shape) for key, value in own.items()} == shapes:
+        if state_shapes(described) == shapes:
             return described
         said = f"has the name of {called} but other tensors"
     raise UsageError(f"{checkpoint.label} {said}: add --arch NAME (a timm model), or --model FILE.py:CALLABLE")
@@ -235,7 +243,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
             continue
         if mine is None or theirs is None:
             where = "the file and not in the network" if mine is None else "the network and not in the file"
-            raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is in {where}: is the architecture right?")
+            raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is in {where}: {_remedy(own, tensors)}")
         if tuple(mine.shape) != theirs.shape:
             raise WsurgeryError(
                 f"{checkpoint.label}: {printable(name)} is {theirs.shape}, the network wants {tuple(mine.shape)}"
@@ -249,6 +257,14 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     state |= {name: state[kept] for name, kept in tied.items()}
     counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
     model.load_state_dict(counters | state, strict=True)
+
+
+def _remedy(own: Collection[str], tensors: Collection[str]) -> str:
+    """Ask what is wrong where names differ: the network, or how its tensors are called."""
+    if 2 * len(set(own) & set(tensors)) >= min(len(own), len(tensors)):
+        return "is the architecture right?"
+    first, mine = (printable(next(iter(names), "none"), 60) for names in (tensors, own))
+    return f"its names are like {first}, the network's like {mine}: wsurgery convert takes wrappers off, wsurgery rename does the rest"
 
 
 def as_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
