@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from wsurgery.checkpoint import open_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.foreign.state_dict import open_state_dict
 
@@ -152,6 +153,39 @@ def test_shards_are_one_state_dict(hub, saved):
         {name: value.numpy() + 1 for name, value in OTHERS.items()}, hub / "model.safetensors"
     )  # and safetensors most
     assert first_number(hub) == 8
+
+
+def test_a_folder_with_one_weights_file_of_another_name_is_opened(tmp_path, saved):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save(OTHERS, folder / "checkpoint_best.pth")
+    for beside in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"):
+        torch.save({"state": torch.ones(2)}, folder / beside)
+    assert first_number(folder) == 7
+    with pytest.raises(WsurgeryError, match=r"run wsurgery convert on checkpoint_best\.pth"):
+        open_checkpoint(folder)
+    torch.save(WEIGHTS, folder / "last.pth")
+    with pytest.raises(WsurgeryError, match=r"with 2 checkpoints: name one of checkpoint_best\.pth, last\.pth"):
+        read_all(folder)
+    weights = {name: value.numpy() for name, value in WEIGHTS.items()}
+    save_file(weights, folder / "adapter_model.safetensors")  # counts before any pickle
+    assert first_number(folder) == 1
+    with open_checkpoint(folder) as checkpoint:
+        assert set(checkpoint.tensors) == set(WEIGHTS)
+    save_file(weights, folder / "other.safetensors")
+    with pytest.raises(WsurgeryError, match=r"name one of adapter_model\.safetensors, other\.safetensors"):
+        open_checkpoint(folder)
+
+
+def test_an_index_of_another_name_is_opened(tmp_path):
+    folder = tmp_path / "unet"
+    folder.mkdir()
+    for name, value in WEIGHTS.items():
+        save_file({name: value.numpy()}, folder / f"{name}.safetensors")
+    places = {name: f"{name}.safetensors" for name in WEIGHTS}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with open_checkpoint(folder) as checkpoint:
+        assert set(checkpoint.tensors) == set(WEIGHTS)
 
 
 @pytest.mark.parametrize(

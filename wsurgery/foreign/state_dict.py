@@ -14,7 +14,7 @@ from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
 from wsurgery.checkpoint.opening import STDIN, open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record, describe_file, describe_input
-from wsurgery.checkpoint.shards import INDEX, WHOLE, read_shard_names
+from wsurgery.checkpoint.shards import INDEX, WEIGHTS, names_in, read_shard_names
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.foreign.finding import architecture_said, checked_name, find_tensors
 from wsurgery.foreign.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy
@@ -65,6 +65,9 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
         UsageError: `key` is not there, or is needed.
     """
     path = None if source is None or str(source) == STDIN else Path(source)
+    files = _bin_files(path) if path is not None and path.is_dir() else []
+    if len(files) == 1 and files[0].name != _BIN and path is not None and not (path / _BIN_INDEX).is_file():
+        path = source = files[0]
     prefix = b""
     if path is not None and path.is_file():  # not so for a named pipe, whose first bytes would be lost
         with open_regular(path) as stream:
@@ -75,7 +78,7 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
         raise WsurgeryError(
             f"{label} is a tar archive: unpack it, or load it with torch and save its state_dict() again"
         )
-    if path is not None and path.is_dir() and (files := _bin_files(path)):
+    if path is not None and path.is_dir() and files:
         yield from _folder(path, files, key)
     elif path is not None and path.suffix == ".npz":
         if key is not None:
@@ -139,12 +142,17 @@ def _tied(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
 
 
 def _bin_files(folder: Path) -> list[Path]:
-    """List the pickles in a Hugging Face folder; none if there is a safetensors file, which is better."""
-    if any((folder / name).is_file() for name in (WHOLE, INDEX)):
+    """List the pickles in a folder as the hub keeps it, or the one that it has; none if there is a safetensors file."""
+    if names_in(folder, (".safetensors", INDEX)):
         return []
     index = folder / _BIN_INDEX
     if not index.is_file():
-        return [folder / _BIN] if (folder / _BIN).is_file() else []
+        found = [_BIN] if (folder / _BIN).is_file() else names_in(folder, WEIGHTS)
+        if len(found) > 1:
+            raise WsurgeryError(
+                f"{printable(str(folder))} is a folder with {len(found)} checkpoints: name one of {_listed(found)}"
+            )
+        return [folder / name for name in found]
     label = printable(str(index))
     names = read_shard_names(
         index, label, lambda name: f"{label} names the file {name}: a shard is a file in the folder"
@@ -153,6 +161,10 @@ def _bin_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise WsurgeryError(f"{printable(str(folder))} lacks {printable(name)}, which its index names")
     return [folder / name for name in names]
+
+
+def _listed(names: list[str]) -> str:
+    return printable(", ".join(names[:10]))
 
 
 def _folder(folder: Path, paths: list[Path], key: str | None) -> Iterator[StateDict]:

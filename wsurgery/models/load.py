@@ -264,7 +264,9 @@ def _remedy(own: Collection[str], tensors: Collection[str]) -> str:
     if 2 * len(set(own) & set(tensors)) >= min(len(own), len(tensors)):
         return "is the architecture right?"
     first, mine = (printable(next(iter(names), "none"), 60) for names in (tensors, own))
-    return f"its names are like {first}, the network's like {mine}: wsurgery convert takes wrappers off, wsurgery rename does the rest"
+    return (
+        f"its names are like {first}, the network's like {mine}: wsurgery convert or wsurgery rename makes them agree"
+    )
 
 
 def as_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
