@@ -138,8 +138,17 @@ class SurgeryOutput(Output):
     ] = False
 
 
-def write_surgery(planned: "Planned", output: SurgeryOutput) -> None:
-    """Write a surgery command's result, and say what is to be said of it."""
+_EXPORTS = (".pth", ".pt", ".bin", ".npz")
+
+
+def write_surgery(planned: "Planned", output: SurgeryOutput, *, exports: bool = False) -> None:
+    """Write a surgery command's result, and say what is to be said of it.
+
+    Args:
+        planned: the result.
+        output: where to, and how.
+        exports: whether the ending of a file's name may say another format.
+    """
     from wsurgery.operations.rewrite import destination, rewrite
 
     for line in planned.says:
@@ -147,7 +156,13 @@ def write_surgery(planned: "Planned", output: SurgeryOutput) -> None:
     with output.destination(f"{planned.name}.safetensors") as path:
         named = str(path) if output.output is None and path else output.output
         target = destination(named, output.shard_size, output.group, like=planned.flows)
-        rewrite(planned, target, force=output.force, threads=output.threads)
+        if exports and isinstance(target, Path) and target.suffix in _EXPORTS:
+            from wsurgery.foreign.export import export
+
+            export(planned, target, force=output.force, threads=output.threads)
+            say(f"a {target.suffix} has no place for the history and the architecture")
+        else:
+            rewrite(planned, target, force=output.force, threads=output.threads)
     for line in planned.warnings():
         say(line)
 

@@ -8,7 +8,7 @@ from wsurgery.errors import printable
 from wsurgery.plugin import Argument, InputFile, Option, Result, UsageError, edit
 
 
-@edit()
+@edit(exports=True)
 def convert(
     source: Annotated[
         InputFile | None,
@@ -42,7 +42,12 @@ def convert(
     networks and of numpy arrays, too, are read without running the code in them: objects that are no tensors are left out,
     and a file that names what runs commands is refused. Tied tensors are written once.
 
+    The way back: -o FILE.pth, .pt or .bin writes what torch.load reads with weights_only=True, -o FILE.npz what numpy.load
+    reads, of any input, with the names that it has here (--keep-names leaves them alone).
+
     Example: wsurgery convert efficientnet-lite0-57934424.pth -o lite0.safetensors
+
+    Example: wsurgery convert lite0.safetensors -o lite0.pth
     """
     from functools import partial
     from pathlib import Path

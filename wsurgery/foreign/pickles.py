@@ -34,12 +34,12 @@ _MAX_EXPANDED = (
 )  # bytes that a tensor may take beyond its storage: `expand` repeats elements at no cost in the file
 _MAX_DIMENSIONS = 64  # numpy's limit
 
-_STORAGES = {
+STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
     "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
 }  # fmt: skip
-_DTYPES = {
+DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
     "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
@@ -263,10 +263,10 @@ class _Legacy:
 
 def _find_global(module: str, name: str) -> Any:
     module = {"__builtin__": "builtins"}.get(module, module)
-    if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
-        return _STORAGES[name]
-    if module == "torch" and name in _DTYPES:
-        return _DTYPES[name]
+    if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
+        return STORAGES[name]
+    if module == "torch" and name in DTYPES:
+        return DTYPES[name]
     whole = f"{module}.{name}"
     if whole in _RUNS_CODE or module.partition(".")[0] in _RUNS_CODE:
         raise WsurgeryError(
