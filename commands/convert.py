@@ -53,6 +53,7 @@ def convert(
     from pathlib import Path
 
     from wsurgery.anatomy.architecture import choose_architecture, describe_architecture, read_config
+    from wsurgery.checkpoint.companions import model_folder
     from wsurgery.foreign.conversion import converting
     from wsurgery.foreign.state_dict import StateDict, open_state_dict
     from wsurgery.foreign.timm_names import TimmNames, same_names, to_timm
@@ -85,7 +86,8 @@ def convert(
         if architecture is None and names.architecture is not None:
             architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
         stem = Path(file.partition("?")[0]).stem if file else "stdin"  # a query may be secret
-        return converted.result(architecture, inputs=[state.source], name=f"{stem}.converted")
+        beside = model_folder(Path(file), renamed=set(names.pieces) != set(state.tensors)) if file else None
+        return converted.result(architecture, inputs=[state.source], name=f"{stem}.converted", beside=beside)
 
 
 def _require_fit(architecture: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
