@@ -13,7 +13,8 @@ def convert(
     source: Annotated[
         InputFile | None,
         Argument(
-            metavar="[IN]", help="A .pth, .pt, .bin, .ckpt, .pkl, .npz or .safetensors file, or a Hugging Face folder."
+            metavar="[IN]",
+            help="A .pth, .pt, .bin, .ckpt, .pkl, .npz, .h5, .onnx or .safetensors file, or a Hugging Face folder.",
         ),
     ] = None,
     *,
@@ -38,7 +39,9 @@ def convert(
     Lightning module's network, and the second encoder, queue and projection head of MoCo, DINO, MAE, SimCLR and BYOL. What
     is left out is said. Known are the names of torchvision (ViT, Swin, ConvNeXt, EfficientNet, MobileNet, VGG, DenseNet with
     dots, a ResNet in nn.Sequential; its other ResNets and DenseNets have timm's names), Hugging Face transformers (ResNet,
-    ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT and BiT, and EfficientNet-lite. Pickles, of whole
+    ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT and BiT, Keras's DenseNet, and EfficientNet-lite. Of
+    Keras's .h5 and of ONNX initialisers, with h5py and onnx (the extras keras and onnx), other names stay as found, and kernels
+    become (out, in, kh, kw); .keras archives are not read. Pickles, of whole
     networks and of numpy arrays, too, are read without running the code in them: objects that are no tensors are left out,
     and a file that names what runs commands is refused. Tied tensors are written once.
 

@@ -109,14 +109,15 @@ def open_folder(folder: Path) -> Checkpoint:
     if (folder / WHOLE).is_file():
         return Checkpoint((folder / WHOLE).open("rb", buffering=0), folder / WHOLE)
     label = printable(str(folder))
-    for ending, opened in (
-        (".safetensors.index.json", lambda path: ShardedCheckpoint(label, _read_index(path), folder)),
-        (".safetensors", lambda path: Checkpoint(path.open("rb", buffering=0), path)),
-    ):
-        if found := names_in(folder, (ending,)):
-            if len(found) > 1:
-                raise WsurgeryError(f"{label} is a folder with {len(found)} checkpoints: name one of {_listed(found)}")
-            return opened(folder / found[0])
+    for ending in (".safetensors.index.json", ".safetensors"):
+        found = names_in(folder, (ending,))
+        if len(found) > 1:
+            raise WsurgeryError(f"{label} is a folder with {len(found)} checkpoints: name one of {_listed(found)}")
+        if found:
+            path = folder / found[0]
+            if ending.endswith(".json"):
+                return ShardedCheckpoint(label, _read_index(path), folder)
+            return Checkpoint(path.open("rb", buffering=0), path)
     others = names_in(folder, WEIGHTS)
     hint = f"run wsurgery convert on {_listed(others)}" if others else "name a file in it"
     raise WsurgeryError(f"{label} is a folder with no safetensors file, such as {WHOLE}: {hint}")

@@ -387,6 +387,31 @@ _TV_DENSENET = Lineage(
     _densenet,
     whole=True,
 )
+_KERAS_LEAVES = {
+    "kernel": "weight", "gamma": "weight", "bias": "bias", "beta": "bias", "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}  # fmt: skip
+_KERAS_DENSENET = Lineage(
+    "Keras's DenseNet",
+    tuple(
+        (rf"(?:[\w/]+/)?{layer}/{leaf}(?::0)?", f"{module}.{part}")
+        for layer, module in (
+            (r"conv1/conv", "features.conv0"),
+            (r"conv1/bn", "features.norm0"),
+            (r"conv(\d)_block(\d+)_0_bn", r"features.denseblock{1-1}.denselayer\2.norm1"),
+            (r"conv(\d)_block(\d+)_1_conv", r"features.denseblock{1-1}.denselayer\2.conv1"),
+            (r"conv(\d)_block(\d+)_1_bn", r"features.denseblock{1-1}.denselayer\2.norm2"),
+            (r"conv(\d)_block(\d+)_2_conv", r"features.denseblock{1-1}.denselayer\2.conv2"),
+            (r"pool(\d)_bn", "features.transition{1-1}.norm"),
+            (r"pool(\d)_conv", "features.transition{1-1}.conv"),
+            (r"bn", "features.norm5"),
+            (r"(?:predictions|fc1000)", "classifier"),
+        )
+        for leaf, part in _KERAS_LEAVES.items()
+    ),
+    _densenet,
+    whole=True,
+)
 _HF_STAGE = r"(?:resnet\.)?encoder\.stages\.(\d)\.layers\.(\d+)"
 _HF_RESNET = Lineage(
     "Hugging Face's ResNet",
@@ -571,6 +596,7 @@ _GOOGLE_BIT = Lineage(
 )
 
 LINEAGES = (
-    _TV_DENSENET, *_WRAPPED_RESNETS, _HF_RESNET, _HF_VIT, _HF_DINOV2, _HF_BEIT, _HF_SWIN, _HF_CONVNEXT, _TV_VIT, _TV_SWIN,
-    _TV_CONVNEXT, _TV_EFFICIENTNET, _TV_MOBILENET_V2, *_TV_MOBILENETS_V3, _TV_VGG, _TV_INCEPTION, _FLAX_VIT, _GOOGLE_BIT,
+    _TV_DENSENET, _KERAS_DENSENET, *_WRAPPED_RESNETS, _HF_RESNET, _HF_VIT, _HF_DINOV2, _HF_BEIT, _HF_SWIN, _HF_CONVNEXT,
+    _TV_VIT, _TV_SWIN, _TV_CONVNEXT, _TV_EFFICIENTNET, _TV_MOBILENET_V2, *_TV_MOBILENETS_V3, _TV_VGG, _TV_INCEPTION, _FLAX_VIT,
+    _GOOGLE_BIT,
 )  # fmt: skip

@@ -17,6 +17,7 @@ from wsurgery.checkpoint.provenance import History, Record, describe_file, descr
 from wsurgery.checkpoint.shards import INDEX, WEIGHTS, names_in, read_shard_names
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.foreign.finding import architecture_said, checked_name, find_tensors
+from wsurgery.foreign.other_libraries import HDF5_MAGIC, open_hdf5, open_onnx
 from wsurgery.foreign.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy
 from wsurgery.untrusted import open_regular
 
@@ -80,6 +81,13 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
         )
     if path is not None and path.is_dir() and files:
         yield from _folder(path, files, key)
+    elif path is not None and (prefix.startswith(HDF5_MAGIC) or path.suffix == ".onnx"):
+        if key is not None:
+            raise UsageError(f"{label} has no wrappers: leave out --key")
+        with (open_onnx if path.suffix == ".onnx" else open_hdf5)(path, label) as (tensors, read):
+            for name in tensors:
+                checked_name(name)
+            yield StateDict(label, tensors, read, describe_file(path))
     elif path is not None and path.suffix == ".npz":
         if key is not None:
             raise UsageError(f"{label} is an .npz file, which has no wrappers: leave out --key")

@@ -128,7 +128,11 @@ class Planned(Made, Unmade):
         warns: Callable[[], Iterable[str]] = lambda: (),
         beside: ModelFolder | None = None,
     ) -> None:
-        self.beside = beside or (flows.beside if isinstance(flows, Planned) else model_folder(flows and flows.path))
+        self.beside: ModelFolder | None = beside
+        if isinstance(flows, Planned):
+            self.beside = flows.beside
+        elif flows is not None:
+            self.beside = model_folder(flows.path)
         self.edits, self.history, self.inputs = [flattened(edit) for edit in edits], history, list(inputs)
         self.flows, self.says, self._warns = flows, tuple(says), warns
         super().__init__(label, (edit.tensor for edit in edits), self._make)
