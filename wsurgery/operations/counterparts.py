@@ -13,9 +13,7 @@ from wsurgery.operations.tensor_edit import TensorEdit
 COUNTER = "num_batches_tracked"  # of a batch norm, which PyTorch before 0.4.1 had not, and nothing depends on
 
 
-def under_names_of(
-    into: Collection[str], chosen: Collection[str], source: Checkpoint
-) -> dict[str, TensorInfo]:
+def under_names_of(into: Collection[str], chosen: Collection[str], source: Checkpoint) -> dict[str, TensorInfo]:
     """Give the tensors of `source` the names that another checkpoint has for them.
 
     Prefixes of known wrappers (`module.`, `model.`) may differ; any other (`backbone.`) is looked through where one side has
