@@ -6,6 +6,7 @@ from dataclasses import replace
 from wsurgery.anatomy.prefixes import common_prefix
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.provenance import History
+from wsurgery.checkpoint.spool import spooled
 from wsurgery.errors import printable
 from wsurgery.operations.planning import Planned
 from wsurgery.operations.tensor_edit import TensorEdit
@@ -13,9 +14,7 @@ from wsurgery.operations.tensor_edit import TensorEdit
 COUNTER = "num_batches_tracked"  # of a batch norm, which PyTorch before 0.4.1 had not, and nothing depends on
 
 
-def under_names_of(
-    into: Collection[str], chosen: Collection[str], source: Checkpoint
-) -> dict[str, TensorInfo]:
+def under_names_of(into: Collection[str], chosen: Collection[str], source: Checkpoint) -> dict[str, TensorInfo]:
     """Give the tensors of `source` the names that another checkpoint has for them.
 
     Prefixes of known wrappers (`module.`, `model.`) may differ; any other (`backbone.`) is looked through where one side has
@@ -83,6 +82,7 @@ def untied(checkpoint: Checkpoint, others: Iterable[Checkpoint]) -> tuple[Checkp
     }
     if not apart:
         return checkpoint, history, []
+    checkpoint = spooled(checkpoint)  # one tensor is read twice
     own = {name: text for name, text in history.others.items() if name not in apart}
     after: dict[str, list[str]] = {}
     for alias, name in apart.items():
