@@ -6,6 +6,7 @@ from dataclasses import replace
 from wsurgery.anatomy.prefixes import common_prefix
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.provenance import History
+from wsurgery.checkpoint.spool import spooled
 from wsurgery.errors import printable
 from wsurgery.operations.planning import Planned
 from wsurgery.operations.tensor_edit import TensorEdit
@@ -81,6 +82,7 @@ def untied(checkpoint: Checkpoint, others: Iterable[Checkpoint]) -> tuple[Checkp
     }
     if not apart:
         return checkpoint, history, []
+    checkpoint = spooled(checkpoint)  # one tensor is read twice
     own = {name: text for name, text in history.others.items() if name not in apart}
     after: dict[str, list[str]] = {}
     for alias, name in apart.items():

@@ -160,6 +160,13 @@ class Planned(Made, Unmade):
         x = edit.source.read_array(edit.origin.name)
         return x if edit.compute is None else computed(edit, x, run)
 
+    def pieces(self, tensor: TensorInfo, *, skip: int = 0) -> Iterator[memoryview]:
+        """Make one tensor's bytes in pieces; what is only copied is read in pieces, too."""
+        edit = self.by_name[tensor.name]
+        if edit.compute is None:
+            return edit.source.pieces(edit.origin, skip=skip)
+        return super().pieces(tensor, skip=skip)
+
     def _make(self, tensor: TensorInfo) -> Any:
         import numpy as np
 
@@ -295,6 +302,8 @@ def plan(
     words_of_part = selection.arguments
     blocks = (selection.used_map if edit.takes_part else None) or history.blocks
     selection = selection.with_map(history.blocks)
+    if flows is not None and edit.takes_part:
+        selection = selection.with_aliases(history.aliases(flows.tensors))
     described = [] if flows is None else [describe_input(flows, history, flows=True)]
     described += [describe_input(other, History.of(other), flows=False) for other in others]
     inputs = {name: _in_reach(edit, name, given, flows) for name, given in inputs.items()}
@@ -326,10 +335,21 @@ def plan(
         dict.fromkeys([*in_turn(edit, inputs), *(each.source for each in result.tensors)]),
         flows=flows,
         name=result.name or f"{_stem(inputs)}.{_described(record)}",
-        says=result.says,
+        says=[*result.says, *_tied(result, flows, after, selection)],
         warns=result.warns,
         beside=result.beside,
     )
+
+
+def _tied(result: Result, flows: Checkpoint | None, after: History, selection: Selection) -> Iterator[str]:
+    """Say what changes that was not selected, because it is tied to what was."""
+    if flows is None or not selection.arguments or not selection.aliases:
+        return
+    left = selection.unselected_ties(flows.tensors)
+    made = {each.tensor.name: each for each in result.tensors if each.compute is not None or each.source is not flows}
+    for alias, name in after.aliases(made).items():
+        if alias in left:
+            yield f"{printable(alias)} is tied to {printable(name)}: it is the same tensor, and changes with it"
 
 
 def in_turn(edit: Edit, inputs: Mapping[str, Any]) -> list[Checkpoint]:

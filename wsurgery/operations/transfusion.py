@@ -9,17 +9,17 @@ from functools import partial
 import numpy as np
 
 from wsurgery.anatomy import Selection, role_map
-from wsurgery.anatomy.prefixes import common_prefix
 from wsurgery.anatomy.roles import Described
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Compute, Map
 from wsurgery.operations.cast import cast
+from wsurgery.operations.counterparts import COUNTER, under_names_of, untied
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.resampling import RESAMPLINGS, constant, resampling
-from wsurgery.operations.tensor_edit import TensorEdit, copy
+from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
 
 
 def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection) -> Result:
@@ -36,9 +36,7 @@ def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection
     Raises:
         WsurgeryError: the selected part of the two differs in names or shapes; the message shows the first tensor.
     """
-    whole, history, says = untied(spooled(into) if source.seekable else into, [source])
-    if says:
-        into, selection = whole, selection.apart(whole.tensors)
+    into, history, says = untied(into, [source])
     chosen = selection.names(into.tensors)
     counterparts = under_names_of(into.tensors, chosen, source)
     _require_counterparts(counterparts, selection, chosen, source, into)
@@ -50,7 +48,7 @@ def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection
             continue
         compute = None if origin.dtype == tensor.dtype else _conversion(origin, tensor.dtype)
         edits.append(TensorEdit(tensor, source, origin, compute))
-    return edits
+    return Result(edits, history, says=says)
 
 
 def transfuse_rest(
@@ -129,7 +127,7 @@ def _require_counterparts(
         (into - counterparts.keys(), target, source, source.tensors),
         (selection.names(counterparts) - set(target.tensors), source, target, target.tensors),
     ):
-        lost = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
+        lost = sorted(name for name in missing if not name.endswith(COUNTER))
         if lost:
             raise WsurgeryError(
                 f"{printable(lost[0])} (and {len(lost) - 1} more of the selected part) is in {here.label} and not in "
