@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._shared import Json, Part, Threads, command, print_table, table_console
+from wsurgery.commands._shared import Json, Part, Threads, command, print_table, say, table_console
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def diff(
     """
     from contextlib import ExitStack
 
+    from wsurgery.anatomy.scales import scaled_note
     from wsurgery.checkpoint import open_checkpoint
     from wsurgery.checkpoint.spool import seekable
 
@@ -45,6 +46,9 @@ def diff(
         if not before.seekable and list(before.tensors) != list(after.tensors):
             after = stack.enter_context(seekable(after))
         description = _compare(before, after, part, threads)
+        for each in (before, after):
+            if note := scaled_note(each.tensors, each.label):
+                say(note)
         if json:
             typer.echo(json_module.dumps(description))
         else:

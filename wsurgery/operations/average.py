@@ -15,6 +15,7 @@ from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.cast import cast, overflow_count
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import chunk_slice, for_each_chunk
+from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit, copy
 
 _SUM_TOLERANCE = 1e-6  # weights typed with six digits
@@ -121,6 +122,8 @@ def _end_to_end(source: Checkpoint, names: Sequence[str]) -> Array | None:
 
 
 def _require_same(first: Checkpoint, other: Checkpoint, chosen: set[str], selection: Selection) -> None:
+    for source in (first, other):
+        require_unscaled(source, chosen)
     remedy = "leave it out with --except if the two are to differ there"
     for name, tensor in first.tensors.items():
         if name not in chosen:

@@ -23,6 +23,7 @@ from wsurgery.operations.declaration import Edit
 from wsurgery.operations.names import blocks_after
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import RandomStream
+from wsurgery.operations.scaled import require_plain
 from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit
 from wsurgery.operations.tensors import tensor_edits
 
@@ -299,6 +300,7 @@ def plan(
         known = {RandomStream: random, Selection: selection}
         made = edit.function(**inputs, **options, **{name: known[kind] for name, kind in edit.takes.items()})
         result = made if isinstance(made, Result) else Result(made)
+    require_plain(result.tensors)
     recorded = {"seed": seed if edit.draws else None, **options, **result.recorded}
     described += result.inputs
     if not digests:
