@@ -36,10 +36,11 @@ Input = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads to use. Default: all cores. Never changes the result.")
+    int | None, typer.Option(min=1, max=10_000, help="Threads to use. Default: all cores. Never changes the result.")
 ]
 NetworkThreads = Annotated[
-    int | None, typer.Option(min=1, help="Threads to use. Default: all cores. Another number may round otherwise.")
+    int | None,
+    typer.Option(min=1, max=10_000, help="Threads to use. Default: all cores. Another number may round otherwise."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
