@@ -19,7 +19,7 @@ from wsurgery.foreign.wrappers import unwrapped
 # What people call the attribute that holds their network.
 _FAMILY = re.compile(
     r"(?:(?:wide_)?res(?:net|next)|(?:se)?resnet|densenet|efficientnet|mobilenet|inception|vgg|convnext|regnet|swin|vit|deit)"
-    r"[\w]{0,40}\.|(?:cnn|base|base_model|feature_extractor|extractor|img_encoder|image_encoder)\."
+    r"[\w]{0,40}\.|(?:cnn|feature_extractor|extractor|img_encoder|image_encoder)\."
 )
 _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
