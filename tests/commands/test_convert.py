@@ -200,7 +200,7 @@ def test_safetensors_keep_their_metadata_and_lose_the_prefix(wsurgery, tmp_path)
         ([], 2, "no input"),
         (["model.tar"], 1, "model.tar is a tar archive: unpack it"),
         (["model.pth.gz"], 1, "model.pth.gz is compressed with gzip: unpack it"),
-        (["model.h5"], 1, "model.h5 is an HDF5 file"),
+        (["model.h5"], 1, "model.h5 is damaged"),
         (["model.bin"], 1, "model.bin is a pointer of Git LFS"),
         (["hub"], 1, "hub lacks pytorch_model-00002-of-00002.bin"),
     ],
