@@ -17,9 +17,11 @@ def cast(
     """Convert floating-point tensors to another type, rounded once to the nearest (ties to even). Integers stay.
 
     Finite values beyond the new type's range become infinite (NaN in fp8_e4m3) and are reported.
+    8-bit weights with a scale beside them (weight_scale, weight_scale_inv, scale_weight, ...) are multiplied by it,
+    which is then left out.
 
     Example: wsurgery cast resnet50.safetensors --to fp16 --except 'bn*' > half.safetensors
     """
-    from wsurgery.operations.cast import cast_edits
+    from wsurgery.operations.element_types import cast_edits
 
     return cast_edits(checkpoint, _DTYPES[to], selection=selection)

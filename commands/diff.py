@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._shared import Json, Part, Threads, command, print_table, table_console
+from wsurgery.commands._shared import Json, Part, Threads, command, print_table, say, table_console
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 if TYPE_CHECKING:
@@ -29,12 +29,15 @@ def diff(
     """Show how far the tensors moved from A to B: relative L2 distance, cosine, largest change, share of equal elements.
 
     Elements with equal bits are equal, NaN too. A dash stands where a number is undefined: for integers, for norms of 0,
-    and where a NaN or an infinity differs. Metadata and the order of the tensors are not compared.
+    and where a NaN or an infinity differs. Metadata and the order of the tensors are not compared. A wrapper's prefix
+    (module., model.) that only one has is looked through, a tied tensor stands for each of its names, other element types are
+    compared by value, and counters (num_batches_tracked) that only one has are passed over.
 
     Example: wsurgery diff init.safetensors run/last.safetensors
     """
     from contextlib import ExitStack
 
+    from wsurgery.anatomy.scales import scaled_note
     from wsurgery.checkpoint import open_checkpoint
     from wsurgery.checkpoint.spool import seekable
 
@@ -45,6 +48,9 @@ def diff(
         if not before.seekable and list(before.tensors) != list(after.tensors):
             after = stack.enter_context(seekable(after))
         description = _compare(before, after, part, threads, by_tensor=tensors or json)
+        for each in (before, after):
+            if note := scaled_note(each.tensors, each.label):
+                say(note)
         if json:
             typer.echo(json_module.dumps(description))
         else:
@@ -55,15 +61,23 @@ def diff(
 
 def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None, *, by_tensor: bool) -> dict[str, Any]:
     from wsurgery.checkpoint.provenance import History
-    from wsurgery.operations.difference import Difference, differences
+    from wsurgery.operations.counterparts import COUNTER, seen_as, under_names_of, untied
+    from wsurgery.operations.difference import Difference, comparable, differences
 
+    a = untied(a, [b])[0]
+    found_in_b = under_names_of(a.tensors, a.tensors, b)
+    known = {tensor.name for tensor in found_in_b.values()}
+    b = seen_as(b, found_in_b | {name: tensor for name, tensor in b.tensors.items() if name not in known})
     both = {**b.tensors, **a.tensors}
     if not both:
         raise WsurgeryError(f"{a.label} and {b.label} hold no tensors")
     selection = part.selection.with_map(History.of(a).blocks or History.of(b).blocks)
-    chosen = selection.names(both)
+    passed_over = {name for name in a.tensors.keys() ^ b.tensors.keys() if name.endswith(COUNTER)}
+    chosen = selection.names(both) - passed_over
     blocks = {name: block for name, block in selection.place(both).items() if name in chosen}
-    alike = {name for name in chosen if _kind(a, name) == _kind(b, name)}
+    in_both = [name for name in chosen if name in a.tensors and name in b.tensors]
+    alike = {name for name in in_both if comparable(a.tensors[name], b.tensors[name])}
+    other_type = {name for name in alike if a.tensors[name].dtype != b.tensors[name].dtype}
     order = a.tensors if b.seekable else b.tensors
     found = differences(a, b, [name for name in order if name in alike], threads=threads)
     members: dict[str, list[str]] = {}
@@ -73,15 +87,31 @@ def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None, 
     for block, names in members.items():
         compared = [name for name in names if name in alike]
         whole = sum((found[name] for name in compared), Difference()) if compared else None
-        block_rows.append({"name": block, "tensors": len(names), "compared": len(compared), **_measures(whole)})
+        block_rows.append(
+            {
+                "name": block,
+                "tensors": len(names),
+                "compared": len(compared),
+                **_measures(whole, one_type=other_type.isdisjoint(names)),
+            }
+        )
     return {
-        "identical": alike == chosen and all(found[name].identical for name in alike),
+        "identical": alike == chosen and not other_type and all(found[name].identical for name in alike),
         "blocks": block_rows,
-        "tensors": [{"name": name, "block": blocks[name], **_measures(found[name])} for name in blocks if name in alike]
+        "tensors": [
+            {"name": name, "block": blocks[name], **_measures(found[name], one_type=name not in other_type)}
+            for name in blocks
+            if name in alike
+        ]
         if by_tensor
         else [],
         "only_in_a": [_described(a.tensors[name]) for name in blocks if name not in b.tensors],
         "only_in_b": [_described(b.tensors[name]) for name in blocks if name not in a.tensors],
+        "changed_dtype": [
+            {"name": name, "a": _described(a.tensors[name]), "b": _described(b.tensors[name])}
+            for name in blocks
+            if name in other_type
+        ],
         "changed_kind": [
             {"name": name, "a": _described(a.tensors[name]), "b": _described(b.tensors[name])}
             for name in blocks
@@ -90,22 +120,17 @@ def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None, 
     }
 
 
-def _kind(checkpoint: "Checkpoint", name: str) -> tuple[str, tuple[int, ...]] | None:
-    tensor = checkpoint.tensors.get(name)
-    return (tensor.dtype, tensor.shape) if tensor else None
-
-
 def _described(tensor: "TensorInfo") -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
 
 
-def _measures(of: "Difference | None") -> dict[str, Any]:
+def _measures(of: "Difference | None", *, one_type: bool) -> dict[str, Any]:
     return {
         "relative_l2": of.relative_l2 if of else None,
         "cosine": of.cosine if of else None,
         "max": of.max_difference if of else None,
         "equal": of.equal if of else None,
-        "identical": of is not None and of.identical,
+        "identical": of is not None and of.identical and one_type,
     }
 
 
@@ -124,6 +149,11 @@ def _print_table(description: dict[str, Any], *, by_tensor: bool) -> None:
     for key, words in (("only_in_a", "only in A"), ("only_in_b", "only in B")):
         for row in description[key]:
             console.print(Text(f"{words}: {printable(row['name'])} {_short(row)}"))
+    if rows := description["changed_dtype"]:
+        more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        first = rows[0]
+        said = f"{printable(first['a']['name'])} {_short(first['a'])} in A, {_short(first['b'])} in B{more}"
+        console.print(Text(f"compared by value: {said}"))
     for row in description["changed_kind"]:
         console.print(
             Text(f"not comparable: {printable(row['name'])} {_short(row['a'])} in A, {_short(row['b'])} in B")

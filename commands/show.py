@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._shared import BlockMap, Input, Json, Part, Threads, command, print_table, table_console
+from wsurgery.commands._shared import BlockMap, Input, Json, Part, Threads, command, print_table, say, table_console
 from wsurgery.errors import UsageError, printable, table_cell
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def show(
 
     Example: wsurgery show resnet50.safetensors --stats
     """
+    from wsurgery.anatomy.scales import scaled_note
     from wsurgery.checkpoint import open_checkpoint
 
     if json and csv:
@@ -45,6 +46,8 @@ def show(
             _print_csv(description["tensors"])
         else:
             _print_table(description, checkpoint.label, by_tensor=tensors or stats)
+        if note := scaled_note(checkpoint.tensors, checkpoint.label):
+            say(note)
 
 
 def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads: int | None) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads
     from fnmatch import translate
 
     from wsurgery.anatomy import role_map
+    from wsurgery.anatomy.scales import scales
     from wsurgery.checkpoint.opening import STDIN
     from wsurgery.checkpoint.provenance import History
 
@@ -59,9 +63,10 @@ def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads
     blocks = part.selection.with_map(history.blocks).place(checkpoint.tensors)
     roles = role_map(checkpoint.tensors)
     frozen = re.compile("|".join(map(translate, history.freeze))).match if history.freeze else lambda name: None
+    scaled = scales(checkpoint.tensors)
     rows = []
     for name, tensor in checkpoint.tensors.items():
-        row = {
+        row: dict[str, Any] = {
             "name": name,
             "block": blocks[name],
             "role": roles[name],
@@ -70,7 +75,7 @@ def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads
             "bytes": tensor.nbytes,
             "frozen": frozen(name) is not None,
         }
-        rows.append(row)
+        rows.append(row | {"scaled_by": scaled[name]} if name in scaled else row)
     if with_stats:
         rows = [{**row, **found} for row, found in zip(rows, _statistics(checkpoint, threads), strict=True)]
     members: dict[str, list[str]] = {}
@@ -139,6 +144,8 @@ def _print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     for row in rows:
         texts = {key: table_cell(printable(row[key], len(row[key]) * 10)) for key in ("name", "block")}
+        if "scaled_by" in row:
+            texts["scaled_by"] = table_cell(printable(" ".join(row["scaled_by"])))
         writer.writerow({**row, **texts, "shape": "x".join(map(str, row["shape"]))})
 
 

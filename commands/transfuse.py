@@ -1,5 +1,6 @@
 """`wsurgery transfuse`."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from wsurgery.plugin import (
@@ -51,8 +52,8 @@ def transfuse(
     from wsurgery.operations.transfusion import transfuse_into, transfuse_rest
 
     if into:
-        edits = transfuse_into(source, into, selection=selection)
-        return Result(edits, recorded={"seed": None, "rest": None, "bn": None})
+        result = transfuse_into(source, into, selection=selection)
+        return replace(result, recorded={"seed": None, "rest": None, "bn": None})
     rest = rest or "random"
     edits = transfuse_rest(source, selection=selection, rest=rest, batch_norm=bn, random=random)
     return Result(edits, recorded={"rest": rest, "bn": None if rest == "random" else bn})

@@ -118,7 +118,7 @@ def test_a_copy_of_a_network_is_trained_in_any_thread(finished, network, fundus,
     seen = []
 
     class Watch:
-        def __init__(self, steps):
+        def __init__(self, steps, labels):
             seen.append(steps)
 
         def __enter__(self):

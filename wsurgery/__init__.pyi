@@ -114,7 +114,14 @@ class Pipeline:
     ) -> Pipeline:
         """Average checkpoints of one architecture, in float64 and rounded once to A's types.
 
-        Integers, and what the selectors leave out, come from A. A checkpoint of weight 0 is not read.
+        Integers, and what the selectors leave out, come from A. A checkpoint of weight 0 is not read. A wrapper's prefix
+        (module., model.) that only one side has is looked through, counters (num_batches_tracked) may be missing, and tensors
+        that are tied in one checkpoint only are tied in the result no longer.
+
+        Task vectors are weights, too: base + 0.4 (one - base) + 0.4 (two - base) is --weights 0.2,0.4,0.4 of base, one and two,
+        and base - 0.5 (one - base), which forgets a task, --weights 1.5,-0.5.
+
+        Example: wsurgery average base.safetensors one.safetensors two.safetensors --weights 0.2,0.4,0.4 > merged.safetensors
 
         Example: wsurgery average run1/best.safetensors run2/best.safetensors > soup.safetensors
         """
@@ -133,6 +140,8 @@ class Pipeline:
         """Convert floating-point tensors to another type, rounded once to the nearest (ties to even). Integers stay.
 
         Finite values beyond the new type's range become infinite (NaN in fp8_e4m3) and are reported.
+        8-bit weights with a scale beside them (weight_scale, weight_scale_inv, scale_weight, ...) are multiplied by it,
+        which is then left out.
 
         Example: wsurgery cast resnet50.safetensors --to fp16 --except 'bn*' > half.safetensors
         """
@@ -363,7 +372,14 @@ def average(
 ) -> Pipeline:
     """Average checkpoints of one architecture, in float64 and rounded once to A's types.
 
-    Integers, and what the selectors leave out, come from A. A checkpoint of weight 0 is not read.
+    Integers, and what the selectors leave out, come from A. A checkpoint of weight 0 is not read. A wrapper's prefix
+    (module., model.) that only one side has is looked through, counters (num_batches_tracked) may be missing, and tensors
+    that are tied in one checkpoint only are tied in the result no longer.
+
+    Task vectors are weights, too: base + 0.4 (one - base) + 0.4 (two - base) is --weights 0.2,0.4,0.4 of base, one and two,
+    and base - 0.5 (one - base), which forgets a task, --weights 1.5,-0.5.
+
+    Example: wsurgery average base.safetensors one.safetensors two.safetensors --weights 0.2,0.4,0.4 > merged.safetensors
 
     Example: wsurgery average run1/best.safetensors run2/best.safetensors > soup.safetensors
     """
@@ -373,16 +389,28 @@ def convert(
     *,
     key: str | None = None,
     arch: str | None = None,
+    arg: list[str] | None = None,
     keep_names: bool = False,
 ) -> Pipeline:
     """Turn a checkpoint as downloaded into clean safetensors: no wrapper, no prefix, timm's names where they are known.
 
-    Known are the names of torchvision (ViT, Swin, ConvNeXt, EfficientNet, MobileNet, VGG; its ResNets and DenseNets have
-    timm's names), Hugging Face transformers (ResNet, ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT
-    and BiT, and EfficientNet-lite. Pickles are read without running the code in them; what is more than tensors,
-    containers, numbers and strings is refused. Tied tensors are written once.
+    Taken off are torch's own wrappers, wherever in a name they stand (DataParallel, compile, FSDP, activation checkpoints,
+    AveragedModel), attributes such as model. and backbone., and what is of the training: losses and metrics beside a
+    Lightning module's network, and the second encoder, queue and projection head of MoCo, DINO, MAE, SimCLR and BYOL. What
+    is left out is said. Known are the names of torchvision (ViT, Swin, ConvNeXt, EfficientNet, MobileNet, VGG, DenseNet with
+    dots, a ResNet in nn.Sequential; its other ResNets and DenseNets have timm's names), Hugging Face transformers (ResNet,
+    ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT and BiT, Keras's DenseNet, and EfficientNet-lite. Of
+    Keras's .h5 and of ONNX initialisers, with h5py and onnx (the extras keras and onnx), other names stay as found, and kernels
+    become (out, in, kh, kw); .keras archives are not read. Pickles, of whole
+    networks and of numpy arrays, too, are read without running the code in them: objects that are no tensors are left out,
+    and a file that names what runs commands is refused. Tied tensors are written once.
+
+    The way back: -o FILE.pth, .pt or .bin writes what torch.load reads with weights_only=True, -o FILE.npz what numpy.load
+    reads, of any input, with the names that it has here (--keep-names leaves them alone).
 
     Example: wsurgery convert efficientnet-lite0-57934424.pth -o lite0.safetensors
+
+    Example: wsurgery convert lite0.safetensors -o lite0.pth
     """
 
 def fetch(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from wsurgery.models.own import Model
 
-_SELECTORS = {field.name: None for field in fields(Selection)}
+_SELECTORS = {field.name: None for field in fields(Selection) if field.name != "aliases"}
 
 
 class Pipeline:

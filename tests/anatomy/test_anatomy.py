@@ -77,6 +77,9 @@ def test_a_grey_image_is_met_by_a_convolution_that_is_not_depthwise(name):
         ("blocks.0.attn.lambda_q1", (32,), "other"),
         ("blocks.0.attn.q_bias", (768,), "bias"),
         ("self_attention.in_proj_weight", (2304, 768), "linear"),
+        ("criterion.pos_weight", (14,), "other"),
+        ("criterion.weight", (14,), "other"),
+        ("loss_fn.class_weights", (14,), "other"),
     ],
 )
 def test_roles_by_name(name, shape, role):
@@ -86,6 +89,37 @@ def test_roles_by_name(name, shape, role):
 def test_a_scale_with_a_shift_beside_it_is_a_norm():
     pair = {f"norm.{part}": Tensor("F32", (8,)) for part in ("gamma", "beta")}
     assert set(role_map(pair).values()) == {"norm"}
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 3), (15,)], ids=len)
+def test_what_meets_or_makes_one_channel_is_no_depthwise_convolution(kernel):
+    shapes = {"conv1": (16, 1), "layer1.0.conv1": (16, 1), "layer2.0.conv1": (32, 16), "decoder.deconv": (16, 1)}
+    tensors = {f"{name}.weight": Tensor("F32", (*shape, *kernel)) for name, shape in shapes.items()}
+    tensors |= {"up.weight": Tensor("F32", (32, 1, *kernel)), "up.bias": Tensor("F32", (1,))}
+    roles = {name: role for name, role in role_map(tensors).items() if role == "depthwise"}
+    assert roles == {"layer1.0.conv1.weight": "depthwise"}
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 4])
+def test_the_number_of_a_chunk_is_no_block(chunks):
+    shapes = shapes_of(on_meta("vit_tiny_patch16_224"))
+
+    def chunked(name: str) -> str:
+        number = re.match(r"blocks\.(\d+)\.", name)
+        return name.replace("blocks.", f"blocks.{int(number[1]) * chunks // 12}.", 1) if number else name
+
+    plain = block_map(shapes)
+    for prefix in ("", "teacher.backbone."):
+        found = block_map({prefix + chunked(name): shape for name, shape in shapes.items()})
+        assert found == {prefix + chunked(name): block for name, block in plain.items()}
+
+
+@pytest.mark.parametrize("name", ["twins_svt_small", "tf_efficientnet_lite0"])
+def test_the_number_of_a_stage_is_one(name):
+    shapes = shapes_of(on_meta(name))
+    plain = block_map(shapes)
+    lower = {key: shape for key, shape in shapes.items() if plain[key] in ("stem", "block1")}
+    assert block_map(lower) == {key: plain[key] for key in lower}
 
 
 def test_a_resnet_is_named_as_in_the_paper():

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 
 from tests.conftest import small_resnet
 
@@ -76,10 +78,38 @@ def test_what_cannot_be_compared_is_listed_and_is_a_difference(resnet, wsurgery,
     assert "fc.weight F32 (10, 32) in A, F32 (3, 32) in B" in text
     assert "fc.bias F32 (10,) in A, F16 (10,) in B" in text
     assert [row["name"] for row in shown["only_in_a"]] == ["conv1.weight"]
-    assert shown["blocks"][-1] == {
-        "name": "head", "tensors": 3, "compared": 0, "relative_l2": None, "cosine": None, "max": None, "equal": None,
-        "identical": False,
-    }  # fmt: skip
+    assert [row["name"] for row in shown["changed_dtype"]] == ["fc.bias"]
+    assert [row["name"] for row in shown["changed_kind"]] == ["fc.weight"]
+    head = shown["blocks"][-1]
+    assert (head["name"], head["tensors"], head["compared"], head["identical"]) == ("head", 3, 1, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("size", [5, 3_000])
+def test_other_element_types_are_compared_by_value(dtype, size, invoke, tmp_path):
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=size).astype(np.float32))
+    save_torch({"w": x}, tmp_path / "a")
+    save_torch({"w": x.to(dtype)}, tmp_path / "b")
+    done = invoke("diff", tmp_path / "a", tmp_path / "b", "--json")
+    row = json.loads(done.stdout)["tensors"][0]
+    difference = x.to(dtype).double() - x.double()
+    assert row["relative_l2"] == pytest.approx((difference.norm() / x.double().norm()).item(), rel=1e-12)
+    assert row["equal"] == (difference == 0).float().mean().item()
+    assert not row["identical"]
+    assert invoke("diff", tmp_path / "a", tmp_path / "b", "--exit-code", check=False).exit_code == 1
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "encoder_q."])
+def test_prefixes_are_looked_through_and_missing_counters_passed_over(prefix, invoke, tmp_path):
+    tensors = small_resnet()
+    save_file(tensors, tmp_path / "a")
+    other = {prefix + name: x for name, x in tensors.items() if not name.endswith("num_batches_tracked")}
+    save_file(other | {"criterion.pos_weight": np.ones(3, np.float32)}, tmp_path / "b")
+    shown = json.loads(invoke("diff", tmp_path / "a", tmp_path / "b", "--json").stdout)
+    assert [row["name"] for row in shown["only_in_b"]] == ["criterion.pos_weight"]
+    assert shown["only_in_a"] == []
+    assert all(row["identical"] for row in shown["tensors"])
+    assert len(shown["tensors"]) == len(other)
 
 
 def test_selectors_choose_the_part_and_tensors_its_rows(resnet, wsurgery, tmp_path):

@@ -97,6 +97,8 @@ _RULES = [
 ]
 # A last layer by a name that says nothing by itself: the head of a network that has a trunk, and no other head.
 _LAST = re.compile(r"(?:linear|output|out|predictions?|last_layer)\.(?:weight|bias)")
+# Blocks that stand in chunks of a parallel network, but keep their own numbers: DINOv2's `blocks.1.4.attn.qkv.weight`.
+_CHUNK = re.compile(r"(blocks|layers|h)\.(\d{1,6})\.(\d{1,6})\.(\w+)")
 
 
 class _Rules(NamedTuple):
@@ -117,7 +119,7 @@ def block_map(shapes: Shapes) -> dict[str, str]:
         `block1` … `blockN`, `neck` (what stands between the trunk and the classifier), `head`; last, `unplaced` holds
         what no rule knows.
     """
-    short = _strip_wrappers(shapes)
+    short = _without_chunks(_strip_wrappers(shapes))
     rules = _rules_for(short.values())
     places = {name: _place(inner, rules) for name, inner in short.items()}
     kinds = {kind for kind, _ in places.values()}
@@ -276,4 +278,28 @@ def _strip_wrappers(names: Iterable[str]) -> dict[str, str]:
         ):
             break
         short = {name: part[len(root) + 1 :] if part.startswith(root + ".") else part for name, part in short.items()}
+    return short
+
+
+def _without_chunks(short: dict[str, str]) -> dict[str, str]:
+    """Drop the numbers of chunks, which are told by the numbers behind them: these go on where those of stages begin again.
+
+    Of a single chunk, only blocks with attention are believed to be blocks: the first stage of a network may be kept alone.
+    """
+    inside: dict[str, dict[int, set[int]]] = {}
+    parts: dict[str, set[str]] = {}
+    for name in short.values():
+        if found := _CHUNK.match(name):
+            inside.setdefault(found[1], {}).setdefault(int(found[2]), set()).add(int(found[3]))
+            parts.setdefault(found[1], set()).add(found[4])
+    stages = any(name.startswith("patch_embeds.") for name in short.values())  # Twins
+    for word, chunks in inside.items():
+        numbers = [number for chunk in sorted(chunks) for number in sorted(chunks[chunk])]
+        goes_on = numbers == list(range(len(numbers))) and sorted(chunks) == list(range(len(chunks)))
+        if goes_on and (len(chunks) > 1 or ("attn" in parts[word] and not stages)):
+            within = re.compile(rf"{word}\.\d+\.(?=\d+\.)")
+            short = {
+                name: within.sub(f"{word}.", part, count=1) if within.match(part) else part
+                for name, part in short.items()
+            }
     return short

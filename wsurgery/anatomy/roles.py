@@ -34,6 +34,11 @@ _LINEAR = re.compile(r"\w*proj_weight|weight_(?:ih|hh)_l\d+(?:_reverse)?")  # of
 _BIAS = re.compile(r"\w+_bias|bias_(?:ih|hh)_l\d+(?:_reverse)?")
 
 
+_LOSS = re.compile(r"criterion|criteria|loss|loss_\w+|\w+_loss")
+_WEIGHTS_OF_CLASSES = re.compile(r"(?:pos|neg|class|cls|label)_weights?")
+_TRANSPOSED = re.compile(r"transp|deconv|upconv|up_conv|convtr")
+
+
 class Described(Protocol):
     """A tensor as a header describes it."""
 
@@ -48,7 +53,8 @@ def role_map(tensors: Mapping[str, Described]) -> dict[str, str]:
 
     A batch norm is a module with both `running_mean` and `running_var`; all its tensors have the role `batch_norm`.
     A convolution is depthwise when each output channel reads one of several input channels: shape[1] = 1 < shape[0], and
-    it does not meet a grey image. Kernels of experts, (experts, out·in·kh·kw), look linear (CondConv).
+    it neither meets an image or a signal of one channel, nor is a transposed one, (in, out, …), that makes it. Kernels of
+    experts, (experts, out·in·kh·kw), look linear (CondConv).
     """
     siblings: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for name, tensor in tensors.items():
@@ -57,8 +63,18 @@ def role_map(tensors: Mapping[str, Described]) -> dict[str, str]:
     roles = {name: _role(name, tensor, siblings[name.rpartition(".")[0]]) for name, tensor in tensors.items()}
     if "depthwise" in roles.values():
         with contextlib.suppress(UsageError):
-            roles[first_convolution({name: tensor.shape for name, tensor in tensors.items()})] = "conv"
+            roles[_first_convolution({name: tensor.shape for name, tensor in tensors.items()})] = "conv"
     return roles
+
+
+def _first_convolution(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Name the convolution that meets the image; of a network without one, that which meets a volume or a signal."""
+    weights = {name: shape for name, shape in shapes.items() if name.endswith("weight")}
+    dimensions = {len(shape) for shape in weights.values()}
+    wanted = next((n for n in (4, 5, 3) if n in dimensions), 4)
+    # As if it were one of an image: the first side of the kernel stands for all.
+    flat = {name: (*shape[:3], 1) if len(shape) == wanted else shape for name, shape in shapes.items()}
+    return first_convolution(shapes if wanted == 4 else flat)
 
 
 def matches_role(role: str, wanted: str) -> bool:
@@ -76,8 +92,12 @@ def _role(name: str, tensor: Described, siblings: Mapping[str, tuple[int, ...]])
         return "batch_norm"
     if not tensor.dtype.startswith(("F", "BF", "C")):
         return "integer"
+    if len(shape) < 2 and (_LOSS.fullmatch(last) or _WEIGHTS_OF_CLASSES.fullmatch(part)):
+        return "other"
     if part == "weight" and len(shape) in (3, 4, 5):
-        return "depthwise" if shape[1] == 1 < shape[0] else "conv"
+        bias = siblings.get("bias", shape[:1])
+        is_depthwise = shape[1] == 1 < shape[0] and bias == shape[:1] and not _TRANSPOSED.search(last)
+        return "depthwise" if is_depthwise else "conv"
     if part == "weight" and len(shape) == 2:
         return "linear" if "bias" in siblings else _lookup(last) or "linear"
     if len(shape) == 1 and len(siblings.get("weight", ())) == 1:

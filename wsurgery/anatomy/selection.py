@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from wsurgery.anatomy.blocks import UNPLACED, block_map, find_block, user_block_map
@@ -21,6 +21,9 @@ class Selection:
     only: tuple[str, ...] = ()  # globs of tensor names: at least one must match
     except_: tuple[str, ...] = ()  # globs of tensor names: none may match
     block_map: Mapping[str, Sequence[str]] | None = None  # a user's own: block name → globs of tensor names
+    aliases: Mapping[str, str] = field(
+        default_factory=dict
+    )  # tied tensors: another name → the one that stands in the file
 
     @property
     def used_map(self) -> Mapping[str, Sequence[str]] | None:
@@ -30,6 +33,10 @@ class Selection:
     def with_map(self, blocks: Mapping[str, Sequence[str]] | None) -> "Selection":
         """Return the selection with a block map, if it has none of its own."""
         return self if blocks is None or self.block_map is not None else replace(self, block_map=blocks)
+
+    def with_aliases(self, aliases: Mapping[str, str]) -> "Selection":
+        """Return the selection for a checkpoint with tied tensors, each of which is selected by any of its names."""
+        return replace(self, aliases=aliases) if aliases else self
 
     @property
     def arguments(self) -> list[str]:
@@ -53,6 +60,23 @@ class Selection:
         Raises:
             UsageError: a block, role or glob that matches nothing, or selectors that together leave nothing.
         """
+        aliases = self._aliases_in(tensors)
+        return {aliases.get(name, name) for name in self._all_names(tensors)}
+
+    def unselected_ties(self, tensors: Mapping[str, Described]) -> set[str]:
+        """Return the aliases that are selected without the tensor that they are, or not selected with it."""
+        chosen = self._all_names(tensors)
+        return {alias for alias, name in self._aliases_in(tensors).items() if (alias in chosen) != (name in chosen)}
+
+    def _aliases_in(self, tensors: Mapping[str, Described]) -> dict[str, str]:
+        if self.block_map is not None:  # it has no place for them
+            return {}
+        return {alias: name for alias, name in self.aliases.items() if name in tensors and alias not in tensors}
+
+    def _all_names(self, tensors: Mapping[str, Described]) -> set[str]:
+        """The selected names, aliases among them."""
+        aliases = self._aliases_in(tensors)
+        tensors = {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}} if aliases else tensors
         chosen = set(tensors)
         if self.upto or self.blocks:
             blocks = self.place(tensors)
@@ -66,7 +90,8 @@ class Selection:
         if self.only:
             chosen &= set().union(*(_matching(glob, tensors) for glob in self.only))
         for glob in self.except_:
-            chosen -= _matching(glob, tensors)
+            left_out = {aliases.get(name, name) for name in _matching(glob, tensors)}
+            chosen -= left_out | {alias for alias, name in aliases.items() if name in left_out}
         if not chosen and tensors:
             raise UsageError("the selectors together leave no tensor: wsurgery show lists blocks, roles and names")
         return chosen

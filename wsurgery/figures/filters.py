@@ -13,6 +13,7 @@ from wsurgery.anatomy import first_convolution
 from wsurgery.checkpoint import open_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.figures.style import house_style
+from wsurgery.operations.scaled import require_unscaled
 
 
 class FilterGrid(NamedTuple):
@@ -39,6 +40,7 @@ def read_first_filters(source: str | Path) -> npt.NDArray[np.float64]:
             name = first_convolution({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
         except UsageError as error:
             raise UsageError(f"{checkpoint.label}: {error}") from None
+        require_unscaled(checkpoint, [name])
         weight = checkpoint.read_array(name).astype(np.float64)
         checkpoint.finish()
     if not np.isfinite(weight).all():

@@ -16,6 +16,7 @@ from wsurgery.checkpoint.spool import seekable
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.figures.style import PALETTE, house_style, plain_text
 from wsurgery.operations.random_streams import chunk_slice, chunks
+from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.statistics import Moments, moments
 
 
@@ -56,6 +57,8 @@ def read_histograms(
         opened = [stack.enter_context(open_checkpoint(source)) for source in sources]
         checkpoints = [stack.enter_context(seekable(checkpoint)) for checkpoint in opened]
         chosen = [_chosen(checkpoint, selection) for checkpoint in checkpoints]
+        for checkpoint, names in zip(checkpoints, chosen, strict=True):
+            require_unscaled(checkpoint, names)
         low, high = np.inf, -np.inf
         for checkpoint, names in zip(checkpoints, chosen, strict=True):
             for name in names:

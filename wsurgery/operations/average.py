@@ -13,8 +13,10 @@ from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.cast import cast, overflow_count
+from wsurgery.operations.counterparts import COUNTER, seen_as, under_names_of, untied
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import chunk_slice, for_each_chunk
+from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit, copy
 
 _SUM_TOLERANCE = 1e-6  # weights typed with six digits
@@ -23,8 +25,9 @@ _SUM_TOLERANCE = 1e-6  # weights typed with six digits
 def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], *, selection: Selection) -> Result:
     """Sum the selected floating-point tensors of several checkpoints, each times its checkpoint's weight.
 
-    Everything else, integers too, comes from the first. A source of weight 0 is not read, so its NaN does not leak; a
-    single source of weight 1 is copied. Names, dtypes and order are the first's.
+    Everything else, integers too, comes from the first. A wrapper's prefix that only one side has is looked through, a counter
+    of a batch norm may be missing, and what is tied in the first alone is tied no longer. A source of weight 0 is
+    not read, so its NaN does not leak; a single source of weight 1 is copied. Names, dtypes and order are the first's.
 
     Args:
         sources: the first may be a stream, the others must be seekable.
@@ -39,9 +42,10 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
         raise UsageError(f"{len(sources)} checkpoints and {len(weights)} weights: give each checkpoint one")
     if not math.isclose(math.fsum(weights), 1, abs_tol=_SUM_TOLERANCE):
         raise UsageError(f"the weights sum to {math.fsum(weights):.9g}: make them sum to 1")
-    first, *others = sources
+    first, history, says = untied(sources[0], sources[1:])
     chosen = selection.names(first.tensors)
-    for other in others:
+    sources = [first, *(seen_as(other, under_names_of(first.tensors, chosen, other)) for other in sources[1:])]
+    for other in sources[1:]:
         _require_same(first, other, chosen, selection)
     (lead, lead_weight), *rest = [pair for pair in zip(sources, weights, strict=True) if pair[1]]
     reading = Lock()  # tensors are computed in several threads, and a file has one position
@@ -83,7 +87,7 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
         is_copy = not rest and lead_weight == 1 and origin.dtype == tensor.dtype
         compute = Separable(partial(combine, tensor=tensor), ((of_dtype[tensor.dtype], tensor.name),))
         edits.append(TensorEdit(tensor, lead, origin, None if is_copy else compute))
-    return Result(edits, warns=overflows.warnings)
+    return Result(edits, history, says=says, warns=overflows.warnings)
 
 
 def weighted_sum(parts: Iterable[tuple[Array, float]], *, shape: tuple[int, ...], run: Map = map) -> Array:
@@ -121,11 +125,13 @@ def _end_to_end(source: Checkpoint, names: Sequence[str]) -> Array | None:
 
 
 def _require_same(first: Checkpoint, other: Checkpoint, chosen: set[str], selection: Selection) -> None:
+    for source in (first, other):
+        require_unscaled(source, chosen)
     remedy = "leave it out with --except if the two are to differ there"
     for name, tensor in first.tensors.items():
-        if name not in chosen:
-            continue
         counterpart = other.tensors.get(name)
+        if name not in chosen or (counterpart is None and name.endswith(COUNTER)):
+            continue
         if counterpart is None:
             raise WsurgeryError(f"{printable(name)} is in {first.label} and not in {other.label}: {remedy}")
         if counterpart.shape != tensor.shape:
@@ -141,5 +147,6 @@ def _require_same(first: Checkpoint, other: Checkpoint, chosen: set[str], select
                 numpy_dtype(counterpart.dtype)
             except TypeError as error:  # elements smaller than a byte
                 raise WsurgeryError(f"{other.label}: {printable(name)}: {error}: leave it out with --except") from None
-    for name in sorted(selection.names(other.tensors) - set(first.tensors)):
+    extra = selection.names(other.tensors) - first.tensors.keys()
+    for name in sorted(name for name in extra if not name.endswith(COUNTER)):
         raise WsurgeryError(f"{printable(name)} is in {other.label} and not in {first.label}: {remedy}")

@@ -1,49 +1,17 @@
 """Conversion between floating-point types, rounded once to the nearest, ties to even."""
 
-from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
 from ml_dtypes import finfo
 from numpy.typing import NDArray
 
-from wsurgery.anatomy import Selection
-from wsurgery.checkpoint import Checkpoint, TensorInfo
-from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
 from wsurgery.operations.arrays import Array, Map
-from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import chunk_slice, chunks, for_each_chunk
-from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit, copy
 
 _HALF_BLOCK = 1 << 16  # elements at a time: what is in work stays in the second-level cache
 _HALF_OVERFLOW = np.float32(65520)  # the least that becomes infinite
-
-
-def cast_edits(checkpoint: Checkpoint, dtype: str, *, selection: Selection) -> Result:
-    """Convert the selected floating-point tensors to `dtype`, its safetensors name; copy those that have it already."""
-    overflows = Overflows()
-    target = numpy_dtype(dtype)
-
-    def convert(x: Array, run: Map, *, name: str) -> Array:
-        result = cast(x, dtype=target, run=run)
-        overflows.note(name, overflow_count(x, result, run=run), target)
-        return result
-
-    def several(x: Array, tensors: Sequence[tuple[str, int]]) -> Array | None:
-        result = cast(x, dtype=target)
-        return None if overflow_count(x, result) else result
-
-    chosen = selection.names(checkpoint.tensors)
-    edits = []
-    for tensor in checkpoint.tensors.values():
-        if tensor.name in chosen and is_float(tensor.dtype) and tensor.dtype != dtype:
-            converted = TensorInfo(tensor.name, dtype, tensor.shape, 0, 0).placed(0)
-            compute = Separable(partial(convert, name=tensor.name), ((several, tensor.name),))
-            edits.append(TensorEdit(converted, checkpoint, tensor, compute))
-        else:
-            edits.append(copy(tensor, checkpoint))
-    return Result(edits, warns=overflows.warnings)
 
 
 def cast(x: Array, *, dtype: "np.dtype[Any]", run: Map = map) -> Array:

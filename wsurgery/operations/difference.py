@@ -1,7 +1,8 @@
-"""How two tensors of one dtype and shape differ, in one pass over the bytes of both, in float64.
+"""How two tensors of one shape differ, in one pass over the bytes of both, in float64.
 
-Elements with equal bits are equal, NaN too, and identical bytes are known without arithmetic. Only real floating-point
-elements have norms; integers, booleans, complex numbers and elements smaller than a byte are told equal or not.
+Elements with equal bits (of equal value, where the types differ) are equal, NaN too, and identical bytes are known without
+arithmetic. Only real floating-point elements have norms; integers, booleans, complex numbers and elements smaller than a byte
+are told equal or not.
 """
 
 import math
@@ -100,7 +101,7 @@ class Difference:
 def differences(
     a: Checkpoint, b: Checkpoint, names: Iterable[str], *, threads: int | None = None
 ) -> dict[str, Difference]:
-    """Compare tensors that stand in both with the same dtype and shape.
+    """Compare tensors that stand in both and are `comparable`.
 
     A chunk of each is in memory for every thread, whatever the tensors' sizes. The result does not depend on `threads`.
 
@@ -122,12 +123,13 @@ def differences(
             name, future = pending.popleft()
             found[name] += future.result()
 
-    def kind(name: str) -> tuple[str, int, str]:
-        tensor = a.tensors[name]
-        return tensor.dtype, tensor.nbytes, name if tensor.nbytes > _AT_ONCE else ""
+    def kind(name: str) -> tuple[str, str, int, str]:
+        tensor, other = a.tensors[name], b.tensors[name]
+        together = tensor.nbytes <= _AT_ONCE and tensor.dtype == other.dtype
+        return tensor.dtype, other.dtype, tensor.nbytes, "" if together else name
 
     with ThreadPoolExecutor(threads) as pool:
-        for (dtype, size, large), alike in groupby(names, kind):
+        for (dtype, other, size, large), alike in groupby(names, kind):
             if not large:
                 while batch := list(islice(alike, _TOGETHER)):
                     pairs = [(a.read(a.tensors[name]), b.read(b.tensors[name])) for name in batch]
@@ -135,10 +137,18 @@ def differences(
                 continue
             found[large] = Difference()
             for x, y in zip(_chunks(a, a.tensors[large]), _chunks(b, b.tensors[large]), strict=True):
-                pending.append((large, pool.submit(difference, x, y, dtype)))
+                work = (x, y, dtype) if dtype == other else (_widened(x, dtype), _widened(y, other), "F64")
+                pending.append((large, pool.submit(difference, *work)))
                 collect(threads)
         collect(0)
     return found
+
+
+def comparable(a: TensorInfo, b: TensorInfo) -> bool:
+    """Whether elements of two tensors can be compared: they are of one shape and one type, or both real numbers."""
+    if a.shape != b.shape:
+        return False
+    return a.dtype == b.dtype or all(is_float(dtype) and BITS[dtype] >= 8 for dtype in (a.dtype, b.dtype))
 
 
 def difference(a: Any, b: Any, dtype: str) -> Difference:
@@ -165,6 +175,11 @@ def difference(a: Any, b: Any, dtype: str) -> Difference:
         delta = np.subtract(y, x, out=y)
         squares, largest = _dot(delta, delta), float(np.abs(delta, out=delta).max())
     return Difference(elements, equal, elements, a_squares, b_squares, products, squares, largest)
+
+
+def _widened(x: Any, dtype: str) -> bytes:
+    with np.errstate(invalid="ignore"):
+        return np.frombuffer(x, numpy_dtype(dtype)).astype(np.float64).tobytes()
 
 
 def _together(pairs: Sequence[tuple[Any, Any]], dtype: str, size: int) -> list[Difference]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wsurgery.anatomy import Selection
 from wsurgery.checkpoint import Checkpoint, Header, TensorInfo
+from wsurgery.checkpoint.companions import ModelFolder, model_folder
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
@@ -23,6 +24,7 @@ from wsurgery.operations.declaration import Edit
 from wsurgery.operations.names import blocks_after
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import RandomStream
+from wsurgery.operations.scaled import require_plain
 from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit
 from wsurgery.operations.tensors import tensor_edits
 
@@ -111,6 +113,7 @@ class Planned(Made, Unmade):
         flows: the checkpoint that flows through, if there is one.
         inputs: the checkpoints that it is made from.
         says: what was done, for people.
+        beside: the folder of the model that it was made from; None if there is none.
     """
 
     def __init__(
@@ -124,7 +127,13 @@ class Planned(Made, Unmade):
         name: str | None = None,
         says: Sequence[str] = (),
         warns: Callable[[], Iterable[str]] = lambda: (),
+        beside: ModelFolder | None = None,
     ) -> None:
+        self.beside: ModelFolder | None = beside
+        if isinstance(flows, Planned):
+            self.beside = flows.beside
+        elif flows is not None:
+            self.beside = model_folder(flows.path)
         self.edits, self.history, self.inputs = [flattened(edit) for edit in edits], history, list(inputs)
         self.flows, self.says, self._warns = flows, tuple(says), warns
         super().__init__(label, (edit.tensor for edit in edits), self._make)
@@ -150,6 +159,13 @@ class Planned(Made, Unmade):
         edit = self.by_name[name]
         x = edit.source.read_array(edit.origin.name)
         return x if edit.compute is None else computed(edit, x, run)
+
+    def pieces(self, tensor: TensorInfo, *, skip: int = 0) -> Iterator[memoryview]:
+        """Make one tensor's bytes in pieces; what is only copied is read in pieces, too."""
+        edit = self.by_name[tensor.name]
+        if edit.compute is None:
+            return edit.source.pieces(edit.origin, skip=skip)
+        return super().pieces(tensor, skip=skip)
 
     def _make(self, tensor: TensorInfo) -> Any:
         import numpy as np
@@ -286,6 +302,8 @@ def plan(
     words_of_part = selection.arguments
     blocks = (selection.used_map if edit.takes_part else None) or history.blocks
     selection = selection.with_map(history.blocks)
+    if flows is not None and edit.takes_part:
+        selection = selection.with_aliases(history.aliases(flows.tensors))
     described = [] if flows is None else [describe_input(flows, history, flows=True)]
     described += [describe_input(other, History.of(other), flows=False) for other in others]
     inputs = {name: _in_reach(edit, name, given, flows) for name, given in inputs.items()}
@@ -299,6 +317,7 @@ def plan(
         known = {RandomStream: random, Selection: selection}
         made = edit.function(**inputs, **options, **{name: known[kind] for name, kind in edit.takes.items()})
         result = made if isinstance(made, Result) else Result(made)
+    require_plain(result.tensors)
     recorded = {"seed": seed if edit.draws else None, **options, **result.recorded}
     described += result.inputs
     if not digests:
@@ -316,9 +335,21 @@ def plan(
         dict.fromkeys([*in_turn(edit, inputs), *(each.source for each in result.tensors)]),
         flows=flows,
         name=result.name or f"{_stem(inputs)}.{_described(record)}",
-        says=result.says,
+        says=[*result.says, *_tied(result, flows, after, selection)],
         warns=result.warns,
+        beside=result.beside,
     )
+
+
+def _tied(result: Result, flows: Checkpoint | None, after: History, selection: Selection) -> Iterator[str]:
+    """Say what changes that was not selected, because it is tied to what was."""
+    if flows is None or not selection.arguments or not selection.aliases:
+        return
+    left = selection.unselected_ties(flows.tensors)
+    made = {each.tensor.name: each for each in result.tensors if each.compute is not None or each.source is not flows}
+    for alias, name in after.aliases(made).items():
+        if alias in left:
+            yield f"{printable(alias)} is tied to {printable(name)}: it is the same tensor, and changes with it"
 
 
 def in_turn(edit: Edit, inputs: Mapping[str, Any]) -> list[Checkpoint]:

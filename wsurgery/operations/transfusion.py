@@ -9,20 +9,20 @@ from functools import partial
 import numpy as np
 
 from wsurgery.anatomy import Selection, role_map
-from wsurgery.anatomy.prefixes import common_prefix
 from wsurgery.anatomy.roles import Described
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Compute, Map
 from wsurgery.operations.cast import cast
+from wsurgery.operations.counterparts import COUNTER, under_names_of, untied
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.resampling import RESAMPLINGS, constant, resampling
-from wsurgery.operations.tensor_edit import TensorEdit, copy
+from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
 
 
-def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection) -> list[TensorEdit]:
+def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection) -> Result:
     """Take the selected tensors from `source`, all others from `into`, in the order of `into`.
 
     Shapes outside the selection may differ. A dtype that differs is converted to `into`'s. Where no selected name is in
@@ -36,8 +36,9 @@ def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection
     Raises:
         WsurgeryError: the selected part of the two differs in names or shapes; the message shows the first tensor.
     """
+    into, history, says = untied(into, [source])
     chosen = selection.names(into.tensors)
-    counterparts = _under_names_of(into.tensors, chosen, source.tensors)
+    counterparts = under_names_of(into.tensors, chosen, source)
     _require_counterparts(counterparts, selection, chosen, source, into)
     edits = []
     for tensor in into.tensors.values():
@@ -47,7 +48,7 @@ def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection
             continue
         compute = None if origin.dtype == tensor.dtype else _conversion(origin, tensor.dtype)
         edits.append(TensorEdit(tensor, source, origin, compute))
-    return edits
+    return Result(edits, history, says=says)
 
 
 def transfuse_rest(
@@ -112,29 +113,6 @@ def _starts_at_zero(name: str, tensors: Collection[str]) -> bool:
     return match is not None and f"{match[1]}{int(match[2]) + 1}.weight" not in tensors
 
 
-def _under_names_of(
-    into: Mapping[str, TensorInfo], chosen: set[str], source: Mapping[str, TensorInfo]
-) -> Mapping[str, TensorInfo]:
-    """Give the tensors of `source` the names that `into` has for them, where a prefix keeps all chosen names apart.
-
-    Prefixes of known wrappers (`module.`, `model.`) may differ; any other (`backbone.`) is looked through where one side
-    has it and the other has none.
-    """
-    if not chosen or not chosen.isdisjoint(source):
-        return source
-    anchor = max(sorted(chosen), key=lambda name: (not name.endswith("num_batches_tracked"), len(name)))
-    dots = [i + 1 for i, character in enumerate(anchor) if character == "."]
-    prefixes = [(common_prefix(source), common_prefix(into))]
-    prefixes += [("", anchor[:i]) for i in dots if anchor[i:] in source]
-    prefixes += [(name[: -len(anchor)], "") for name in source if name.endswith(f".{anchor}")]
-    found: dict[int, list[Mapping[str, TensorInfo]]] = {}
-    for old, new in dict.fromkeys(prefixes):
-        renamed = {new + name[len(old) :]: tensor for name, tensor in source.items() if name.startswith(old)}
-        found.setdefault(len(chosen & renamed.keys()), []).append(renamed)
-    best = found[max(found)]
-    return best[0] if max(found) and len(best) == 1 else source  # two towers of one shape: which, only the user knows
-
-
 def _require_counterparts(
     counterparts: Mapping[str, TensorInfo], selection: Selection, into: set[str], source: Checkpoint, target: Checkpoint
 ) -> None:
@@ -149,7 +127,7 @@ def _require_counterparts(
         (into - counterparts.keys(), target, source, source.tensors),
         (selection.names(counterparts) - set(target.tensors), source, target, target.tensors),
     ):
-        lost = sorted(name for name in missing if not name.endswith("num_batches_tracked"))
+        lost = sorted(name for name in missing if not name.endswith(COUNTER))
         if lost:
             raise WsurgeryError(
                 f"{printable(lost[0])} (and {len(lost) - 1} more of the selected part) is in {here.label} and not in "

@@ -32,16 +32,25 @@ def in_words(entry: Entry) -> str:
 
 
 @contextmanager
-def watched(steps: int, say: Callable[[str], None], *, live: bool) -> Iterator[Report]:
+def watched(steps: int, labels: Sequence[str], say: Callable[[str], None], *, live: bool) -> Iterator[Report]:
     """Show a run of `steps` steps: a line at each evaluation, and on a terminal one more that is kept up to date.
 
     Args:
         steps: the run's length.
+        labels: their names, which are said first.
         say: prints a line.
         live: keep a line with bar and time left, once a second; for a terminal.
     """
+    first = [f"labels: {printable(', '.join(labels), 1000)}"]  # said once nothing can be wrong any more
+
+    def tell(entry: Entry) -> None:
+        if "macro_auc" in entry:
+            for line in (*first, in_words(entry)):
+                say(line)
+            first.clear()
+
     if not live:
-        yield lambda entry: say(in_words(entry)) if "macro_auc" in entry else None
+        yield tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -52,8 +61,7 @@ def watched(steps: int, say: Callable[[str], None], *, live: bool) -> Iterator[R
 
         def show(entry: Entry) -> None:
             bar.update(task, description=in_words(entry), completed=entry["step"])
-            if "macro_auc" in entry:
-                say(in_words(entry))
+            tell(entry)
 
         yield show
 
