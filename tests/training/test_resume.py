@@ -198,7 +198,7 @@ def test_a_finished_run_is_left_alone(train_killed, tmp_path):
     ("more", "words"),
     [
         (["--lr", 0.5], "was begun with other settings: choose another folder with -o"),
-        (["--seed", 7], "was begun with other settings"),
+        (["--seed", 7, "--lr", 0.5], "(lr was 0.01 and is 0.5, seed was 0 and is 7)"),
         (["--eval-split", "test"], "was begun with other data"),
     ],
 )

@@ -403,6 +403,6 @@ def _require_outputs(outputs: int | None, training: Dataset) -> None:
     given = len(training.label_names)
     if outputs not in (None, given):
         raise WsurgeryError(
-            f"the network has {outputs} outputs and the data {given} labels: give init --num-classes {given}, "
-            "and transfuse below the head"
+            f"the network has {outputs} outputs and the data {given} labels: wsurgery new-head --num-classes {given} gives it as "
+            f"many (or init --num-classes {given}, and transfuse below the head)"
         )

@@ -51,8 +51,20 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> None:
     for key in {**as_read, **before}:
         if as_read.get(key) != before.get(key):
             raise UsageError(
-                f"{printable(str(run))} was begun with other {key}: choose another folder with -o, or remove it"
+                f"{printable(str(run))} was begun with other {key}: choose another folder with -o, or remove it "
+                f"({_changes(before.get(key), as_read.get(key))})"
             )
+
+
+def _changes(before: Any, now: Any) -> str:
+    """Say what is other: `lr was 0.01 and is 0.5`."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"it was {printable(json.dumps(before), 80)} and is {printable(json.dumps(now), 80)}"
+    other = [key for key in {**now, **before} if now.get(key) != before.get(key)]
+    return ", ".join(
+        f"{printable(key)} was {printable(json.dumps(before.get(key)), 80)} and is {printable(json.dumps(now.get(key)), 80)}"
+        for key in other
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
