@@ -43,9 +43,8 @@ def similarities(pair: Pair, metrics: Sequence[str]) -> tuple[dict[str, Scores],
         pair = Pair(pair.xx[defined], pair.yy[defined], pair.xy[defined], pair.rows, norms)
         whitened, loadings, rank_x, rank_y = whitened[defined], loadings[defined], rank_x[defined], rank_y[defined]
     rank = torch.minimum(rank_x, rank_y)
-    if all(metric in _WITHOUT_CORRELATIONS for metric in metrics):
-        whitened = whitened[..., :0]
-    correlations = correlations_of(whitened, rank_x, rank_y)
+    wanted = any(metric not in _WITHOUT_CORRELATIONS for metric in metrics)
+    correlations = correlations_of(whitened, rank_x, rank_y) if wanted else whitened
     of_correlations: dict[str, Callable[[], Tensor]] = {
         "mean_cca": lambda: correlations.sum(-1) / rank,
         "pwcca": lambda: _pwcca(whitened, loadings, rank),
