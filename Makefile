@@ -3,6 +3,7 @@
 # make test-slow   those: recipes at full length, what Windows lacks
 # make check   ruff and mypy
 # make demo-imagenet   surgery on real ImageNet weights
+# make attack   an hour of damaged files, read by every command
 # make sweep   blocks and roles of every timm architecture: 10 minutes, then 30 s
 # make bench   what surgery costs, beside what it is compared to: 10 minutes, 8 GB of memory
 
@@ -19,7 +20,7 @@ ifneq ($(filter demo demo-imagenet,$(or $(MAKECMDGOALS),demo)),)
 include recipes/make-4.3.mk
 endif
 
-.PHONY: demo demo-imagenet test test-slow sweep bench check types setup clean
+.PHONY: demo demo-imagenet test test-slow attack sweep bench check types setup clean
 
 demo: $(VENV)/installed
 	$(MAKE) -C recipes/demo -j$(JOBS)
@@ -33,6 +34,9 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 pytest -n $(JOBS) --dist worksteal -m slow
+
+attack: $(VENV)/installed-dev
+	python tests/mutations/attack.py --minutes 60
 
 sweep: $(VENV)/installed-dev
 	python tests/anatomy/sweep.py

@@ -44,7 +44,7 @@ def as_command(edit: Edit) -> Callable[..., None]:
             elif output.dry_run:
                 foretell(planned)
             else:
-                write_surgery(planned, output)
+                write_surgery(planned, output, exports=edit.exports)
                 return
             planned.finish()
 

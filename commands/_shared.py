@@ -1,5 +1,6 @@
 """What subcommands share: options declared once, and one way to end in an error."""
 
+import ast
 import inspect
 import os
 import sys
@@ -16,7 +17,7 @@ import typer
 
 from wsurgery.anatomy import MAX_BLOCK_MAP, Selection, parse_block_map
 from wsurgery.ending import unwound
-from wsurgery.errors import WsurgeryError, printable, redacted
+from wsurgery.errors import UsageError, WsurgeryError, printable, redacted
 from wsurgery.progress import be_quiet, is_quiet
 from wsurgery.untrusted import read_regular
 
@@ -35,10 +36,11 @@ Input = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads to use. Default: all cores. Never changes the result.")
+    int | None, typer.Option(min=1, max=10_000, help="Threads to use. Default: all cores. Never changes the result.")
 ]
 NetworkThreads = Annotated[
-    int | None, typer.Option(min=1, help="Threads to use. Default: all cores. Another number may round otherwise.")
+    int | None,
+    typer.Option(min=1, max=10_000, help="Threads to use. Default: all cores. Another number may round otherwise."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
@@ -141,8 +143,17 @@ class SurgeryOutput(Output):
     ] = False
 
 
-def write_surgery(planned: "Planned", output: SurgeryOutput) -> None:
-    """Write a surgery command's result, and say what is to be said of it."""
+_EXPORTS = (".pth", ".pt", ".bin", ".npz")
+
+
+def write_surgery(planned: "Planned", output: SurgeryOutput, *, exports: bool = False) -> None:
+    """Write a surgery command's result, and say what is to be said of it.
+
+    Args:
+        planned: the result.
+        output: where to, and how.
+        exports: whether the ending of a file's name may say another format.
+    """
     from wsurgery.operations.rewrite import destination, rewrite
 
     for line in planned.says:
@@ -150,7 +161,13 @@ def write_surgery(planned: "Planned", output: SurgeryOutput) -> None:
     with output.destination(f"{planned.name}.safetensors") as path:
         named = str(path) if output.output is None and path else output.output
         target = destination(named, output.shard_size, output.group, like=planned.flows)
-        rewrite(planned, target, force=output.force, threads=output.threads)
+        if exports and isinstance(target, Path) and target.suffix in _EXPORTS:
+            from wsurgery.foreign.export import export
+
+            export(planned, target, force=output.force, threads=output.threads)
+            say(f"a {target.suffix} has no place for the history and the architecture")
+        else:
+            rewrite(planned, target, force=output.force, threads=output.threads)
     for line in planned.warnings():
         say(line)
 
@@ -174,6 +191,21 @@ def say(message: str) -> None:
     if not is_quiet():
         for line in message.split("\n"):
             typer.echo(printable(line, _LONGEST), err=True)
+
+
+def key_value(word: str) -> tuple[str, Any]:
+    """Read an argument of a network: `KEY=VALUE`, where VALUE is Python's or text.
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    key, equals, value = word.partition("=")
+    if not (equals and key.isidentifier()):
+        raise UsageError(f"--arg {word}: write it as KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 def table_console() -> "Console":

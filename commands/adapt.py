@@ -9,7 +9,7 @@ from wsurgery.plugin import Checkpoint, History, Option, Result, UsageError, edi
 def adapt(
     checkpoint: Checkpoint,
     *,
-    in_chans: Annotated[int | None, Option(min=1, help="Channels of the new images.")] = None,
+    in_chans: Annotated[int | None, Option(min=1, max=10_000, help="Channels of the new images.")] = None,
     img_size: Annotated[int | None, Option(min=1, help="Side of the new images, in pixels.")] = None,
 ) -> Result:
     """Adapt a network to images with other channels or of another size, as timm does when it loads weights.

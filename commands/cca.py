@@ -70,9 +70,11 @@ def cca(
         str | None,
         typer.Option(metavar="L,…", help="Blocks, or module paths; all: all blocks. Default: those but neck and head."),
     ] = None,
-    p: Annotated[int, typer.Option("-p", min=1, help="Image patches (rows) to correlate over.")] = 10_000,
-    d: Annotated[int, typer.Option("-d", min=1, help="Channels to draw, at most those that there are.")] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Number of draws.")] = 10,
+    p: Annotated[int, typer.Option("-p", min=1, max=10**9, help="Image patches (rows) to correlate over.")] = 10_000,
+    d: Annotated[
+        int, typer.Option("-d", min=1, max=10**6, help="Channels to draw, at most those that there are.")
+    ] = 64,
+    repeats: Annotated[int, typer.Option(min=1, max=10_000, help="Number of draws.")] = 10,
     channels: Annotated[
         str, typer.Option(help="independent: drawn on each side; same: the same on both; all: no draw.")
     ] = "independent",
@@ -82,10 +84,12 @@ def cca(
     split: Annotated[str, typer.Option(help="The split to take images from.")] = "test",
     image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: the data's own.")] = None,
     skip_bad: SkipBad = False,
-    images: Annotated[int, typer.Option(min=1, help="Images to use, if there are as many.")] = 512,
+    images: Annotated[int, typer.Option(min=1, max=10**9, help="Images to use, if there are as many.")] = 512,
     groups: Annotated[
         int,
-        typer.Option(min=1, help="Groups of images to leave out in turn, for the images' part of the error; 1: none."),
+        typer.Option(
+            min=1, max=10_000, help="Groups of images to leave out in turn, for the images' part of the error; 1: none."
+        ),
     ] = 16,
     bias_corrected: Annotated[
         bool, typer.Option("--bias-corrected", help="Also show the value less its bias from the number of images.")

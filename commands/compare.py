@@ -28,7 +28,9 @@ def compare(
     model: ModelOption = None,
     device: Device = "auto",
     threads: NetworkThreads = None,
-    bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Samples of the bootstrap; 0 for none.")] = 2000,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, max=1_000_000, metavar="N", help="Samples of the bootstrap; 0 for none.")
+    ] = 2000,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:

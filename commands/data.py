@@ -1,5 +1,6 @@
 """`wsurgery data`: make, cache and describe data sets."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
 
 data = typer.Typer(no_args_is_help=True, help="Make, cache and describe data sets.")
 
+ALONE = "no patients are known, each image counts as one"
+
 Data = Annotated[str, typer.Argument(metavar="DATA", help="A manifest, or scheme:argument?key=value.")]
 
 
 @command
 def data_make(
-    spec: Annotated[str, typer.Argument(metavar="SPEC", help="scheme:argument?key=value.")],
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="TABLE?key=value or scheme:argument?key=value.")],
     output: Annotated[
         Path,
         typer.Option(
@@ -30,12 +33,14 @@ def data_make(
         list[str] | None,
         typer.Option(
             metavar="[LABEL=]POLICY",
-            help="chexpert: what -1 means, for all labels or one: ones, zeros, or ignore (default): unknown. Repeatable.",
+            help="What -1 means, for all labels or one: ones, zeros, or ignore (default): unknown. Repeatable.",
         ),
     ] = None,
     blank: Annotated[
         str | None,
-        typer.Option(metavar="zero|ignore", help="chexpert: what no label means: zero (default) or unknown."),
+        typer.Option(
+            metavar="zero|ignore", help="What no label means: zero (chexpert and mimic unless you say) or unknown."
+        ),
     ] = None,
     ordinal: Annotated[
         bool, typer.Option("--ordinal", help="Grades as cumulative labels: at least mild, at least moderate, ...")
@@ -45,15 +50,22 @@ def data_make(
 ) -> None:
     """Make a manifest of a data set: which image, of which patient, is in which split and has which labels.
 
-    chexpert:DIR (keys views=all|frontal|lateral, uncertain, blank), eyepacs:DIR, aptos:DIR, messidor2:DIR (ordinal,
-    images=FOLDER), medmnist:FILE.npz (ordinal) and folder:DIR, one folder a class (ordinal, patient=REGEX). Splits that
-    the data does not bring are held out by patient (valid, test: parts of the patients; seed).
+    Any table, CSV or Parquet: TABLE?path=COLUMN&patient=COLUMN&split=COLUMN&labels=A,B, or with class=COLUMN for labels.
+    The other columns are kept beside. Splits that the data does not bring are held out by patient (valid, test: parts of
+    the patients; seed).
+
+    folder:DIR, one folder a class (keys patient=REGEX, tree=patient/class/image, positive=CLASS,CLASS, ordinal=true,
+    order=LOWEST,...,HIGHEST), medmnist:FILE.npz, and sets as their makers give them out: chexpert:DIR, nih:DIR, mimic:DIR,
+    padchest:DIR, vindr:DIR, rsna:DIR, ham10000:DIR, isic:DIR, odir:DIR, idrid:DIR, eyepacs:DIR, aptos:DIR, messidor2:DIR,
+    malaria:DIR. docs/data.md has their keys.
 
     Drawn here are synthetic:fundus (keys n, size, seed, contrast) and synthetic:textures (keys n, size, seed). An image
     depends on its number and the keys only. With -o FOLDER the images and manifest.csv go there; data that is there
     already is left as it is.
 
     Example: wsurgery data make chexpert:/data/CheXpert-v1.0-small --uncertain zeros --uncertain edema=ones -o chexpert.csv
+
+    Example: wsurgery data make "table.csv?path=image&patient=subject&labels=edema,effusion&valid=0.15&test=0.15" -o m.csv
 
     Example: wsurgery data make "synthetic:fundus?n=2000&size=64" -o fundus/
     """
@@ -64,9 +76,10 @@ def data_make(
     spec += ("&" if "?" in spec else "?") * bool(keys) + keys
     if output.suffix in (".csv", ".parquet"):
         manifest = make_manifest(spec, output, force=force, threads=threads)
-        n = len(set(manifest.patients))
-        alone = ": no patients are known, each image counts as one" if n == len(manifest) else ""
-        say(f"{output}: {len(manifest)} images, {n} patients{alone}")
+        alone = "" if manifest.has_patients else f": {ALONE}"
+        say(f"{output}: {len(manifest)} images, {len(set(manifest.patients))} patients{alone}")
+        for note in manifest.notes:
+            say(note)
         return
     made = make_data(spec, output, force=force, threads=threads)
     say(f"{output / 'manifest.csv'}" if made else f"{output / 'manifest.csv'} is there already: nothing to do")
@@ -114,19 +127,23 @@ def data_show(data: Data, json: Json = False) -> None:
     from wsurgery.data.manifest import summarise
     from wsurgery.data.sources import open_data
 
-    summary = summarise(open_data(data))
+    manifest = open_data(data)
+    summary = summarise(manifest)
+    for note in (*(() if manifest.has_patients else (ALONE,)), *manifest.notes):
+        say(note)
     if json:
         typer.echo(printable_json(summary))
     else:
-        Console().print(_table(summary))
+        Console().print(_table(summary, manifest.metadata))
 
 
-def _table(summary: dict[str, Any]) -> "Table":
+def _table(summary: dict[str, Any], metadata: Iterable[str]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     splits = summary["splits"]
-    table = Table("", caption="labels: positive / negative / unknown")
+    beside = f"\nbeside: {printable(', '.join(metadata), 1000)}" if metadata else ""
+    table = Table("", caption=Text(f"labels: positive / negative / unknown{beside}"))
     for name in splits:
         table.add_column(Text(printable(name)), justify="right")
     for row in ("images", "patients"):

@@ -42,7 +42,9 @@ def eval(
     model: ModelOption = None,
     device: Device = "auto",
     threads: NetworkThreads = None,
-    bootstrap: Annotated[int, typer.Option(min=0, metavar="N", help="Samples of the bootstrap; 0 for none.")] = 2000,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, max=1_000_000, metavar="N", help="Samples of the bootstrap; 0 for none.")
+    ] = 2000,
     seed: Seed = 0,
     force: Force = False,
     json: Json = False,

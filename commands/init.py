@@ -1,9 +1,8 @@
 """`wsurgery init`."""
 
-import ast
 from typing import Annotated, Any
 
-from wsurgery.commands._shared import ModelOption
+from wsurgery.commands._shared import ModelOption, key_value
 from wsurgery.plugin import Argument, History, Option, RandomStream, Result, UsageError, copies, edit
 
 
@@ -14,8 +13,8 @@ def init(
     ] = None,
     *,
     model: ModelOption = None,
-    num_classes: Annotated[int | None, Option(min=0, help="Outputs. Default: the model's own.")] = None,
-    in_chans: Annotated[int | None, Option(min=1, help="Channels of the image. Default: 3.")] = None,
+    num_classes: Annotated[int | None, Option(min=0, max=1_000_000, help="Outputs. Default: the model's own.")] = None,
+    in_chans: Annotated[int | None, Option(min=1, max=10_000, help="Channels of the image. Default: 3.")] = None,
     width: Annotated[
         float | None, Option(min=0, help="Factor on the widths of a CBR network, or of a ResNet's stages.")
     ] = None,
@@ -35,7 +34,7 @@ def init(
 
     if (arch is None) == (model is None):
         raise UsageError("name one of ARCH, a timm model, and --model, a network of your own")
-    args: dict[str, Any] = dict(_key_value(word) for word in arg or [])
+    args: dict[str, Any] = dict(key_value(word) for word in arg or [])
     if arch is None:
         if width is not None:
             raise UsageError(
@@ -82,13 +81,3 @@ def _own(
         name=f"{own.name}.init",
         recorded={"model": own.said},
     )
-
-
-def _key_value(word: str) -> tuple[str, Any]:
-    key, equals, value = word.partition("=")
-    if not (equals and key.isidentifier()):
-        raise UsageError(f"--arg {word}: write it as KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value

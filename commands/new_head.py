@@ -9,7 +9,7 @@ from wsurgery.plugin import Checkpoint, History, Option, RandomStream, Result, e
 def new_head(
     checkpoint: Checkpoint,
     *,
-    num_classes: Annotated[int, Option(min=1, help="Outputs of the new classifier.")],
+    num_classes: Annotated[int, Option(min=1, max=1_000_000, help="Outputs of the new classifier.")],
     random: RandomStream,
 ) -> Result:
     """Replace the classifier by a fresh random one for another number of classes (the same number redraws it).

@@ -389,16 +389,28 @@ def convert(
     *,
     key: str | None = None,
     arch: str | None = None,
+    arg: list[str] | None = None,
     keep_names: bool = False,
 ) -> Pipeline:
     """Turn a checkpoint as downloaded into clean safetensors: no wrapper, no prefix, timm's names where they are known.
 
-    Known are the names of torchvision (ViT, Swin, ConvNeXt, EfficientNet, MobileNet, VGG; its ResNets and DenseNets have
-    timm's names), Hugging Face transformers (ResNet, ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT
-    and BiT, and EfficientNet-lite. Pickles are read without running the code in them; what is more than tensors,
-    containers, numbers and strings is refused. Tied tensors are written once.
+    Taken off are torch's own wrappers, wherever in a name they stand (DataParallel, compile, FSDP, activation checkpoints,
+    AveragedModel), attributes such as model. and backbone., and what is of the training: losses and metrics beside a
+    Lightning module's network, and the second encoder, queue and projection head of MoCo, DINO, MAE, SimCLR and BYOL. What
+    is left out is said. Known are the names of torchvision (ViT, Swin, ConvNeXt, EfficientNet, MobileNet, VGG, DenseNet with
+    dots, a ResNet in nn.Sequential; its other ResNets and DenseNets have timm's names), Hugging Face transformers (ResNet,
+    ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT and BiT, Keras's DenseNet, and EfficientNet-lite. Of
+    Keras's .h5 and of ONNX initialisers, with h5py and onnx (the extras keras and onnx), other names stay as found, and kernels
+    become (out, in, kh, kw); .keras archives are not read. Pickles, of whole
+    networks and of numpy arrays, too, are read without running the code in them: objects that are no tensors are left out,
+    and a file that names what runs commands is refused. Tied tensors are written once.
+
+    The way back: -o FILE.pth, .pt or .bin writes what torch.load reads with weights_only=True, -o FILE.npz what numpy.load
+    reads, of any input, with the names that it has here (--keep-names leaves them alone).
 
     Example: wsurgery convert efficientnet-lite0-57934424.pth -o lite0.safetensors
+
+    Example: wsurgery convert lite0.safetensors -o lite0.pth
     """
 
 def fetch(

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +23,7 @@ _heeded = False
 _unwinds = False  # whether a command is at work, which has something to leave in good order
 _raised = False
 _signal = 0  # the one that ends this process
+_ends = False  # whether the main thread has come to its end, and said so
 
 
 def heed_signals() -> None:
@@ -48,7 +50,9 @@ def unwound() -> Iterator[None]:
 
 def end_if_told() -> None:
     """End the process with status 128 + the signal's number if one came, and wait for no thread."""
+    global _ends
     if _signal:
+        _ends = True
         with suppress(OSError, ValueError):
             sys.stdout.flush()
         _end_processes()
@@ -56,17 +60,25 @@ def end_if_told() -> None:
 
 
 @contextmanager
+def removed(folder: Path) -> Iterator[Path]:
+    """Remove a folder in the end with all that is in it, if it is still there."""
+    import shutil
+
+    half_done[folder] = remove = partial(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        remove()
+        del half_done[folder]
+
+
+@contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
     """Give a new folder, and remove it in the end with all that is in it."""
-    import shutil
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
-        half_done[folder] = lambda: shutil.rmtree(folder, ignore_errors=True)
-        try:
-            yield Path(folder)
-        finally:
-            del half_done[folder]
+    with removed(Path(tempfile.mkdtemp(prefix=prefix))) as folder:
+        yield folder
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -112,11 +124,11 @@ def _have_patience(number: int) -> None:
 
 
 def _leave() -> None:
+    _end_processes()  # first: they go on filling what is taken back
     for take_back in list(half_done.values()):
         with suppress(OSError):
             take_back()
-    _end_processes()
-    if _signal == signal.SIGINT:
+    if _signal == signal.SIGINT and not _ends:
         with suppress(OSError):
             os.write(2, b"wsurgery: interrupted\n")
     os._exit(128 + _signal)
@@ -127,6 +139,9 @@ def _end_processes() -> None:
     if "multiprocessing" in sys.modules:
         from multiprocessing import active_children, util
 
-        for child in active_children():
+        children = active_children()
+        for child in children:
             child.kill()
+        for child in children:
+            child.join(_PATIENCE / 4)
         util._run_finalizers(0)  # type: ignore[attr-defined]

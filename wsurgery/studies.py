@@ -178,6 +178,7 @@ def train(
 
         training, validation = processes.in_turn(both)
         if processes.is_first:
+            say(f"labels: {printable(', '.join(training.label_names), 1000)}")
             say_skipped("train", training.skipped, say)
             say_skipped(eval_split, validation.skipped, say)
             if training.patients == training.paths:

@@ -91,7 +91,7 @@ def test_each_lower_part_goes_into_a_network_of_other_classes(architecture, tmp_
         checkpoint(tmp_path / "into", describe(architecture.name, model)) as into,
     ):
         for last in (block for block in order if block != "head"):
-            edits = transfuse_into(source, into, selection=Selection(upto=last))
+            edits = transfuse_into(source, into, selection=Selection(upto=last)).tensors
             kept = order[: order.index(last) + 1]
             assert {edit.tensor.name for edit in edits if edit.source is source} == {
                 name for name, block in blocks.items() if block in kept

@@ -1,6 +1,8 @@
 """Laws of the header: what the reference library rejects is rejected; what is written is read back by it."""
 
+import gzip
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tests.conftest import reference_accepts
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.header import TensorInfo, format_header, parse_header
 from wsurgery.checkpoint.opening import open_checkpoint
+from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.errors import WsurgeryError
 
 GOOD = {
@@ -130,3 +133,33 @@ def test_arrays_equal_the_reference_librarys(resnet):
         assert checkpoint.header.metadata["author"] == "someone else"
         for name, value in expected.items():
             np.testing.assert_array_equal(checkpoint.read_array(name), value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a pointer of Git LFS: git lfs pull"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"\n\n  <html lang=en>", "a web page"),
+        (gzip.compress(bytes(range(256)) * 99, mtime=0), "compressed with gzip"),  # its first bytes are a likely length
+        (gzip.compress(bytes(99), mtime=1_700_000_000), "compressed with gzip"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file, as Keras writes it"),
+        (b"PK\x03\x04" + bytes(99), "run wsurgery convert"),
+        (pickle.dumps({}, 2) + bytes(99), "run wsurgery convert"),
+        (pickle.dumps({"a": 1}, 4), "run wsurgery convert"),
+        (b'{"weight_map": {}}', "JSON and no checkpoint"),
+        (b"GGUF" + bytes(99), "GGUF"),
+        (
+            (200_000_000).to_bytes(8, "little") + b'{"',
+            "a header of 200,000,000 bytes, over the format's limit of 100,000,000",
+        ),
+        ((200_000_000).to_bytes(8, "little") + b"xx", "not a safetensors file"),
+    ],
+)
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_file_of_another_format_is_called_that(content, words, piped, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WsurgeryError, match=words) as raised:
+        Checkpoint(path.open("rb", buffering=0), None if piped else path)
+    assert "\n" not in str(raised.value)

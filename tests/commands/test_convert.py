@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import tarfile
 import warnings
 from functools import partial
@@ -192,14 +193,14 @@ def test_safetensors_keep_their_metadata_and_lose_the_prefix(wsurgery, tmp_path)
         (["missing.pth"], 1, "missing.pth: No such file"),
         (["evil.pth"], 1, "evil.pth asks for the Python object posix.system"),
         (["cut.pth"], 1, "cut.pth is damaged"),
-        (["plain.pkl"], 1, "plain.pkl is a pickle that torch.save did not write"),
-        (["page.pth"], 1, "page.pth claims a header"),
+        (["plain.pkl"], 1, "plain.pkl holds no dict of tensors"),
+        (["page.pth"], 1, "page.pth is a web page"),
         (["."], 1, "is a folder"),
         (["as downloaded.pth", "--key", "teacher"], 2, "under 'teacher': state_dict, ema"),
         ([], 2, "no input"),
         (["model.tar"], 1, "model.tar is a tar archive: unpack it"),
         (["model.pth.gz"], 1, "model.pth.gz is compressed with gzip: unpack it"),
-        (["model.h5"], 1, "model.h5 is an HDF5 file"),
+        (["model.h5"], 1, "model.h5 is damaged"),
         (["model.bin"], 1, "model.bin is a pointer of Git LFS"),
         (["hub"], 1, "hub lacks pytorch_model-00002-of-00002.bin"),
     ],
@@ -240,6 +241,67 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
         torch.save({f"w{i}": torch.zeros(1024, 1024) for i in range(count)}, tmp_path / f"{count}.pth")
     small, large = (peak_memory("convert", tmp_path / f"{count}.pth", "-o", "/dev/null") for count in (4, 24))
     assert large < 1.1 * small
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--arch", "nonsense"], "timm has no model 'nonsense'"),
+        (["--arch", "resnet18"], "--arch resnet18: conv1.weight is not in the file and (64, 3, 7, 7) in the network"),
+        (
+            ["--arch", "densenet121"],
+            "--arch densenet121: features.conv0.weight is not in the file and (64, 3, 7, 7) in the",
+        ),
+        (["--arch", "cbr_tiny"], "--arch cbr_tiny: block1.conv.weight is not in the file"),
+        (["--arch", "resnet10t", "--arg", "channels"], "--arg channels: write it as KEY=VALUE"),
+        (["--arg", "width=2"], "add --arch"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--keep-names"]])
+def test_a_network_that_does_not_fit_is_not_recorded(arguments, words, more, saved, invoke, tmp_path):
+    done = invoke("convert", saved, *arguments, *more, "-o", tmp_path / "x", check=False)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_more_arguments_of_a_network_are_recorded(invoke, tmp_path):
+    invoke("init", "cbr_tiny", "--width", "0.125", "--num-classes", 5, "-o", tmp_path / "a")
+    save_file(load_file(tmp_path / "a"), tmp_path / "plain")
+    invoke("convert", tmp_path / "plain", "--arch", "cbr_tiny", "--arg", "width=0.125", "-o", tmp_path / "b")
+    assert history(tmp_path / "b")["architecture"] == history(tmp_path / "a")["architecture"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "name"),
+    [
+        ({"arch": "resnet10t", "args": argparse.Namespace(model="resnet10t")}, "resnet10t"),
+        ({"args": argparse.Namespace(model="resnet10t", lr=0.1)}, "resnet10t"),
+        ({"args": {"arch": "resnet10t"}}, "resnet10t"),
+        ({"arch": "resnet18"}, None),  # it is not
+        ({"arch": "mae_vit_base_patch16"}, None),  # no network of timm's
+        ({"arch": 3, "args": None}, None),
+    ],
+)
+def test_the_network_that_a_trainer_names_is_recorded_if_it_is(entries, name, network, invoke, tmp_path):
+    torch.save({"state_dict": network.state_dict(), **entries}, tmp_path / "x.pth")
+    invoke("convert", tmp_path / "x.pth", "-o", tmp_path / "x")
+    assert (history(tmp_path / "x").get("architecture") or {}).get("name") == name
+
+
+def test_a_densenet_with_dots_and_a_resnet_in_sequential_keep_their_logits(invoke, tmp_path):
+    densenet = lively(torchvision.models.DenseNet(32, (6, 12, 24, 16), num_classes=3))
+    dotted = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", name): value for name, value in densenet.state_dict().items()}
+    torch.save(
+        {"state_dict": {f"module.densenet121.{name}": value for name, value in dotted.items()}}, tmp_path / "d.pth"
+    )
+    invoke("convert", tmp_path / "d.pth", "-o", tmp_path / "d.safetensors")
+    assert_same_logits(densenet, load(tmp_path / "d.safetensors"), size=64)
+    resnet = lively(torchvision.models.resnet18(num_classes=3))
+    trunk = nn.Sequential(*list(resnet.children())[:-1])
+    torch.save(nn.ModuleDict({"backbone": trunk, "fc": resnet.fc}).state_dict(), tmp_path / "r.pth")
+    invoke("convert", tmp_path / "r.pth", "-o", tmp_path / "r.safetensors")
+    assert_same_logits(resnet, load(tmp_path / "r.safetensors"), size=64)
 
 
 # Networks of other libraries: the converted file gives the same logits in timm.

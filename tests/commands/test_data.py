@@ -119,6 +119,36 @@ def test_make_writes_a_manifest_and_says_where_patients_are_not_known(run, tmp_p
     assert shown["patients"] == 20
 
 
+def test_grades_orders_and_unknown_patients_are_said(run, tmp_path):
+    for name in ("1", "2", "10"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / name / "0.png")
+    spec = f"folder:{tmp_path / 'images'}?ordinal=true&valid=0&test=0"
+    for words in (("make", spec, "-o", tmp_path / "m.csv"), ("show", spec)):
+        said = run(*words).stderr
+        assert "no patients are known, each image counts as one" in said
+        assert "grades, from the lowest: 1 < 2 < 10" in said
+    assert "no patients are known" in run("show", tmp_path / "m.csv").stderr
+
+
+def test_any_table(run, tmp_path):
+    rows = "".join(f"{i}.png;s{i // 2};{40 + i};{i % 2}\n" for i in range(20))
+    (tmp_path / "raw.csv").write_text("image;subject;age;ill\n" + rows)
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    spec = f"{tmp_path / 'raw.csv'}?path=image&patient=subject&labels=ill&valid=0.2&test=0.2"
+    made = run("make", spec, "-o", tmp_path / "m.csv")
+    assert (made.exit_code, made.stdout) == (0, "")
+    assert "20 images, 10 patients\n" in made.stderr
+    shown = run("show", tmp_path / "m.csv")
+    assert "beside: age" in shown.stdout
+    assert run("show", tmp_path / "m.csv", "--json").stdout == run("show", spec, "--json").stdout
+    refused = run("show", spec.replace("ill", "sick"))
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "no column 'sick': the columns, separated by semicolons, are image, subject, age, ill" in refused.stderr
+    refused = run("make", spec, "-o", tmp_path / "folder")
+    assert (refused.exit_code, "name a .csv or .parquet" in refused.stderr) == (2, True)
+
+
 def test_make_of_a_drawn_set_as_a_manifest(run, tmp_path):
     assert run("make", SPEC, "-o", tmp_path / "m.parquet").exit_code == 0
     assert run("show", tmp_path / "m.parquet", "--json").stdout == run("show", SPEC, "--json").stdout
@@ -190,3 +220,33 @@ def test_names_in_a_manifest_drive_no_terminal(run, tmp_path):
         assert "=cmd" in shown
         assert "[red]x" in shown
     assert list(json.loads(shown)["splits"]) == names[:1]
+
+
+def test_from_a_table_as_pandas_writes_it_to_curves(shell, tmp_path):
+    """DataFrame.to_csv() with its index, a float where a label is missing, booleans, `val`, an age; nothing edited by hand."""
+    rng = np.random.default_rng(0)
+    y, x = np.indices((16, 16))
+    lines = [",image,subject,fold,age,edema,checks"]
+    for i in range(60):
+        stripes = np.sin(x + rng.uniform(0, 6)) * (np.sin(y) if i % 2 else 1)
+        pixels = (128 + 60 * stripes + rng.normal(0, 10, (16, 16))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        fold = ("train", "train", "val", "test")[i // 2 % 4]
+        lines.append(f"{i},{i}.png,{i // 2},{fold},{30 + i}.0,{'' if i % 7 == 0 else float(i % 3 == 0)},{bool(i % 2)}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    done = shell(
+        """set -e; export OMP_WAIT_POLICY=passive
+wsurgery data make "table.csv?path=image&patient=subject&split=fold&labels=edema,checks" -o manifest.csv
+wsurgery init cbr_tiny --num-classes 2 --width 0.125 --seed 1 -o init.safetensors
+wsurgery train init.safetensors --data manifest.csv --image-size 16 --steps 4 --eval-every 2 -o runs/a/1
+wsurgery curves runs/a/1 -o curves.png""",
+        tmp_path,
+    )
+    said = done.stderr.decode()
+    assert done.returncode == 0, said
+    assert "60 images, 30 patients" in said
+    assert "labels: edema, checks" in said
+    metrics = json.loads((tmp_path / "runs" / "a" / "1" / "metrics.json").read_text())
+    assert metrics["steps"] == 4
+    with Image.open(tmp_path / "curves.png") as figure:
+        assert min(figure.size) > 200

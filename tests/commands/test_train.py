@@ -36,7 +36,8 @@ def test_chexperts_preset_trains_by_epochs_with_its_warm_up(invoke, fresh, fundu
 def test_progress_and_result_go_to_standard_error(invoke, fresh, fundus, tmp_path):
     loud = invoke("train", fresh, "--data", fundus, "-o", tmp_path / "loud", *TRAINING)
     assert loud.stdout == ""
-    assert [line.split("  ")[0] for line in loud.stderr.splitlines()[:4]] == ["step 0", "step 4", "step 8", "step 12"]
+    said = [line.split("  ")[0] for line in loud.stderr.splitlines()[:5]]
+    assert said == ["labels: none, mild, moderate, severe, proliferative", "step 0", "step 4", "step 8", "step 12"]
     assert "12 steps, best macro AUC" in loud.stderr
     quiet = invoke("train", fresh, "--data", fundus, "-o", tmp_path / "quiet", *TRAINING, "--quiet")
     assert (quiet.stdout, quiet.stderr) == ("", "")

@@ -359,6 +359,102 @@ def test_folders_of_splits(tmp_path):
         open_data(f"folder:{tmp_path}")
 
 
+def test_brain_tumours_training_and_testing_are_splits(tmp_path):
+    for split in ("Training", "Testing"):
+        for name in ("glioma", "none"):
+            picture(tmp_path / split / name / "0.png")
+    assert open_data(f"folder:{tmp_path}").label_names == ("glioma", "none")
+    assert open_data(f"folder:{tmp_path}?valid=0").splits == ("test", "test", "train", "train")
+
+
+GRADED = {
+    ("No_DR", "Mild", "Moderate", "Severe", "Proliferate_DR"): "words of Kaggle's folders",
+    tuple(map(str, range(1, 13))): "numbers",
+    ("none", "mild", "moderate", "severe"): "words",
+    ("normal", "Mild NPDR", "Moderate NPDR", "Severe NPDR", "PDR"): "with NPDR",
+    ("0_healthy", "1_other", "2_worse", "10_worst"): "numbers before words",
+    ("KL0", "KL2", "KL10"): "numbers behind a word",
+    GRADES: "ours",
+}
+
+
+@pytest.mark.parametrize("grades", GRADED, ids=GRADED.values())
+def test_grades_have_the_order_that_people_mean(tmp_path, grades):
+    for grade in grades:
+        for i in range(2):
+            picture(tmp_path / grade / f"{i}.png")
+    manifest = open_data(f"folder:{tmp_path}?ordinal=true")
+    assert manifest.label_names == tuple(f"at_least_{grade}" for grade in grades[1:])
+    assert manifest.labels.sum(1).tolist() == [grades.index(path.split("/")[0]) for path in manifest.paths]
+    assert manifest.notes == (f"grades, from the lowest: {' < '.join(grades)}",)
+    backwards = open_data(f"folder:{tmp_path}?ordinal=true&order={','.join(grades[::-1])}")
+    assert (backwards.labels.sum(1) + manifest.labels.sum(1) == len(grades) - 1).all()
+    assert set(open_data(f"folder:{tmp_path}").label_names) == set(grades)
+
+
+@pytest.mark.parametrize(
+    ("classes", "query", "message"),
+    [
+        (("bad", "good", "worse"), "", "which of bad, good, worse is the lowest grade"),
+        (("1", "2", "mild"), "", "lowest grade"),
+        (("Severe", "severe NPDR"), "", "lowest grade"),
+        (("1", "01"), "", "lowest grade"),
+        (
+            ("bad", "good", "worse"),
+            "&order=good,bad",
+            "order=good,bad is not all classes, each once: there are bad, good",
+        ),
+        (("bad", "good"), "&order=good,bad,bad", "is not all classes"),
+        (("bad", "good"), "&order=good,bad&positive=bad", "leave one out"),
+    ],
+)
+def test_grades_without_an_order_are_refused(tmp_path, classes, query, message):
+    for name in classes:
+        picture(tmp_path / name / "0.png")
+    with pytest.raises(UsageError, match=message):
+        open_data(f"folder:{tmp_path}?ordinal=true{query}")
+
+
+def test_classes_become_one_label(tmp_path):
+    for name in ("well", "ill", "very ill"):
+        for i in range(3):
+            picture(tmp_path / name / f"{i}.png")
+    manifest = open_data(f"folder:{tmp_path}?positive=ill,very ill")
+    assert manifest.label_names == ("ill_or_very ill",)
+    assert manifest.labels[:, 0].tolist() == [float(not path.startswith("well")) for path in manifest.paths]
+    assert open_data(f"folder:{tmp_path}?positive=ill").labels.sum() == 3
+    for query, message in (("Ill", "positive=Ill is not one of ill"), ("ill,very ill,well", "is all classes")):
+        with pytest.raises(UsageError, match=message):
+            open_data(f"folder:{tmp_path}?positive={query}")
+
+
+def test_trees_of_patients(tmp_path):
+    for patient in range(10):
+        for name in ("0", "1"):
+            for i in range(2):
+                picture(tmp_path / "images" / f"p{patient}" / name / f"{i}.png")
+    spec = f"folder:{tmp_path / 'images'}"
+    with pytest.raises(
+        UsageError, match=r"are 0, 1 the classes, in a folder for each of 10 patients\? Say tree=patient/class/im"
+    ):
+        open_data(spec)
+    for tree in ("patient/class/image", "patient/class"):
+        manifest = open_data(f"{spec}?tree={tree}")
+        assert manifest.label_names == ("0", "1")
+        assert manifest.patients == tuple(path.split("/")[0] for path in manifest.paths)
+        assert len(set(zip(manifest.patients, manifest.splits, strict=True))) == 10
+        assert manifest.labels.argmax(1).tolist() == [int(path.split("/")[1]) for path in manifest.paths]
+    deep = open_data(f"folder:{tmp_path}?tree=*/patient/class")
+    np.testing.assert_array_equal(deep.labels, manifest.labels)
+    assert len(open_data(f"{spec}?tree=class/*").label_names) == 10
+    for tree in ("patient", "class/class", "patient/klass"):
+        with pytest.raises(UsageError, match="should be like patient/class/image"):
+            open_data(f"{spec}?tree={tree}")
+    picture(tmp_path / "images" / "p0" / "lost.png")
+    with pytest.raises(WsurgeryError, match=r"p0/lost\.png is in no class"):
+        open_data(f"{spec}?tree=patient/class")
+
+
 def test_a_manifest_reads_back_as_what_was_listed_wherever_it_lies(tmp_path):
     for i in range(40):
         picture(tmp_path / "data" / str(i % 2) / f"{i}.png", i)
@@ -432,7 +528,7 @@ def test_links_are_followed_to_an_end(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (b"\xff\xfe", "utf-8"),
+        (b"\xff\xff", "utf-8"),
         (b"a" * 20_000_000, "characters or more"),
         (b"id_code,diagnosis\n" + b"a" * 20_000_000, "characters or more"),
         (b"id_code," * 100_000, "100,001 columns"),

@@ -75,11 +75,11 @@ def test_an_image_without_a_patient_is_its_own(written, text):
         ("", "m.csv: "),
         ("path,patient,split,mild\n", "m.csv: there are no rows"),
         ("patient,split,mild\np,x,1\n", "no column 'path'"),
-        ("path,patient,mild\na,p,1\n", "no column 'split'"),
+        ("path,patient,fold\na,p,train\n", "is column 'fold' the split? Say split=fold"),
         ("path,patient,split\na,p,x\n", "no labels"),
         ("path,split,mild,mild\na,x,1,1\n", "'mild' is there twice"),
         ("path,split,mild\na,x,1\nb,x,2\n", "line 3: label 'mild' is '2'"),
-        ("path,split,mild\na,x,yes\n", "line 2: label 'mild' is 'yes'"),
+        ("path,split,mild\na,x,maybe\nb,x,1\n", "line 2: label 'mild' is 'maybe'"),
         ("path,split,mild\na,x,1\nb,x,1\na,x,1\n", "line 4: path 'a' is there twice, first in line 2"),
         (
             "path,patient,split,mild\na,p,x,1\nb,q,x,1\nc,p,y,1\n",
@@ -87,7 +87,10 @@ def test_an_image_without_a_patient_is_its_own(written, text):
         ),
         ("path,split,mild\na,x,1\n,x,1\n", "line 3: the path is empty"),
         ("path,split,mild\na,,1\n", "line 2: the split is empty"),
-        ("path,split,mild\na,x,1\nb,x\n", "Row #3"),
+        (
+            "path,split,mild\na,x,1\nb,x\n",
+            "line 3: there are 2 fields and 3 columns: the columns, separated by commas, are path, split, mild",
+        ),
     ],
 )
 def test_an_error_is_one_line_with_file_and_row(written, text, message):
@@ -110,8 +113,8 @@ def test_what_is_not_parquet_is_an_error(written):
 
 
 def test_other_suffixes_are_an_error(written):
-    with pytest.raises(UsageError, match=r"m\.tsv: a manifest is"):
-        read_manifest(written("path,split,mild\na,x,1\n", "m.tsv"))
+    with pytest.raises(UsageError, match=r"m\.xlsx: a table is .*: save the sheet as CSV UTF-8"):
+        read_manifest(written("path,split,mild\na,x,1\n", "m.xlsx"))
 
 
 def test_where_keeps_rows_and_order():

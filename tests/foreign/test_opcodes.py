@@ -13,7 +13,14 @@ import pytest
 from wsurgery.errors import WsurgeryError
 from wsurgery.foreign.opcodes import Ignored, Unpickler
 
-KINDS = {"dict": dict, "list": list, "set": set, "frozenset": frozenset, "OrderedDict": dict, "complex": Ignored}
+KINDS = {
+    "dict": dict,
+    "list": list,
+    "set": set,
+    "frozenset": frozenset,
+    "OrderedDict": dict,
+    "complex": Ignored("complex"),
+}
 
 
 def read(data: bytes, **options: float) -> Any:

@@ -2,12 +2,19 @@
 
 import argparse
 import collections
+import datetime
+import decimal
+import enum
+import fractions
+import functools
 import os
 import pickle
 import subprocess
 import sys
+import uuid
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -148,9 +155,12 @@ class Calls:
         (lambda mark: Calls(os.system, f"touch {mark}"), "posix.system"),
         (lambda mark: Calls(eval, f"open({str(mark)!r}, 'w')"), "builtins.eval"),
         (lambda mark: Calls(open, str(mark), "w"), "io.open"),
-        (lambda mark: Calls(getattr, {}, "clear"), "builtins.getattr"),
         (lambda mark: Calls(os.mkdir, str(mark)), "posix.mkdir"),
-        (lambda mark: torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        (lambda mark: Calls(__import__, "os"), "builtins.__import__"),
+        (
+            lambda mark: Calls(subprocess.check_output, ["touch", str(mark)]),
+            "commands.check_output",
+        ),  # as Python 2 called it
     ],
 )
 def test_code_is_refused_by_name_and_not_run(harm, named, save, tmp_path):
@@ -160,6 +170,63 @@ def test_code_is_refused_by_name_and_not_run(harm, named, save, tmp_path):
         TorchFile(path)
     assert "\n" not in str(raised.value)
     assert not mark.exists()
+
+
+class Harmful:
+    """A class of this file, whose every way to come back from a pickle leaves a mark."""
+
+    ran: ClassVar[list[str]] = []
+
+    def __init__(self, *arguments):
+        self.ran.append("init")
+
+    def __new__(cls, *arguments):
+        cls.ran.append("new")
+        return super().__new__(cls)
+
+    def __setstate__(self, state):
+        self.ran.append("setstate")
+
+    def __reduce__(self):
+        return Harmful, (1,), {"attribute": 2}
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        lambda: np.arange(100_000),
+        lambda: np.float64(0.5),
+        lambda: np.random.default_rng(0),
+        lambda: np.random.get_state(),
+        lambda: np.array([{"a": 1}], object),
+        lambda: datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc),
+        lambda: argparse.Namespace(model="resnet18"),
+        lambda: collections.UserDict(lr=0.1, layers=collections.UserList([1])),  # made as OmegaConf's containers are
+        lambda: torch.nn.BCEWithLogitsLoss(pos_weight=torch.ones(3)),
+        lambda: torch.nn.Linear(2, 2),
+        lambda: [1j, range(3), slice(1), decimal.Decimal(1), fractions.Fraction(1, 2), uuid.UUID(int=1)],
+        lambda: collections.deque([1, 2], maxlen=2),
+        lambda: Colour.RED,
+        lambda: functools.partial(len, [1]),
+        lambda: collections.ChainMap({"a": 1}),
+        lambda: Calls(getattr, {}, "clear"),
+        lambda: Harmful(),
+    ],
+)
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_an_object_beside_the_weights_is_inert(thing, protocol, save):
+    made = thing()
+    try:
+        path = save({"w": numbers(3), "thing": made}, pickle_protocol=protocol)
+    except (pickle.PicklingError, AttributeError):
+        pytest.skip("cannot be pickled")
+    Harmful.ran.clear()
+    assert read_all(path) == {"w": ("F32", (3,), as_bytes(numbers(3)))}
+    assert Harmful.ran == []
+
+
+class Colour(enum.Enum):
+    RED = 1
 
 
 def test_an_object_cannot_set_attributes_on_what_is_allowed(tmp_path):
@@ -290,3 +357,45 @@ def test_a_hostile_pickle_is_one_line(kind, zipped, tmp_path):
         path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + HOSTILE[kind])
     with pytest.raises(WsurgeryError, match=r"hostile\.pth [^\n]+$"):
         TorchFile(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_of_arrays_has_their_numbers(protocol, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "small": rng.normal(size=(3, 4)).astype(np.float32),
+        "large": rng.normal(size=(300, 80)),
+        "fortran": np.asfortranarray(rng.normal(size=(200, 90)).astype(np.float16)),
+        "bytes": np.arange(256, dtype=np.uint8),
+        "scalar": np.array(7),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}, protocol))
+    with TorchFile(path) as file:
+        found = file.content["model"]
+        for name, array in arrays.items():
+            tensor = found[name].tensor
+            info = tensor.info(name)
+            assert info.shape == array.shape
+            assert bytes(file.read(tensor, name)) == array.tobytes(), name
+
+
+def test_arrays_that_are_not_of_numbers_are_no_tensors(tmp_path):
+    odd = {"object": np.array([{}], object), "text": np.array(["a"]), "big": np.arange(3, dtype=">f4")}
+    path = tmp_path / "odd.pkl"
+    path.write_bytes(pickle.dumps(odd))
+    with TorchFile(path) as file:
+        assert all(value.tensor is None for value in file.content.values())
+
+
+def test_an_array_whose_bytes_do_not_fit_its_shape_is_refused(tmp_path):
+    path = tmp_path / "forged.pkl"
+    honest = pickle.dumps({"w": np.zeros(5, np.float64)}, 3)
+    path.write_bytes(honest.replace(b"K\x05\x85", b"K\x06\x85"))
+    assert path.read_bytes() != honest
+    with TorchFile(path) as file:
+        tensor = file.content["w"].tensor
+        tensor.info("w")
+        with pytest.raises(WsurgeryError, match="broken array: 40 bytes, not 48"):
+            file.read(tensor, "w")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from wsurgery.checkpoint import open_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.foreign.state_dict import open_state_dict
 
@@ -56,6 +57,39 @@ def test_the_weights_are_found_and_the_choice_is_said(content, note, saved):
 def test_key_takes_another(saved):
     path = saved({"state_dict": WEIGHTS, "model_ema": {"module": OTHERS}, "epoch": 1})
     assert (first_number(path), first_number(path, "model_ema")) == (1, 7)
+
+
+def test_a_key_leads_through_entries_and_into_names(saved):
+    nested = {"a.b": {"c": {**{f"k.{name}": tensor for name, tensor in OTHERS.items()}, **WEIGHTS}}}
+    path = saved({"state_dict": WEIGHTS, "deep": nested})
+    assert (first_number(path, "deep.a.b.c"), first_number(path, "deep.a.b.c.k")) == (1, 7)
+    with pytest.raises(UsageError, match="under 'x'"):
+        read_all(path, "deep.a.b.x")
+
+
+def test_a_whole_network_has_the_names_of_its_state_dict(saved):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    network.register_buffer("passing", torch.ones(2), persistent=False)
+    for content in (network, {"epoch": 3, "model": network}):
+        found = read_all(saved(content))
+        assert list(found) == list(network.state_dict())
+        assert found["0.weight"][2] == network[0].weight.detach().numpy().tobytes()
+
+
+def test_a_network_that_holds_itself_many_times_ends(saved):
+    network = torch.nn.Linear(2, 2)
+    for _ in range(40):
+        network = torch.nn.ModuleList([network, network])
+    assert read_all(saved(network))
+
+
+def test_arrays_are_weights_where_there_is_no_tensor(saved):
+    arrays = {name: tensor.numpy() for name, tensor in OTHERS.items()}
+    assert first_number(saved({"model": arrays})) == 7
+    path = saved({"model": WEIGHTS, "history": arrays})
+    with open_state_dict(path) as state:
+        assert state.notes == ("took model",)
+    assert first_number(path, "history") == 7
 
 
 @pytest.mark.parametrize(
@@ -119,6 +153,39 @@ def test_shards_are_one_state_dict(hub, saved):
         {name: value.numpy() + 1 for name, value in OTHERS.items()}, hub / "model.safetensors"
     )  # and safetensors most
     assert first_number(hub) == 8
+
+
+def test_a_folder_with_one_weights_file_of_another_name_is_opened(tmp_path, saved):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save(OTHERS, folder / "checkpoint_best.pth")
+    for beside in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"):
+        torch.save({"state": torch.ones(2)}, folder / beside)
+    assert first_number(folder) == 7
+    with pytest.raises(WsurgeryError, match=r"run wsurgery convert on checkpoint_best\.pth"):
+        open_checkpoint(folder)
+    torch.save(WEIGHTS, folder / "last.pth")
+    with pytest.raises(WsurgeryError, match=r"with 2 checkpoints: name one of checkpoint_best\.pth, last\.pth"):
+        read_all(folder)
+    weights = {name: value.numpy() for name, value in WEIGHTS.items()}
+    save_file(weights, folder / "adapter_model.safetensors")  # counts before any pickle
+    assert first_number(folder) == 1
+    with open_checkpoint(folder) as checkpoint:
+        assert set(checkpoint.tensors) == set(WEIGHTS)
+    save_file(weights, folder / "other.safetensors")
+    with pytest.raises(WsurgeryError, match=r"name one of adapter_model\.safetensors, other\.safetensors"):
+        open_checkpoint(folder)
+
+
+def test_an_index_of_another_name_is_opened(tmp_path):
+    folder = tmp_path / "unet"
+    folder.mkdir()
+    for name, value in WEIGHTS.items():
+        save_file({name: value.numpy()}, folder / f"{name}.safetensors")
+    places = {name: f"{name}.safetensors" for name in WEIGHTS}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with open_checkpoint(folder) as checkpoint:
+        assert set(checkpoint.tensors) == set(WEIGHTS)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """New names are those that timm's own networks have, shape by shape."""
 
+import re
+
 import numpy as np
 import pytest
 import timm
@@ -91,6 +93,54 @@ def test_torchvision_s_names_become_timm_s_in_any_order(name, architecture):
 def test_some_of_torchvision_s_networks_have_timm_s_names_already(name):
     shapes = torchvision_shapes(name)
     assert shapes == shapes_of(name)
+    assert is_unchanged(shapes)
+
+
+def dotted(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """A DenseNet's names as PyTorch before 0.4.1 had them, and torchvision's downloads have."""
+    names = {name: re.sub(r"(denselayer\d+\.)(norm|conv)([12])", r"\1\2.\3", name) for name in shapes}
+    return {names[name]: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("name", ["densenet121", "densenet161", "densenet169", "densenet201"])
+def test_a_densenet_with_dots_is_timm_s(name):
+    own = {key: shape for key, shape in shapes_of(name).items() if not key.endswith("num_batches_tracked")}
+    found = to_timm(dotted(torchvision_shapes(name)))
+    assert (found.shapes, found.architecture) == (own, (name, {}))
+    chexnet = {
+        f"module.densenet.{key.replace('classifier.', 'classifier.0.')}": shape
+        for key, shape in dotted(torchvision_shapes(name)).items()
+    }
+    found = to_timm(chexnet)
+    assert (found.shapes, found.architecture, found.prefix) == (own, (name, {}), "module.densenet.")
+
+
+CHILDREN = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+@pytest.mark.parametrize("head", ["9", "fc", "fc.1", "classifier", None])
+def test_a_resnet_in_sequential_is_timm_s(name, head):
+    own = {key: shape for key, shape in shapes_of(name).items() if head or not key.startswith("fc.")}
+    numbered = {}
+    for key, shape in own.items():
+        child, rest = key.split(".", 1)
+        numbered[f"{head}.{rest}" if child == "fc" else f"{CHILDREN.index(child)}.{rest}"] = shape
+    found = to_timm(numbered)
+    assert (found.shapes, found.architecture) == (own, (name, {}))
+    trunk = {key if key.startswith(("fc", "classifier")) else f"backbone.{key}": s for key, s in numbered.items()}
+    if head != "9":
+        assert to_timm(trunk).shapes == own
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"0.weight": (4, 3, 3, 3), "1.weight": (4,), "1.bias": (4,)},  # any two layers
+        {"conv1.weight": (16, 3, 3, 3), "layer1.0.conv1.weight": (16, 16, 3, 3), "linear.weight": (10, 64)},  # CIFAR's
+    ],
+)
+def test_names_that_say_little_stay_where_the_network_is_not_known(shapes):
     assert is_unchanged(shapes)
 
 

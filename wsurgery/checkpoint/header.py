@@ -18,6 +18,7 @@ from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.errors import WsurgeryError, printable
 
 LENGTH_BYTES = 8
+PREFIX_BYTES = 512  # of a file that tell what it is, if it is not a safetensors file
 MAX_HEADER = 100_000_000  # bytes, the reference library's limit
 _MAX_SIZE = 2**63 - 1  # elements, bytes: no file is larger, and no array may be, its empty dimensions left out
 _MAX_DIMENSIONS = 64  # numpy's limit
@@ -77,21 +78,60 @@ def nbytes(dtype: str, shape: Iterable[int]) -> int:
 
 
 def header_length(prefix: bytes) -> int:
-    """Read the length of the header from the first 8 bytes of a file.
+    """Read the length of the header from the first 8 bytes of a file, or more.
 
     Raises:
-        WsurgeryError: too few bytes, or a length that no safetensors file has.
+        WsurgeryError: too few bytes.
     """
     if not prefix:
         raise WsurgeryError("is empty")
     if len(prefix) < LENGTH_BYTES:
         raise WsurgeryError(f"ends after {len(prefix)} bytes: not a safetensors file")
-    length = int.from_bytes(prefix, "little")
+    return int.from_bytes(prefix[:LENGTH_BYTES], "little")
+
+
+def require_length(prefix: bytes) -> None:
+    """Refuse a length that no header has, by what the file is instead.
+
+    Args:
+        prefix: the first bytes of the file: the length, and as many more as there are of `PREFIX_BYTES`.
+
+    Raises:
+        WsurgeryError: it is over the format's limit.
+    """
+    length = header_length(prefix)
     if length > MAX_HEADER:
-        if prefix.startswith((b"PK\x03\x04", b"\x80\x02")):
-            raise WsurgeryError("is a PyTorch pickle, not a safetensors file: run wsurgery convert on it first")
+        if what := other_format(prefix):
+            raise WsurgeryError(f"is {what}")
+        if prefix[LENGTH_BYTES:].startswith(b"{"):
+            raise WsurgeryError(f"has a header of {length:,} bytes, over the format's limit of {MAX_HEADER:,}")
         raise WsurgeryError(f"claims a header of {length} bytes: not a safetensors file")
-    return length
+
+
+def other_format(prefix: bytes) -> str | None:
+    """Say what a file is that begins with these bytes, and what to do with it; None for what is not known here."""
+    prefix = prefix.lstrip() if prefix.lstrip()[:1] == b"<" else prefix
+    return next((what for magic, what in _OTHERS if prefix[: len(magic)].lower() == magic.lower()), None)
+
+
+_CONVERT = "not a safetensors file: run wsurgery convert on it first"
+_PAGE = "a web page, not a checkpoint: what was downloaded is a login or an error; open it in a browser"
+_OTHERS = (  # first bytes
+    (b"PK\x03\x04", f"a zip archive, as PyTorch and numpy write them, {_CONVERT}"),
+    (b"\x80\x02", f"a PyTorch pickle, {_CONVERT}"),
+    *((bytes([0x80, protocol]), f"a pickle, {_CONVERT}") for protocol in (3, 4, 5)),
+    (b"\x1f\x8b\x08", "compressed with gzip: unpack it first"),
+    (b"BZh", "compressed with bzip2: unpack it first"),
+    (b"\xfd7zXZ", "compressed with xz: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it first"),
+    (b"\x89HDF", f"an HDF5 file, as Keras writes it, {_CONVERT}"),
+    (b"version https://git-lfs", "a pointer of Git LFS: git lfs pull fetches the file itself"),
+    (b"GGUF", "a GGUF file of llama.cpp, which is not read here"),
+    (b"<!doctype", _PAGE),
+    (b"<html", _PAGE),
+    (b"<?xml", _PAGE),
+    (b"{", "JSON and no checkpoint: an index or a configuration; name the folder that it is in"),
+)
 
 
 def parse_header(text: bytes) -> Header:

@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from wsurgery.checkpoint.header import LENGTH_BYTES, Header, TensorInfo, header_length, parse_header
+from wsurgery.checkpoint.header import (
+    LENGTH_BYTES,
+    MAX_HEADER,
+    PREFIX_BYTES,
+    Header,
+    TensorInfo,
+    header_length,
+    other_format,
+    parse_header,
+    require_length,
+)
 from wsurgery.checkpoint.unchanged import FileState, file_state, require_unchanged
 from wsurgery.checkpoint.writer import GatheringWriter, write_all
 from wsurgery.errors import WsurgeryError, printable
@@ -59,9 +69,15 @@ class Checkpoint:
             if size is not None:
                 stream.seek(len(prefix))
             length = header_length(prefix)
+            if length > MAX_HEADER:
+                require_length(prefix + _read_up_to(stream, PREFIX_BYTES - LENGTH_BYTES))
             if size is not None and LENGTH_BYTES + length > size:
+                if what := other_format(prefix):
+                    raise WsurgeryError(f"is {what}")
                 raise WsurgeryError(f"ends inside its header: {size} bytes")
             text = _read_up_to(stream, length)
+            if not text.startswith(b"{") and (what := other_format(prefix + text[:PREFIX_BYTES])):
+                raise WsurgeryError(f"is {what}")  # gzip's first bytes may be a likely length
             if len(text) < length:
                 raise WsurgeryError(f"ends inside its header, after {LENGTH_BYTES + len(text)} bytes")
             self.header_bytes = prefix + text

@@ -113,16 +113,43 @@ class ShardedCheckpoint(Checkpoint):
 
 
 def open_folder(folder: Path) -> Checkpoint:
-    """Open the checkpoint in a folder: its shards, or its one `model.safetensors`.
+    """Open the checkpoint in a folder: its shards, its `model.safetensors`, or the one safetensors file that it has.
 
     Raises:
-        WsurgeryError: there is none, or the index and the shards do not agree.
+        WsurgeryError: there is none, there are several, or the index and the shards do not agree.
     """
     if (folder / INDEX).is_file():
         return ShardedCheckpoint(printable(str(folder)), _read_index(folder / INDEX), folder)
     if (folder / WHOLE).is_file():
         return Checkpoint(open_regular(folder / WHOLE), folder / WHOLE)
-    raise WsurgeryError(f"{printable(str(folder))} is a folder with neither {INDEX} nor {WHOLE}: name a file in it")
+    label = printable(str(folder))
+    for ending in (".safetensors.index.json", ".safetensors"):
+        found = names_in(folder, (ending,))
+        if len(found) > 1:
+            raise WsurgeryError(f"{label} is a folder with {len(found)} checkpoints: name one of {_listed(found)}")
+        if found:
+            path = folder / found[0]
+            if ending.endswith(".json"):
+                return ShardedCheckpoint(label, _read_index(path), folder)
+            return Checkpoint(open_regular(path), path)
+    others = names_in(folder, WEIGHTS)
+    hint = f"run wsurgery convert on {_listed(others)}" if others else "name a file in it"
+    raise WsurgeryError(f"{label} is a folder with no safetensors file, such as {WHOLE}: {hint}")
+
+
+# How weights of other formats end, and what trainers keep beside them in files that end so.
+WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".th", ".npz", ".h5", ".onnx")
+_NO_WEIGHTS = ("training_args.", "optimizer.", "scheduler.", "scaler.", "rng_state")
+
+
+def names_in(folder: Path, endings: tuple[str, ...]) -> list[str]:
+    """Return the names of the files in a folder that end so, sorted; a trainer's bookkeeping is none."""
+    names = (path.name for path in folder.iterdir() if path.is_file())
+    return sorted(name for name in names if name.endswith(endings) and not name.startswith(_NO_WEIGHTS))
+
+
+def _listed(names: list[str]) -> str:
+    return printable(", ".join(names[:10])) + (", …" if len(names) > 10 else "")
 
 
 def split_by_size(tensors: Iterable[TensorInfo], shard_size: int) -> dict[str, list[TensorInfo]]:

@@ -1,17 +1,20 @@
-"""What the adapters share: their keys, tables in any dialect, images by their names, and splits where there are none."""
+"""What the adapters share: their keys, images by their names, and splits where there are none."""
 
-import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 
 from wsurgery.data.splits import split_patients
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.untrusted import MAX_COLUMNS, short_lines, text_of
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom")
 MAX_LINKS, MAX_LINKS_ABOVE = 20_000, 8  # to folders: two in each of forty are a million million paths
 SPLITS = {"valid": "0.15", "test": "0.15", "seed": "0"}  # the keys that hold_out takes, and their defaults
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "valid", "valid": "valid", "validate": "valid", "validation": "valid",
+    "dev": "valid", "test": "test", "testing": "test",
+}  # fmt: skip
 
 
 def read_keys(scheme: str, given: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:
@@ -72,24 +75,92 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 
-def read_rows(file: Path) -> Iterator[dict[str, str]]:
-    """The rows of a table with commas or semicolons. Column names are in lower case.
+def split_name(text: str) -> str:
+    """The split that people mean by a word: val is valid, and capitals do not matter; other names stay as they are."""
+    return SPLIT_NAMES.get(text.strip().lower(), text)
 
-    Raises:
-        WsurgeryError: it is not text, or no table that anybody has.
+
+def stem(path: str) -> str:
+    """An image's name without folders and an image's suffix, in lower case."""
+    name = path.replace("\\", "/").rpartition("/")[2].lower()
+    return name.rpartition(".")[0] if is_image(name) else name
+
+
+def find_file(files: Sequence[str], names: Sequence[str]) -> str | None:
+    """The file of one of these names or patterns, the first before the others, that is in the fewest folders."""
+    for name in names:
+        matches = [file for file in files if fnmatchcase(PurePosixPath(file).name, name)]
+        if matches:
+            return min(matches, key=lambda file: file.count("/"))
+    return None
+
+
+class Images:
+    """The images below a folder, found as tables write them: by their paths' ends, whatever the suffix and the capitals.
+
+    Args:
+        scheme: for messages.
+        folder: where they are.
+        below: only those below this folder in it.
     """
-    try:
-        with text_of(file, "utf-8-sig") as stream:
-            lines = short_lines(stream)
-            first = next(lines, "")
-            delimiter = ";" if first.count(";") > first.count(",") else ","
-            names = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
-            if len(names) > MAX_COLUMNS:
-                raise WsurgeryError(f"there are {len(names):,} columns: at most {MAX_COLUMNS:,} are read")
-            for row in csv.DictReader(lines, names, delimiter=delimiter, restval=""):
-                yield {name: value.strip() for name, value in row.items() if name}
-    except (UnicodeDecodeError, csv.Error, WsurgeryError) as error:
-        raise WsurgeryError(f"{printable(str(file))}: {printable(str(error))}") from None
+
+    def __init__(self, scheme: str, folder: Path, below: str = "") -> None:
+        files = list_files(folder)
+        self.scheme, self.folder, self.files = scheme, folder, files
+        start = f"{PurePosixPath(below)}/" if below not in ("", ".") else ""
+        self.paths = [file for file in files if is_image(file) and file.startswith(start)]
+        self._by_end: list[dict[tuple[str, ...], list[str]]] = []
+
+    def find(self, names: Sequence[str], table: Path, *, skip: bool = False) -> list[str | None]:
+        """The path of each image, relative to the folder.
+
+        Of images with one name those count whose folders have the names that the table gives, from the innermost on.
+
+        Args:
+            names: what the table has: a name with or without suffix and folders.
+            table: for messages.
+            skip: whether what is not there is None instead of an error.
+
+        Raises:
+            WsurgeryError: an image is not there, or there twice.
+        """
+        found = [self._find(name) for name in names]
+        missing = [name for name, paths in zip(names, found, strict=True) if not paths]
+        if missing and (not skip or len(missing) == len(names)):
+            packed = any(".zip" in file or ".tar" in file for file in self.files)
+            remedy = ": unpack the archives first" if packed else ""
+            raise WsurgeryError(
+                f"{printable(str(table))}: {len(missing)} of {len(names)} images are not there, first "
+                f"{printable(missing[0])}{remedy}"
+            )
+        for name, paths in zip(names, found, strict=True):
+            if len(paths) > 1:
+                raise WsurgeryError(
+                    f"{self.scheme}: {printable(name)} is there twice, {printable(' and '.join(paths[:2]))}: add "
+                    "images=FOLDER"
+                )
+        return [paths[0] if paths else None for paths in found]
+
+    def _find(self, name: str) -> list[str]:
+        end = _end(name)
+        found: list[str] = []
+        for n in range(1, len(end) + 1):
+            if n > len(self._by_end):
+                self._by_end.append({})
+                for path in self.paths:
+                    self._by_end[-1].setdefault(_end(path)[-n:], []).append(path)
+            narrower = self._by_end[n - 1].get(end[-n:], [])
+            if not narrower:
+                break
+            found = narrower
+            if len(found) == 1:
+                break
+        return found
+
+
+def _end(path: str) -> tuple[str, ...]:
+    *folders, _ = path.replace("\\", "/").lower().split("/")
+    return (*(part for part in folders if part not in ("", ".", "..")), stem(path))
 
 
 def hold_out(

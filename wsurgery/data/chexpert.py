@@ -1,6 +1,7 @@
 """`chexpert:DIR`: chest radiographs (Irvin et al. 2019), the five labels of the paper.
 
-DIR is the folder that holds train.csv, whatever its name; the paths in the tables begin with the name that it once had.
+DIR is the folder that holds train.csv, whatever its name; the paths in the tables begin with the name that it once had. Or
+it holds the folders of the full-size set as they are unpacked, CheXpert-v1.0 batch 1 (validate & csv) to batch 4 (train 3).
 """
 
 import re
@@ -8,14 +9,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from wsurgery.data.adapters import SPLITS, choose, existing_folder, hold_out, read_keys, read_rows
-from wsurgery.data.manifest import UNKNOWN, Manifest
+from wsurgery.data.adapters import SPLITS, Images, choose, existing_folder, hold_out, read_keys
+from wsurgery.data.labels import read_labels
+from wsurgery.data.manifest import Manifest
+from wsurgery.data.table import read_table
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 LABELS = ("atelectasis", "cardiomegaly", "consolidation", "edema", "pleural effusion")
 KEYS = {"views": "all", "uncertain": "ignore", "blank": "zero", **SPLITS, "valid": "0.05", "test": "official"}
-POLICIES = {"ones": 1.0, "zeros": 0.0, "ignore": UNKNOWN}
-BLANKS = {"zero": 0.0, "ignore": UNKNOWN}
+BATCHES = "CheXpert-v1.0 batch *"
 PATH = re.compile(r"(?:^|.*/)((?:train|valid)/(patient\d+)/.+)")
 
 
@@ -31,54 +33,36 @@ def chexpert(argument: str, given: Mapping[str, str]) -> Manifest:
     """
     keys = read_keys("chexpert", given, KEYS)
     folder = existing_folder("chexpert", argument)
-    if not (folder / "train.csv").is_file():
-        raise UsageError(f"chexpert:{printable(argument)} holds no train.csv: name the folder that does")
+    batches = sorted(folder.glob(BATCHES))
     views = choose("chexpert", "views", keys["views"], ("all", "frontal", "lateral"))
-    meaning = {label: {"1": 1.0, "0": 0.0} for label in LABELS}
-    for label, policy in _uncertain(keys["uncertain"]).items():
-        meaning[label] |= {"-1": POLICIES[policy], "": BLANKS[choose("chexpert", "blank", keys["blank"], [*BLANKS])]}
-
-    tables = {"train.csv": "train"} | ({"valid.csv": "test"} if keys["test"] == "official" else {})
-    paths, patients, splits, labels = [], [], [], []
-    for name, split in tables.items():
-        table = folder / name
-        if not table.is_file():
+    paths: list[str] = []
+    patients: list[str] = []
+    splits: list[str] = []
+    labels = []
+    images = Images("chexpert", folder) if batches else None
+    for name, split in {"train.csv": "train", "valid.csv": "test"}.items():
+        if split == "test" and keys["test"] != "official":
+            continue
+        file = next((place / name for place in (folder, *batches) if (place / name).is_file()), None)
+        if file is None:
+            remedy = "name the folder that does" if split == "train" else "the test split: add test=0.1, or the file"
             raise UsageError(
-                f"chexpert:{printable(argument)} holds no {name}, the test split: add test=0.1, or the file"
+                f"chexpert:{printable(argument)} holds no {name}{':' if split == 'train' else ','} {remedy}"
             )
-        for line, row in enumerate(read_rows(table), 2):
-            where = f"{printable(str(table))}: line {line}"
-            missing = {"path", "frontal/lateral", *LABELS} - row.keys()
-            if missing:
-                raise WsurgeryError(f"{where}: there is no column {min(missing)!r}")
-            if views not in ("all", row["frontal/lateral"].lower()):
-                continue
-            match = PATH.fullmatch(row["path"])
-            if match is None:
-                raise WsurgeryError(f"{where}: {printable(row['path'])} is not a path with train/patient00001/ in it")
-            paths.append(match[1])
-            patients.append(match[2])
-            splits.append(split)
-            try:
-                labels.append([meaning[label][row[label].removesuffix(".0")] for label in LABELS])
-            except KeyError as error:
-                raise WsurgeryError(
-                    f"{where}: a label is {printable(str(error))}: labels are 1, 0, -1 or empty"
-                ) from None
+        table = read_table(file)
+        shown = table["frontal/lateral"]
+        table = table.take([row for row, view in enumerate(shown) if views in ("all", view.lower())])
+        labels.append(read_labels(table, LABELS, uncertain=keys["uncertain"], blank=keys["blank"], scheme="chexpert"))
+        found = [PATH.fullmatch(path) for path in table["path"]]
+        if None in found:
+            row = found.index(None)
+            raise table.wrong(f"{table['path'][row]} is not a path with train/patient00001/ in it", row)
+        named = [match[1] for match in found if match]
+        paths += named if images is None else [str(path) for path in images.find(named, file)]
+        patients += [match[2] for match in found if match]
+        splits += [split] * len(table)
     if not paths:
         raise WsurgeryError(f"{printable(str(folder / 'train.csv'))}: there are no {views} images")
     splits = hold_out("chexpert", splits, patients, keys, {key: given[key] for key in given if key != "test"})
     names = tuple(label.replace(" ", "_") for label in LABELS)
-    return Manifest(folder, tuple(paths), tuple(patients), tuple(splits), np.array(labels, np.float32), names)
-
-
-def _uncertain(text: str) -> dict[str, str]:
-    """Read `POLICY` and `LABEL=POLICY`, joined by commas: the policy of every label."""
-    policies = dict.fromkeys(LABELS, KEYS["uncertain"])
-    for item in sorted(text.split(","), key=lambda item: "=" in item):  # the one for all labels first
-        name, equals, policy = item.rpartition("=")
-        choose("chexpert", "uncertain", policy, [*POLICIES])
-        label = name.lower().replace("_", " ")
-        chosen = [choose("chexpert", "uncertain", label, LABELS)] if equals else [*LABELS]
-        policies.update(dict.fromkeys(chosen, policy))
-    return policies
+    return Manifest(folder, tuple(paths), tuple(patients), tuple(splits), np.concatenate(labels), names)

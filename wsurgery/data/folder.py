@@ -1,57 +1,98 @@
-"""`folder:DIR`: images in one folder a class, or in the folders train, valid and test with a folder a class in each."""
+"""`folder:DIR`: images in one folder a class, in folders train, valid and test of them, or in any tree that `tree=` describes."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from wsurgery.data.adapters import SPLITS, choose, existing_folder, hold_out, is_image, list_files, read_keys
-from wsurgery.data.grades import GRADES, grade_labels
+from wsurgery.data.adapters import (
+    SPLIT_NAMES,
+    SPLITS,
+    choose,
+    existing_folder,
+    hold_out,
+    is_image,
+    list_files,
+    read_keys,
+    split_name,
+)
+from wsurgery.data.labels import check_names, class_labels
 from wsurgery.data.manifest import FIXED, Manifest
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
-SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-KEYS = {"ordinal": "false", "patient": "", **SPLITS}
+KEYS = {"tree": "", "patient": "", "positive": "", "ordinal": "false", "order": "", **SPLITS}
+PARTS = ("class", "patient", "split")
 
 
 def folder(argument: str, given: Mapping[str, str]) -> Manifest:
     """List the images of a folder. The label is the class, the name of the folder that holds the image.
 
+    `tree` says what the folders are from the top: `patient/class/image`, `split/class/patient/image`, `*` for one that
+    says nothing; folders below are nothing, too. Default: `class/image`, or `split/class/image` where all are splits.
+
     `patient` is a regular expression; where it first matches in an image's path is the patient's name, or what is in its
-    group. Without it each image is its own patient. `ordinal=true` takes the classes, sorted by name, for grades; the
-    names of the five grades of retinopathy have the order of the grades.
+    group. Without it, and without patients in the tree, each image is its own patient.
+
+    `positive=A,B` makes one label of classes. `ordinal=true` takes the classes for grades: numbers in their order, the
+    words that people use for grades in theirs, others as `order=` says, from the lowest.
 
     Raises:
-        UsageError: no such folder, a key or value that is not there, fewer than two classes.
+        UsageError: no such folder, a key or value that is not there, fewer than two classes, grades without an order.
         WsurgeryError: an image that is in no class, or has no patient.
     """
     keys = read_keys("folder", given, KEYS)
     root = existing_folder("folder", argument)
     paths = [path for path in list_files(root) if is_image(path)]
-    tops = {PurePosixPath(path).parts[0] for path in paths}
-    has_splits = "train" in tops and tops <= SPLIT_FOLDERS.keys()
-    depth = 1 if has_splits else 0
+    tree = _tree(argument, paths, keys["tree"])
     for path in paths:
-        if len(PurePosixPath(path).parts) < depth + 2:
+        if len(PurePosixPath(path).parts) <= len(tree):
             raise WsurgeryError(
-                f"folder:{printable(argument)}: {printable(path)} is in no class: move it into a folder"
+                f"folder:{printable(argument)}: {printable(path)} is in no {tree[-1]}: move it into a folder"
             )
-    classes = sorted({PurePosixPath(path).parts[depth] for path in paths})
+    parts = {name: [PurePosixPath(path).parts[depth] for path in paths] for depth, name in enumerate(tree)}
+    classes = set(parts["class"])
     if len(classes) < 2:
         raise UsageError(
             f"folder:{printable(argument)} holds {len(classes)} folders with images: two classes are needed"
         )
-    if set(classes) == set(GRADES):
-        classes = list(GRADES)
-    clash = set(classes) & set(FIXED)
-    if clash:
-        raise UsageError(f"folder:{printable(argument)}: no class can be named {min(clash)}: rename the folder")
-    splits = [SPLIT_FOLDERS[PurePosixPath(path).parts[0]] if has_splits else "train" for path in paths]
-    patients = _patients(paths, keys["patient"])
-    ordinal = choose("folder", "ordinal", keys["ordinal"], ("true", "false")) == "true"
-    grades = [classes.index(PurePosixPath(path).parts[depth]) for path in paths]
-    labels, names = grade_labels(grades, classes, ordinal=ordinal)
+    splits = [split_name(name) for name in parts["split"]] if "split" in tree else ["train"] * len(paths)
+    by_tree = "patient" in tree and not keys["patient"]
+    patients = parts["patient"] if by_tree else _patients(paths, keys["patient"])
+    labels, names, notes = class_labels(
+        parts["class"],
+        positive=keys["positive"],
+        ordinal=choose("folder", "ordinal", keys["ordinal"], ("true", "false")) == "true",
+        order=keys["order"],
+        scheme="folder",
+    )
+    check_names(f"folder:{printable(argument)}", names, FIXED)
     splits = hold_out("folder", splits, patients, keys, given)
-    return Manifest(root, tuple(paths), tuple(patients), tuple(splits), labels, names)
+    return Manifest(root, tuple(paths), tuple(patients), tuple(splits), labels, names, notes=notes)
+
+
+def _tree(argument: str, paths: list[str], text: str) -> list[str]:
+    """What each folder above an image is, from the top."""
+    if text:
+        tree = text.removesuffix("/image").split("/")
+        named = [name for name in tree if name != "*"]
+        if not set(named) <= set(PARTS) or "class" not in tree or len(set(named)) < len(named):
+            raise UsageError(
+                f"folder: tree={printable(text)} should be like patient/class/image, of {', '.join(PARTS)} and *"
+            )
+        return tree
+    tops = {PurePosixPath(path).parts[0] for path in paths}
+    if {"train"} <= {split_name(name) for name in tops} <= {*SPLIT_NAMES.values()}:
+        return ["split", "class"]
+    below = {PurePosixPath(path).parts[:2] for path in paths if len(PurePosixPath(path).parts) > 2}
+    often = Counter(name for _, name in below)
+    # Trees of patients have the classes below each of them; folders below classes are seldom the same few everywhere.
+    if len(tops) > 2 and len(often) > 1 and len(below) > len(tops) > len(often) and min(often.values()) > 1:
+        few = ", ".join(sorted(often)[:5])
+        raise UsageError(
+            f"folder:{printable(argument)}: are {printable(few)} the classes, in a folder for each of {len(tops)} patients? "
+            "Say tree=patient/class/image, or tree=class/*/image where the outer folders are classes"
+        )
+    return ["class"]
 
 
 def _patients(paths: list[str], pattern: str) -> list[str]:

@@ -7,11 +7,13 @@ not those of the files.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from wsurgery.data.adapters import SPLITS, choose, existing_folder, hold_out, is_image, list_files, read_keys, read_rows
-from wsurgery.data.grades import GRADES, grade_labels
+from wsurgery.data.adapters import SPLITS, Images, choose, existing_folder, find_file, hold_out, read_keys, stem
+from wsurgery.data.grades import GRADES, grade_labels, order_of
+from wsurgery.data.labels import plain_number
 from wsurgery.data.manifest import Manifest
+from wsurgery.data.table import read_table
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 KEYS = {"ordinal": "false", "images": "", **SPLITS}
@@ -44,9 +46,10 @@ def _side_of_a_patient(folder: Path, files: list[str], images: list[str]) -> Map
 
 def _pairs(folder: Path, files: list[str], images: list[str]) -> Mapping[str, str]:
     """The pairs of eyes in messidor-2.csv, named after the left one."""
-    table = _find(files, ("messidor-2.csv",))
-    pairs = [] if table is None else [[_stem(x) for x in row.values() if x] for row in read_rows(folder / table)]
-    return {image: pair[0] for pair in pairs for image in pair[:2]}
+    file = find_file(files, ("messidor-2.csv",))
+    columns = [] if file is None else [*read_table(folder / file).columns.values()][:2]
+    pairs = [[stem(path) for path in pair if path] for pair in zip(*columns, strict=True)]
+    return {image: pair[0] for pair in pairs for image in pair}
 
 
 LAYOUTS = {
@@ -87,78 +90,49 @@ def graded(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
     keys = read_keys(scheme, given, KEYS)
     layout = LAYOUTS[scheme]
     folder = existing_folder(scheme, argument)
-    files = list_files(folder)
-    found: dict[str, list[str]] = {}
-    for file in files:
-        if is_image(file) and PurePosixPath(file).is_relative_to(keys["images"]):
-            found.setdefault(_stem(file), []).append(file)
-
+    listed = Images(scheme, folder, keys["images"])
+    there = {stem(path) for path in listed.paths}
     images: list[str] = []
+    paths: list[str] = []
     splits: list[str] = []
     grades: list[int | None] = []
     for split, names in layout.tables.items():
-        table = _find(files, names)
+        table = find_file(listed.files, names)
         if table is None and split == "train":
             raise UsageError(f"{scheme}:{printable(argument)} holds no {names[0]}")
         rows = {} if table is None else _read_grades(folder / table, layout, needed=split == "train")
-        if split != "train" and not any(image in found for image in rows):
+        if split != "train" and not any(image in there for image in rows):
             continue
-        missing = [image for image in rows if image not in found]
-        if missing:
-            archives = any(".zip" in file or ".tar" in file for file in files)
-            raise WsurgeryError(
-                f"{printable(str(folder / str(table)))}: {len(missing)} of {len(rows)} images are not there, first "
-                f"{printable(missing[0])}{': unpack the archives first' if archives else ''}"
-            )
+        paths += [str(path) for path in listed.find([*rows], folder / str(table))]
         images += rows
         splits += [split] * len(rows)
         grades += rows.values()
-    for image in images:
-        if len(found[image]) > 1:
-            raise WsurgeryError(
-                f"{scheme}: {printable(image)} is there twice, {printable(' and '.join(found[image][:2]))}: add "
-                "images=FOLDER"
-            )
-    paths = tuple(found[image][0] for image in images)
-    known = layout.patient(folder, files, images)
+    known = layout.patient(folder, listed.files, images)
     patients = [known.get(image, path) for image, path in zip(images, paths, strict=True)]
     ordinal = choose(scheme, "ordinal", keys["ordinal"], ("true", "false")) == "true"
     labels, label_names = grade_labels(grades, GRADES, ordinal=ordinal)
-    return Manifest(
-        folder, paths, tuple(patients), tuple(hold_out(scheme, splits, patients, keys, given)), labels, label_names
-    )
+    splits = hold_out(scheme, splits, patients, keys, given)
+    notes = (order_of(GRADES),) if ordinal else ()
+    return Manifest(folder, tuple(paths), tuple(patients), tuple(splits), labels, label_names, notes=notes)
 
 
-def _read_grades(table: Path, layout: Layout, *, needed: bool) -> dict[str, int | None]:
+def _read_grades(file: Path, layout: Layout, *, needed: bool) -> dict[str, int | None]:
     """Image → grade, None where the table has none."""
+    table = read_table(file)
+    image, grade = table.find(*layout.image), table.find(*layout.grade)
+    if grade is None and not needed:
+        return {}
+    if image is None or grade is None:
+        wanted = layout.image if image is None else layout.grade
+        raise table.wrong(f"there is no column {' or '.join(wanted)}{table.described}")
     grades: dict[str, int | None] = {}
-    for line, row in enumerate(read_rows(table), 2):
-        image, grade = (next((name for name in names if name in row), None) for names in (layout.image, layout.grade))
-        if grade is None and not needed:
-            return {}
-        if image is None or grade is None:
-            wanted = layout.image if image is None else layout.grade
-            raise WsurgeryError(f"{printable(str(table))}: there is no column {' or '.join(wanted)}")
-        value, name = row[grade].removesuffix(".0"), _stem(row[image])
+    for row, (path, text) in enumerate(zip(table[image], table[grade], strict=True)):
+        value, name = plain_number(text), stem(path)
         if value not in ("", *map(str, range(len(GRADES)))):
-            raise WsurgeryError(f"{printable(str(table))}: line {line}: the grade is {printable(value)!r}, not 0 to 4")
+            raise table.wrong(f"the grade is {value!r}, not 0 to 4", row)
         if name in grades:
-            raise WsurgeryError(f"{printable(str(table))}: line {line}: {printable(row[image])} is there twice")
+            raise table.wrong(f"{path} is there twice", row)
         grades[name] = int(value) if value else None
     if not grades:
-        raise WsurgeryError(f"{printable(str(table))}: there are no rows")
+        raise table.wrong("there are no rows")
     return grades
-
-
-def _find(files: list[str], names: tuple[str, ...]) -> str | None:
-    """The file of one of these names, the first name before the others, that is in the fewest folders."""
-    for name in names:
-        matches = [file for file in files if PurePosixPath(file).name == name]
-        if matches:
-            return min(matches, key=lambda file: file.count("/"))
-    return None
-
-
-def _stem(path: str) -> str:
-    name = PurePosixPath(path.replace("\\", "/")).name
-    return (name.rpartition(".")[0] if is_image(name) else name).lower()

@@ -1,13 +1,77 @@
-"""The five grades of diabetic retinopathy (ICDR scale) as labels, one-hot or cumulative, and who is to be referred."""
+"""Grades as labels, one-hot or cumulative; the five of diabetic retinopathy (ICDR scale), and who is to be referred."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsurgery.errors import UsageError, printable
+
 GRADES = ("none", "mild", "moderate", "severe", "proliferative")
+# What people write, without words such as DR, → the grade.
+_WORDS = {name: i for i, name in enumerate(GRADES)}
+_WORDS |= {"no": 0, "nodr": 0, "normal": 0, "healthy": 0, "proliferate": 4, "pdr": 4}
+_FILLING = re.compile(r"\b(diabetic|retinopathy|non ?proliferative|n?pdr|dr|apparent|disease|grade|stage)\b")
 REFERABLE = 2  # moderate or worse
+
+
+def in_order(scheme: str, names: Sequence[str], order: str, *, ordinal: bool) -> list[str]:
+    """Put classes in the order of their labels.
+
+    Args:
+        scheme: for messages.
+        names: the classes, each once, sorted.
+        order: all of them from the lowest, joined by commas; empty where nobody said it.
+        ordinal: they are grades, and their order means something. Numbers sort as numbers, also behind one word that all
+            begin with or before other words; the words for grades that people use have the order of `GRADES`.
+
+    Raises:
+        UsageError: `order` is not all classes, or the order of grades cannot be known.
+    """
+    if order:
+        chosen = [name.strip() for name in order.split(",")]
+        if sorted(chosen) != sorted(names):
+            raise UsageError(
+                f"{scheme}: order={printable(order)} is not all classes, each once: there are {_listed(names)}"
+            )
+        return chosen
+    if set(names) == set(GRADES):
+        return list(GRADES)
+    if not ordinal:
+        return list(names)
+    ranks = _numbers(names) or [_rank(name) for name in names]
+    if min(ranks, default=0) < 0 or len(set(ranks)) < len(names):
+        raise UsageError(
+            f"{scheme}: which of {_listed(names)} is the lowest grade? Say order= with all of them, joined by commas"
+        )
+    return [name for _, name in sorted(zip(ranks, names, strict=True))]
+
+
+def order_of(names: Sequence[str]) -> str:
+    """Say which grade is above which."""
+    return f"grades, from the lowest: {printable(' < '.join(names), 1000)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return printable(", ".join(names), 1000)
+
+
+def _numbers(names: Sequence[str]) -> list[float]:
+    """The number that each name is, begins with, or ends in behind a word that is the same in all; nothing if one has none."""
+    found = [re.fullmatch(r"(\d+(?:\.\d+)?)(?:[\W_].*)?", name) for name in names]
+    if not all(found):
+        found = [re.fullmatch(r"\D*?(\d+(?:\.\d+)?)", name) for name in names]
+        if len({name.rstrip("0123456789.") for name in names}) > 1:
+            return []
+    return [float(match[1]) for match in found if match] if all(found) else []
+
+
+def _rank(name: str) -> int:
+    words = re.sub(r"[\W_]+", " ", name).strip().lower()
+    bare = " ".join(_FILLING.sub(" ", words).split())
+    return _WORDS.get(words, _WORDS.get(bare, -1))
 
 
 def grade_labels(

@@ -1,38 +1,48 @@
 """The one format of all data: a table of image paths, patients, splits and labels, as CSV or Parquet.
 
-    path,patient,split,none,mild
-    images/000000.png,p00000,train,1,0
-    images/000001.png,p00000,train,,0
+    path,patient,split,none,mild,meta:age
+    images/000000.png,p00000,train,1,0,61
+    images/000001.png,p00000,train,,0,61
 
-A label is 0, 1 or empty, which means unknown.
+A label is 0, 1 or empty, which means unknown. What else is known of an image stands behind the labels, as `meta:…`.
 """
 
 import csv
 import io
 import json
-from collections import Counter
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.writer import AtomicFile, write_all
+from wsurgery.data.adapters import SPLIT_NAMES, SPLITS, Images, choose, hold_out, read_keys, split_name
+from wsurgery.data.labels import check_names, class_labels, guess_labels, merge_repeats, plain_number, read_labels
 from wsurgery.data.splits import rank_patients
-from wsurgery.errors import UsageError, WsurgeryError, plain_cell, printable, table_cell
-from wsurgery.untrusted import MAX_COLUMNS, open_regular, short_lines, text_of
+from wsurgery.data.table import Table, read_table
+from wsurgery.errors import UsageError, printable, table_cell
 
 FIXED = ("path", "patient", "split")
-UNKNOWN = float("nan")
+META = "meta:"  # before the name of a column that is no label
 MAX_SPLITS = 1000
-_FREE_ROWS, _FREE_CELLS = 1_000_000, 30_000_000  # of a Parquet file, however few bytes it has
-# How the two labels are written by people, by spreadsheets and by data frames in which some labels are unknown.
-LABELS = {"0": 0.0, "0.0": 0.0, "false": 0.0, "1": 1.0, "1.0": 1.0, "true": 1.0, "": UNKNOWN, "nan": UNKNOWN}
+KEYS = {
+    "path": "path", "patient": "patient", "split": "split", "labels": "", "uncertain": "ignore", "blank": "ignore",
+    "class": "", "positive": "", "ordinal": "false", "order": "", "images": "", "repeats": "", "encoding": "", **SPLITS,
+}  # fmt: skip
+# What people call these columns, without spaces and underscores. They have to be named, as one may be something else.
+ALIASES = {
+    "path": {"image", "imageid", "imagename", "imagepath", "img", "imgpath", "file", "filename", "filepath", "idcode"},
+    "patient": {"patientid", "subject", "subjectid", "patientname", "pid", "caseid", "personid"},
+    "split": set[str](),  # by its values
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +56,8 @@ class Manifest:
         splits: (n,); no patient is in two.
         labels: (n, k) float32: 0, 1, or NaN for unknown.
         label_names: (k,).
+        metadata: what else is known, name → (n,) values as text, empty where one is not known.
+        notes: what is to be said of where labels and splits are from.
     """
 
     root: Path
@@ -54,13 +66,15 @@ class Manifest:
     splits: tuple[str, ...]
     labels: NDArray[np.float32]
     label_names: tuple[str, ...]
+    metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def digest(self) -> str:
-        """BLAKE3 of all rows in their order, as 64 hexadecimal digits. The root and the images' bytes are not in it."""
+        """BLAKE3 of all rows in their order, as 64 hexadecimal digits. Metadata, the root and the images' bytes are not in it."""
         text = json.dumps([self.label_names, self.paths, self.patients, self.splits])
         return bytes_digest(text.encode() + np.nan_to_num(self.labels, nan=-1).astype(np.int8).tobytes())
 
@@ -101,54 +115,178 @@ class Manifest:
         paths, patients, splits = (
             tuple(column[row] for row in rows) for column in (self.paths, self.patients, self.splits)
         )
-        return Manifest(self.root, paths, patients, splits, self.labels[rows], self.label_names)
+        metadata = {name: tuple(values[row] for row in rows) for name, values in self.metadata.items()}
+        return replace(self, paths=paths, patients=patients, splits=splits, labels=self.labels[rows], metadata=metadata)
+
+    @property
+    def has_patients(self) -> bool:
+        """Whether any image's patient is known. One that is not has the image's path, or the end of it."""
+        rows = zip(self.paths, self.patients, strict=True)
+        return any(path != patient and not path.endswith(f"/{patient}") for path, patient in rows)
 
 
-def read_manifest(file: Path) -> Manifest:
-    """Read and check a manifest.
+def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifest:
+    """Read and check a manifest, or any table that keys make one.
+
+    Args:
+        file: what `read_table` reads.
+        given: keys, for columns with other names and for what a manifest has and the table lacks: see docs/data.md.
 
     Raises:
-        WsurgeryError: a missing column, no labels, no rows, a value that is not a label, a path that is empty or comes
-            twice, a patient in two splits. It names the file and the row.
-        UsageError: the suffix is neither .csv nor .parquet.
+        WsurgeryError: a missing column, no labels or columns that could be labels or not, no rows, a value that is not a
+            label, a path that is empty or comes twice, a patient in two splits, an image that is not there. It names the
+            file, the row, and for columns the separator and all columns.
+        UsageError: a suffix that is no table's, or a key or value that is not there.
     """
-    table = _read_table(file)
-    columns = list(table.column_names)
-    name, times = Counter(columns).most_common(1)[0] if columns else ("", 0)
-    if times > 1:
-        raise _wrong(file, f"column {name!r} is there twice")
-    for name in ("path", "split"):
-        if name not in columns:
-            raise _wrong(
-                file, f"there is no column {name!r}: a manifest has path, patient, split and one column a label"
-            )
-    label_names = tuple(name for name in columns if name not in FIXED)
-    if not label_names:
-        raise _wrong(file, "there are no labels: add one column a label, with 0, 1 or nothing in each row")
-    if not table.num_rows:
-        raise _wrong(file, "there are no rows")
+    given = given or {}
+    scheme = file.name
+    keys = read_keys(scheme, given, KEYS)
+    table = read_table(file, keys["encoding"])
+    path = _column(table, "path", given)
+    if path is None:
+        raise table.wrong(f"there is no column 'path'{table.described}; say which it is with {_hint(table)}")
+    patient, split, one_class = (_column(table, name, given) for name in ("patient", "split", "class"))
+    named, beside = _labels_of(table, [path, patient, split, one_class], keys)
+    if not len(table):
+        raise table.wrong("there are no rows")
+    notes: tuple[str, ...] = ()
+    names: Sequence[str]
+    if one_class is None:
+        names, labels = (
+            named,
+            read_labels(table, named, uncertain=keys["uncertain"], blank=keys["blank"], scheme=scheme),
+        )
+    else:
+        ordinal = choose(scheme, "ordinal", keys["ordinal"], ("true", "false")) == "true"
+        values = [plain_number(value) for value in table[one_class]]
+        labels, names, notes = class_labels(
+            values, positive=keys["positive"], ordinal=ordinal, order=keys["order"], scheme=scheme
+        )
+    check_names(scheme, names, FIXED)
 
-    paths, splits = _strings(file, table, "path"), _strings(file, table, "split")
-    if (n := len(set(splits))) > MAX_SPLITS:
-        raise _wrong(file, f"there are {n:,} splits: a manifest has train, valid and test, or some more")
-    for name, values in (("path", paths), ("split", splits)):
-        if "" in values:
-            raise _wrong(file, f"the {name} is empty", values.index(""))
+    paths = [value.replace("\\", "/") for value in table[path]]
+    if "" in paths:
+        raise table.wrong("the path is empty", paths.index(""))
+    patients = [""] * len(table) if patient is None else list(table[patient])
+    patients = [known or image for known, image in zip(patients, paths, strict=True)]
+    splits = ["train"] * len(table) if split is None else [split_name(name) for name in table[split]]
+    if len(set(splits)) > MAX_SPLITS:
+        raise table.wrong(f"there are {len(set(splits)):,} splits: a manifest has train, valid and test, or some more")
+    if "" in splits:
+        raise table.wrong("the split is empty", splits.index(""))
+    if keys["repeats"]:
+        how = choose(scheme, "repeats", keys["repeats"], ("any", "majority"))
+        _check_repeats(table, paths, {"split": splits, "patient": patients})
+        rows, labels = merge_repeats(paths, labels, how)
+        table = table.take(rows)
+        paths, patients, splits = ([column[row] for row in rows] for column in (paths, patients, splits))
+    _check_rows(table, paths, patients, splits)
+    root = file.parent
+    if keys["images"]:
+        found = Images(scheme, root, keys["images"]).find(paths, file)
+        where = {old: new for old, new in zip(paths, found, strict=True) if new is not None}
+        patients = [where.get(name, name) if name == old else name for name, old in zip(patients, paths, strict=True)]
+        paths = [where[old] for old in paths]
+    elif "path" in given and not (root / paths[0]).is_file() and ".npz/" not in paths[0]:
+        raise table.wrong(
+            f"{printable(paths[0])!r} is not there: images=. finds images below {printable(str(root))} by their names",
+            0,
+        )
+    if split is None:
+        splits = hold_out(scheme, splits, patients, keys, given)
+        notes += (f"no column says the splits: {keys['valid']} of the patients are valid, {keys['test']} test",)
+    elif given.keys() & {"valid", "test"}:
+        splits = hold_out(
+            scheme, splits, patients, {**dict.fromkeys(("valid", "test"), "0"), "seed": "0", **given}, given
+        )
+    metadata = {name.removeprefix(META): tuple(table[name]) for name in beside}
+    return Manifest(root, tuple(paths), tuple(patients), tuple(splits), labels, tuple(names), metadata, notes)
+
+
+def _column(table: Table, name: str, given: Mapping[str, str]) -> str | None:
+    """The table's name for a column: what the user says, or the manifest's own."""
+    if given.get(name):
+        table[given[name]]  # must be there
+        return table.find(given[name])
+    if name in given or name == "class":
+        return None
+    found = table.find(name)
+    if found is None and name != "path":
+        free = (column for column in table.columns if column not in given.values())
+        other = next((column for column in free if _is_like(table, name, column)), None)
+        if other is not None:
+            raise table.wrong(f"is column {other!r} the {name}? Say {name}={quote(other)}, or {name}= if it is not")
+    return found
+
+
+def _is_like(table: Table, name: str, column: str) -> bool:
+    """Whether a column is what people call `name`, or has the values of one."""
+    if name == "split":
+        values = {value.lower() for value in set(table[column])} - {""}
+        return bool(values) and values <= SPLIT_NAMES.keys()
+    return re.sub(r"[\W_]+", "", column).lower() in ALIASES[name]
+
+
+def _hint(table: Table) -> str:
+    """The keys for the columns that look like a manifest's, for messages."""
+    keys = []
+    for name in ALIASES:
+        if table.find(name) is None:
+            like = next((column for column in table.columns if _is_like(table, name, column)), None)
+            keys += [f"{name}={quote(like)}"] if like else [f"{name}=COLUMN"] * (name == "path")
+    return f"?{'&'.join(keys)} behind its name"
+
+
+def _labels_of(table: Table, used: Sequence[str | None], keys: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """The columns that are labels, and those that are neither labels nor `used`."""
+    others = [name for name in table.columns if name not in used]
+    marked = [name for name in others if name.startswith(META)]
+    if keys["labels"]:
+        names = [unquote(name.strip()) for name in next(csv.reader([keys["labels"]]))]
+        if used[-1] is not None:
+            raise UsageError(f"{printable(table.file.name)}: class= and labels= are two ways to say it: leave one out")
+        for name in names:
+            table[name]  # must be there
+        labels = [table.find(name) or name for name in names]
+        if len(set(labels)) < len(labels) or set(labels) & set(used):
+            raise UsageError(
+                f"{printable(table.file.name)}: labels={printable(keys['labels'])} has a column twice, or no label"
+            )
+    elif used[-1] is not None:
+        labels = []
+    elif marked:
+        labels = [name for name in others if name not in marked]
+    else:
+        labels = guess_labels(table, others) if len(table) else others
+    return labels, [name for name in others if name not in labels]
+
+
+def _check_repeats(table: Table, paths: Sequence[str], columns: Mapping[str, Sequence[str]]) -> None:
+    for name, values in columns.items():
+        first: dict[str, int] = {}
+        for row, path in enumerate(paths):
+            before = values[first.setdefault(path, row)]
+            if before != values[row]:
+                where = f"{printable(before)!r} ({table.where(first[path])}) and {printable(values[row])!r}"
+                raise table.wrong(f"path {printable(path)!r} has two in column {name!r}, {where}", row)
+
+
+def _check_rows(table: Table, paths: Sequence[str], patients: Sequence[str], splits: Sequence[str]) -> None:
     first: dict[str, int] = {}
     for row, path in enumerate(paths):
         if first.setdefault(path, row) != row:
-            raise _wrong(file, f"path {path!r} is there twice, first in {_row(file, first[path])}", row)
-    patients = _strings(file, table, "patient") if "patient" in columns else [""] * len(paths)
-    patients = [patient or path for patient, path in zip(patients, paths, strict=True)]
+            raise table.wrong(
+                f"path {printable(path)!r} is there twice, first in {table.where(first[path])}: repeats=any would join them",
+                row,
+            )
     seen: dict[str, int] = {}
     for row, patient in enumerate(patients):
         before = splits[seen.setdefault(patient, row)]
         if before != splits[row]:
-            where = f"{before!r} ({_row(file, seen[patient])}) and {splits[row]!r}"
-            raise _wrong(file, f"patient {patient!r} is in two splits, {where}: a patient belongs in one", row)
-    labels = np.stack([_labels(file, table, name) for name in label_names], axis=1)
-    label_names = tuple(map(plain_cell, label_names)) if _is_csv(file) else label_names
-    return Manifest(file.parent, tuple(paths), tuple(patients), tuple(splits), labels, label_names)
+            where = f"{printable(before)!r} ({table.where(seen[patient])}) and {printable(splits[row])!r}"
+            raise table.wrong(
+                f"patient {printable(patient)!r} is in two splits, {where}: a patient belongs in one", row
+            )
 
 
 def write_manifest(manifest: Manifest, file: Path) -> None:
@@ -160,19 +298,21 @@ def write_manifest(manifest: Manifest, file: Path) -> None:
     rows = zip(manifest.patients, manifest.paths, strict=True)
     patients = ["" if patient == path else patient for patient, path in rows]
     labels = [["" if np.isnan(x) else str(int(x)) for x in column] for column in manifest.labels.T]
-    header = [*FIXED, *manifest.label_names]
+    header = [*FIXED, *manifest.label_names, *(META + name for name in manifest.metadata)]
+    beside = list(manifest.metadata.values())
     if _is_csv(file):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(map(table_cell, header))
         texts = [map(table_cell, column) for column in (manifest.paths, patients, manifest.splits)]
-        writer.writerows(zip(*texts, *labels, strict=True))
+        writer.writerows(zip(*texts, *labels, *(map(table_cell, column) for column in beside), strict=True))
         data = text.getvalue().encode()
     else:
         strings = [pa.array(column, pa.string()) for column in (manifest.paths, patients, manifest.splits)]
         numbers = [pa.array([int(x) if x else None for x in column], pa.int8()) for column in labels]
+        texts = [pa.array(column, pa.string()) for column in beside]
         sink = pa.BufferOutputStream()
-        pa.parquet.write_table(pa.table([*strings, *numbers], names=header), sink)
+        pa.parquet.write_table(pa.table([*strings, *numbers, *texts], names=header), sink)
         data = sink.getvalue().to_pybytes()
     with AtomicFile(file, force=True) as stream:
         write_all(stream, data)
@@ -198,73 +338,3 @@ def _is_csv(file: Path) -> bool:
     if file.suffix not in (".csv", ".parquet"):
         raise UsageError(f"{printable(str(file))}: a manifest is a .csv or a .parquet file")
     return file.suffix == ".csv"
-
-
-def _read_table(file: Path) -> pa.Table:
-    try:
-        if not _is_csv(file):
-            return _read_parquet(file)
-        with text_of(file, "utf-8-sig") as stream:
-            header = next(csv.reader(short_lines(stream)), [])
-        _check_columns(len(header))
-        # All columns as text: a patient "007" must not become the number 7.
-        convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False)
-        return pa.csv.read_csv(file, pa.csv.ReadOptions(use_threads=False), convert_options=convert)  # with row numbers
-    except UsageError:
-        raise
-    except Exception as error:  # of Arrow's, csv's and ours
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        raise _wrong(file, " ".join(str(error).split())) from None
-
-
-def _read_parquet(file: Path) -> pa.Table:
-    with open_regular(file) as stream, pa.parquet.ParquetFile(stream) as parquet:
-        _check_columns(parquet.metadata.num_columns)
-        size, rows = file.stat().st_size, parquet.metadata.num_rows
-        # Packed, a column of one value takes no bytes, however many rows there are.
-        if rows > _FREE_ROWS + 16 * size or rows * parquet.metadata.num_columns > _FREE_CELLS + 100 * size:
-            raise WsurgeryError(f"there are {rows:,} rows in {size:,} bytes")
-        schema = parquet.schema_arrow
-        # Kept once for all rows that have it: a long text that comes often is a few bytes in the file.
-        texts = [
-            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ]
-    return pa.parquet.read_table(file, read_dictionary=texts, use_threads=False)
-
-
-def _check_columns(n: int) -> None:
-    if n > MAX_COLUMNS:
-        raise WsurgeryError(f"there are {n:,} columns: at most {MAX_COLUMNS:,} are read")
-
-
-def _strings(file: Path, table: pa.Table, name: str) -> list[str]:
-    values: list[str] = []
-    try:
-        for chunk in table[name].chunks:
-            if pa.types.is_dictionary(chunk.type):
-                kept = [value or "" for value in chunk.dictionary.cast(pa.string()).to_pylist()]
-                values += ["" if index is None else kept[index] for index in chunk.indices.to_pylist()]
-            else:
-                values += [value or "" for value in chunk.cast(pa.string()).to_pylist()]
-    except (pa.ArrowException, ValueError) as error:
-        raise _wrong(file, f"column {name!r} is not text: {error}") from None
-    return [*map(plain_cell, values)] if _is_csv(file) else values
-
-
-def _labels(file: Path, table: pa.Table, name: str) -> NDArray[np.float32]:
-    values = _strings(file, table, name)
-    unlike = set(values) - LABELS.keys()
-    if unlike:
-        row = next(row for row, value in enumerate(values) if value in unlike)
-        raise _wrong(file, f"label {name!r} is {values[row]!r}: a label is 0, 1 or empty", row)
-    return np.array([LABELS[value] for value in values], np.float32)
-
-
-def _row(file: Path, row: int) -> str:
-    return f"line {row + 2}" if _is_csv(file) else f"row {row + 1}"
-
-
-def _wrong(file: Path, what: str, row: int | None = None) -> WsurgeryError:
-    where = "" if row is None else f" {_row(file, row)}:"
-    return WsurgeryError(f"{printable(str(file))}:{where} {printable(what)}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from wsurgery.archives import one_line_errors, open_archive, open_array, read_array
 from wsurgery.data.adapters import choose, read_keys
 from wsurgery.data.archive import check_images
-from wsurgery.data.grades import GRADES, grade_labels
+from wsurgery.data.grades import GRADES, grade_labels, order_of
 from wsurgery.data.manifest import Manifest
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
@@ -71,10 +71,11 @@ def medmnist(argument: str, given: Mapping[str, str]) -> Manifest:
         names = LABEL_NAMES.get(name, ())
         if len(names) != labels.shape[1]:
             names = tuple(f"label_{i}" for i in range(labels.shape[1]))
-        values = labels.astype(np.float32)
+        values, classes = labels.astype(np.float32), names
     else:
         classes = LABEL_NAMES.get(name, tuple(f"class_{i}" for i in range(labels.max() + 1)))
         if labels.max() >= len(classes):
             raise WsurgeryError(f"{printable(str(file))}: a class is {labels.max()}, and {name} has {len(classes)}")
         values, names = grade_labels(labels[:, 0].tolist(), classes, ordinal=ordinal)
-    return Manifest(file.parent, tuple(paths), tuple(paths), tuple(splits), values, names)
+    notes = (order_of(classes),) if ordinal else ()
+    return Manifest(file.parent, tuple(paths), tuple(paths), tuple(splits), values, names, notes=notes)

@@ -22,7 +22,10 @@ from wsurgery.data.folder import folder as class_folders
 from wsurgery.data.graded import LAYOUTS, graded
 from wsurgery.data.manifest import Manifest, read_manifest, write_manifest
 from wsurgery.data.medmnist import medmnist
+from wsurgery.data.sets import SETS, listed
 from wsurgery.data.synthetic import Synthetic
+from wsurgery.data.table import is_table
+from wsurgery.ending import removed
 from wsurgery.entry_points import find, plug_ins
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.untrusted import read_regular
@@ -45,6 +48,7 @@ SCHEMES: dict[str, Callable[[str, Mapping[str, str]], Source]] = {
 ADAPTERS: dict[str, Callable[[str, Mapping[str, str]], Manifest]] = {
     "chexpert": chexpert,
     **{name: partial(graded, name) for name in LAYOUTS},
+    **{name: partial(listed, name) for name in SETS},
     "medmnist": medmnist,
     "folder": class_folders,
 }
@@ -58,13 +62,16 @@ def portable_name(spec: str) -> str:
     """Return what a record says of data: the specification, folders before a file's or a data set's name left out."""
     if Path(spec).is_file():
         return Path(spec).name
+    if _is_table(spec):
+        file, mark, options = spec.partition("?")
+        return f"{Path(file).name}{mark}{options}"
     scheme, colon, rest = spec.partition(":")
     argument, mark, options = rest.partition("?")
     return f"{scheme}{colon}{Path(argument).name}{mark}{options}" if _is_adapter(scheme) else spec
 
 
 def open_data(spec: str, *, threads: int | None = None) -> Manifest:
-    """Read a manifest, or make what a specification says in the cache folder, unless it is there, and read that.
+    """Read a manifest or another table, or make what a specification says in the cache folder, and read that.
 
     Raises:
         UsageError: no such file, scheme, argument or key, or a value that cannot be.
@@ -73,13 +80,18 @@ def open_data(spec: str, *, threads: int | None = None) -> Manifest:
     file = Path(spec)
     if file.is_file():
         return read_manifest(file)
+    if _is_table(spec):
+        name, _, query = spec.partition("?")
+        if not Path(name).is_file():
+            raise UsageError(f"{printable(name)}: there is no such file")
+        return read_manifest(Path(name), _options(spec, query))
     if not _is_specification(spec):
         there = (
             f" is a folder: for one with a folder a class say folder:{printable(spec)}"
             if file.is_dir()
             else ": there is no such file"
         )
-        raise UsageError(f"{printable(spec)}{there}; data is a manifest (.csv or .parquet) or for example {EXAMPLE}")
+        raise UsageError(f"{printable(spec)}{there}; data is a table (.csv, .parquet) or for example {EXAMPLE}")
     scheme, argument, options = _parse(spec)
     if _is_adapter(scheme):
         return _list_images(scheme, argument, options)
@@ -104,6 +116,8 @@ def make_data(spec: str, folder: Path, *, force: bool = False, threads: int | No
     Raises:
         UsageError: the folder holds something else, or the specification cannot be.
     """
+    if _is_table(spec):
+        raise UsageError("a table is listed where it lies: name a .csv or .parquet file with -o")
     scheme, argument, options = _parse(spec)
     if _is_adapter(scheme):
         raise UsageError(f"{scheme} is listed where it lies: name a .csv or .parquet file with -o")
@@ -121,15 +135,13 @@ def make_data(spec: str, folder: Path, *, force: bool = False, threads: int | No
     target = folder.absolute()
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     part.mkdir(parents=True)
-    try:
+    with removed(part):
         manifest = source.make(part, threads=threads)
         (part / "spec.json").write_text(identity)
         write_manifest(manifest, part / "manifest.csv")
         if force and target.exists():
             shutil.rmtree(target)
         _publish(part, target, identity)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return True
 
 
@@ -170,6 +182,15 @@ def _is_specification(spec: str) -> bool:
     return re.match(r"[a-z][a-z0-9]+:", spec) is not None or find(GROUP, spec.partition(":")[0]) is not None
 
 
+def _is_table(spec: str) -> bool:
+    name, mark, _ = spec.partition("?")
+    return bool(mark) and is_table(name) and not _has_scheme(name)
+
+
+def _has_scheme(spec: str) -> bool:
+    return _is_specification(spec) and (spec.partition(":")[0] in SCHEMES or _is_adapter(spec.partition(":")[0]))
+
+
 def _is_adapter(scheme: str) -> bool:
     return scheme in ADAPTERS or (scheme not in SCHEMES and find(GROUP, scheme) is not None)
 
@@ -194,13 +215,17 @@ def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
         there = ", ".join({**SCHEMES, **ADAPTERS, **plug_ins(GROUP)})
         raise UsageError(f"there is no scheme {printable(scheme)!r}: there are {there}")
     argument, _, query = rest.partition("?")
+    return scheme, argument, _options(spec, query)
+
+
+def _options(spec: str, query: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for pair in query.split("&") if query else ():
         key, equals, value = pair.partition("=")
         if not equals or key in options:
             raise UsageError(f"{printable(spec)}: {printable(pair)!r} should be key=value, each key once")
         options[key] = value
-    return scheme, argument, options
+    return options
 
 
 def _identity(scheme: str, source: Source) -> str:

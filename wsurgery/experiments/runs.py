@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -198,7 +198,9 @@ def read_similarities(path: Path) -> list[LayerScore]:
         )
     layers: dict[str, LayerScore] = {}
     for layer in found["layers"]:
-        numbers = {name: _known(value, path) for name, value in vars(layer).items() if name != "layer"}
+        numbers = {name: _known(value, path) for name, value in asdict(layer).items() if name != "layer"}
+        if (numbers["se"] or 0) < 0:
+            raise WsurgeryError(f"{printable(str(path))} has a standard error below 0: make the file again")
         layers.setdefault(layer.layer, LayerScore(layer.layer, **numbers))
     return list(layers.values())
 

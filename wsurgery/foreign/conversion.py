@@ -62,9 +62,15 @@ class Converted(Made):
             yield f"stripped the prefix {names.prefix}"
         if names.lineage:
             yield f"renamed from {names.lineage} to timm's names"
-        if names.left_out:
-            more = f" and {len(names.left_out) - 3} more" if len(names.left_out) > 3 else ""
-            yield f"left out what timm's network has not: {printable(', '.join(names.left_out[:3]))}{more}"
+        if names.inner:
+            yield f"took {', '.join(names.inner)} out of names"
+        for what, left_out in (
+            ("is of the training", names.beside),
+            ("timm's network has not", names.left_out),
+        ):
+            if left_out:
+                more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+                yield f"left out what {what}: {printable(', '.join(left_out[:3]))}{more}"
         for alias, kept in self.aliases.items():
             yield f"{printable(alias)} is {printable(kept)}: written once, and recorded"
         if architecture:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wsurgery.operations.architectures import find_layout
+
 Shapes = Mapping[str, tuple[int, ...]]
 Config = Mapping[str, Any]  # Hugging Face's config.json
 Rule = tuple[str, str | None] | tuple[str, str | None, str]
@@ -30,6 +32,7 @@ class Lineage:
         architecture: tells timm's model from shapes under timm's names and from what config.json says, which may be
             nothing; None where they do not tell.
         stages: blocks of each stage, for `{1@}`.
+        whole: whether it is taken only where `architecture` knows the network: its names say little by themselves.
         parts: whether names are matched with what each block holds in them, `block:ccsc` for `block`: `c` a convolution
             with its norm, `s` squeeze and excitation, `w` a lone layer.
     """
@@ -39,6 +42,7 @@ class Lineage:
     architecture: Callable[[Shapes, Config], Architecture | None]
     stages: tuple[int, ...] = ()
     parts: bool = False
+    whole: bool = False
 
 
 def _blocks(shapes: Shapes, pattern: str) -> tuple[int, ...]:
@@ -328,6 +332,86 @@ def _resnet(shapes: Shapes, config: Config) -> Architecture | None:
     return (name, {}) if name and shapes["conv1.weight"][0] == 64 else None
 
 
+def _torchvision_resnet(shapes: Shapes, config: Config) -> Architecture | None:
+    """Tell torchvision's ResNet, ResNeXt or wide ResNet: every tensor fits but those of the head."""
+    trunk = {name: shape for name, shape in shapes.items() if not name.startswith("fc.")}
+    for name in _TORCHVISION_RESNETS:
+        layout = find_layout({"name": name, "num_classes": 0, "in_chans": shapes["conv1.weight"][1]})
+        if layout and all(
+            trunk.get(own, shape if own.endswith("num_batches_tracked") else None) == shape
+            for own, shape in layout.shapes.items()
+        ):
+            return (name, {}) if trunk.keys() <= layout.shapes.keys() else None
+    return None
+
+
+_TORCHVISION_RESNETS = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+)  # fmt: skip
+_RESNET_BLOCK = r"(\d+\.(?:conv\d|bn\d|downsample\.[01])\.\w+)"
+_RESNET_HEAD: Rule = (r"(?:fc|head|classifier|linear|9)(?:\.\d)?", "fc")
+_SEQUENTIAL_STAGES: tuple[Rule, ...] = (
+    ("0", "conv1"),
+    ("1", "bn1"),
+    *((rf"{stage + 3}\.{_RESNET_BLOCK}", rf"layer{stage}.\1") for stage in (1, 2, 3, 4)),
+)
+_NAMED_STAGES: tuple[Rule, ...] = ((r"conv1|bn1", r"\g<0>"), (rf"layer(\d)\.{_RESNET_BLOCK}", r"layer\1.\2"))
+_WRAPPED_RESNETS = tuple(
+    Lineage(title, (*stages, _RESNET_HEAD), _torchvision_resnet, whole=True)
+    for title, stages in (
+        ("a ResNet in nn.Sequential", _SEQUENTIAL_STAGES),
+        ("a ResNet with a head of another name", _NAMED_STAGES),
+    )
+)
+_DENSENETS: dict[tuple[int, ...], str] = {  # layers of each block, width of the first convolution
+    (6, 12, 24, 16, 64): "densenet121", (6, 12, 36, 24, 96): "densenet161", (6, 12, 32, 32, 64): "densenet169",
+    (6, 12, 48, 32, 64): "densenet201",
+}  # fmt: skip
+
+
+def _densenet(shapes: Shapes, config: Config) -> Architecture | None:
+    layers = _blocks(shapes, r"features\.denseblock(\d)\.denselayer(\d+)\.")
+    name = _DENSENETS.get((*layers, *_width(shapes, "features.conv0.weight")))
+    return (name, {}) if name else None
+
+
+_TV_DENSENET = Lineage(
+    "torchvision's DenseNet",
+    (
+        # PyTorch before 0.4.1 allowed a dot in a module's name, and torchvision's downloads have it still.
+        (r"features\.(denseblock\d\.denselayer\d+)\.(norm|conv)\.?([12])", r"features.\1.\2\3"),
+        (r"features\.(?:conv0|norm0|norm5|transition\d\.(?:norm|conv))", r"\g<0>"),
+        (r"classifier(?:\.\d)?", "classifier"),
+    ),
+    _densenet,
+    whole=True,
+)
+_KERAS_LEAVES = {
+    "kernel": "weight", "gamma": "weight", "bias": "bias", "beta": "bias", "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}  # fmt: skip
+_KERAS_DENSENET = Lineage(
+    "Keras's DenseNet",
+    tuple(
+        (rf"(?:[\w/]+/)?{layer}/{leaf}(?::0)?", f"{module}.{part}")
+        for layer, module in (
+            (r"conv1/conv", "features.conv0"),
+            (r"conv1/bn", "features.norm0"),
+            (r"conv(\d)_block(\d+)_0_bn", r"features.denseblock{1-1}.denselayer\2.norm1"),
+            (r"conv(\d)_block(\d+)_1_conv", r"features.denseblock{1-1}.denselayer\2.conv1"),
+            (r"conv(\d)_block(\d+)_1_bn", r"features.denseblock{1-1}.denselayer\2.norm2"),
+            (r"conv(\d)_block(\d+)_2_conv", r"features.denseblock{1-1}.denselayer\2.conv2"),
+            (r"pool(\d)_bn", "features.transition{1-1}.norm"),
+            (r"pool(\d)_conv", "features.transition{1-1}.conv"),
+            (r"bn", "features.norm5"),
+            (r"(?:predictions|fc1000)", "classifier"),
+        )
+        for leaf, part in _KERAS_LEAVES.items()
+    ),
+    _densenet,
+    whole=True,
+)
 _HF_STAGE = r"(?:resnet\.)?encoder\.stages\.(\d)\.layers\.(\d+)"
 _HF_RESNET = Lineage(
     "Hugging Face's ResNet",
@@ -512,6 +596,7 @@ _GOOGLE_BIT = Lineage(
 )
 
 LINEAGES = (
-    _HF_RESNET, _HF_VIT, _HF_DINOV2, _HF_BEIT, _HF_SWIN, _HF_CONVNEXT, _TV_VIT, _TV_SWIN, _TV_CONVNEXT, _TV_EFFICIENTNET,
-    _TV_MOBILENET_V2, *_TV_MOBILENETS_V3, _TV_VGG, _TV_INCEPTION, _FLAX_VIT, _GOOGLE_BIT,
+    _TV_DENSENET, _KERAS_DENSENET, *_WRAPPED_RESNETS, _HF_RESNET, _HF_VIT, _HF_DINOV2, _HF_BEIT, _HF_SWIN, _HF_CONVNEXT,
+    _TV_VIT, _TV_SWIN, _TV_CONVNEXT, _TV_EFFICIENTNET, _TV_MOBILENET_V2, *_TV_MOBILENETS_V3, _TV_VGG, _TV_INCEPTION, _FLAX_VIT,
+    _GOOGLE_BIT,
 )  # fmt: skip

@@ -20,13 +20,52 @@ _A_BYTE = 40  # and for each of its bytes in the file: those of torch.save take 
 _AN_ENTRY = 100  # bytes in a dict or a set
 _UNCOUNTED = 1000  # steps between two looks at what has been counted
 _FEW = 64  # elements or bytes that are in what a step is said to take
+_SHORT = 1 << 16  # bytes of a string that is taken into memory
 _LONGEST = 512  # bytes of a number, or of the name of a module or a class
 _KEY_ELEMENTS = 64  # in all, of a tuple that is a key
 _KEY_NUMBER = (1 << 61) - 1  # from here on whole numbers have the same hash as smaller ones
 
 
 class Ignored:
-    """Stands for an object of settings or bookkeeping: takes any arguments and items, keeps none."""
+    """Stands for a class or function that is not known here, and for what it would have made: runs nothing.
+
+    Attributes:
+        name: of the class or function, with its module's.
+        state: what an object's attributes were restored from, mostly a dict; None if they were not.
+        entries: its items, of an object that is a mapping.
+    """
+
+    __slots__ = ("entries", "name", "state")
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.state: Any = None
+        self.entries: dict[Any, Any] | None = None
+
+    def build(self, state: Any) -> None:
+        """Keep what the attributes are to be restored from."""
+        self.state = state
+
+
+class Span:
+    """A long string of bytes, or text, that stays in the file until it is needed.
+
+    Args:
+        data: the file, or the part of it, that holds the pickle.
+        start: where it begins in `data`.
+        size: its bytes there.
+        is_text: whether it stands there as UTF-8, and what is meant are the bytes of Latin-1.
+    """
+
+    __slots__ = ("data", "is_text", "size", "start")
+
+    def __init__(self, data: bytes | mmap, start: int, size: int, *, is_text: bool) -> None:
+        self.data, self.start, self.size, self.is_text = data, start, size, is_text
+
+    def read(self) -> bytearray:
+        """Return the bytes."""
+        found = self.data[self.start : self.start + self.size]
+        return bytearray(found.decode().encode("latin1") if self.is_text else found)
 
 
 class Unpickler:
@@ -35,8 +74,8 @@ class Unpickler:
     Args:
         data: the file, or the part of it, that holds the pickle.
         start: where it begins in `data`.
-        find_global: gives what stands for a module's and a name: a function; `Ignored`; dict, list, set, frozenset or
-            tuple, which are built here; or what cannot be called.
+        find_global: gives what stands for a module's and a name: a function; an `Ignored`; dict, list, set, frozenset
+            or tuple, which are built here; or what cannot be called.
         find_persistent: gives what stands for a persistent identifier.
         share: how many bytes of the file a byte of `data` is: less than 1 if it was compressed.
 
@@ -45,7 +84,8 @@ class Unpickler:
     """
 
     __slots__ = (
-        "a_byte", "data", "find_global", "find_persistent", "memo", "outer", "position", "spent", "stack", "start",
+        "a_byte", "data", "find_global", "find_persistent", "memo", "outer", "passed", "position", "spent", "stack",
+        "start",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +103,7 @@ class Unpickler:
         self.outer: list[list[Any]] = []  # what lies below each mark
         self.memo: dict[int, Any] = {}
         self.spent, self.a_byte = 0, _A_BYTE * share
+        self.passed = 0  # bytes of the file that were left in it
 
     def load(self) -> Any:
         """Return what was pickled.
@@ -91,7 +132,7 @@ class Unpickler:
     def spend(self, n: int) -> None:
         """Count n bytes that are about to be taken."""
         self.spent += n
-        read = self.position - self.start
+        read = self.position - self.start - self.passed
         if self.spent > _FREE + self.a_byte * read or read > MAX_HEADER:
             raise WsurgeryError("has a pickle that would take far more memory than tensors' descriptions do")
 
@@ -104,9 +145,16 @@ class Unpickler:
         taken: bytes = self.data[first : self.position]
         return taken
 
-    def take_long(self, width: int) -> bytes:
-        """Return as many bytes as the next `width` bytes say."""
+    def take_long(self, width: int, *, is_text: bool) -> bytes | Span:
+        """Return as many bytes as the next `width` bytes say, or where they are."""
         n = int.from_bytes(self.take(width), "little")
+        if n > _SHORT and self.a_byte == _A_BYTE:  # what was packed is in memory already
+            first = self.position
+            self.position += n
+            if self.position > len(self.data):
+                raise EOFError("a pickle ends early")
+            self.passed += n
+            return Span(self.data, first, n, is_text=is_text)
         if n > _FEW:
             self.spend(4 * n)  # as text, one such byte may take as many
         return self.take(n)
@@ -129,8 +177,8 @@ class Unpickler:
             raise TypeError("arguments are no tuple")
         if len(arguments) > _FEW:
             self.spend(8 * len(arguments))
-        if function is Ignored:
-            return Ignored()
+        if isinstance(function, Ignored):
+            return Ignored(function.name)
         return self.container(function, *arguments) if isinstance(function, type) else function(*arguments)
 
     def container(self, kind: Any, content: Any = ()) -> Any:
@@ -151,7 +199,10 @@ class Unpickler:
         if isinstance(target, dict):
             for i in range(0, len(items), 2):
                 target[as_key(items[i])] = items[i + 1]
-        elif not isinstance(target, Ignored):
+        elif isinstance(target, Ignored):
+            target.entries = {} if target.entries is None else target.entries
+            self.set_items(target.entries, items)
+        else:
             raise TypeError(f"items of a {type(target).__name__}")
 
 
@@ -203,17 +254,19 @@ def _append_marked(machine: Unpickler) -> None:
 
 
 def _extend(target: Any, items: list[Any]) -> None:
-    if not isinstance(target, list):
+    if isinstance(target, list):
+        target += items
+    elif not isinstance(target, Ignored):
         raise TypeError(f"items of a {type(target).__name__}")
-    target += items
 
 
 def _add_items(machine: Unpickler) -> None:
     items, target = machine.take_marked(), machine.stack[-1]
-    if not isinstance(target, set):
-        raise TypeError(f"elements of a {type(target).__name__}")
     machine.spend(_AN_ENTRY * len(items))
-    target.update(map(as_key, items))
+    if isinstance(target, set):
+        target.update(map(as_key, items))
+    elif not isinstance(target, Ignored):
+        raise TypeError(f"elements of a {type(target).__name__}")
 
 
 def _set_item(machine: Unpickler) -> None:
@@ -269,9 +322,16 @@ def _call(machine: Unpickler) -> None:
 
 def _call_with_keywords(machine: Unpickler) -> None:
     keywords = machine.stack.pop()
-    if keywords and machine.stack[-2] is not Ignored:
+    if keywords and not isinstance(machine.stack[-2], Ignored):
         raise TypeError("keywords")
     _call(machine)
+
+
+def _build(machine: Unpickler) -> None:
+    # Setting attributes on whatever else is on the stack would be a risk.
+    state, target = machine.stack.pop(), machine.stack[-1]
+    if isinstance(target, Ignored):
+        target.build(state)
 
 
 def _persistent(machine: Unpickler) -> None:
@@ -317,9 +377,10 @@ def _byte(machine: Unpickler) -> None:
     machine.position += 1
 
 
-def _string(width: int, kind: Callable[[bytes], object]) -> Callable[[Unpickler], None]:
+def _string(width: int, kind: Callable[[bytes], object], *, is_text: bool = False) -> Callable[[Unpickler], None]:
     def step(machine: Unpickler) -> None:
-        machine.stack.append(kind(machine.take_long(width)))
+        taken = machine.take_long(width, is_text=is_text)
+        machine.stack.append(taken if isinstance(taken, Span) else kind(taken))
 
     return step
 
@@ -367,9 +428,9 @@ _STEPS: dict[int, tuple[Callable[[Unpickler], object], int]] = {
         ("G", _push(lambda machine: struct.unpack(">d", machine.take(8))[0]), 32),  # BINFLOAT
         ("T", _string(4, _latin), 64),  # BINSTRING
         ("U", _string(1, _latin), 64),
-        ("X", _string(4, _text), 64),  # BINUNICODE
-        ("\x8c", _string(1, _text), 64),
-        ("\x8d", _string(8, _text), 64),
+        ("X", _string(4, _text, is_text=True), 64),  # BINUNICODE
+        ("\x8c", _string(1, _text, is_text=True), 64),
+        ("\x8d", _string(8, _text, is_text=True), 64),
         ("B", _string(4, bytes), 48),  # BINBYTES
         ("C", _string(1, bytes), 48),
         ("\x8e", _string(8, bytes), 48),
@@ -393,8 +454,7 @@ _STEPS: dict[int, tuple[Callable[[Unpickler], object], int]] = {
         ("R", _call, 240),
         ("\x81", _call, 240),  # NEWOBJ
         ("\x92", _call_with_keywords, 240),  # NEWOBJ_EX
-        # BUILD. An object's state is never needed, and setting attributes on whatever is on the stack is a risk.
-        ("b", lambda machine: machine.stack.pop(), 8),
+        ("b", _build, 8),
         ("Q", _persistent, 160),  # BINPERSID
         ("h", _get, 8),  # BINGET
         ("j", _get_long, 8),

@@ -1,11 +1,15 @@
-"""Files that torch.save wrote, read without torch, one storage at a time.
+"""Files that torch.save wrote, and pickles of arrays, read without torch, one storage at a time.
 
-Two formats. Since PyTorch 1.6: a zip archive, `NAME/data.pkl` describes the tensors, `NAME/data/KEY` holds one storage.
-Before: five pickles in a row (a magic number, the version, the machine, the tensors, the storages' keys), then the
-storages. A file is untrusted input: unpickling can call any function, so only the few names in `_GLOBALS` are known
-here, none of which does more than build a container; and every number is checked before memory is taken by it.
+Two formats of torch's. Since PyTorch 1.6: a zip archive, `NAME/data.pkl` describes the tensors, `NAME/data/KEY` holds one
+storage. Before: five pickles in a row (a magic number, the version, the machine, the tensors, the storages' keys), then the
+storages. And one of numpy's arrays in a plain pickle, as detectron2 keeps them.
+
+A file is untrusted input: unpickling can call any function, so only the few names in `_GLOBALS` are known here, none of
+which does more than build a container; what else is named is an `Ignored`, and a file that names what is there to run code
+is refused. Every number is checked before memory is taken by it.
 """
 
+import math
 import mmap
 import pickle
 import zipfile
@@ -20,7 +24,7 @@ from wsurgery.archives import one_line_errors, open_member, read_exactly
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
 from wsurgery.errors import WsurgeryError, printable
-from wsurgery.foreign.opcodes import Ignored, Unpickler
+from wsurgery.foreign.opcodes import Ignored, Span, Unpickler
 from wsurgery.untrusted import open_regular
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -30,12 +34,12 @@ _MAX_EXPANDED = (
 )  # bytes that a tensor may take beyond its storage: `expand` repeats elements at no cost in the file
 _MAX_DIMENSIONS = 64  # numpy's limit
 
-_STORAGES = {
+STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
     "BoolStorage": "BOOL", "ComplexFloatStorage": "C64", "UntypedStorage": "U8",
 }  # fmt: skip
-_DTYPES = {
+DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
     "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
@@ -55,6 +59,24 @@ class Storage:
     def nbytes(self) -> int:
         """Number of bytes."""
         return self.elements * BITS[self.dtype] // 8
+
+
+@dataclass(frozen=True, eq=False)
+class Inline(Storage):
+    """A run of elements that stands in the pickle itself, of one array."""
+
+    content: bytes | bytearray | Span
+
+    def read(self) -> bytearray:
+        """Return the bytes.
+
+        Raises:
+            WsurgeryError: they are not as many as the array's shape says.
+        """
+        data = self.content.read() if isinstance(self.content, Span) else bytearray(self.content)
+        if len(data) != self.nbytes:
+            raise WsurgeryError(f"has a broken array: {len(data)} bytes, not {self.nbytes}")
+        return data
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +137,9 @@ class TorchFile:
         self._last: tuple[Storage, bytearray] | None = None
         try:
             with one_line_errors(self.label):
-                zipped = self._stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-                self._layout: _Zip | _Legacy = _Zip(self._stream) if zipped else _Legacy(self._stream)
+                start = self._stream.read(32)
+                kind = _Zip if start.startswith(ZIP_MAGIC) else _Legacy if is_legacy(start) else _Plain
+                self._layout: _Zip | _Legacy | _Plain = kind(self._stream)
         except BaseException:
             self._stream.close()
             raise
@@ -142,13 +165,14 @@ class TorchFile:
         """Read a storage; the last one is kept, since tensors that share one mostly follow one another."""
         if self._last is None or self._last[0] != storage:
             self._last = None  # before the next is read: two never stand in memory
-            self._last = storage, self._layout.read(storage)
+            self._last = storage, storage.read() if isinstance(storage, Inline) else self._layout.read(storage)
         return self._last[1]
 
     def __enter__(self) -> "TorchFile":
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._last = None
         self._stream.close()
 
 
@@ -192,6 +216,17 @@ class _Zip:
             return read_exactly(stream, self.archive.getinfo(self.folder + name).file_size)
 
 
+class _Plain:
+    """One pickle, of numpy's arrays: each is its own storage."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._file = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # open as long as an array is to be read
+        self.content = Unpickler(self._file, 0, _find_global, partial(_find_storage, {})).load()
+
+    def read(self, storage: Storage) -> bytearray:
+        raise WsurgeryError(f"describes a storage {printable(storage.key)} that is not in it")
+
+
 class _Legacy:
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -228,20 +263,22 @@ class _Legacy:
 
 def _find_global(module: str, name: str) -> Any:
     module = {"__builtin__": "builtins"}.get(module, module)
-    if module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES:
-        return _STORAGES[name]
-    if module == "torch" and name in _DTYPES:
-        return _DTYPES[name]
-    try:
-        return _GLOBALS[f"{module}.{name}"]
-    except KeyError:
+    if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
+        return STORAGES[name]
+    if module == "torch" and name in DTYPES:
+        return DTYPES[name]
+    whole = f"{module}.{name}"
+    if whole in _RUNS_CODE or module.partition(".")[0] in _RUNS_CODE:
         raise WsurgeryError(
-            f"asks for the Python object {printable(f'{module}.{name}')}, which could run code: if you trust it, load "
+            f"asks for the Python object {printable(whole)}, which could run code: if you trust it, load "
             "it with torch in a sandbox and save its state_dict() alone"
-        ) from None
+        )
+    return _GLOBALS.get(whole) or Ignored(whole)
 
 
-def _find_storage(storages: dict[str, Storage], identifier: Any) -> Storage:
+def _find_storage(storages: dict[str, Storage], identifier: Any) -> Any:
+    if isinstance(identifier, tuple) and len(identifier) == 4 and identifier[0] == "module":
+        return identifier[1]  # a class, and its source, which old versions kept beside it
     if not isinstance(identifier, tuple) or not 5 <= len(identifier) <= 6:
         raise WsurgeryError("describes a storage that torch.save does not write")
     kind, dtype, key, _, elements, *view = identifier
@@ -285,6 +322,68 @@ def _tensor_with_attributes(rebuild: Any, _: object, arguments: Any, __: object)
     return rebuild(*arguments)
 
 
+class Array(Ignored):
+    """A numpy array. Attributes: `tensor`, what it is; None of one that is not of numbers, or not little-endian."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, shape: Any = (), dtype: Any = None, data: Any = None, *, fortran: bool = False) -> None:
+        super().__init__("numpy.ndarray")
+        self.tensor: StoredTensor | None = None
+        if isinstance(data, str):
+            data = data.encode("latin1")  # Python 2's
+        name = dtype.dtype if isinstance(dtype, _Dtype) else ""
+        if not name or not isinstance(shape, tuple) or not isinstance(data, (bytes, bytearray, Span)):
+            return
+        shape = _few(shape)
+        if not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+            return
+        sizes = shape if fortran else shape[::-1]
+        steps = [math.prod(sizes[:i]) for i in range(len(sizes))]
+        storage = Inline(f"array {id(self)}", name, math.prod(shape), data)
+        self.tensor = StoredTensor(storage, 0, shape, tuple(steps if fortran else steps[::-1]), name)
+
+    def build(self, state: Any) -> None:
+        """Take what numpy pickles of an array: version, shape, dtype, whether in Fortran's order, bytes."""
+        if isinstance(state, tuple) and len(state) == 5:
+            self.__init__(state[1], state[2], state[4], fortran=state[3] is True)  # type: ignore[misc]
+
+
+class _Dtype(Ignored):
+    """A numpy dtype. Attributes: `dtype`, its name in a header; empty of one that is none."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, code: Any = None, *_: object) -> None:
+        super().__init__("numpy.dtype")
+        self.dtype = _NUMPY_DTYPES.get(code, "") if isinstance(code, str) else ""
+
+    def build(self, state: Any) -> None:
+        """Take what numpy pickles of a dtype: the version, the order of bytes, and what only others have."""
+        if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
+            self.dtype = ""
+
+
+def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any, *_: object) -> Array:
+    return Array(shape, dtype, data, fortran=order == "F")
+
+
+def _encoded(text: Any = b"", *_: object) -> Any:
+    """Return Python 3's bytes in a pickle for Python 2."""
+    return text.encode("latin1") if isinstance(text, str) else text
+
+
+_NUMPY_DTYPES = {
+    "f2": "F16", "f4": "F32", "f8": "F64", "i1": "I8", "i2": "I16", "i4": "I32", "i8": "I64", "u1": "U8", "u2": "U16",
+    "u4": "U32", "u8": "U64", "b1": "BOOL", "c8": "C64",
+}  # fmt: skip
+# What is named to run code, and by no checkpoint: modules, and functions in others.
+_RUNS_CODE = {
+    "os", "posix", "nt", "subprocess", "commands", "popen2", "sys", "shutil", "socket", "runpy", "pty", "ctypes", "importlib",
+    "webbrowser", "code", "codeop", "pdb", "builtins.eval", "builtins.exec", "builtins.compile", "builtins.execfile",
+    "builtins.open", "builtins.__import__", "io.open", "io.FileIO", "pickle.loads", "_pickle.loads", "torch.load",
+    "torch.hub.load", "numpy.load",
+}  # fmt: skip
 _GLOBALS: dict[str, Any] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -297,25 +396,8 @@ _GLOBALS: dict[str, Any] = {
     "collections.Counter": dict,
     "collections.defaultdict": lambda *_: {},  # its items come after it
     **{f"builtins.{kind.__name__}": kind for kind in (dict, list, set, frozenset)},
-    # What training scripts leave beside the weights.
-    **dict.fromkeys(
-        (
-            "builtins.int",
-            "builtins.float",
-            "argparse.Namespace",
-            "torch.Tensor",
-            "torch.nn.parameter.Parameter",
-            "torch.device",
-            "torch.torch_version.TorchVersion",
-            "pathlib.PosixPath",
-            "numpy.dtype",
-            "numpy.core.multiarray.scalar",
-            "numpy._core.multiarray.scalar",
-            "_codecs.encode",
-            "pytorch_lightning.utilities.parsing.AttributeDict",
-            "lightning_fabric.utilities.data.AttributeDict",
-            "lightning.fabric.utilities.data.AttributeDict",
-        ),
-        Ignored,
-    ),
+    "numpy.dtype": lambda *arguments: _Dtype(*arguments),
+    **{f"numpy.{core}.multiarray._reconstruct": lambda *_: Array() for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _array_of_buffer for core in ("core", "_core")},
+    **dict.fromkeys(("_codecs.encode", "builtins.bytes", "builtins.bytearray"), _encoded),
 }

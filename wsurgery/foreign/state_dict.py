@@ -1,10 +1,9 @@
 """A state dict from a checkpoint as it is found: a file or folder of torch.save, .npz or safetensors, in any wrapper."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -15,28 +14,15 @@ from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
 from wsurgery.checkpoint.opening import STDIN, open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record, describe_file, describe_input
-from wsurgery.checkpoint.shards import INDEX, WHOLE, read_shard_names
+from wsurgery.checkpoint.shards import INDEX, WEIGHTS, names_in, read_shard_names
 from wsurgery.checkpoint.unchanged import FileState, file_state, require_unchanged
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.foreign.finding import architecture_said, checked_name, find_tensors
+from wsurgery.foreign.other_libraries import HDF5_MAGIC, open_hdf5, open_onnx
 from wsurgery.foreign.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy
 from wsurgery.untrusted import open_regular
 
-# Names under which training scripts save the weights beside other things, in the order in which they are taken.
-WRAPPERS = (
-    "state_dict", "model", "model_state_dict", "model_ema", "ema", "state_dict_ema", "teacher", "student", "net",
-    "network", "module", "params", "backbone",
-)  # fmt: skip
-_DEPTH = 3  # wrappers in wrappers that are looked into
 _BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-
-# First bytes of formats that are not read, what they are, and what to do.
-_OTHERS = (
-    (b"\x1f\x8b", "compressed with gzip: unpack it first"),
-    (b"BZh", "compressed with bzip2: unpack it first"),
-    (b"\xfd7zXZ", "compressed with xz: unpack it first"),
-    (b"\x89HDF", "an HDF5 file, as Keras writes it: save its arrays with numpy.savez"),
-    (b"version https://git-lfs", "a pointer of Git LFS: git lfs pull fetches the file itself"),
-)
 
 
 @dataclass(frozen=True)
@@ -52,6 +38,7 @@ class StateDict:
         notes: what was chosen and what was left out, for people.
         finish: to be called after the last tensor; raises if a stream goes on.
         aliases: name → the name of the tensor that it is: tied weights.
+        said: names that the file's other entries give the network.
     """
 
     label: str
@@ -62,6 +49,7 @@ class StateDict:
     notes: tuple[str, ...] = ()
     finish: Callable[[], None] = lambda: None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    said: Sequence[str] = ()
 
 
 @contextmanager
@@ -71,28 +59,36 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
     Args:
         source: a file, or a folder as the Hugging Face hub keeps them (`model.safetensors` or `pytorch_model.bin`, whole
             or in shards with an index); `-` or None for a safetensors stream on standard input.
-        key: which of the dicts in the file to take. Default: the first of `WRAPPERS`, or the only one.
+        key: which of the dicts in the file to take, `a.b.c` for one in others. Default: the first of `WRAPPERS`, or the
+            only one.
 
     Raises:
         WsurgeryError: the file is damaged, holds no state dict, or asks for Python code to be run.
         UsageError: `key` is not there, or is needed.
     """
     path = None if source is None or str(source) == STDIN or "://" in str(source) else Path(source)
+    files = _bin_files(path) if path is not None and path.is_dir() else []
+    if len(files) == 1 and files[0].name != _BIN and path is not None and not (path / _BIN_INDEX).is_file():
+        path = source = files[0]
     prefix, state = b"", None
     if path is not None and path.is_file():  # not so for a named pipe, whose first bytes would be lost
         with open_regular(path) as stream:
             prefix, state = stream.read(512), file_state(stream.fileno())
     label = printable(str(path))
     is_safetensors = prefix[8:9] == b"{"  # a header's length may begin with anything
-    for magic, what in _OTHERS:
-        if prefix.startswith(magic) and not is_safetensors:
-            raise WsurgeryError(f"{label} is {what}")
     if prefix[257:262] == b"ustar" and not is_safetensors:
         raise WsurgeryError(
             f"{label} is a tar archive: unpack it, or load it with torch and save its state_dict() again"
         )
-    if path is not None and path.is_dir() and (files := _bin_files(path)):
+    if path is not None and path.is_dir() and files:
         yield from _folder(path, files, key)
+    elif path is not None and (prefix.startswith(HDF5_MAGIC) or path.suffix == ".onnx"):
+        if key is not None:
+            raise UsageError(f"{label} has no wrappers: leave out --key")
+        with (open_onnx if path.suffix == ".onnx" else open_hdf5)(path, label) as (tensors, read):
+            for name in tensors:
+                checked_name(name)
+            yield _unchanged(StateDict(label, tensors, read, describe_file(path)), {path: state})
     elif path is not None and path.suffix == ".npz":
         if key is not None:
             raise UsageError(f"{label} is an .npz file, which has no wrappers: leave out --key")
@@ -100,13 +96,9 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
             with one_line_errors(label):
                 archive = stack.enter_context(open_archive(path))
             yield _unchanged(_npz(archive, path, label), {path: state})
-    elif path is not None and (prefix.startswith(ZIP_MAGIC) or is_legacy(prefix[:32])):
+    elif path is not None and (prefix.startswith(ZIP_MAGIC) or is_legacy(prefix[:32]) or _is_pickle(prefix)):
         with TorchFile(path) as file:
             yield _unchanged(_torch(file, path, key), {path: state})
-    elif prefix.startswith(b"\x80") and int.from_bytes(prefix[:8], "little") > MAX_HEADER:
-        raise WsurgeryError(
-            f"{label} is a pickle that torch.save did not write: load it in a sandbox and save its tensors"
-        )
     else:
         with open_checkpoint(source) as checkpoint:
             if key is not None:
@@ -126,45 +118,9 @@ def open_state_dict(source: str | Path | None, *, key: str | None = None) -> Ite
             )
 
 
-def find_tensors(content: Any, key: str | None = None) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Find the state dict in what was saved.
-
-    Args:
-        content: nested dicts with a `StoredTensor` for each tensor.
-        key: the entry to look in; default as for `open_state_dict`.
-
-    Returns:
-        Name → tensor in file order; and what was chosen and left out, in words.
-
-    Raises:
-        WsurgeryError: there is none.
-        UsageError: there are several under names that are not known, or none under `key`.
-    """
-    notes: list[str] = []
-    for _ in range(_DEPTH + 1):
-        if not isinstance(content, dict):
-            break
-        inner = [name for name, value in content.items() if isinstance(name, str) and _holds_tensors(value)]
-        direct = {name: value for name, value in content.items() if isinstance(value, StoredTensor)}
-        if key is not None and key not in inner:
-            raise UsageError(f"has no dict of tensors under {printable(key)!r}: {_listed(inner) or 'there is none'}")
-        known = [name for name in WRAPPERS if name in inner]
-        chosen = key if key is not None else next(iter(known), None)
-        if chosen is None and not direct:
-            if len(inner) > 1:
-                raise UsageError(f"holds several dicts of tensors: choose with --key, one of {_listed(inner)}")
-            chosen = next(iter(inner), None)
-        if chosen is None:
-            if not direct:
-                break
-            left_out = [name for name in content if isinstance(name, str) and name not in direct]
-            if left_out:
-                notes.append(f"left out what is not a tensor: {_listed(left_out)}")
-            return {_checked(name): stored for name, stored in direct.items()}, notes
-        others = [name for name in inner if name != chosen]
-        notes.append(f"took {printable(chosen)}" + (f"; --key takes another: {_listed(others)}" if others else ""))
-        content, key = content[chosen], None
-    raise WsurgeryError("holds no dict of tensors: save the model's state_dict() with torch.save")
+def _is_pickle(prefix: bytes) -> bool:
+    """Whether a file begins as a pickle of protocol 2 or later does, and not as a header of a likely length."""
+    return prefix[:1] == b"\x80" and 2 <= prefix[1] <= 5 and int.from_bytes(prefix[:8], "little") > MAX_HEADER
 
 
 def _torch(file: TorchFile, path: Path, key: str | None) -> StateDict:
@@ -180,6 +136,7 @@ def _torch(file: TorchFile, path: Path, key: str | None) -> StateDict:
         describe_file(path),
         notes=tuple(notes),
         aliases=_tied(found),
+        said=architecture_said(file.content),
     )
 
 
@@ -204,12 +161,17 @@ def _tied(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
 
 
 def _bin_files(folder: Path) -> list[Path]:
-    """List the pickles in a Hugging Face folder; none if there is a safetensors file, which is better."""
-    if any((folder / name).is_file() for name in (WHOLE, INDEX)):
+    """List the pickles in a folder as the hub keeps it, or the one that it has; none if there is a safetensors file."""
+    if names_in(folder, (".safetensors", INDEX)):
         return []
     index = folder / _BIN_INDEX
     if not index.is_file():
-        return [folder / _BIN] if (folder / _BIN).is_file() else []
+        found = [_BIN] if (folder / _BIN).is_file() else names_in(folder, WEIGHTS)
+        if len(found) > 1:
+            raise WsurgeryError(
+                f"{printable(str(folder))} is a folder with {len(found)} checkpoints: name one of {_listed(found)}"
+            )
+        return [folder / name for name in found]
     label = printable(str(index))
     names = read_shard_names(
         index, label, lambda name: f"{label} names the file {name}: a shard is a file in the folder"
@@ -218,6 +180,10 @@ def _bin_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise WsurgeryError(f"{printable(str(folder))} lacks {printable(name)}, which its index names")
     return [folder / name for name in names]
+
+
+def _listed(names: list[str]) -> str:
+    return printable(", ".join(names[:10]))
 
 
 def _folder(folder: Path, paths: list[Path], key: str | None) -> Iterator[StateDict]:
@@ -251,7 +217,7 @@ def _npz(archive: ZipFile, path: Path, label: str) -> StateDict:
     for member in archive.namelist():
         name = member.removesuffix(".npy")
         with one_line_errors(f"{label}: {printable(name)}"), open_array(archive, member) as (header, _):
-            tensors[name] = _described(_checked(name), header)
+            tensors[name] = _described(checked_name(name), header)
         members[name] = member
 
     def read(name: str) -> memoryview:
@@ -267,26 +233,3 @@ def _described(name: str, header: ArrayHeader) -> TensorInfo:
         return TensorInfo(name, dtype_name(header.dtype.newbyteorder("<")), header.shape, 0, 0).placed(0)
     except TypeError as error:
         raise WsurgeryError(f"cannot be written: {error}") from None
-
-
-def _holds_tensors(value: Any, depth: int = _DEPTH) -> bool:
-    return isinstance(value, dict) and (
-        any(isinstance(entry, StoredTensor) for entry in value.values())
-        or (depth > 1 and any(_holds_tensors(value.get(wrapper), depth - 1) for wrapper in WRAPPERS))
-    )
-
-
-def _checked(name: Any) -> str:
-    if not isinstance(name, str):
-        raise WsurgeryError(f"has a tensor whose name is not a string but {type(name).__name__}: is it a state dict?")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise WsurgeryError(f"has a tensor name that is not valid Unicode: {printable(name)}") from None
-    if name == "__metadata__":
-        raise WsurgeryError("has a tensor named __metadata__, which safetensors keeps for itself")
-    return name
-
-
-def _listed(names: list[str]) -> str:
-    return printable(", ".join(names[:20]))

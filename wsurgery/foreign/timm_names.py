@@ -7,15 +7,20 @@ taken where it knows every tensor and no two get one name; else the names stay.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from wsurgery.anatomy.prefixes import common_prefix
 from wsurgery.errors import UsageError, printable
 from wsurgery.foreign.lineages import LINEAGES, Config, Lineage, Shapes
+from wsurgery.foreign.wrappers import unwrapped
 
+# What people call the attribute that holds their network.
+_FAMILY = re.compile(
+    r"(?:(?:wide_)?res(?:net|next)|(?:se)?resnet|densenet|efficientnet|mobilenet|inception|vgg|convnext|regnet|swin|vit|deit)"
+    r"[\w]{0,40}\.|(?:cnn|feature_extractor|extractor|img_encoder|image_encoder)\."
+)
 _LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -46,6 +51,8 @@ class TimmNames:
         architecture: timm's name of the network and more arguments; None where it is not recognised.
         lineage: whose names they were; None where none was recognised.
         prefix: what was stripped from every name.
+        inner: wrappers' parts that were taken out of names.
+        beside: names in the file of tensors of the training, which are left out.
     """
 
     pieces: dict[str, tuple[Piece, ...]]
@@ -53,6 +60,8 @@ class TimmNames:
     architecture: tuple[str, dict[str, Any]] | None = None
     lineage: str | None = None
     prefix: str = ""
+    inner: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -60,13 +69,13 @@ class TimmNames:
         return {name: joined_shape(pieces) for name, pieces in self.pieces.items()}
 
 
-def same_names(shapes: Shapes, prefix: str = "") -> TimmNames:
-    """Leave every name as it is, but for a prefix that all share."""
-    return TimmNames({name[len(prefix) :]: _as_it_is(name, shape) for name, shape in shapes.items()}, prefix=prefix)
+def same_names(shapes: Shapes) -> TimmNames:
+    """Leave every name as it is."""
+    return TimmNames({name: _as_it_is(name, shape) for name, shape in shapes.items()})
 
 
 def to_timm(shapes: Shapes, config: Config | None = None) -> TimmNames:
-    """Strip wrappers' prefixes that all names share, and give tensors of a known lineage timm's names.
+    """Take wrappers off, and give tensors of a known lineage timm's names.
 
     Args:
         shapes: tensor name → shape.
@@ -75,19 +84,40 @@ def to_timm(shapes: Shapes, config: Config | None = None) -> TimmNames:
     Raises:
         UsageError: tensors that timm joins do not fit together.
     """
-    prefix = common_prefix(shapes)
-    inner = {name[len(prefix) :]: shape for name, shape in shapes.items()}
+    bare = unwrapped(shapes)
+    held, prefix = bare.names, bare.prefix
+    found = _renamed_to_timm(held, shapes, config or {})
+    inside = _without_attribute(held)
+    if found is None and inside:
+        found = _renamed_to_timm(inside, shapes, config or {})
+        if found or _FAMILY.match(next(iter(held))):
+            prefix, held = prefix + next(iter(held)).partition(".")[0] + ".", inside
+    if found is None:
+        found = TimmNames({new: _as_it_is(old, shapes[old]) for new, old in held.items()})
+    return replace(found, prefix=prefix, inner=bare.inner, beside=bare.left_out)
+
+
+def _renamed_to_timm(held: Mapping[str, str], shapes: Shapes, config: Config) -> TimmNames | None:
+    """Rename by the first lineage that knows all names (unwrapped name → name in the file); None if there is none."""
+    inner = {name: shapes[old] for name, old in held.items()}
     if (lite := efficientnet_lite(inner)) and len(set(lite[1].values())) == len(inner):
-        pieces = {new: _as_it_is(prefix + old, inner[old]) for old, new in lite[1].items()}
-        return TimmNames(pieces, (), (lite[0], {}), "EfficientNet-lite", prefix)
+        pieces = {new: _as_it_is(held[old], inner[old]) for old, new in lite[1].items()}
+        return TimmNames(pieces, (), (lite[0], {}), "EfficientNet-lite")
     for lineage in LINEAGES:
-        if found := _follow(lineage, inner, prefix):
+        if found := _follow(lineage, inner, held):
             try:
-                architecture = lineage.architecture(found.shapes, config or {})
+                architecture = lineage.architecture(found.shapes, config)
             except (LookupError, ValueError, ArithmeticError):  # a tensor is missing or odd: only a part of a network
                 architecture = None
-            return replace(found, architecture=architecture)
-    return same_names(shapes, prefix)
+            if architecture or not lineage.whole:
+                return replace(found, architecture=architecture)
+    return None
+
+
+def _without_attribute(held: Mapping[str, str]) -> dict[str, str]:
+    """Take off what all names begin with, an attribute of somebody's class; {} if they begin with several things."""
+    first = {name.partition(".")[0] for name in held}
+    return {name.partition(".")[2]: old for name, old in held.items()} if len(first) == 1 and "" not in first else {}
 
 
 def joined_shape(pieces: tuple[Piece, ...]) -> tuple[int, ...]:
@@ -108,8 +138,14 @@ def _as_it_is(name: str, shape: tuple[int, ...]) -> tuple[Piece, ...]:
     return (Piece(name, shape, tuple(range(len(shape))), shape),)
 
 
-def _follow(lineage: Lineage, shapes: Shapes, prefix: str) -> TimmNames | None:
-    """Apply a lineage's rules; None where it does not fit, or leaves everything as it is."""
+def _follow(lineage: Lineage, shapes: Shapes, held: Mapping[str, str]) -> TimmNames | None:
+    """Apply a lineage's rules; None where it does not fit, or leaves everything as it is.
+
+    Args:
+        lineage: the names.
+        shapes: unwrapped name → shape.
+        held: unwrapped name → name in the file.
+    """
     matched = _with_parts(shapes) if lineage.parts else {name: name for name in shapes}
     found: dict[str, dict[str, Piece]] = defaultdict(dict)
     left_out = []
@@ -117,9 +153,9 @@ def _follow(lineage: Lineage, shapes: Shapes, prefix: str) -> TimmNames | None:
         try:
             new, layout = _renamed(lineage, matched[name])
             if new is None:
-                left_out.append(prefix + name)
+                left_out.append(held[name])
                 continue
-            piece = rearranged(prefix + name, shape, layout) if layout else _as_it_is(prefix + name, shape)[0]
+            piece = rearranged(held[name], shape, layout) if layout else _as_it_is(held[name], shape)[0]
         except (LookupError, ValueError):
             return None
         new, _, number = new.partition("#")
@@ -130,7 +166,7 @@ def _follow(lineage: Lineage, shapes: Shapes, prefix: str) -> TimmNames | None:
     is_whole = all(sorted(numbered) in ([""], ["0", "1", "2"]) for numbered in found.values())
     if not is_whole or not (left_out or pieces.keys() - shapes.keys()):
         return None
-    return TimmNames(pieces, tuple(left_out), None, lineage.title, prefix)
+    return TimmNames(pieces, tuple(left_out), None, lineage.title)
 
 
 def _renamed(lineage: Lineage, name: str) -> tuple[str | None, str]:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,25 @@ def create(architecture: Architecture, *, model: Model | None = None, seed: int 
     return made
 
 
+def state_shapes(
+    architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], label: str = "the file"
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a timm network's tensors, by name; it takes no memory for them.
+
+    Args:
+        architecture: the network.
+        shapes: of the tensors in a file, which bound how large it may be.
+        label: what messages call the file.
+
+    Raises:
+        WsurgeryError: it is far larger than the file.
+        UsageError: as `create`.
+    """
+    require_small_arguments(label, shapes, architecture)
+    with counted(label, shapes, SPARE), torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in create(architecture).state_dict().items()}
+
+
 def _add_timm_attributes(network: nn.Module, images: dict[str, Any]) -> None:
     """Give a network that is not timm's what timm's say of themselves, where it does not: sizes are read off its tensors."""
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -150,9 +169,7 @@ def architecture_of(checkpoint: Checkpoint, name: str | None = None, model: Mode
     called = (checkpoint.name or "").partition(".")[0]
     if timm.is_model(called):
         described = describe_architecture(called, shapes)
-        with torch.device("meta"):
-            own = create(described).state_dict()
-        if {key: tuple(value.shape) for key, value in own.items()} == shapes:
+        if state_shapes(described, shapes, checkpoint.label) == shapes:
             return described
         said = f"has the name of {called} but other tensors"
     raise UsageError(f"{checkpoint.label} {said}: add --arch NAME (a timm model), or --model FILE.py:CALLABLE")
@@ -290,12 +307,22 @@ def _find_tied(own: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> dict[
             continue
         if mine is None or theirs is None:
             where = "the file and not in the network" if mine is None else "the network and not in the file"
-            raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is in {where}: is the architecture right?")
+            raise WsurgeryError(f"{checkpoint.label}: {printable(name)} is in {where}: {_remedy(own, tensors)}")
         if tuple(mine.shape) != theirs.shape:
             raise WsurgeryError(
                 f"{checkpoint.label}: {printable(name)} is {theirs.shape}, the network wants {tuple(mine.shape)}"
             )
     return tied
+
+
+def _remedy(own: Collection[str], tensors: Collection[str]) -> str:
+    """Ask what is wrong where names differ: the network, or how its tensors are called."""
+    if 2 * len(set(own) & set(tensors)) >= min(len(own), len(tensors)):
+        return "is the architecture right?"
+    first, mine = (printable(next(iter(names), "none"), 60) for names in (tensors, own))
+    return (
+        f"its names are like {first}, the network's like {mine}: wsurgery convert or wsurgery rename makes them agree"
+    )
 
 
 def as_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models import get_deprecated_models, get_pretrained_cfg, is_model_pretrained
 
 from wsurgery.anatomy.architecture import Architecture, pretrained_settings
 from wsurgery.anatomy.blocks import Shapes
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.models.bounds import SPARE, counted, require_small_arguments
-from wsurgery.models.load import create
+from wsurgery.models.load import state_shapes
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,7 @@ def require_fit(shapes: Shapes, architecture: Architecture) -> None:
     Raises:
         WsurgeryError: they are not: of a few weights timm changes names and shapes when it loads them.
     """
-    label = "the file"
-    require_small_arguments(label, shapes, architecture)
-    with counted(label, shapes, SPARE), torch.device("meta"):
-        own = {name: tuple(value.shape) for name, value in create(architecture).state_dict().items()}
+    own = state_shapes(architecture, shapes)
     for name in sorted(own.keys() | shapes.keys()):
         if own.get(name) != shapes.get(name) and not name.endswith("num_batches_tracked"):
             here, there = (f"is {known[name]}" if name in known else "is not" for known in (shapes, own))

@@ -130,14 +130,17 @@ def find_layout(architecture: Architecture) -> Layout | None:
     return None
 
 
+_WIDEST = 1000  # times a network's own width
+
+
 def width_arguments(name: str, width: float) -> dict[str, Any]:
     """Return the arguments that give the network `name` all its widths times `width`: of a ResNet, those of its stages.
 
     Raises:
-        UsageError: it is none of the networks here, or the factor is not finite or too small for its groups.
+        UsageError: it is none of the networks here, or the factor is too large, or too small for its groups.
     """
-    if not math.isfinite(width):
-        raise UsageError(f"--width {width}: give a finite factor")
+    if not width <= _WIDEST:  # nor NaN
+        raise UsageError(f"--width {width:g}: give a factor of at most {_WIDEST}")
     if name in CBR_FAMILY:
         return {"width": width}
     if name in RESNETS:

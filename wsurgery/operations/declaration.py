@@ -172,6 +172,7 @@ class Edit:
         in_order: see `edit`.
         needs_part: see `edit`.
         json: see `edit`.
+        exports: see `edit`.
         package: name and version of the package that it comes from, if that is not wsurgery.
     """
 
@@ -186,6 +187,7 @@ class Edit:
     in_order: Collection[str]
     needs_part: str | None
     json: Callable[[History], Any] | None
+    exports: bool = False
     package: Mapping[str, str] | None = None
 
     @property
@@ -266,6 +268,7 @@ def edit(
     in_order: Collection[str] = (),
     needs_part: str | None = None,
     json: Callable[[History], Any] | None = None,
+    exports: bool = False,
 ) -> Callable[[Callable[..., Any]], Edit]:
     """Declare an edit.
 
@@ -276,6 +279,7 @@ def edit(
         in_order: checkpoints that it reads in their own order only; any other stream is copied to a file first.
         needs_part: the question to a user who gives no selector, where everything is not what anybody wants.
         json: gives, for the history of the result, what `--json` prints in place of writing.
+        exports: whether the command writes other formats, too, by the ending of `-o`.
     """
 
     def declare(function: Callable[..., Any]) -> Edit:
@@ -315,6 +319,7 @@ def edit(
             tuple(in_order),
             needs_part,
             json,
+            exports,
         )
 
     return declare

@@ -39,8 +39,8 @@ def float32_normal(generator: np.random.Generator, out: NDArray[np.float32]) -> 
 def float32_normals(generators: Sequence[tuple[np.random.Generator, int]]) -> NDArray[np.float32]:
     """Return what `float32_normal` draws from each generator, as many numbers as stand with it, end to end."""
     halves = [-(-size // 2) for _, size in generators]
-    words = [
-        generator.integers(1 << 64, size=half, dtype=np.uint64).view(np.uint32)
+    words = [  # the numbers of `integers`, in a tenth of its time for a few
+        generator.bit_generator.random_raw(half).view(np.uint32)
         for (generator, _), half in zip(generators, halves, strict=True)
     ]
     radius = np.concatenate([own[:half] for own, half in zip(words, halves, strict=True)])

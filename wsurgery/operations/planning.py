@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wsurgery.anatomy import Selection
 from wsurgery.checkpoint import Checkpoint, Header, TensorInfo
+from wsurgery.checkpoint.companions import ModelFolder, model_folder
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
@@ -112,6 +113,7 @@ class Planned(Made, Unmade):
         flows: the checkpoint that flows through, if there is one.
         inputs: the checkpoints that it is made from.
         says: what was done, for people.
+        beside: the folder of the model that it was made from; None if there is none.
     """
 
     def __init__(
@@ -125,7 +127,13 @@ class Planned(Made, Unmade):
         name: str | None = None,
         says: Sequence[str] = (),
         warns: Callable[[], Iterable[str]] = lambda: (),
+        beside: ModelFolder | None = None,
     ) -> None:
+        self.beside: ModelFolder | None = beside
+        if isinstance(flows, Planned):
+            self.beside = flows.beside
+        elif flows is not None:
+            self.beside = model_folder(flows.path)
         self.edits, self.history, self.inputs = [flattened(edit) for edit in edits], history, list(inputs)
         self.flows, self.says, self._warns = flows, tuple(says), warns
         super().__init__(label, (edit.tensor for edit in edits), self._make)
@@ -329,6 +337,7 @@ def plan(
         name=result.name or f"{_stem(inputs)}.{_described(record)}",
         says=[*result.says, *_tied(result, flows, after, selection)],
         warns=result.warns,
+        beside=result.beside,
     )
 
 

@@ -47,7 +47,7 @@ class RandomStream:
         chunk = self.chunk if chunk is None else chunk
         key = json.dumps([self.seed, self.operation, self.occurrence, self.tensor, purpose, chunk])
         digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
+        return np.random.Generator(np.random.SFC64(np.frombuffer(digest, "<u4")))  # an int would be cut in just these
 
     def standard_normal(self, chunk: int, *, out: "Array") -> None:
         """Fill a one-dimensional array, float32 or float64, with the chunk's iid standard normal numbers."""

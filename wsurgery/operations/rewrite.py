@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from wsurgery.checkpoint import Checkpoint, open_output
+from wsurgery.checkpoint.companions import companions
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History
@@ -135,6 +136,8 @@ def rewrite(
     with ExitStack() as stack:  # left in reverse: the index, which makes a checkpoint of the shards, appears last
         # Every part writes the same index.
         index = stack.enter_context(AtomicFile(output.path / INDEX, force=force or output.part is not None))
+        for name, content in _beside(planned, output.path, force=force).items():
+            write_all(stack.enter_context(AtomicFile(output.path / name, force=True)), content)
         streams = {name: stack.enter_context(AtomicFile(output.path / name, force=force)) for name in chosen}
         for name, stream in streams.items():
             _write(shards[name], planned.history, stream, threads)
@@ -142,6 +145,15 @@ def rewrite(
         infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
         write_all(index, format_index(infos))
         planned.finish()
+
+
+def _beside(planned: Planned, target: Path, *, force: bool) -> dict[str, bytes]:
+    """Return what goes along into an output folder."""
+    model = planned.beside
+    if model is None:
+        return {}
+    renamed = any(edit.tensor.name != edit.origin.name for edit in planned.edits)
+    return companions(model._replace(renamed=model.renamed or renamed), target, force=force)
 
 
 def _write(edits: Sequence[TensorEdit], history: History, stream: BinaryIO, threads: int) -> None:

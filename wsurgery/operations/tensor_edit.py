@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from wsurgery.checkpoint import Checkpoint, TensorInfo
+from wsurgery.checkpoint.companions import ModelFolder
 from wsurgery.checkpoint.provenance import History, Record
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Result:
         inputs: what a source has read, for the record.
         says: what was done, for people.
         warns: gives what turned out while it was computed, for people.
+        beside: the folder that a source was read from, whose settings and licence go along into an output folder.
         name: of the file that is written where no name is given, without its ending.
     """
 
@@ -97,4 +99,5 @@ class Result:
     inputs: Sequence[Record] = ()
     says: Sequence[str] = ()
     warns: Callable[[], Iterable[str]] = lambda: ()
+    beside: ModelFolder | None = None
     name: str | None = None

@@ -1,0 +1,45 @@
+"""Settings and licence of a model go along into an output folder."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"model.fc.weight": np.ones((2, 3), np.float32)}, folder / "model.safetensors")
+    for name in ("config.json", "preprocessor_config.json", "tokenizer.json", "LICENSE", "README.md", "train.py"):
+        (folder / name).write_text("{}")
+    (folder / "LICENSE.d").mkdir()
+    return folder
+
+
+def names_in(folder):
+    return {path.name for path in folder.iterdir() if ".safetensors" not in path.name}
+
+
+def test_they_go_along_and_what_is_there_stays(model, invoke, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("mine")
+    invoke("cast", model, "--to", "bf16", "-o", f"{out}/")
+    assert names_in(out) == {"config.json", "preprocessor_config.json", "tokenizer.json", "LICENSE"}
+    assert (out / "config.json").read_text() == "mine"
+    invoke("cast", model, "--to", "bf16", "-o", f"{out}/", "--force")
+    assert (out / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("arguments", [["convert"], ["rename", "^model.", ""]])
+def test_config_json_stays_behind_where_names_change(arguments, model, invoke, tmp_path):
+    invoke(*arguments, model, "-o", f"{tmp_path}/out/")
+    assert names_in(tmp_path / "out") == {"preprocessor_config.json", "tokenizer.json", "LICENSE"}
+    invoke("convert", model, "--keep-names", "-o", f"{tmp_path}/kept/")
+    assert "config.json" in names_in(tmp_path / "kept")
+
+
+def test_a_file_has_nothing_beside_it(model, invoke, tmp_path):
+    (model / "model.safetensors").rename(model / "other.safetensors")
+    invoke("cast", model / "other.safetensors", "--to", "bf16", "-o", f"{tmp_path}/out/")
+    assert names_in(tmp_path / "out") == set()

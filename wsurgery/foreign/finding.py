@@ -1,0 +1,187 @@
+"""Where in a saved file the weights are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.foreign.opcodes import Ignored
+from wsurgery.foreign.pickles import Array, StoredTensor
+
+# Names under which training scripts save the weights beside other things, in the order in which they are taken.
+WRAPPERS = (
+    "state_dict", "model", "model_state_dict", "model_ema", "ema", "state_dict_ema", "teacher", "student", "net",
+    "network", "module", "params", "backbone", "online_network", "online_network_state_dict", "classy_state_dict",
+    "base_model", "trunk",
+)  # fmt: skip
+_DEPTH = 6  # wrappers in wrappers, and modules in modules, that are looked into
+_LONGEST_NAME = 200  # characters of a model's
+_MOST_MODULES, _DEEPEST_MODULE = 100_000, 64  # of a pickled network, whose modules may stand in one another
+
+
+def find_tensors(content: Any, key: str | None = None) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Find the state dict in what was saved.
+
+    Args:
+        content: nested dicts, and objects, with a `StoredTensor` for each tensor. Arrays count where there is no tensor:
+            beside tensors they are of the bookkeeping.
+        key: the entry to look in, `a.b.c` for one in others; its last parts may be what names begin with. Default: the
+            first of `WRAPPERS`, or the only one.
+
+    Returns:
+        Name → tensor in file order; and what was chosen and left out, in words.
+
+    Raises:
+        WsurgeryError: there is none.
+        UsageError: there are several under names that are not known, or none under `key`.
+    """
+    try:
+        return _Search(arrays=False).find(content, key)
+    except WsurgeryError as error:
+        try:
+            return _Search(arrays=True).find(content, key)
+        except WsurgeryError:
+            raise error from None
+
+
+def architecture_said(content: Any) -> list[str]:
+    """Return what a trainer's entries `arch`, `args.arch` and `args.model` say the network is, timm's among others."""
+    entries = content if isinstance(content, dict) else {}
+    args = entries.get("args")
+    state = args.state if isinstance(args, Ignored) else args
+    state = state if isinstance(state, dict) else {}
+    said = (entries.get("arch"), state.get("model"), state.get("arch"))
+    return list(dict.fromkeys(name for name in said if isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME))
+
+
+class _Search:
+    """A search for tensors, or for arrays as well."""
+
+    def __init__(self, *, arrays: bool) -> None:
+        self._arrays = arrays
+        self._known: dict[int, bool] = {}  # what has been looked at, and whether it has tensors itself
+
+    def find(self, content: Any, key: str | None) -> tuple[dict[str, StoredTensor], list[str]]:
+        notes: list[str] = []
+        if key is not None:
+            content = self._entry(content, key)
+            notes.append(f"took {printable(key)}")
+        for _ in range(_DEPTH + 1):
+            pickled = isinstance(content, Ignored)
+            entries = _entries(content)
+            inner, direct = self._inner(entries), self._tensors(entries)
+            chosen = next((name for name in WRAPPERS if name in inner), None)
+            if chosen is None and not direct:
+                if len(inner) > 1:
+                    raise UsageError(f"holds several dicts of tensors: choose with --key, one of {_listed(inner)}")
+                chosen = next(iter(inner), None)
+            if chosen is None:
+                if not direct:
+                    break
+                if pickled:
+                    notes.append("took the tensors of a pickled object, whose code was not run")
+                left_out = [name for name in entries if isinstance(name, str) and name not in direct]
+                if left_out:
+                    notes.append(f"left out what is not a tensor: {_listed(left_out)}")
+                return {checked_name(name): stored for name, stored in direct.items()}, notes
+            others = [name for name in inner if name != chosen]
+            said = f"took {printable(chosen)}" + (f"; --key takes another: {_listed(others)}" if others else "")
+            if said != f"took {printable(key or '')}":
+                notes.append(said)
+            content, key = entries[chosen], None
+        raise WsurgeryError("holds no dict of tensors: save the model's state_dict() with torch.save")
+
+    def _entry(self, content: Any, key: str) -> Any:
+        """Return what stands under a key, `a.b.c` for an entry of an entry, or the tensors whose names begin so.
+
+        Raises:
+            UsageError: nothing does.
+        """
+        entries = _entries(content)
+        if self._holds(entries.get(key)):
+            return entries[key]
+        for i in (i for i, character in enumerate(key) if character == "."):
+            if self._holds(entries.get(key[:i]), anywhere=True):
+                return self._entry(entries[key[:i]], key[i + 1 :])
+        tensors = self._tensors(entries)
+        begin = f"{key}."
+        named = {name: tensor for name, tensor in tensors.items() if isinstance(name, str) and name.startswith(begin)}
+        if named:
+            return {name[len(begin) :]: tensor for name, tensor in named.items()}
+        inner = self._inner(entries) or sorted({str(name).partition(".")[0] for name in tensors})
+        raise UsageError(f"has no dict of tensors under {printable(key)!r}: {_listed(inner) or 'there is none'}")
+
+    def _inner(self, entries: Mapping[Any, Any]) -> list[str]:
+        return [name for name, value in entries.items() if isinstance(name, str) and self._holds(value)]
+
+    def _holds(self, value: Any, *, anywhere: bool = False) -> bool:
+        """Whether there are tensors in it, or in a wrapper in it; or in whatever is in it."""
+        seen: set[int] = set()
+        waiting = [value]
+        while waiting:
+            one = waiting.pop()
+            if id(one) in seen or not isinstance(one, (dict, Ignored)):
+                continue
+            seen.add(id(one))
+            if id(one) not in self._known:
+                self._known[id(one)] = bool(self._tensors(_entries(one)))
+            if self._known[id(one)]:
+                return True
+            held = one if isinstance(one, dict) else one.entries or {}
+            waiting += held.values() if anywhere else [held[name] for name in WRAPPERS if name in held]
+        return False
+
+    def _tensors(self, entries: Mapping[Any, Any]) -> dict[Any, StoredTensor]:
+        direct = {name: value for name, value in entries.items() if isinstance(value, StoredTensor)}
+        if direct or not self._arrays:
+            return direct
+        arrays = {name: value.tensor for name, value in entries.items() if isinstance(value, Array)}
+        return {name: tensor for name, tensor in arrays.items() if tensor is not None}
+
+
+def _entries(content: Any) -> dict[Any, Any]:
+    """Return the entries of a dict, of an object that is a mapping, or the tensors of a pickled network."""
+    if isinstance(content, dict):
+        return content
+    return (content.entries or _of_module(content)) if isinstance(content, Ignored) else {}
+
+
+def _of_module(module: Ignored) -> dict[Any, Any]:
+    """Give the parameters and buffers of a pickled nn.Module the names that its state_dict() has; {} if it is none."""
+    found: dict[Any, Any] = {}
+    waiting: list[tuple[str, Any, int]] = [("", module, 0)]
+    for _ in range(_MOST_MODULES):
+        if not waiting:
+            break
+        prefix, one, depth = waiting.pop()
+        state = one.state if isinstance(one, Ignored) else None
+        if not isinstance(state, dict) or "_parameters" not in state or depth > _DEEPEST_MODULE:
+            continue
+        parts = [state.get(part) for part in ("_parameters", "_buffers", "_modules")]
+        parameters, buffers, modules = (part if isinstance(part, dict) else {} for part in parts)
+        passing = state.get("_non_persistent_buffers_set")
+        passing = passing if isinstance(passing, set) else set()
+        own = {**parameters, **{name: value for name, value in buffers.items() if name not in passing}}
+        found |= {f"{prefix}{name}": value for name, value in own.items() if isinstance(value, StoredTensor)}
+        waiting += [(f"{prefix}{name}.", inner, depth + 1) for name, inner in reversed(modules.items())]
+    return found
+
+
+def checked_name(name: Any) -> str:
+    """Return a tensor's name if a header can have it.
+
+    Raises:
+        WsurgeryError: it is no string, no Unicode, or taken.
+    """
+    if not isinstance(name, str):
+        raise WsurgeryError(f"has a tensor whose name is not a string but {type(name).__name__}: is it a state dict?")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise WsurgeryError(f"has a tensor name that is not valid Unicode: {printable(name)}") from None
+    if name == "__metadata__":
+        raise WsurgeryError("has a tensor named __metadata__, which safetensors keeps for itself")
+    return name
+
+
+def _listed(names: list[str]) -> str:
+    return printable(", ".join(names[:20]))
