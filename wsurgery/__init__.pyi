@@ -72,11 +72,12 @@ class Pipeline:
         self,
         *,
         in_chans: int | None = None,
-        img_size: int | None = None,
+        img_size: int | str | None = None,
     ) -> Pipeline:
         """Adapt a network to images with other channels or of another size, as timm does when it loads weights.
 
-        One channel gets the sum of the first convolution's; more repeat them in turn. Tables of positions are resampled.
+        One channel gets the sum of the first convolution's; more repeat them in turn. Tables of positions are resampled; what
+        they were for, if not for square images, is read in the metadata (img_size of the architecture).
 
         Example: wsurgery adapt vit.safetensors --in-chans 1 --img-size 384 > grey384.safetensors
         """
