@@ -248,7 +248,7 @@ def test_other_settings_on_the_same_folder_are_refused(more, words, finished, in
     refused = invoke("train", fresh, "--data", fundus, "-o", finished, *TRAINING, *more, check=False)
     assert refused.exit_code == 2
     assert words in refused.stderr
-    assert refused.stderr.count("\n") == 1
+    assert refused.stderr.count("\n") == 2  # behind the labels
     assert content(finished) == before
 
 
