@@ -261,8 +261,9 @@ def test_a_mistake_is_one_line_with_its_remedy(arguments, status, words, invoke,
 @pytest.mark.parametrize(
     "words", [("new-head", "--num-classes"), ("adapt", "--in-chans"), ("shuffle", "--seed")], ids=lambda words: words[0]
 )
-def test_a_number_without_end_is_refused_in_one_line(words, resnet, tmp_path, wsurgery):
+def test_a_number_without_end_is_a_usage_error(words, resnet, tmp_path, wsurgery):
     command, option = words
     done = wsurgery(command, resnet, option, "9" * 400, "-o", tmp_path / "x", check=False)
-    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert done.returncode == 2
+    assert done.stderr.count(b"\n") <= 4  # with the usage, where an option's bounds are what it breaks
     assert not (tmp_path / "x").exists()
