@@ -24,6 +24,9 @@ def show(
     stats: Annotated[
         bool, typer.Option("--stats", help="Read the tensors too: mean, std, min, max, zeros, NaN, infinities.")
     ] = False,
+    metadata: Annotated[
+        bool, typer.Option("--metadata", help="The entries of the metadata instead, but for wsurgery's own (see log).")
+    ] = False,
     json: Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV on standard output, one line for each tensor.")] = False,
     threads: Threads = None,
@@ -35,10 +38,16 @@ def show(
     """
     from wsurgery.anatomy.scales import scaled_note
     from wsurgery.checkpoint import open_checkpoint
+    from wsurgery.checkpoint.provenance import History
 
     if json and csv:
         raise UsageError("--json and --csv: choose one")
+    if metadata and csv:
+        raise UsageError("--metadata and --csv: --metadata --json is for scripts")
     with open_checkpoint(source) as checkpoint:
+        if metadata:
+            _print_metadata(History.of(checkpoint).others, json=json)
+            return
         description = _describe(checkpoint, Part(block_map=block_map), with_stats=stats, threads=threads)
         if json:
             typer.echo(json_module.dumps(description))
@@ -48,6 +57,15 @@ def show(
             _print_table(description, checkpoint.label, by_tensor=tensors or stats)
         if note := scaled_note(checkpoint.tensors, checkpoint.label):
             say(note)
+
+
+def _print_metadata(entries: Mapping[str, str], *, json: bool) -> None:
+    if json:
+        typer.echo(json_module.dumps(dict(entries)))
+    elif entries:
+        print_table(("entry", "value"), sorted(entries.items()), left=("entry", "value"))
+    else:
+        say("no entries of other tools")
 
 
 def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads: int | None) -> dict[str, Any]:

@@ -40,6 +40,9 @@ lerp net meanvar --t 0.5 -o halfway
 rename ^fc head net -o renamed
 drop net --blocks head -o backbone
 keep net --upto block1 -o lower
+drop net --upto block1 -o upper
+join lower upper -o whole
+set-metadata net --set license=mit -o licensed
 convert weights.pth -o converted
 convert weights.npz -o from-numpy
 fetch org/net -o fetched

@@ -35,6 +35,10 @@ METHODS = {
     "reset-bn": ("A --upto block1", lambda a: a.reset_bn(upto="block1")),
     "sample": ("A --blocks conv1,head", lambda a: a.sample(blocks=["conv1", "head"])),
     "scale": ("A --by 2 --role conv", lambda a: a.scale(by=2, role="conv")),
+    "set-metadata": (
+        "A --set a=b --set c= --delete author",
+        lambda a: a.set_metadata(set_=["a=b", "c="], delete="author"),
+    ),
     "shuffle": ("A --block-map map.json --upto body", lambda a: a.shuffle(block_map="map.json", upto="body")),
     "transfuse": ("B --upto block1 --into A", lambda a: a.transfuse("B", upto="block1")),
 }
@@ -45,6 +49,7 @@ FUNCTIONS = {
         "cbr_tiny --width 0.05 --arg last_pool=False --seed 3",
         lambda: wsurgery.init("cbr_tiny", width=0.05, arg=["last_pool=False"], seed=3),
     ),
+    "join": ("A C", lambda: wsurgery.join("A", "C")),
     "lerp": ("A B --t 0.5", lambda: wsurgery.lerp("A", "B", t=0.5)),
     "transfuse": (
         "A --upto conv1 --rest meanvar --bn keep --seed 4",
@@ -55,10 +60,11 @@ FUNCTIONS = {
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with checkpoints A and B, and a network that torch saved."""
+    """A folder with checkpoints A and B, C with another tensor, and a network that torch saved."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate("AB"):
         save_file(small_resnet(seed), name, metadata={"author": "someone else"})
+    save_file({"decoder.weight": small_resnet()["fc.weight"]}, "C")
     (tmp_path / "map.json").write_text('{"first": ["conv1.*", "bn1.*"], "body": ["layer*"], "last": ["fc.*"]}')
     torch.save({"state_dict": {name: torch.from_numpy(x) for name, x in small_resnet(2).items()}}, "net.pth")
     return tmp_path

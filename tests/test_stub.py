@@ -70,7 +70,8 @@ def annotation(name: str, parameter: Parameter | None) -> str:
     if parameter.is_input:
         return "Source" if parameter.required or parameter.is_many else "Source | None"
     listed = (parameter.info.metavar or "").endswith(",...")
-    return f"Sequence[object] | {written(parameter.hint)}" if listed else written(parameter.hint)
+    also = ["Sequence[object]"] if listed else [written(kind) for kind in parameter.extra if isinstance(kind, type)]
+    return " | ".join([*also, written(parameter.hint)])
 
 
 def declared(edit: Edit, *, method: bool) -> str:

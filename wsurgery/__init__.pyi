@@ -72,11 +72,12 @@ class Pipeline:
         self,
         *,
         in_chans: int | None = None,
-        img_size: int | None = None,
+        img_size: int | str | None = None,
     ) -> Pipeline:
         """Adapt a network to images with other channels or of another size, as timm does when it loads weights.
 
-        One channel gets the sum of the first convolution's; more repeat them in turn. Tables of positions are resampled.
+        One channel gets the sum of the first convolution's; more repeat them in turn. Tables of positions are resampled; what
+        they were for, if not for square images, is read in the metadata (img_size of the architecture).
 
         Example: wsurgery adapt vit.safetensors --in-chans 1 --img-size 384 > grey384.safetensors
         """
@@ -182,6 +183,17 @@ class Pipeline:
         """Put Gabor filters in the first convolution, with the standard deviation of the weights they replace.
 
         Example: wsurgery init cbr_small | wsurgery gabor > gabor.safetensors
+        """
+
+    def join(
+        self,
+        *others: Source,
+    ) -> Pipeline:
+        """Put checkpoints that share no tensor together in one: those of A, then those of B, and so on.
+
+        The architecture and what other tools say in the metadata are A's; what is frozen or tied stays so.
+
+        Example: wsurgery join encoder.safetensors decoder.safetensors > whole.safetensors
         """
 
     def keep(
@@ -312,6 +324,19 @@ class Pipeline:
         Batch norm's running mean and variance are left alone, unless --only or --role chooses them.
 
         Example: wsurgery scale resnet50.safetensors --by 0.5 --blocks head > cooler.safetensors
+        """
+
+    def set_metadata(
+        self,
+        *,
+        set_: list[str] | None = None,
+        delete: list[str] | None = None,
+    ) -> Pipeline:
+        """Set and delete entries of the metadata that other tools read, such as license or modelspec.title.
+
+        The entry `wsurgery`, the history, is left alone, and `format` can be set and not deleted. `show --metadata` lists all.
+
+        Example: wsurgery set-metadata a.safetensors --set license=apache-2.0 --delete author > licensed.safetensors
         """
 
     def shuffle(
@@ -446,6 +471,16 @@ def init(
     Example: wsurgery init cbr_small --num-classes 5 --width 0.25 --seed 1 > random.safetensors
 
     Example: wsurgery init --model cifar_resnet.py:resnet20 --num-classes 5 --seed 1 > random.safetensors
+    """
+
+def join(
+    *sources: Source,
+) -> Pipeline:
+    """Put checkpoints that share no tensor together in one: those of A, then those of B, and so on.
+
+    The architecture and what other tools say in the metadata are A's; what is frozen or tied stays so.
+
+    Example: wsurgery join encoder.safetensors decoder.safetensors > whole.safetensors
     """
 
 def lerp(

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 4, "img_size": 64}
 
@@ -70,6 +71,55 @@ def test_the_result_is_what_timm_makes_of_the_weights(name, args, size, network,
             torch.testing.assert_close(value, by_timm[key], rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of timm, about how it calls PyTorch
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("vit_tiny_patch16_224", SMALL),
+        ("beit_base_patch16_224", SMALL),
+        ("swin_tiny_patch4_window7_224",
+         {"embed_dim": 32, "num_classes": 4, "img_size": 128, "depths": (1, 1, 1), "num_heads": (1, 1, 2), "window_size": 4}),
+    ],
+)  # fmt: skip
+def test_images_need_not_be_square(name, args, network, invoke, tmp_path):
+    path, out, back = network(name, **args), tmp_path / "out", tmp_path / "back"
+    invoke("adapt", path, "--img-size", "64x96", "-o", out)
+    model = timm.create_model(name, **{**args, "img_size": (64, 96)})
+    found = load_file(out)
+    model.load_state_dict(found, strict=True)
+    assert architecture(out)["args"]["img_size"] == [64, 96]
+    by_timm = sys.modules[type(model).__module__].checkpoint_filter_fn(dict(load_file(path)), model)
+    for key, value in found.items():
+        torch.testing.assert_close(value, by_timm[key], rtol=0, atol=1e-5)
+    if name.startswith("swin"):  # whose windows stayed square
+        return
+    invoke("adapt", out, "--img-size", "96x64", "-o", back)
+    timm.create_model(name, **{**args, "img_size": (96, 64)}).load_state_dict(load_file(back), strict=True)
+
+
+@pytest.mark.parametrize("name", ["resnet18d", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("old", [1, 5, 12])
+def test_from_any_number_of_channels(name, old, invoke, tmp_path):
+    invoke("init", name, "--in-chans", old, "-o", tmp_path / "x")
+    invoke("adapt", tmp_path / "x", "--in-chans", 3, "-o", tmp_path / "y")
+    before, after = load_file(tmp_path / "x"), load_file(tmp_path / "y")
+    timm.create_model(name, in_chans=3).load_state_dict(after, strict=True)
+    for key, value in after.items():
+        if value.shape == before[key].shape:
+            assert torch.equal(value, before[key])
+        else:
+            torch.testing.assert_close(value, adapt_input_conv(3, before[key], base_chans=old))
+
+
+def test_a_convolution_behind_space_to_depth_goes_to_one_channel(invoke, tmp_path):
+    invoke("init", "tresnet_m", "--num-classes", 2, "-o", tmp_path / "x")
+    invoke("adapt", tmp_path / "x", "--in-chans", 1, "-o", tmp_path / "y")
+    timm.create_model("tresnet_m", num_classes=2, in_chans=1).load_state_dict(load_file(tmp_path / "y"), strict=True)
+    refused = invoke("adapt", tmp_path / "x", "--in-chans", 4, "-o", tmp_path / "z", check=False)
+    assert refused.exit_code == 2
+    assert "several pixels at once" in refused.stderr
+
+
 def test_the_same_size_and_channels_copy_every_bit(network, invoke, tmp_path):
     path = network("vit_tiny_patch16_224", **SMALL)
     invoke("adapt", path, "--in-chans", 3, "--img-size", 64, "-o", tmp_path / "same")
@@ -110,6 +160,8 @@ PATCHES = ("patch_embed.proj.weight", (8, 3, 16, 16))
     ("content", "arguments", "status", "words"),
     [
         (tensors(PATCHES), [], 2, "--in-chans, --img-size or both"),
+        (tensors(PATCHES), ["--img-size", "64x"], 2, "height and width as 224x320"),
+        (tensors(PATCHES), ["--img-size", 0], 2, "--img-size 0"),
         (tensors(PATCHES), ["--img-size", 64], 2, "no table of positions"),
         (tensors(PATCHES, ("pos_embed", (1, 16, 8))), ["--img-size", 9], 2, "a patch of 16 pixels"),
         (tensors(PATCHES, ("pos_embed", (1, 15, 8))), ["--img-size", 64], 1, "pos_embed (1, 15, 8) depends"),

@@ -30,6 +30,13 @@ def test_median_steps_with_runs_that_never_passed(make_arm: Callable[..., Arm]) 
     assert make_arm("a", 20, None).steps_in_words() == "20, > 200"
 
 
+def test_an_arm_of_which_one_seed_passed_is_not_said_to_have_none(make_arm: Callable[..., Arm]) -> None:
+    none, one, two = make_arm("random", None, None), make_arm("b", None, 60), make_arm("c", 20, 40)
+    assert one.against(none) == none.against(one) == "unknown: too few seeds passed"
+    assert none.against(make_arm("d", None, None)) == "unknown: neither passed"
+    assert two.against(one) == "> 4.3× fewer steps"
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -22,6 +22,25 @@ def test_the_first_convolution_is_timms_bit_for_bit(in_chans, dtype):
     assert adapt_channels(weight.numpy(), in_chans=in_chans).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("old", "new"), [(1, 3), (1, 12), (2, 1), (4, 3), (5, 3), (12, 1), (12, 3), (12, 13), (13, 12)]
+)
+def test_any_number_of_channels_is_timms(old, new, dtype):
+    weight = normal(16, old, 7, 7, dtype=dtype)
+    expected = adapt_input_conv(new, weight.clone(), base_chans=old).numpy()
+    found = adapt_channels(weight.numpy(), in_chans=new)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=2e-3 if dtype == torch.float16 else 1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "base"), [(48, 3), (12, 3), (8, 2)])
+def test_behind_space_to_depth_it_is_timms(channels, base):
+    weight = normal(16, channels, 3, 3)
+    expected = adapt_input_conv(1, weight.clone(), base_chans=base).numpy()
+    np.testing.assert_allclose(adapt_channels(weight.numpy(), in_chans=1, base_chans=base), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("old", [1, 2, 3, 4])
 def test_a_grey_image_means_the_same_in_every_number_of_channels(old):
     weight = normal(8, old, 3, 3, dtype=torch.float64)
@@ -57,6 +76,24 @@ def test_biases_are_timms(old, new, extra):
     shape = ((2 * new - 1) ** 2 + extra, 4)
     expected = resize_rel_pos_bias_table(table, (new, new), shape)
     np.testing.assert_allclose(resample_biases(table.numpy(), extra=extra, window=new), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("old", "new"), [((14, 14), (7, 20)), ((6, 11), (14, 14)), ((3, 5), (6, 4))])
+def test_positions_of_grids_that_are_not_square_are_timms(old, new):
+    table = normal(1, 1 + old[0] * old[1], 12)
+    expected = resample_abs_pos_embed(table, list(new), list(old), num_prefix_tokens=1)
+    found = resample_positions(table.numpy(), prefix=1, side=new, old=old)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of timm, about how it calls PyTorch
+@pytest.mark.parametrize(("old", "new"), [((14, 14), (7, 20)), ((6, 11), (14, 14)), ((3, 5), (6, 4))])
+def test_biases_of_windows_that_are_not_square_are_timms(old, new):
+    rows, wanted = ((2 * h - 1) * (2 * w - 1) + 3 for h, w in (old, new))
+    table = normal(rows, 4)
+    expected = resize_rel_pos_bias_table(table, new, (wanted, 4), old)
+    found = resample_biases(table.numpy(), extra=3, window=new, old=old)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_half_precision_is_rounded_once():

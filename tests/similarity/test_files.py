@@ -116,6 +116,29 @@ def test_files_that_cannot_be_compared_are_named(save, tmp_path):
     assert "only 150 rows for 20 channels" in few.notes[0]
 
 
+def test_fewer_rows_than_channels_are_enough_without_correlations(save):
+    x, y = (side[:8].astype(np.float64) for side in related())
+    a, b = save("a.npy", x), save("b.npy", y)
+    x, y = x - x.mean(0), y - y.mean(0)
+    norm = np.linalg.norm
+    cka, procrustes, unbiased = compare_files(
+        a, b, channels="all", metrics=["linear_cka", "procrustes", "unbiased_cka"]
+    )
+    assert cka.value == pytest.approx(norm(x.T @ y) ** 2 / norm(x.T @ x) / norm(y.T @ y), abs=1e-9)
+    assert procrustes.value == pytest.approx(norm(x.T @ y, "nuc") / norm(x) / norm(y), abs=1e-9)
+    assert (cka.ceiling, cka.rank_a) == (pytest.approx(1), 7)
+    assert 0 < cka.se < 1
+    assert unbiased.value < cka.value
+    with pytest.raises(UsageError, match=r"forces every correlation to 1.*--metric linear_cka.*\(svcca do\)"):
+        compare_files(a, b, channels="all", metrics=["linear_cka", "svcca"])
+    few = [save(f"{name}-few.npy", side[:3]) for name, side in (("a", x), ("b", y))]
+    with pytest.raises(UsageError, match="unbiased_cka need more than 3"):
+        compare_files(*few, channels="all", metrics=["unbiased_cka"])
+    (found,) = compare_files(*few, channels="all", metrics=["linear_cka"])
+    x, y = (side[:3] - side[:3].mean(0) for side in (x, y))
+    assert found.value == pytest.approx(norm(x.T @ y) ** 2 / norm(x.T @ x) / norm(y.T @ y), abs=1e-9)
+
+
 PEAK = """
 import resource, sys
 from pathlib import Path

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,10 +196,50 @@ def test_a_finished_run_is_left_alone(train_killed, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "more",
+    [[], ["--optimizer", "adamw", "--warmup-epochs", 1, "--decay-epochs", "2"], ["--ema", 0.9]],
+    ids=["adam", "schedule", "ema"],
+)
+def test_a_finished_run_is_lengthened_to_the_bytes_of_one_long_run(more, invoke, fresh, fundus, tmp_path):
+    def train(folder, *length):
+        words = ["--eval-every", 4, "--batch-size", 8, "--lr", 0.01, "--device", "cpu", "--threads", 1, *more]
+        return invoke("train", fresh, "--data", fundus, "-o", folder, *words, *length)
+
+    short, long = tmp_path / "short", tmp_path / "long"
+    train(long, "--steps", 20)
+    train(short, "--steps", 8)
+    train(short, "--steps", 12)
+    assert json.loads((short / "metrics.json").read_text())["steps"] == 12
+    train(short, "--steps", 20)
+    assert content(short) == content(long)
+
+
+def test_a_run_that_a_longer_one_does_not_pass_through_is_not_lengthened(finished, invoke, fresh, fundus, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    words = ["--batch-size", 8, "--lr", 0.01, "--device", "cpu", "--threads", 1]
+
+    def refused(folder, *more):
+        before = content(folder)
+        done = invoke("train", fresh, "--data", fundus, "-o", folder, *words, *more, check=False)
+        assert done.exit_code == 2
+        assert content(folder) == before
+        return done.stderr.splitlines()[-1]
+
+    assert "it has 12 steps, and 8 are fewer" in refused(run, "--steps", 8, "--eval-every", 4)
+    assert "(eval_every was 4 and is 5)" in refused(run, "--steps", 20, "--eval-every", 5)
+    odd = tmp_path / "odd"
+    invoke("train", fresh, "--data", fundus, "-o", odd, *words, "--steps", 6, "--eval-every", 4)
+    assert "an evaluation after step 6" in refused(odd, "--steps", 12, "--eval-every", 4)
+    (run / "resume.pt").unlink()
+    assert "no resume.pt" in refused(run, "--steps", 16, "--eval-every", 4)
+
+
+@pytest.mark.parametrize(
     ("more", "words"),
     [
         (["--lr", 0.5], "was begun with other settings: choose another folder with -o"),
-        (["--seed", 7], "was begun with other settings"),
+        (["--seed", 7, "--lr", 0.5], "(lr was 0.01 and is 0.5, seed was 0 and is 7)"),
         (["--eval-split", "test"], "was begun with other data"),
     ],
 )
@@ -207,7 +248,7 @@ def test_other_settings_on_the_same_folder_are_refused(more, words, finished, in
     refused = invoke("train", fresh, "--data", fundus, "-o", finished, *TRAINING, *more, check=False)
     assert refused.exit_code == 2
     assert words in refused.stderr
-    assert refused.stderr.count("\n") == 1
+    assert refused.stderr.count("\n") == 2  # behind the labels
     assert content(finished) == before
 
 

@@ -1,6 +1,7 @@
 """A checkpoint in several files: a folder with a `model.safetensors.index.json`, as the Hugging Face hub stores it."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from mmap import mmap
 from pathlib import Path
@@ -15,6 +16,7 @@ from wsurgery.untrusted import open_regular, read_regular
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 MAX_INDEX = 200_000_000  # bytes: twice the largest header
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _NO_INDEX = "{} is not an index: it has no weight_map"
 
 
@@ -123,6 +125,8 @@ def open_folder(folder: Path) -> Checkpoint:
     if (folder / WHOLE).is_file():
         return Checkpoint(open_regular(folder / WHOLE), folder / WHOLE)
     label = printable(str(folder))
+    if shards := _shards_without_index(folder, label):
+        return ShardedCheckpoint(label, shards, folder)
     for ending in (".safetensors.index.json", ".safetensors"):
         found = names_in(folder, (ending,))
         if len(found) > 1:
@@ -135,6 +139,34 @@ def open_folder(folder: Path) -> Checkpoint:
     others = names_in(folder, WEIGHTS)
     hint = f"run wsurgery convert on {_listed(others)}" if others else "name a file in it"
     raise WsurgeryError(f"{label} is a folder with no safetensors file, such as {WHOLE}: {hint}")
+
+
+def _shards_without_index(folder: Path, label: str) -> dict[str, str]:
+    """Read what an index would say off the shards themselves, if they have the names of shards and are all there.
+
+    Raises:
+        WsurgeryError: one is missing, or a tensor stands in two of them.
+    """
+    found: dict[tuple[str, int], dict[int, str]] = {}
+    for name in names_in(folder, (".safetensors",)):
+        if match := _SHARD.fullmatch(name):
+            found.setdefault((match[1], int(match[3])), {})[int(match[2])] = name
+    if len(found) != 1:
+        return {}
+    ((stem, count), names) = next(iter(found.items()))
+    if lost := [number for number in range(1, count + 1) if number not in names]:
+        name = f"{printable(stem)}-{lost[0]:05d}-of-{count:05d}.safetensors"
+        raise WsurgeryError(f"{label} lacks shard {lost[0]} of {count} ({name}), and has no index")
+    shard_of: dict[str, str] = {}
+    for name in names.values():
+        with Checkpoint(open_regular(folder / name), folder / name) as shard:
+            for tensor in shard.tensors:
+                if tensor in shard_of:
+                    raise WsurgeryError(
+                        f"{label}: {printable(tensor)} is in {shard_of[tensor]} and in {printable(name)}"
+                    )
+                shard_of[tensor] = name
+    return shard_of
 
 
 # How weights of other formats end, and what trainers keep beside them in files that end so.

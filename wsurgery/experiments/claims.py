@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from wsurgery.experiments.runs import arm_order
-from wsurgery.experiments.summary import Arm, against
+from wsurgery.experiments.summary import Arm
 from wsurgery.statistics.permutation import Significance, mann_whitney, two_sided, verdict, verdict_of_equality
 
 
@@ -73,7 +73,7 @@ def arm_claims(arms: Mapping[str, Arm], threshold: float) -> list[Claim]:
 
 
 def _steps(a: Arm, b: Arm, threshold: float) -> str:
-    ratio = against(a.median_steps, b.median_steps, b.name)
+    ratio = a.against(b)
     return (
         f"Steps to a validation AUC of {threshold:g}: {a.steps_in_words()} with {a.name}, "
         f"{b.steps_in_words()} with {b.name} ({ratio}, by medians)."

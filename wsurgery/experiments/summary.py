@@ -86,6 +86,11 @@ class Arm:
         at_least = [run.last_step if steps is None else steps for run, steps in zip(self.runs, self.steps, strict=True)]
         return Median(median(at_least), exact=math.isfinite(median(self.latest_steps)))
 
+    def against(self, other: "Arm") -> str:
+        """Say how many times fewer or more steps it takes than another arm."""
+        some_passed = any(steps is not None for steps in (*self.steps, *other.steps))
+        return against(self.median_steps, other.median_steps, other.name, some_passed=some_passed)
+
     def steps_in_words(self) -> str:
         """List the steps to the threshold, seed by seed: `60, > 200`."""
         return ", ".join(
@@ -122,10 +127,17 @@ def summarise(runs: Sequence[Run], threshold: float) -> dict[str, Arm]:
     return arms
 
 
-def against(arm: Median, random: Median, name: str = "random") -> str:
-    """Say how many times fewer or more steps an arm takes: `2.1× fewer steps`, `> 1.5× fewer steps`, or `unknown`."""
+def against(arm: Median, random: Median, name: str = "random", *, some_passed: bool = False) -> str:
+    """Say how many times fewer or more steps an arm takes: `2.1× fewer steps`, `> 1.5× fewer steps`, or `unknown`.
+
+    Args:
+        arm: the median of the arm.
+        random: that of what it is compared to.
+        name: of that.
+        some_passed: whether a seed of either passed, though too few did for a median.
+    """
     if not arm.exact and not random.exact:
-        return "unknown: neither passed"
+        return "unknown: too few seeds passed" if some_passed else "unknown: neither passed"
     if arm.exact and arm.steps == 0:
         return "passed before training" if random.steps else "both passed before training"
     if random.exact and random.steps == 0:
@@ -157,4 +169,4 @@ def in_words(summary: Spread | None) -> str:
 def against_random(arm: Arm, arms: Mapping[str, Arm]) -> str:
     """Compare an arm with the random one; empty where there is none, or it is that one."""
     random = arms.get("random")
-    return against(arm.median_steps, random.median_steps) if random and arm is not random else ""
+    return arm.against(random) if random and arm is not random else ""

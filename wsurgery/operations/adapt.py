@@ -2,9 +2,10 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from wsurgery.operations.cast import round_once
 from wsurgery.operations.tensor_edit import TensorEdit, copy
 
 Shape = tuple[int, ...]
+Sides = tuple[int, int]  # height and width
 Change = tuple[str, Shape, Callable[[Array], Array]]  # tensor name, its new shape, how it gets there
 
 _ABSOLUTE = re.compile(r"(.*\.)?(?<!encoder\.)pos_embed")  # ViT and its kind; Qwen3-VL's encoder resamples its own
@@ -28,14 +30,22 @@ _RESAMPLES_ITSELF = "merger."  # Qwen3-VL's bare vision tower
 _RECOMPUTED = ("relative_position_index", "attn_mask")
 
 
-def adapt_edits(checkpoint: Checkpoint, *, in_chans: int | None, img_size: int | None) -> list[TensorEdit]:
+def adapt_edits(
+    checkpoint: Checkpoint,
+    *,
+    in_chans: int | None,
+    img_size: Sides | None,
+    architecture: Mapping[str, Any] | None = None,
+) -> list[TensorEdit]:
     """Adapt a network to images of another kind; copy what stays as it is.
 
     Args:
         checkpoint: the network.
         in_chans: channels of the new images; None leaves them.
-        img_size: side of the new images, in pixels; None leaves it. The side of a patch is read off the patch embedding,
-            the grid off the tables of positions.
+        img_size: height and width of the new images, in pixels; None leaves them. The side of a patch is read off the patch
+            embedding, the grid off the tables of positions.
+        architecture: what the metadata says: `in_chans` where more than the tensors are needed to find the first convolution,
+            `args["img_size"]` where the old images were not square.
 
     Raises:
         UsageError: no convolution meets the image, there is no table of positions, or the size does not fit the patches.
@@ -44,9 +54,13 @@ def adapt_edits(checkpoint: Checkpoint, *, in_chans: int | None, img_size: int |
     changes: dict[str, tuple[Shape, Callable[[Array], Array]]] = {}
     if in_chans is not None:
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-        changes |= {name: (shape, change) for name, shape, change in _for_channels(shapes, in_chans)}
+        changes |= {
+            name: (shape, change) for name, shape, change in _for_channels(shapes, in_chans, architecture or {})
+        }
     if img_size is not None:
-        changes |= {name: (shape, change) for name, shape, change in _for_size(checkpoint, img_size)}
+        before = (architecture or {}).get("args", {}).get("img_size")
+        old = (before[0], before[1]) if _is_pair(before) else None
+        changes |= {name: (shape, change) for name, shape, change in _for_size(checkpoint, img_size, old)}
     edits = []
     for tensor in checkpoint.tensors.values():
         shape, change = changes.get(tensor.name, (tensor.shape, None))
@@ -60,16 +74,34 @@ def adapt_edits(checkpoint: Checkpoint, *, in_chans: int | None, img_size: int |
     return edits
 
 
-def adapt_channels(weight: Array, *, in_chans: int) -> Array:
+def parse_sides(text: str) -> Sides:
+    """Read the size of an image: `384`, or height and width, `224x320`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,5})(?:[x×,]([1-9]\d{0,5}))?", text)
+    if not match:
+        raise UsageError(f"--img-size {printable(text, 40)}: write it as 384, or height and width as 224x320")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def adapt_channels(weight: Array, *, in_chans: int, base_chans: int | None = None) -> Array:
     """Give a convolution another number of input channels, as timm's `adapt_input_conv`.
 
     Args:
         weight: (out, in, kh, kw), floating point.
         in_chans: new channels. One is the sum of the old ones; several repeat them in turn, times in/in_chans.
+        base_chans: channels of the old images, where the convolution reads several pixels at once (space to depth): a
+            divisor of `in`, and `in_chans` is 1. Default: `in`.
 
     Returns:
-        (out, in_chans, kh, kw), same dtype.
+        (out, in_chans, kh, kw), same dtype; (out, in / base_chans, kh, kw) behind space to depth.
     """
+    if base_chans not in (None, weight.shape[1]):
+        out, channels, *kernel = weight.shape
+        groups = weight.reshape(out * channels // base_chans, base_chans, *kernel)
+        return adapt_channels(groups, in_chans=1).reshape(out, channels // base_chans, *kernel)
     wide = round_once(weight, np.dtype("f8" if weight.dtype == np.float64 else "f4"))
     old = weight.shape[1]
     if in_chans == 1:
@@ -81,37 +113,47 @@ def adapt_channels(weight: Array, *, in_chans: int) -> Array:
     return round_once(repeated * wide.dtype.type(old / in_chans), weight.dtype)
 
 
-def resample_positions(table: Array, *, prefix: int, side: int) -> Array:
+def resample_positions(table: Array, *, prefix: int, side: int | Sides, old: Sides | None = None) -> Array:
     """Resample a table of absolute positions, as timm's `resample_abs_pos_embed`: bicubic, antialiased.
 
     Args:
-        table: (1, prefix + old², c), floating point; one row a token, those of the square grid last, row by row.
+        table: (1, prefix + h·w, c), floating point; one row a token, those of the grid last, row by row.
         prefix: rows of class and register tokens, which are kept.
-        side: of the new grid.
+        side: height and width of the new grid, or the side of a square one.
+        old: h and w. Default: the grid is square.
 
     Returns:
-        (1, prefix + side², c), same dtype.
+        (1, prefix + new h·w, c), same dtype.
     """
-    old = math.isqrt(table.shape[1] - prefix)
-    grid = _resize(table[0, prefix:].reshape(old, old, table.shape[2]), bicubic_weights(old, side))
-    return np.concatenate([table[:, :prefix], grid.reshape(1, side * side, table.shape[2])], axis=1)
+    new, c = (side, side) if isinstance(side, int) else side, table.shape[2]
+    old = old or (math.isqrt(table.shape[1] - prefix),) * 2
+    weights = [bicubic_weights(*pair) for pair in zip(old, new, strict=True)]
+    grid = _resize(table[0, prefix:].reshape(*old, c), weights)
+    return np.concatenate([table[:, :prefix], grid.reshape(1, math.prod(new), c)], axis=1)
 
 
-def resample_biases(table: Array, *, extra: int, window: int) -> Array:
+def resample_biases(table: Array, *, extra: int, window: int | Sides, old: Sides | None = None) -> Array:
     """Resample a table of relative position biases, as timm's `resize_rel_pos_bias_table` (from BEiT).
 
     Args:
-        table: ((2·old - 1)² + extra, heads), floating point; one row for each offset in a square window of `old` tokens.
+        table: ((2h - 1)(2w - 1) + extra, heads), floating point; one row for each offset in a window of h × w tokens.
         extra: last rows, of the class token, which are kept.
-        window: side of the new window, in tokens.
+        window: height and width of the new window, in tokens, or the side of a square one.
+        old: h and w. Default: the window is square.
 
     Returns:
-        ((2·window - 1)² + extra, heads), same dtype.
+        ((2h - 1)(2w - 1) + extra, heads) of the new h and w, same dtype.
     """
-    end = table.shape[0] - extra
-    old, new = math.isqrt(end), 2 * window - 1
-    grid = _resize(table[:end].reshape(old, old, table.shape[1]), geometric_weights(old, new))
-    return np.concatenate([grid.reshape(new * new, table.shape[1]), table[end:]])
+    end, heads = table.shape[0] - extra, table.shape[1]
+    before = _offsets(old) if old else (math.isqrt(end),) * 2
+    new = _offsets((window, window) if isinstance(window, int) else window)
+    weights = [geometric_weights(*pair) for pair in zip(before, new, strict=True)]
+    grid = _resize(table[:end].reshape(*before, heads), weights)
+    return np.concatenate([grid.reshape(math.prod(new), heads), table[end:]])
+
+
+def _offsets(window: Sides) -> Sides:
+    return 2 * window[0] - 1, 2 * window[1] - 1
 
 
 def bicubic_weights(old: int, new: int) -> Array:
@@ -149,10 +191,11 @@ def _compute(x: Array, run: Map, *, change: Callable[[Array], Array]) -> Array:
     return change(x)
 
 
-def _for_channels(shapes: Mapping[str, Shape], in_chans: int) -> Iterator[Change]:
+def _for_channels(shapes: Mapping[str, Shape], in_chans: int, architecture: Mapping[str, Any]) -> Iterator[Change]:
     """Find the convolutions that meet the image: those of its channels in the block of the first one."""
-    first = first_convolution(shapes)
-    blocks, channels = block_map(shapes), shapes[first][1]
+    blocks, base = block_map(shapes), architecture.get("in_chans")
+    first = _meets_the_image(shapes, blocks, architecture)
+    channels = shapes[first][1]
     found = [
         name
         for name, shape in shapes.items()
@@ -160,15 +203,44 @@ def _for_channels(shapes: Mapping[str, Shape], in_chans: int) -> Iterator[Change
     ]
     if channels == 0:
         raise UsageError(f"{printable(first)} reads no channels: there is nothing to adapt")
+    if channels == 1 < len(found) and first == architecture.get("pretrained_cfg", {}).get("first_conv", "") + ".weight":
+        found = [first]
     if channels == 1 < len(found):
         names = " and ".join(map(printable, found[:2]))
         raise UsageError(f"{names} read one channel each: nothing tells which meets the image and which is depthwise")
+    if isinstance(base, int) and 0 < base < channels:  # it reads several pixels at once
+        if channels % base or in_chans not in (1, base):
+            raise UsageError(
+                f"{printable(first)} reads {channels} channels of images with {base}, several pixels at once: it can be "
+                "adapted to 1 only"
+            )
+        if in_chans == 1:
+            out, _, *kernel = shapes[first]
+            yield first, (out, channels // base, *kernel), partial(adapt_channels, in_chans=1, base_chans=base)
+        return
     for name in found:
         out, _, *kernel = shapes[name]
         yield name, (out, in_chans, *kernel), partial(adapt_channels, in_chans=in_chans)
 
 
-def _for_size(checkpoint: Checkpoint, img_size: int) -> Iterator[Change]:
+def _meets_the_image(shapes: Mapping[str, Shape], blocks: Mapping[str, str], architecture: Mapping[str, Any]) -> str:
+    """Name the first convolution: what timm calls so, one of 1 to 4 channels, or that whose input no other one makes."""
+    named = f"{architecture.get('pretrained_cfg', {}).get('first_conv', '')}.weight"
+    if len(shapes.get(named, ())) == 4:
+        return named
+    try:
+        return first_convolution(shapes)
+    except UsageError:
+        convolutions = [name for name in blocks if name.endswith("weight") and len(shapes[name]) == 4]
+        stem = [name for name in convolutions if blocks[name] == blocks[convolutions[0]]]
+        made = {shapes[name][0] for name in stem}
+        outer = [name for name in stem if shapes[name][1] not in (1, *made)]
+        if len({shapes[name][1] for name in outer}) != 1:
+            raise
+        return outer[0]
+
+
+def _for_size(checkpoint: Checkpoint, img_size: Sides, old_size: Sides | None) -> Iterator[Change]:
     """Find the tables of positions."""
     tensors, roles = checkpoint.tensors, role_map(checkpoint.tensors)
     tables = [tensor for name, tensor in tensors.items() if roles[name] == "position" and not name.endswith(_ANY_SIZE)]
@@ -187,39 +259,53 @@ def _for_size(checkpoint: Checkpoint, img_size: int) -> Iterator[Change]:
         name, shape = table.name, table.shape
         absolute, window = _ABSOLUTE.fullmatch(name), _OF_A_WINDOW.fullmatch(name)
         if absolute and len(shape) == 3 and shape[0] == 1:
-            side = _grid(checkpoint, img_size)
+            sides = _grid(checkpoint, img_size)
+            old = old_size and _grid(checkpoint, old_size)
             root = absolute[1] or ""
             prefix = sum(
                 math.prod(tensors[root + token].shape[:-1]) for token in _PREFIX_TOKENS if root + token in tensors
             )
             # Some tables have no rows for the prefix tokens.
-            prefix = prefix if _square(table, prefix, axis=1) else 0
-            if _square(table, prefix, axis=1):
-                resample = partial(resample_positions, prefix=prefix, side=side)
-                yield name, (1, prefix + side * side, shape[2]), resample
+            prefix = prefix if _fits(table, prefix, old, axis=1) else 0
+            if _fits(table, prefix, old, axis=1):
+                resample = partial(resample_positions, prefix=prefix, side=sides, old=old)
+                yield name, (1, prefix + math.prod(sides), shape[2]), resample
                 continue
         elif len(shape) == 2 and (window or _OF_THE_GRID.fullmatch(name)):
-            side = _grid(checkpoint, img_size)
-            extra = 0 if _square(table, 0) % 2 else 3
-            fits = _square(table, extra) % 2 == 1
+            sides = _grid(checkpoint, img_size)
+            old = None if window or not old_size else _grid(checkpoint, old_size)
+            within = _offsets(old) if old else None
+            extra = 0 if _fits(table, 0, within) else 3
+            fits = _fits(table, extra, within) and (within is not None or _square(table, extra) % 2 == 1)
             if window:  # a window is no wider than its stage, each of which halves the grid
-                side = min(side >> int(window[1]), max(windows))
-                old = _square(table, 0) // 2 + 1
-                fits = fits and old in (side, max(windows))  # Swin-S3 gives each stage its own
-            if side and fits:
-                biases = partial(resample_biases, extra=extra, window=side)
-                yield name, ((2 * side - 1) ** 2 + extra, shape[1]), biases
+                widest = max(windows)
+                sides = min(sides[0] >> int(window[1]), widest), min(sides[1] >> int(window[1]), widest)
+                before = _square(table, 0) // 2 + 1
+                fits = fits and (before == widest or (before,) * 2 == sides)  # Swin-S3 gives each stage its own
+            if all(sides) and fits:
+                biases = partial(resample_biases, extra=extra, window=sides, old=old)
+                yield name, (math.prod(_offsets(sides)) + extra, shape[1]), biases
                 continue
         raise WsurgeryError(
             f"{printable(name)} {shape} depends on the size of the image in a way that adapt does not know: make the "
-            f"network with wsurgery init ARCH --arg img_size={img_size}, and transfuse all but this into it"
+            f"network with wsurgery init ARCH --arg img_size={_as_argument(img_size)}, and transfuse all but this into it"
         )
 
 
-def _grid(checkpoint: Checkpoint, img_size: int) -> int:
-    """Return the patches on a side of the image."""
+def _as_argument(sides: Sides) -> str:
+    return str(sides[0]) if sides[0] == sides[1] else f"'[{sides[0]},{sides[1]}]'"
+
+
+def _is_pair(value: Any) -> bool:
+    return (
+        isinstance(value, (list, tuple)) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+    )
+
+
+def _grid(checkpoint: Checkpoint, img_size: Sides) -> Sides:
+    """Return how many patches an image has in its height and its width."""
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    first = first_convolution(shapes)
+    first = _meets_the_image(shapes, block_map(shapes), {})
     patch = shapes[first][2]
     # An odd kernel overlaps with its neighbours (Hiera): its stride is not in the file.
     if not first.endswith("patch_embed.proj.weight") or patch != shapes[first][3] or patch % 2:
@@ -227,9 +313,14 @@ def _grid(checkpoint: Checkpoint, img_size: int) -> int:
             f"{printable(first)} {shapes[first]} meets the image in {checkpoint.label}, and is no embedding of square "
             "patches: how many positions an image of another size has is not known"
         )
-    if img_size < patch:
-        raise UsageError(f"--img-size {img_size} is smaller than a patch of {patch} pixels")
-    return img_size // patch
+    if min(img_size) < patch:
+        raise UsageError(f"--img-size {min(img_size)} is smaller than a patch of {patch} pixels")
+    return img_size[0] // patch, img_size[1] // patch
+
+
+def _fits(table: TensorInfo, extra: int, grid: Sides | None, axis: int = 0) -> bool:
+    """Whether a table has the rows of a grid, or of a square one, and `extra` ones."""
+    return table.shape[axis] - extra == math.prod(grid) if grid else _square(table, extra, axis) > 0
 
 
 def _square(table: TensorInfo, extra: int, axis: int = 0) -> int:
@@ -239,11 +330,11 @@ def _square(table: TensorInfo, extra: int, axis: int = 0) -> int:
     return side if side * side == rows else 0
 
 
-def _resize(grid: Array, weights: Array) -> Array:
-    """(old, old, c) → (new, new, c), same dtype: `weights`, (new, old), along both sides."""
+def _resize(grid: Array, weights: Sequence[Array]) -> Array:
+    """(h, w, c) → (new h, new w, c), same dtype: of `weights`, (new, old), one along each side."""
     wide = round_once(grid, np.dtype("f8"))
-    for _ in range(2):
-        wide = _weighted(weights, wide).swapaxes(0, 1)
+    for along in weights:
+        wide = _weighted(along, wide).swapaxes(0, 1)
     return round_once(wide, grid.dtype)
 
 

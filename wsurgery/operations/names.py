@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from wsurgery.anatomy import globs_for
 from wsurgery.anatomy.blocks import user_block_map
 from wsurgery.checkpoint import Checkpoint
-from wsurgery.checkpoint.provenance import History
+from wsurgery.checkpoint.provenance import KEY, History
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.tensor_edit import Result, copies
 
@@ -147,3 +147,62 @@ def _can_be_held(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return name not in ("", "__metadata__")
+
+
+def joined(sources: Sequence[Checkpoint]) -> Result:
+    """Put checkpoints that share no tensor in one, with the first one's metadata.
+
+    Raises:
+        WsurgeryError: two have a tensor of one name.
+    """
+    owner: dict[str, Checkpoint] = {}
+    for source in sources:
+        for name in source.tensors:
+            if name in owner:
+                raise WsurgeryError(
+                    f"{printable(name)} is in {owner[name].label} and in {source.label}: drop it from one, or rename it"
+                )
+            owner[name] = source
+    histories = [History.of(source) for source in sources]
+    aliases: dict[str, str] = {}
+    frozen: set[str] = set()
+    for source, history in zip(sources, histories, strict=True):
+        own = history.aliases(source.tensors)
+        aliases |= {alias: name for alias, name in own.items() if alias not in owner}
+        frozen |= {name for name in source.tensors if any(fnmatchcase(name, glob) for glob in history.freeze)}
+    first = histories[0]
+    freeze = first.freeze if len(sources) == 1 else tuple(globs_for(frozen, owner))
+    history = replace(first, freeze=freeze, others={**aliases, **first.others})
+    return Result([edit for source in sources for edit in copies(source)], history)
+
+
+def with_metadata(checkpoint: Checkpoint, entries: Sequence[str], gone: Sequence[str]) -> History:
+    """Set and delete entries of the metadata.
+
+    Args:
+        checkpoint: whose history it is.
+        entries: `KEY=VALUE` each.
+        gone: keys.
+
+    Raises:
+        UsageError: an entry is none, is wsurgery's own, or is not there.
+    """
+    history = History.of(checkpoint)
+    others = {"format": "pt", **history.others}
+    for key in gone:
+        if key in (KEY, "format"):
+            why = "the history, which stays" if key == KEY else "what other tools ask for first: set another value"
+            raise UsageError(f"--delete {key}: that is {why}")
+        if key not in others:
+            raise UsageError(
+                f"--delete {printable(key)}: there is no such entry; there are {printable(', '.join(others), 500)}"
+            )
+        del others[key]
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not equals or not _can_be_held(key) or not _can_be_held(value + "."):
+            raise UsageError(f"--set {printable(entry, 80)}: write it as KEY=VALUE, in UTF-8")
+        if key == KEY:
+            raise UsageError(f"--set {key}: that is the history, which is wsurgery's own")
+        others[key] = value
+    return replace(history, others=others)

@@ -59,10 +59,15 @@ class Folder:
     def shards(self, edits: Sequence[TensorEdit]) -> dict[str, list[TensorEdit]]:
         """Say which tensors go in which file."""
         by_name = {edit.tensor.name: edit for edit in edits}
-        if isinstance(self.like, ShardedCheckpoint) and self.shard_size is None:
+        known = self.like.shard_of if isinstance(self.like, ShardedCheckpoint) else {}
+        if (
+            isinstance(self.like, ShardedCheckpoint)
+            and self.shard_size is None
+            and all(edit.origin.name in known or edit.tensor.name in known for edit in edits)
+        ):
             groups: dict[str, list[TensorEdit]] = {name: [] for name in self.like.shards}
             for edit in edits:
-                groups[self.like.shard_of[edit.origin.name]].append(edit)
+                groups[known.get(edit.origin.name) or known[edit.tensor.name]].append(edit)
             return {name: group for name, group in groups.items() if group}
         placed = (edit.tensor.placed(0) for edit in edits)
         split = split_by_size(placed, self.shard_size or DEFAULT_SHARD_SIZE)

@@ -112,7 +112,9 @@ def compare(
             for network, layers in zip(networks, map(dict.fromkeys, zip(*pairs, strict=True)), strict=True)
         )
         plans = [
-            plan_layer(in_a, in_b, a[in_a], b[in_b], p=p, d=d, pool=len(pool), channels=channels, rows=rows)
+            plan_layer(
+                in_a, in_b, a[in_a], b[in_b], p=p, d=d, pool=len(pool), channels=channels, rows=rows, metrics=metrics
+            )
             for in_a, in_b in pairs
         ]
         passes = draw_passes(

@@ -14,7 +14,7 @@ from wsurgery.archives import one_line_errors, read_array_header
 from wsurgery.checkpoint.unchanged import file_state, require_unchanged
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.progress import Progress
-from wsurgery.similarity.metrics import check_metrics
+from wsurgery.similarity.metrics import check_metrics, require_rows
 from wsurgery.similarity.moments import Varying
 from wsurgery.similarity.protocol import (
     GROUPS,
@@ -130,15 +130,11 @@ def compare_files(
         )
     d = min(d, c_a, c_b)
     drawn = (c_a, c_b) if channels == "all" else (d, d)
-    if rows_a <= sum(drawn):
-        raise UsageError(
-            f"{names[0]} has {rows_a} rows for {drawn[0]} + {drawn[1]} channels, which forces every correlation to 1: "
-            "use more rows or fewer channels (-d)"
-        )
+    need = require_rows(f"{names[0]} has {rows_a} rows", rows_a, drawn, metrics, "use more rows or fewer channels (-d)")
     notes = few_rows(rows_a, max(drawn), "more rows")
     sizes = [((c_a, c_b), drawn)]
     step = repeats_at_once(sizes, repeats)
-    groups = usable_groups(groups_at_once(sizes, step, groups), units=rows_a, rows=1, channels=sum(drawn))
+    groups = usable_groups(groups_at_once(sizes, step, groups), units=rows_a, rows=1, channels=need)
     found, varied = [], []
     for start in range(0, repeats, step):
         some = range(start, min(start + step, repeats))

@@ -16,6 +16,7 @@ Scores = list[float | None]
 VARIANCE_KEPT = 0.99
 GOOGLE_SVCCA = "google_svcca"
 GROUP = "wsurgery.metrics"  # entry points: metrics of other packages
+_WITHOUT_CORRELATIONS = ("linear_cka", "unbiased_cka", "procrustes")
 _EPSILON = 1e-10
 _PINV_CUTOFF = 1e-15
 
@@ -42,7 +43,8 @@ def similarities(pair: Pair, metrics: Sequence[str]) -> tuple[dict[str, Scores],
         pair = Pair(pair.xx[defined], pair.yy[defined], pair.xy[defined], pair.rows, norms)
         whitened, loadings, rank_x, rank_y = whitened[defined], loadings[defined], rank_x[defined], rank_y[defined]
     rank = torch.minimum(rank_x, rank_y)
-    correlations = correlations_of(whitened, rank_x, rank_y)
+    wanted = any(metric not in _WITHOUT_CORRELATIONS for metric in metrics)
+    correlations = correlations_of(whitened, rank_x, rank_y) if wanted else whitened
     of_correlations: dict[str, Callable[[], Tensor]] = {
         "mean_cca": lambda: correlations.sum(-1) / rank,
         "pwcca": lambda: _pwcca(whitened, loadings, rank),
@@ -59,6 +61,14 @@ def similarities(pair: Pair, metrics: Sequence[str]) -> tuple[dict[str, Scores],
     return found, *ranks
 
 
+def quick_similarities(pair: Pair, metrics: Sequence[str]) -> dict[str, Scores] | None:
+    """Compute what `similarities` does without ranks, where all metrics are defined without correlations; else None."""
+    if any(metric not in _WITHOUT_CORRELATIONS for metric in metrics):
+        return None
+    values = {metric: _OF_MOMENTS[metric](pair).tolist() for metric in metrics}
+    return {metric: [x if math.isfinite(x) else None for x in some] for metric, some in values.items()}
+
+
 def check_metrics(metrics: Sequence[str]) -> None:
     """Look for metrics, and import those of plug-ins.
 
@@ -73,6 +83,36 @@ def check_metrics(metrics: Sequence[str]) -> None:
             there = ", ".join(dict.fromkeys([*METRICS, *plug_ins(GROUP)]))
             raise UsageError(f"metrics are {there}, not {printable(metric)!r}")
         _of_moments(metric)
+
+
+def require_rows(where: str, rows: int, channels: tuple[int, int], metrics: Sequence[str], remedy: str) -> int:
+    """Require as many rows as metrics need: for CCA more than both sides have channels, or every correlation is 1.
+
+    Args:
+        where: what gives the rows, in words.
+        rows: how many.
+        channels: drawn of A and of B.
+        metrics: their names.
+        remedy: how to get more rows, or fewer channels.
+
+    Returns:
+        The number of rows that there have to be more of.
+
+    Raises:
+        UsageError: there are too few.
+    """
+    need = sum(channels)
+    if rows > need:
+        return need
+    if others := [metric for metric in metrics if metric not in _WITHOUT_CORRELATIONS]:
+        raise UsageError(
+            f"{where} for {channels[0]} + {channels[1]} channels, which forces every correlation to 1: {remedy}; --metric "
+            f"{','.join(_WITHOUT_CORRELATIONS)} need no more ({', '.join(map(printable, others))} do)"
+        )
+    need = 3 if "unbiased_cka" in metrics else 1
+    if rows <= need:
+        raise UsageError(f"{where}, of which {' and '.join(metrics)} need more than {need}: {remedy}")
+    return need
 
 
 def _of_moments(metric: str) -> Callable[[Pair], Tensor]:
@@ -148,6 +188,8 @@ def _unbiased_cka(pair: Pair) -> Tensor:
     and n(n − 3) HSIC = ‖XᵀY‖² − q n / (n − 2) + tr XᵀX tr YᵀY / ((n − 1)(n − 2)).
     """
     assert pair.norms is not None, "unbiased CKA needs moments with sets"
+    if pair.rows < 4:  # n − 3 divides
+        return pair.norms.new_full((len(pair.norms),), torch.nan)
     n, norms = pair.rows, pair.norms
 
     def hsic(cross: Tensor, a: Tensor, b: Tensor, among: Tensor) -> Tensor:

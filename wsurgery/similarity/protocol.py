@@ -19,7 +19,7 @@ from wsurgery.operations.random_streams import RandomStream
 from wsurgery.processes import Processes
 from wsurgery.similarity.activations import Cells, Layout, cells_at, shared_grid
 from wsurgery.similarity.canonical import smallest_eigenvalue
-from wsurgery.similarity.metrics import Scores, similarities
+from wsurgery.similarity.metrics import Scores, quick_similarities, require_rows, similarities
 from wsurgery.similarity.moments import DrawnMoments, Varying, matrix_elements
 
 Channels = Literal["independent", "same", "all"]
@@ -43,6 +43,7 @@ class Plan:
         layer: its name, of which every draw depends.
         layer_a, layer_b: its name in A and in B.
         a, b: its layout in A and in B.
+        fewest: rows that there have to be more of.
         notes: what a reader of the result should know, in words.
     """
 
@@ -55,6 +56,7 @@ class Plan:
     k: int
     d_a: int
     d_b: int
+    fewest: int
     notes: list[str]
 
 
@@ -69,6 +71,7 @@ def plan_layer(
     pool: int,
     channels: Channels,
     rows: Rows,
+    metrics: Sequence[str],
 ) -> Plan:
     """Decide what is taken of a layer of A and one of B, for `p` rows and `d` channels wanted, of `pool` images.
 
@@ -90,17 +93,19 @@ def plan_layer(
         n, k = pool, min(max(1, -(-p // pool)), cells)
     d = min(d, a.channels, b.channels)
     d_a, d_b = (a.channels, b.channels) if channels == "all" else (d, d)
-    if n * k <= d_a + d_b:
-        raise UsageError(
-            f"{where} gives {n * k} rows ({n} images × {k}) for {d_a} + {d_b} channels, which forces every correlation "
-            "to 1: use more images (--images, -p), fewer channels (-d), or leave the layer out (--layers)"
-        )
+    need = require_rows(
+        f"{where} gives {n * k} rows ({n} images × {k})",
+        n * k,
+        (d_a, d_b),
+        metrics,
+        "use more images (--images, -p), fewer channels (-d), or leave the layer out (--layers)",
+    )
     notes = few_rows(n * k, max(d_a, d_b), "more images (--images, -p)")
     if n < _FEW_IMAGES:
         notes.append(
             f"only {n} images, so the spread is large: use more images (--images), a larger -p, or --rows spatial"
         )
-    return Plan(layer, layer_a, layer_b, a, b, n, k, d_a, d_b, notes)
+    return Plan(layer, layer_a, layer_b, a, b, n, k, d_a, d_b, need, notes)
 
 
 def few_rows(rows: int, channels: int, more: str) -> list[str]:
@@ -132,7 +137,7 @@ def usable_groups(groups: int, *, units: int, rows: int, channels: int) -> int:
         groups: number wanted.
         units: number of units.
         rows: of each unit.
-        channels: drawn on both sides together; what is left needs more rows.
+        channels: drawn on both sides together, or what `require_rows` said; what is left needs more rows.
     """
     groups = max(1, min(groups, units))
     return groups if (units - -(-units // groups)) * rows > channels else 1
@@ -242,8 +247,8 @@ class Draws:
             return {metric: dict.fromkeys(("value", "floor", "ceiling"), nothing) for metric in self._metrics}, 0, 0
         paired = DrawnMoments.together(self._groups)
         value, rank_a, rank_b = self._similarities(paired, 1)
-        ceiling, *_ = self._similarities(paired, 2)
-        floor = self._similarities(self._rolled, 1)[0] if self._rolled.rows else dict.fromkeys(self._metrics, nothing)
+        ceiling = self._scores(paired, 2)
+        floor = self._scores(self._rolled, 1) if self._rolled.rows else dict.fromkeys(self._metrics, nothing)
         return {m: {"value": value[m], "floor": floor[m], "ceiling": ceiling[m]} for m in self._metrics}, rank_a, rank_b
 
     def left_out(self) -> dict[str, list[Scores]]:
@@ -254,8 +259,15 @@ class Draws:
         if self.groups == 1 or not self._jackknifed or not self.finite:
             return {metric: [] for metric in self._metrics}
         remaining = DrawnMoments.without_each(self._groups, draws=self._jackknifed)
-        found = [self._similarities(rest, 1)[0] for rest in remaining]
+        found = [self._scores(rest, 1) for rest in remaining]
         return {metric: [scores[metric] for scores in found] for metric in self._metrics}
+
+    def _scores(self, moments: DrawnMoments, against: int) -> dict[str, Scores]:
+        quick = [quick_similarities(pair, self._metrics) for pair in moments.pairs(0, against)]
+        known = [scores for scores in quick if scores is not None]
+        if not known:
+            return self._similarities(moments, against)[0]
+        return {metric: [score for scores in known for score in scores[metric]] for metric in self._metrics}
 
     def _similarities(self, moments: DrawnMoments, against: int) -> tuple[dict[str, Scores], int, int]:
         found = [similarities(pair, self._metrics) for pair in moments.pairs(0, against)]
@@ -280,7 +292,7 @@ class LayerSample:
     ) -> None:
         self.plan = plan
         c, d = (plan.a.channels, plan.b.channels), (plan.d_a, plan.d_b)
-        groups = usable_groups(groups, units=plan.n, rows=plan.k, channels=sum(d))
+        groups = usable_groups(groups, units=plan.n, rows=plan.k, channels=plan.fewest)
         self.draws = Draws(plan.layer, c, d, repeats, channels=channels, seed=seed, metrics=metrics, groups=groups)
         self._grid = shared_grid(plan.a, plan.b)
         cells, rng = self._grid[0] * self._grid[1], generator(seed, plan.layer, 0, "positions")

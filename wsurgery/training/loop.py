@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from wsurgery.devices import is_out_of_memory, memory_format
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models import save
 from wsurgery.models.inputs import fit_channels, image_statistics, run
-from wsurgery.models.load import architecture_of, create_for
+from wsurgery.models.load import architecture_of, create_for, load_into
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
 from wsurgery.statistics.auc import macro
@@ -46,7 +46,7 @@ from wsurgery.training.optimisation import freeze, make_optimizer, make_schedule
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import from_logits
 from wsurgery.training.resume import Progress, read_state, write_state
-from wsurgery.training.run_folder import Entry, claim_folder, summarise, write_json
+from wsurgery.training.run_folder import Entry, claim_folder, lengthen_folder, summarise, write_json
 from wsurgery.training.run_log import read_metrics
 from wsurgery.training.settings import Settings
 from wsurgery.untrusted import open_own
@@ -71,7 +71,7 @@ def train(
     processes: Processes = ALONE,
     signalled: Callable[[], int] | None = None,
 ) -> Entry:
-    """Train a checkpoint, or go on with a run that was cut off.
+    """Train a checkpoint, or go on with a run that was cut off, or that ended and is to be longer.
 
     Args:
         init: the checkpoint to start from: a file, a folder of shards, a URL, `-` for standard input, or what opens one.
@@ -122,15 +122,27 @@ def train(
             **own,
         }
         loop = _Loop(network, training, validation, settings, device, history.freeze, processes)
-        processes.in_turn(lambda: claim_folder(run, config, checkpoint))
-    finished = run / "metrics.json"
-    if processes.from_first(finished.exists()):
-        if processes.is_first:
-            (run / "resume.pt").unlink(missing_ok=True)
-        return {**read_metrics(finished)}
+        shorter = processes.in_turn(lambda: claim_folder(run, config, checkpoint))
+    processes.wait()  # nobody changes the folder before all have read it
     arguments = [*arguments, *(["--model", own["model"]] if own else [])]
     record = make_record("train", ["--data", portable_name(data), *arguments], seed=settings.seed, inputs=[described])
     before = replace(history, architecture=architecture)
+
+    def record_best() -> None:
+        path = run / "best.safetensors"
+        best = deepcopy(loop.evaluated)
+        with open_checkpoint(path) as checkpoint:
+            load_into(best, checkpoint)
+        save(best.state_dict(), before.then({**record, "output": path.name}), path, force=True)
+
+    if shorter is not None:
+        length = replace(settings, steps=shorter.steps, epochs=shorter.epochs).length(len(training.images))
+        every = settings.eval_every or length.epoch_steps
+        lengthen = partial(lengthen_folder, run, config, steps=loop.steps, before=length.steps, every=every)
+        processes.in_turn(lambda: lengthen(record_best=record_best) if processes.is_first else None)
+    finished = run / "metrics.json"
+    if processes.from_first(finished.exists()):
+        return {**read_metrics(finished)}
 
     def publish() -> None:
         for name in ("best", "last") if loop.progress.best_step == loop.progress.step else ("last",):
@@ -152,6 +164,9 @@ def train(
     ):
         if first and resumed:
             publish()
+        if first and loop.ended and loop.progress.step < loop.steps:
+            loop.ended = False
+            loop.save(run)  # with the length of the log, which grows now
         for entry in loop.entries(asked):
             if log is None:
                 continue
@@ -169,8 +184,10 @@ def train(
             raise Interrupted(loop.signal, loop.progress.step, loop.steps)
     metrics = summarise(run / "log.jsonl")
     if first:
+        if not loop.ended:
+            loop.ended = True
+            loop.save(run)
         write_json(finished, metrics)
-        (run / "resume.pt").unlink()
     return metrics
 
 
@@ -190,6 +207,7 @@ class _Loop:
         self.training, self.validation, self.settings = training, validation, settings
         self.device, self.processes = device, processes
         self.signal = 0  # the signal that ended the run
+        self.ended = False  # whether its state in the folder is that of a run that went to its end
         self.batch_size, self.epoch_steps, self.steps = settings.length(len(training.images))
         self.share, rest = divmod(self.batch_size, processes.count)
         if rest:
@@ -239,7 +257,8 @@ class _Loop:
     def resume(self, run: Path) -> bool:
         """Take up the state that `save` left in the run folder and cut the log back to it; say whether there was one."""
         state, log = run / "resume.pt", run / "log.jsonl"
-        exists, kept = state.exists(), 0
+        exists = state.exists()
+        kept: int | None = 0
         if exists:
             self.progress, kept = read_state(
                 state,
@@ -249,14 +268,14 @@ class _Loop:
                 steps=self.steps,
                 log_bytes=log.stat().st_size if log.exists() else 0,
             )
-        self.untried = exists
-        if log.exists() and self.processes.is_first:
+        self.untried, self.ended = exists, kept is None
+        if kept is not None and log.exists() and self.processes.is_first:
             with open_own(log, "r+b") as stream:
                 stream.truncate(kept)
         return exists
 
     def save(self, run: Path) -> None:
-        """Write all that `resume` needs, at once or not at all."""
+        """Write all that `resume` needs, at once or not at all; of a run that ended, the same whatever its speed was."""
         with AtomicFile(run / "resume.pt", force=True) as stream:
             write_state(
                 stream,
@@ -264,7 +283,7 @@ class _Loop:
                 optimizer=self.optimizer,
                 average=self.average and self.evaluated,
                 progress=self.progress,
-                log_bytes=(run / "log.jsonl").stat().st_size,
+                log_bytes=None if self.ended else (run / "log.jsonl").stat().st_size,
             )
 
     def entries(self, signalled: Callable[[], int] = lambda: 0) -> Iterator[Entry]:
@@ -403,6 +422,6 @@ def _require_outputs(outputs: int | None, training: Dataset) -> None:
     given = len(training.label_names)
     if outputs not in (None, given):
         raise WsurgeryError(
-            f"the network has {outputs} outputs and the data {given} labels: give init --num-classes {given}, "
-            "and transfuse below the head"
+            f"the network has {outputs} outputs and the data {given} labels: wsurgery new-head --num-classes {given} gives it as "
+            f"many (or init --num-classes {given}, and transfuse below the head)"
         )

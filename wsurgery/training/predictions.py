@@ -50,7 +50,10 @@ def from_logits(source: str, dataset: Dataset, logits: NDArray[np.float32]) -> P
     """
     names, labels, scores = dataset.label_names, dataset.labels.astype(np.float64), logits.astype(np.float64)
     if logits.shape[1] != len(names):
-        raise WsurgeryError(f"{printable(source)} has {logits.shape[1]} outputs, the data {len(names)} labels")
+        raise WsurgeryError(
+            f"{printable(source)} has {logits.shape[1]} outputs, the data {len(names)} labels: evaluate it on data with the "
+            f"labels that it was trained on, or train it with wsurgery new-head --num-classes {len(names)}"
+        )
     graded = referable(names, labels, scores)
     if graded:
         names = (*names, "referable")

@@ -1,5 +1,6 @@
 """`resume.pt`: where a run stands, and the network and the optimiser there. It may be a stranger's."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -38,9 +39,9 @@ def write_state(
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None,
     progress: Progress,
-    log_bytes: int,
+    log_bytes: int | None,
 ) -> None:
-    """Write all that a run needs to go on, `log_bytes` of its log among it."""
+    """Write all that a run needs to go on, `log_bytes` of its log among it; None of a run that ended: all of it."""
     state = {
         "model": network.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -49,7 +50,18 @@ def write_state(
     }
     if average is not None:
         state["average"] = average.state_dict()
-    torch.save(state, stream)
+    torch.save(_plain(state), stream)
+
+
+def _plain(value: Any) -> Any:
+    """Make what is equal alike, so that a run that was cut off leaves the same bytes: strings, containers, memory layout."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().contiguous()
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def read_state(
@@ -60,7 +72,7 @@ def read_state(
     average: nn.Module | None,
     steps: int,
     log_bytes: int,
-) -> tuple[Progress, int]:
+) -> tuple[Progress, int | None]:
     """Put a network, its moving average and an optimiser in the state that a file holds.
 
     Args:
@@ -70,7 +82,7 @@ def read_state(
         log_bytes: of the log that is there.
 
     Returns:
-        Where the run stood, and how many bytes its log had.
+        Where the run stood, and how many bytes its log had; None of a run that ended.
 
     Raises:
         WsurgeryError: it is damaged, or of another run.
@@ -79,7 +91,8 @@ def read_state(
         try:
             state = _tensors(file, file.content, [4 * path.stat().st_size], _DEPTH)
             progress, kept = _progress(state, steps), state.get("log_bytes")
-            if type(kept) is not int or not 0 <= kept <= log_bytes:
+            ended = kept is None and "log_bytes" in state
+            if not ended and (type(kept) is not int or not 0 <= kept <= log_bytes):
                 raise WsurgeryError(f"the log had {printable(repr(kept))} bytes and has {log_bytes}")
             for module, name in ((network, "model"), (average, "average")):
                 if module is not None:

@@ -1,6 +1,7 @@
 """A run's folder: who may use it, and what is written there."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ THRESHOLDS = tuple(round(0.5 + 0.01 * i, 2) for i in range(50))  # of macro AUC,
 Entry = dict[str, Any]
 
 
-def claim_folder(run: Path, config: Entry, init: Checkpoint) -> None:
+def claim_folder(run: Path, config: Entry, init: Checkpoint) -> Settings | None:
     """Make a run's folder with `init.safetensors` and `config.json`, or find that it is this run's.
 
     Args:
         run: the folder.
         config: what decides the run's result; `settings` among it.
         init: the checkpoint that the run starts from.
+
+    Returns:
+        None; or, where the run was begun with another length and all else is the same, the settings that say that length.
 
     Raises:
         UsageError: the folder holds something else, or a run with another configuration.
@@ -44,15 +48,73 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> None:
         with AtomicFile(run / "init.safetensors", force=True) as target:
             init.copy_whole_to(target)
         write_json(settled, as_read)
-        return
+        return None
     before = _read_config(settled)
     # A run that began before there was a setting has its default.
     before["settings"] = {**json.loads(json.dumps(asdict(Settings()))), **before["settings"]}
+    length = {key: before["settings"].get(key) for key in ("steps", "epochs")}
+    shorter = None
+    if length != {key: as_read["settings"][key] for key in length} and _is_length(length):
+        shorter = Settings(**length)
+        before["settings"] = {**before["settings"], **{key: as_read["settings"][key] for key in length}}
     for key in {**as_read, **before}:
         if as_read.get(key) != before.get(key):
             raise UsageError(
-                f"{printable(str(run))} was begun with other {key}: choose another folder with -o, or remove it"
+                f"{printable(str(run))} was begun with other {key}: choose another folder with -o, or remove it "
+                f"({_changes(before.get(key), as_read.get(key))})"
             )
+    return shorter
+
+
+def _is_length(length: Entry) -> bool:
+    return all(value is None or (type(value) is int and 0 <= value < 1 << 53) for value in length.values())
+
+
+def lengthen_folder(
+    run: Path, config: Entry, *, steps: int, before: int, every: int, record_best: Callable[[], None]
+) -> None:
+    """Let a run go on to another length, as if it had been begun with it.
+
+    Args:
+        run: the folder.
+        config: what decides the longer run's result.
+        steps: that it has.
+        before: steps that the run was begun with.
+        every: steps between evaluations.
+        record_best: writes `best.safetensors` again, with the record of the longer run.
+
+    Raises:
+        UsageError: it would not become what a run of that length is.
+    """
+    said, other = printable(str(run)), "choose another folder with -o, or remove it"
+    if steps < before:
+        raise UsageError(
+            f"{said} was begun with other settings: {other} (it has {before} steps, and {steps} are fewer)"
+        )
+    finished, state, log = (run / name for name in ("metrics.json", "resume.pt", "log.jsonl"))
+    if finished.exists() and not state.exists():
+        raise UsageError(f"{said} is finished and has no resume.pt, from which a longer run would go on: {other}")
+    ended = log.exists() and any(entry["step"] == before and "macro_auc" in entry for entry in read_log(log))
+    if steps > before and before % every and ended:
+        raise UsageError(
+            f"{said} ended with an evaluation after step {before}, which a run of {steps} steps does not make with "
+            f"--eval-every {every}, so it would not be that run: {other}"
+        )
+    finished.unlink(missing_ok=True)  # first: whatever comes between, it is not taken for the longer run's end
+    if state.exists():
+        record_best()
+    write_json(run / "config.json", json.loads(json.dumps(config)))
+
+
+def _changes(before: Any, now: Any) -> str:
+    """Say what is other: `lr was 0.01 and is 0.5`."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"it was {printable(json.dumps(before), 80)} and is {printable(json.dumps(now), 80)}"
+    other = [key for key in {**now, **before} if now.get(key) != before.get(key)]
+    return ", ".join(
+        f"{printable(key)} was {printable(json.dumps(before.get(key)), 80)} and is {printable(json.dumps(now.get(key)), 80)}"
+        for key in other
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
