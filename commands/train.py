@@ -47,6 +47,9 @@ def train(
     preset: Annotated[Preset | None, typer.Option(help="The paper's settings; flags above override them.")] = None,
     eval_split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "valid",
     skip_bad: SkipBad = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Replace a run in RUN that has other settings, weights or data.")
+    ] = False,
     arch: Annotated[str | None, typer.Option(help="The timm model, if INIT does not say it.")] = None,
     model: ModelOption = None,
     log_to: Annotated[
@@ -83,6 +86,7 @@ def train(
             preset=preset and preset.value,
             eval_split=eval_split,
             skip_bad=skip_bad,
+            anew=anew,
             arch=arch,
             log_to=[logger.value for logger in log_to or ()],
             precision=precision.value,

@@ -102,6 +102,7 @@ def train(
     preset: str | None = None,
     eval_split: str = "valid",
     skip_bad: bool = False,
+    anew: bool = False,
     arch: str | None = None,
     model: Model | None = None,
     log_to: Sequence[str] = (),
@@ -127,6 +128,7 @@ def train(
         preset: the paper's settings: `retina` or `chexpert`. The flags override them.
         eval_split: the split to evaluate on.
         skip_bad: leave out images that are missing or cannot be read.
+        anew: where the folder holds a run of other settings, weights or data, replace that run.
         arch: the timm model, if `init` does not say it.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         log_to: `tensorboard`, `wandb`, or both: where the log goes, too.
@@ -144,7 +146,7 @@ def train(
         The run's folder, and what its `metrics.json` holds.
 
     Raises:
-        UsageError: an option that cannot be, or the folder belongs to other settings or another checkpoint.
+        UsageError: an option that cannot be, or the folder belongs to other settings or another checkpoint, without `anew`.
         WsurgeryError: checkpoint and data do not fit together, or the loss is not finite.
         Interrupted: a signal came; the state after the last step is saved.
         TypeError: no such option.
@@ -206,6 +208,7 @@ def train(
             arch=arch,
             model=model,
             network=deepcopy(init) if isinstance(init, nn.Module) else None,
+            anew=anew,
             report=report,
             processes=processes,
         )

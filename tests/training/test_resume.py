@@ -248,8 +248,33 @@ def test_other_settings_on_the_same_folder_are_refused(more, words, finished, in
     refused = invoke("train", fresh, "--data", fundus, "-o", finished, *TRAINING, *more, check=False)
     assert refused.exit_code == 2
     assert words in refused.stderr
-    assert refused.stderr.count("\n") == 2  # behind the labels
+    assert refused.stderr.count("\n") == 1
     assert content(finished) == before
+
+
+@pytest.mark.parametrize("more", [["--lr", 0.5], ["--steps", 8], ["--steps", 4, "--eval-every", 2]])
+def test_anew_replaces_a_run_of_other_settings_and_goes_on_with_one_of_the_same(
+    more, finished, invoke, fresh, fundus, tmp_path
+):
+    def train(folder, *more):
+        return invoke("train", fresh, "--data", fundus, "-o", folder, *TRAINING, *more)
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    train(run, "--anew")
+    after = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    assert {name for name in before if after[name] != before[name]} == {"metrics.json"}  # by which make comes to rest
+    train(run, *more, "--anew")
+    train(tmp_path / "other", *more)
+    assert content(run) == content(tmp_path / "other")
+
+
+def test_anew_leaves_a_folder_alone_that_is_no_run(invoke, fresh, fundus, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    refused = invoke("train", fresh, "--data", fundus, "-o", tmp_path, *TRAINING, "--anew", check=False)
+    assert refused.exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 
 
 def test_another_checkpoint_on_the_same_folder_is_refused(finished, invoke, fundus, tmp_path):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,15 @@ from wsurgery.training.optimisation import freeze, make_optimizer, make_schedule
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import from_logits
 from wsurgery.training.resume import Progress, read_state, write_state
-from wsurgery.training.run_folder import Entry, claim_folder, lengthen_folder, summarise, write_json
+from wsurgery.training.run_folder import (
+    Entry,
+    OtherRun,
+    claim_folder,
+    clear_folder,
+    lengthen_folder,
+    summarise,
+    write_json,
+)
 from wsurgery.training.run_log import read_metrics
 from wsurgery.training.settings import Settings
 from wsurgery.untrusted import open_own
@@ -67,6 +75,7 @@ def train(
     arch: str | None = None,
     model: Model | None = None,
     network: nn.Module | None = None,
+    anew: bool = False,
     report: Callable[[Entry], None] = lambda entry: None,
     processes: Processes = ALONE,
     signalled: Callable[[], int] | None = None,
@@ -85,6 +94,7 @@ def train(
         arch: the architecture's name, for a checkpoint that does not say it.
         model: what makes the network, if timm does not: see `wsurgery.models.load`.
         network: the network itself, with the weights of the checkpoint; it is trained. Default: what the checkpoint says.
+        anew: where the folder holds a run of other settings, weights or data, replace that run.
         report: called with every entry of the log, in the first process.
         processes: which train together; the first one writes the folder.
         signalled: returns the number of a signal that asks the run to end, 0 if none came. Default: SIGTERM and Ctrl-C do,
@@ -95,7 +105,7 @@ def train(
         (threshold → first evaluated step that reaches it, or null).
 
     Raises:
-        UsageError: the run folder belongs to other settings or another checkpoint.
+        UsageError: the run folder belongs to other settings or another checkpoint, and `anew` is not given.
         WsurgeryError: checkpoint and data do not fit together, or the loss is not finite.
         Interrupted: a signal came; the state after the last step is saved.
     """
@@ -122,7 +132,17 @@ def train(
             **own,
         }
         loop = _Loop(network, training, validation, settings, device, history.freeze, processes)
-        shorter = processes.in_turn(lambda: claim_folder(run, config, checkpoint))
+
+        def claim() -> Settings | None:
+            try:
+                return claim_folder(run, config, checkpoint)
+            except OtherRun:
+                if not anew:
+                    raise
+            clear_folder(run)
+            return claim_folder(run, config, checkpoint)
+
+        shorter = processes.in_turn(claim)
     processes.wait()  # nobody changes the folder before all have read it
     arguments = [*arguments, *(["--model", own["model"]] if own else [])]
     record = make_record("train", ["--data", portable_name(data), *arguments], seed=settings.seed, inputs=[described])
@@ -138,10 +158,23 @@ def train(
     if shorter is not None:
         length = replace(settings, steps=shorter.steps, epochs=shorter.epochs).length(len(training.images))
         every = settings.eval_every or length.epoch_steps
-        lengthen = partial(lengthen_folder, run, config, steps=loop.steps, before=length.steps, every=every)
-        processes.in_turn(lambda: lengthen(record_best=record_best) if processes.is_first else None)
+
+        def lengthen() -> None:
+            try:
+                lengthen_folder(
+                    run, config, steps=loop.steps, before=length.steps, every=every, record_best=record_best
+                )
+            except OtherRun:
+                if not anew:
+                    raise
+                clear_folder(run, but=("init.safetensors",))  # which is the same: only the length is other
+                write_json(run / "config.json", config)
+
+        processes.in_turn(lambda: lengthen() if processes.is_first else None)
     finished = run / "metrics.json"
     if processes.from_first(finished.exists()):
+        if processes.is_first:
+            os.utime(finished)  # now: make compares it with what the run was made from
         return {**read_metrics(finished)}
 
     def publish() -> None:

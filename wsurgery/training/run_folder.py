@@ -1,7 +1,8 @@
 """A run's folder: who may use it, and what is written there."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,14 @@ FILES = (
     "config.json", "init.safetensors", "log.jsonl", "last.safetensors", "best.safetensors", "resume.pt", "metrics.json",
     "tensorboard", "wandb", "wandb.id",
 )  # fmt: skip
+_OTHERWISE = "choose another folder with -o, or replace it with --anew"
 _MAX_CONFIG = 1 << 24  # bytes
 THRESHOLDS = tuple(round(0.5 + 0.01 * i, 2) for i in range(50))  # of macro AUC, in metrics.json
 Entry = dict[str, Any]
+
+
+class OtherRun(UsageError):
+    """The folder holds a run that is not this one, and cannot become it."""
 
 
 def claim_folder(run: Path, config: Entry, init: Checkpoint) -> Settings | None:
@@ -33,7 +39,8 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> Settings | None:
         None; or, where the run was begun with another length and all else is the same, the settings that say that length.
 
     Raises:
-        UsageError: the folder holds something else, or a run with another configuration.
+        OtherRun: it was begun with another configuration.
+        UsageError: the folder holds something else.
         WsurgeryError: its configuration is damaged, or one of its files is a link.
     """
     run.mkdir(parents=True, exist_ok=True)
@@ -59,8 +66,8 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> Settings | None:
         before["settings"] = {**before["settings"], **{key: as_read["settings"][key] for key in length}}
     for key in {**as_read, **before}:
         if as_read.get(key) != before.get(key):
-            raise UsageError(
-                f"{printable(str(run))} was begun with other {key}: choose another folder with -o, or remove it "
+            raise OtherRun(
+                f"{printable(str(run))} was begun with other {key}: {_OTHERWISE} "
                 f"({_changes(before.get(key), as_read.get(key))})"
             )
     return shorter
@@ -84,26 +91,37 @@ def lengthen_folder(
         record_best: writes `best.safetensors` again, with the record of the longer run.
 
     Raises:
-        UsageError: it would not become what a run of that length is.
+        OtherRun: it would not become what a run of that length is.
     """
-    said, other = printable(str(run)), "choose another folder with -o, or remove it"
+    said = printable(str(run))
     if steps < before:
-        raise UsageError(
-            f"{said} was begun with other settings: {other} (it has {before} steps, and {steps} are fewer)"
+        raise OtherRun(
+            f"{said} was begun with other settings: {_OTHERWISE} (it has {before} steps, and {steps} are fewer)"
         )
     finished, state, log = (run / name for name in ("metrics.json", "resume.pt", "log.jsonl"))
     if finished.exists() and not state.exists():
-        raise UsageError(f"{said} is finished and has no resume.pt, from which a longer run would go on: {other}")
+        raise OtherRun(f"{said} is finished and has no resume.pt, from which a longer run would go on: {_OTHERWISE}")
     ended = log.exists() and any(entry["step"] == before and "macro_auc" in entry for entry in read_log(log))
     if steps > before and before % every and ended:
-        raise UsageError(
+        raise OtherRun(
             f"{said} ended with an evaluation after step {before}, which a run of {steps} steps does not make with "
-            f"--eval-every {every}, so it would not be that run: {other}"
+            f"--eval-every {every}, so it would not be that run: {_OTHERWISE}"
         )
     finished.unlink(missing_ok=True)  # first: whatever comes between, it is not taken for the longer run's end
     if state.exists():
         record_best()
     write_json(run / "config.json", json.loads(json.dumps(config)))
+
+
+def clear_folder(run: Path, *, but: Sequence[str] = ()) -> None:
+    """Remove a run, but for some of its files, and leave its folder."""
+    for path in (
+        run / name for name in reversed(FILES) if name not in but
+    ):  # config.json last: until then it is that run's
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _changes(before: Any, now: Any) -> str:
