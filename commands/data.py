@@ -117,10 +117,18 @@ def data_cache(
 
 
 @command
-def data_show(data: Data, json: Json = False) -> None:
+def data_show(
+    data: Data,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Only the labels, one a line, in the network's order.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Count images and patients, and each label's positives, negatives and unknowns, in each split.
 
     Example: wsurgery data show fundus/manifest.csv
+
+    Example: wsurgery init resnet18 --num-classes $(wsurgery data show m.csv --labels | wc -l) > init.safetensors
     """
     from rich.console import Console
 
@@ -128,6 +136,9 @@ def data_show(data: Data, json: Json = False) -> None:
     from wsurgery.data.sources import open_data
 
     manifest = open_data(data)
+    if labels:
+        typer.echo("\n".join(map(printable, manifest.label_names)))
+        return
     summary = summarise(manifest)
     for note in (*(() if manifest.has_patients else (ALONE,)), *manifest.notes):
         say(note)

@@ -3,21 +3,29 @@
 # A recipe sets NETS_toy and NETS_paper, ARMS, COMPARISONS and PAPER, and includes this file. All recipes share $(OUT), so
 # that a run which two of them need is trained once.
 #
-#   make SEEDS="1 2 3"                              fewer seeds
+#   make SEEDS="1 2 3"                              fewer seeds, or more: what is there stays
+#   make DATA=my.csv                                a table of your own, or any specification of `wsurgery data make`
 #   make SCALE=paper DATA=chexpert:/data/CheXpert SOURCE_resnet50=resnet50.safetensors
 #   make -j64 RUN="srun --gres=gpu:1"               what goes before each train, eval and cca
 #   make RUN="torchrun --nproc-per-node 8 -m"       one job on 8 GPUs
 #   make -n                                         the commands, to read or to type
+#
+# An arm of your own is a line above the include, and its name in ARMS:
+#
+#   ARM_half = wsurgery scale $(PRETRAINED) --by 0.5 | $(ONTO)
+#
+# What is changed, on the command line or in the recipe, makes again what depends on it, and nothing else.
 
-include ../make-4.3.mk
+COMMON := $(patsubst ./,,$(dir $(lastword $(MAKEFILE_LIST))))
+include $(COMMON)make-4.3.mk $(COMMON)stamps.mk
 
 SCALE       ?= toy
 SEEDS       ?= 1 2 3 4 5
-OUT         ?= $(or $(OUT_$(SCALE)),../out/$(SCALE))
+OUT         ?= $(or $(OUT_$(SCALE)),$(COMMON)out/$(SCALE))
 RUN         ?=
 NETS        ?= $(NETS_$(SCALE))
 COMPARISONS ?= none
-CLASSES     ?= 5
+CLASSES     ?= $(if $(OWN),$$(wsurgery data show $(TARGET) --labels | wc -l),5)
 
 # The two scales. Everything below is the same in both.
 
@@ -41,8 +49,8 @@ PRETRAINING ?= --steps $(PRETRAIN) --batch-size 16 --lr $(LR) --eval-every $(PRE
 SLIM        ?= resnet18 --arg channels=[16,32,32,64]
 WIDTH_resnet18 := 0.25
 else
-DATA        ?= $(error SCALE=paper needs DATA=chexpert:FOLDER or DATA=eyepacs:FOLDER)
-SOURCE_DATA ?= $(error SCALE=paper needs SOURCE_NET=FILE.safetensors for each NET, or SOURCE_DATA=folder:IMAGENET to pretrain it on)
+DATA        ?=
+SOURCE_DATA ?=
 SOURCE_CLASSES ?= 1000
 PRESET      ?= $(if $(filter chexpert:%,$(DATA)),chexpert,retina)
 THRESHOLD   ?= 0.91
@@ -54,8 +62,10 @@ PRETRAINING ?= --epochs 90 --batch-size 256 --lr 0.1 --optimizer momentum --imag
 SLIM        ?= resnet50_slim
 endif
 
+OWN         := $(if $(filter synthetic:fundus%,$(DATA)),,yes)
+
+.DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
-.SECONDARY:
 .PHONY: all results clean
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -73,7 +83,6 @@ TARGET   := $(OUT)/data/target.csv
 FIRST    := $(firstword $(SEEDS))
 FOLDERS  := $(addprefix $(OUT)/,$(NETS))
 RUNS     := $(foreach net,$(NETS),$(foreach arm,$(call ARMS,$(net)),$(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%)))
-COMPARED := $(foreach net,$(NETS),$(foreach name,$(filter-out none,$(COMPARISONS)),$(SEEDS:%=$(OUT)/$(net)/cca/$(name)/%.json)))
 comma    := ,
 list      = $(subst $() $(),$(comma),$(strip $(1)))
 unique    = $(if $(1),$(firstword $(1)) $(call unique,$(filter-out $(firstword $(1)),$(1))))
@@ -81,11 +90,31 @@ ALL_ARMS  = $(call unique,$(foreach net,$(NETS),$(call ARMS,$(net))))
 REPORT    = wsurgery report $(FOLDERS) --arms $(call list,$(or $(strip $(ALL_ARMS)),none)) --cca $(call list,$(COMPARISONS)) \
             --threshold $(THRESHOLD) --paper paper.md --title $(RECIPE) --force > /dev/null
 
+# Pairs of trained networks: of one arm, each seed with the next, 1/2 2/3 3/1; of two arms, the same seed of both.
+FROM_NEXT := $(if $(word 3,$(SEEDS)),$(SEEDS),$(if $(word 2,$(SEEDS)),$(FIRST)))
+NEXT      := $(join $(FROM_NEXT:%=%/),$(wordlist 2,$(words $(SEEDS)),$(SEEDS)) $(if $(word 3,$(SEEDS)),$(FIRST)))
+seeds_of   = $(if $(filter random-pair% pretrained-pair%,$(1)),$(FROM_NEXT),$(SEEDS))
+COMPARED  := $(foreach net,$(NETS),$(foreach name,$(filter-out none,$(COMPARISONS)),\
+               $(patsubst %,$(OUT)/$(net)/cca/$(name)/%.json,$(call seeds_of,$(name)))))
+
+# What each file depends on, besides other files.
+
+$(call stamp,data,$(DATA))
+$(call stamp,source-data,$(SOURCE_DATA))
+$(call stamp,source,$(PRETRAINING))
+$(call stamp,eval,$(IMAGE_SIZE))
+$(call stamp,cca,$(CCA))
+$(call stamp,page-$(RECIPE),$(RUNS) $(COMPARED) $(THRESHOLD))
+$(call stamp,slim,$(SLIM) $(CLASSES))
+$(foreach net,$(NETS),$(call stamp,network-$(net),$(call arch,$(net)) $(CLASSES)))
+$(foreach net,$(call unique,$(foreach net,$(NETS),$(call name,$(net)))),$(call stamp,source-$(net),$(call arch,$(net)) $(SOURCE_CLASSES)))
+$(foreach net,$(NETS),$(call stamp,train-$(net),$(TRAIN) $(call subset,$(net)) --image-size $(IMAGE_SIZE)))
+
 PAGE     := $(if $(strip $(ALL_ARMS) $(filter-out none,$(COMPARISONS))),$(OUT)/$(RECIPE).html)
 
 all: $(PAGE) $(FIGURES)
 
-$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(RUNS:=/eval.json) $(COMPARED) paper.md
+$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(if $(RUNS),$(OUT)/$(RECIPE).evaluated) $(COMPARED) $(OUT)/settings/page-$(RECIPE) paper.md
 	$(REPORT) -o $@
 
 # What stands in the recipe's folder as its last result.
@@ -94,132 +123,123 @@ results: all
 	$(if $(FIGURES),cp $(FIGURES) .)
 	$(foreach figure,$(notdir $(FIGURES)),printf '\n![%s](%s)\n' $(basename $(figure)) $(figure) >> RESULTS.md; )
 
+# This recipe's own: its page, pictures, runs and comparisons. The next recipe trains again what it shared of them.
 clean:
-	rm -rf $(OUT)
+	rm -rf $(PAGE) $(FIGURES) $(OUT)/$(RECIPE).evaluated $(RUNS) $(COMPARED)
 
 # Data, and the networks that SOURCE_NET is not given for, trained on the source task.
 
-$(TARGET):
+$(TARGET): $(OUT)/settings/data $(wildcard $(firstword $(subst ?, ,$(DATA))))
 	@mkdir -p $(@D)
-	wsurgery data make "$(DATA)" -o $@
+	wsurgery data make "$(or $(DATA),$(error SCALE=paper needs DATA=chexpert:FOLDER or DATA=eyepacs:FOLDER))" -o $@ --force
 
-$(OUT)/data/source.csv:
+NO_SOURCE := SCALE=paper needs SOURCE_NET=FILE.safetensors for each NET, or SOURCE_DATA=folder:IMAGENET to pretrain it on
+$(OUT)/data/source.csv: $(OUT)/settings/source-data
 	@mkdir -p $(@D)
-	wsurgery data make "$(SOURCE_DATA)" -o $@
+	wsurgery data make "$(or $(SOURCE_DATA),$(error $(NO_SOURCE)))" -o $@ --force
 
-$(OUT)/sources/%/init.safetensors:
+$(OUT)/sources/%/init.safetensors: $(OUT)/settings/source-%
 	@mkdir -p $(@D)
-	wsurgery init $(call arch,$*) --num-classes $(SOURCE_CLASSES) --seed 9 -o $@
+	wsurgery init $(call arch,$*) --num-classes $(SOURCE_CLASSES) --seed 9 -o $@ --force
 
 # Training writes last.safetensors as it goes on; the target appears when it has ended.
-$(OUT)/sources/%.safetensors: $(OUT)/sources/%/init.safetensors $(OUT)/data/source.csv
-	$(RUN) wsurgery train $< --data $(OUT)/data/source.csv -o $(<D) $(PRETRAINING) --seed 9 $(LIMITS)
-	ln -f $(<D)/last.safetensors $@
+$(OUT)/sources/%.safetensors: $(OUT)/sources/%/init.safetensors $(OUT)/data/source.csv $(OUT)/settings/source
+	$(RUN) wsurgery train $< --data $(OUT)/data/source.csv -o $(<D) --anew $(PRETRAINING) --seed 9 $(LIMITS)
+	ln -f $(<D)/last.safetensors $@ && touch $@
 
-# The arms: how training starts. A line each; $* is the seed.
+# How training starts, an arm a line. PRETRAINED is the source network, INITIAL a random network with the task's outputs,
+# and ONTO puts what comes through the pipe on all of INITIAL but its head.
 
-define NET_RULES
-$(1)/init/random/%.safetensors:
-	@mkdir -p $$(@D)
-	wsurgery init $(call arch,$(2)) --num-classes $(CLASSES) --seed $$* -o $$@
+PRETRAINED = $<
+INITIAL    = $(word 2,$^)
+SEED       = $*
+NET        = $(notdir $(patsubst %/init/,%,$(dir $(patsubst %/,%,$(dir $@)))))
+ONTO       = wsurgery transfuse - --upto 100% --into $(INITIAL)
+UPTO       = wsurgery transfuse $(PRETRAINED) --upto $(1) --into $(INITIAL)
+FRESH_SLIM = wsurgery init $(SLIM) --num-classes $(CLASSES) --seed $(SEED)
 
-$(1)/init/transfer/%.safetensors: $(3) $(1)/init/random/%.safetensors
-	@mkdir -p $$(@D)
-	wsurgery transfuse $$< --upto 100% --into $$(word 2,$$^) -o $$@
-
-$(1)/init/meanvar/%.safetensors: $(3) $(1)/init/random/%.safetensors
-	@mkdir -p $$(@D)
-	wsurgery meanvar $$< --seed $$* | wsurgery transfuse - --upto 100% --into $$(word 2,$$^) -o $$@
-
-$(1)/init/bn-meanvar/%.safetensors: $(3) $(1)/init/random/%.safetensors
-	@mkdir -p $$(@D)
-	wsurgery meanvar $$< --bn meanvar --seed $$* | wsurgery transfuse - --upto 100% --into $$(word 2,$$^) -o $$@
-
-$(1)/init/bn-transfer/%.safetensors: $(3) $(1)/init/random/%.safetensors
-	@mkdir -p $$(@D)
-	wsurgery meanvar $$< --bn keep --seed $$* | wsurgery transfuse - --upto 100% --into $$(word 2,$$^) -o $$@
-
-$(1)/init/sample/%.safetensors: $(3) $(1)/init/random/%.safetensors
-	@mkdir -p $$(@D)
-	wsurgery sample $$< --seed $$* | wsurgery transfuse - --upto 100% --into $$(word 2,$$^) -o $$@
-
-$(1)/init/shuffle/%.safetensors: $(3) $(1)/init/random/%.safetensors
-	@mkdir -p $$(@D)
-	wsurgery shuffle $$< --seed $$* | wsurgery transfuse - --upto 100% --into $$(word 2,$$^) -o $$@
-
+ARM_transfer    = $(call UPTO,100%)
+ARM_meanvar     = wsurgery meanvar $(PRETRAINED) --seed $(SEED) | $(ONTO)
+ARM_bn-meanvar  = wsurgery meanvar $(PRETRAINED) --bn meanvar --seed $(SEED) | $(ONTO)
+ARM_bn-transfer = wsurgery meanvar $(PRETRAINED) --bn keep --seed $(SEED) | $(ONTO)
+ARM_sample      = wsurgery sample $(PRETRAINED) --seed $(SEED) | $(ONTO)
+ARM_shuffle     = wsurgery shuffle $(PRETRAINED) --seed $(SEED) | $(ONTO)
 # The filters take the scale of the pretrained ones that they replace; all else is random.
-$(1)/init/gabor/%.safetensors: $(3) $(1)/init/random/%.safetensors
-	@mkdir -p $$(@D)
-	wsurgery transfuse $$< --only $(if $(filter cbr%,$(2)),block1.conv.weight,conv1.weight) --into $$(word 2,$$^) | wsurgery gabor -o $$@
-
-$(1)/init/slim-random/%.safetensors:
-	@mkdir -p $$(@D)
-	wsurgery init $(SLIM) --num-classes $(CLASSES) --seed $$* -o $$@
-
-$(1)/init/slim-transfuse-block2/%.safetensors: $(3) $(1)/init/slim-random/%.safetensors
-	@mkdir -p $$(@D)
-	wsurgery transfuse $$< --upto block2 --into $$(word 2,$$^) -o $$@
-
-# Train; compare. $* is ARM/SEED, or SEED.
-$(1)/runs/%/metrics.json: $(1)/init/%.safetensors $(TARGET)
-	$(RUN) wsurgery train $$< --data $(TARGET) -o $$(@D) $(TRAIN) $(call subset,$(2)) --image-size $(IMAGE_SIZE) --seed $$(notdir $$*) $(LIMITS)
-
-$(1)/cca/transfer-to-init/%.json: $(1)/runs/transfer/%/metrics.json
-	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(<D)/last.safetensors --with-init --data $(TARGET) $(CCA) -o $$@
-
-$(1)/cca/random-to-init/%.json: $(1)/runs/random/%/metrics.json
-	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(<D)/last.safetensors --with-init --data $(TARGET) $(CCA) -o $$@
-endef
+ARM_gabor       = wsurgery transfuse $(PRETRAINED) --only $(if $(filter cbr%,$(NET)),block1.conv.weight,conv1.weight) --into $(INITIAL) | wsurgery gabor
+ARM_slim-random = $(FRESH_SLIM)
+ARM_slim-transfuse-block2 = $(FRESH_SLIM) | wsurgery transfuse $(PRETRAINED) --upto block2
 
 # Pretrained up to a block; pretrained or random features that are frozen up to it.
-define BLOCK_RULES
-$(1)/init/transfuse-$(2)/%.safetensors: $(3) $(1)/init/random/%.safetensors
-	@mkdir -p $$(@D)
-	wsurgery transfuse $$< --upto $(2) --into $$(word 2,$$^) -o $$@
+define BLOCK_ARMS
+ARM_transfuse-$(1)     = $$(call UPTO,$(1))
+ARM_freeze-$(1)        = $$(call UPTO,100%) | wsurgery freeze-spec --upto $(1)
+ARM_freeze-hybrid-$(1) = $$(call UPTO,$(1)) | wsurgery freeze-spec --upto $(1)
+ARM_freeze-random-$(1) = wsurgery freeze-spec $$(INITIAL) --upto $(1)
+endef
+$(foreach block,conv1 block1 block2 block3 block4 block5,$(eval $(call BLOCK_ARMS,$(block))))
 
-$(1)/init/freeze-$(2)/%.safetensors: $(1)/init/transfer/%.safetensors
+define NET_RULES
+$(1)/init/random/%.safetensors: $(OUT)/settings/network-$(2) $(if $(OWN),$(TARGET))
 	@mkdir -p $$(@D)
-	wsurgery freeze-spec $$< --upto $(2) -o $$@
+	wsurgery init $(call arch,$(2)) --num-classes $$(CLASSES) --seed $$* -o $$@ --force
 
-$(1)/init/freeze-hybrid-$(2)/%.safetensors: $(1)/init/transfuse-$(2)/%.safetensors
-	@mkdir -p $$(@D)
-	wsurgery freeze-spec $$< --upto $(2) -o $$@
+# Train; compare. $* is ARM/SEED, or SEED. A run that was cut off goes on; with other settings, it begins anew.
+$(1)/runs/%/metrics.json: $(1)/init/%.safetensors $(TARGET) $(OUT)/settings/train-$(2)
+	$(RUN) wsurgery train $$< --data $(TARGET) -o $$(@D) --anew $(TRAIN) $(call subset,$(2)) --image-size $(IMAGE_SIZE) --seed $$(notdir $$*) $(LIMITS)
 
-$(1)/init/freeze-random-$(2)/%.safetensors: $(1)/init/random/%.safetensors
+$(1)/cca/transfer-to-init/%.json: $(1)/runs/transfer/%/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	wsurgery freeze-spec $$< --upto $(2) -o $$@
+	$(RUN) wsurgery cca $$(<D)/last.safetensors --with-init --data $(TARGET) $(CCA) -o $$@ --force
+
+$(1)/cca/random-to-init/%.json: $(1)/runs/random/%/metrics.json $(OUT)/settings/cca
+	@mkdir -p $$(@D)
+	$(RUN) wsurgery cca $$(<D)/last.safetensors --with-init --data $(TARGET) $(CCA) -o $$@ --force
+endef
+
+define ARM_RULES
+$(call stamp,arm-$(1)-$(4),$(ARM_$(1)))
+$(2)/init/$(1)/%.safetensors: $(3) $(2)/init/random/%.safetensors $(OUT)/settings/arm-$(1)-$(4) $(if $(filter slim%,$(1)),$(OUT)/settings/slim)
+	@mkdir -p $$(@D)
+	$$(or $$(ARM_$(1)),$$(error ARM_$(1) is not set: how does the arm $(1) start? See the top of common.mk)) -o $$@ --force
 endef
 
 # Two trained networks, A of seed $(5) and B of seed $(6), and the same two as training began.
 define PAIR_RULES
-$(1)/cca/$(4)/$(5).json: $(1)/runs/$(2)/$(5)/metrics.json $(1)/runs/$(3)/$(6)/metrics.json
+$(1)/cca/$(4)/$(5).json: $(1)/runs/$(2)/$(5)/metrics.json $(1)/runs/$(3)/$(6)/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(addsuffix last.safetensors,$$(^D:=/)) --data $(TARGET) $(CCA) -o $$@
+	$(RUN) wsurgery cca $$(addsuffix last.safetensors,$$(dir $$(wordlist 1,2,$$^))) --data $(TARGET) $(CCA) -o $$@ --force
 
-$(1)/cca/$(4)-at-init/$(5).json: $(1)/init/$(2)/$(5).safetensors $(1)/init/$(3)/$(6).safetensors $(TARGET)
+$(1)/cca/$(4)-at-init/$(5).json: $(1)/init/$(2)/$(5).safetensors $(1)/init/$(3)/$(6).safetensors $(TARGET) $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(wordlist 1,2,$$^) --data $(TARGET) $(CCA) -o $$@
+	$(RUN) wsurgery cca $$(wordlist 1,2,$$^) --data $(TARGET) $(CCA) -o $$@ --force
 endef
 
-NEXT := $(join $(SEEDS:%=%/),$(wordlist 2,$(words $(SEEDS)),$(SEEDS)) $(FIRST))  # each seed with the next: 1/2 2/3 3/1
+all_arms = $(filter-out random,$(call unique,transfer meanvar $(call ARMS,$(1))))
 
 $(foreach net,$(NETS),\
-  $(eval $(call NET_RULES,$(OUT)/$(net),$(net),$(call source,$(net))))\
-  $(foreach block,$(call blocks,$(net)),$(eval $(call BLOCK_RULES,$(OUT)/$(net),$(block),$(call source,$(net)))))\
+  $(eval $(call NET_RULES,$(OUT)/$(net),$(net)))\
+  $(foreach arm,$(call all_arms,$(net)),$(eval $(call ARM_RULES,$(arm),$(OUT)/$(net),$(call source,$(net)),$(net))))\
   $(foreach seed,$(SEEDS),$(eval $(call PAIR_RULES,$(OUT)/$(net),transfer,random,transfer-random,$(seed),$(seed))))\
   $(foreach pair,$(NEXT),\
     $(eval $(call PAIR_RULES,$(OUT)/$(net),transfer,transfer,pretrained-pair,$(patsubst %/,%,$(dir $(pair))),$(notdir $(pair))))\
     $(eval $(call PAIR_RULES,$(OUT)/$(net),random,random,random-pair,$(patsubst %/,%,$(dir $(pair))),$(notdir $(pair))))))
 
-# One process evaluates many checkpoints: importing PyTorch takes longer than evaluating a toy.
-$(RUNS:=/eval.json) &: $(RUNS:=/metrics.json)
-	$(RUN) wsurgery eval $(RUNS:=/best.safetensors) --data $(TARGET) --image-size $(IMAGE_SIZE) --beside eval.json --force $(LIMITS)
+# What make would take for an intermediate file, and delete.
+.SECONDARY: $(foreach net,$(NETS),$(foreach arm,random $(call all_arms,$(net)),$(SEEDS:%=$(OUT)/$(net)/init/$(arm)/%.safetensors) \
+  $(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%/metrics.json)) $(OUT)/sources/$(call name,$(net)).safetensors $(OUT)/sources/$(call name,$(net))/init.safetensors)
+
+# One process evaluates all that were trained since: importing PyTorch takes longer than evaluating a toy.
+EVALUATIONS := $(RUNS:=/eval.json)
+STALE        = $(shell for run in $(RUNS); do \
+                 test $$run/eval.json -nt $$run/metrics.json -a $$run/eval.json -nt $(OUT)/settings/eval || echo $$run; done)
+EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1:=/best.safetensors) --data $(TARGET) --image-size $(IMAGE_SIZE) --beside eval.json --force $(LIMITS))
+$(OUT)/$(RECIPE).evaluated: $(RUNS:=/metrics.json) $(OUT)/settings/eval $(if $(filter-out $(wildcard $(EVALUATIONS)),$(EVALUATIONS)),always)
+	$(call EVALUATE,$(STALE))
+	@touch $@
 
 # Pictures, of the first seed where they show one.
 
-$(OUT)/curves-$(RECIPE)-%.png: $(RUNS:=/metrics.json)
+$(OUT)/curves-$(RECIPE)-%.png: $(RUNS:=/metrics.json) $(OUT)/settings/page-$(RECIPE)
 	wsurgery curves $(filter $(OUT)/$*/%,$(RUNS)) -o $@ --threshold $(THRESHOLD) --force --quiet
 
 $(OUT)/filters-%.png: $(OUT)/%/runs/random/$(FIRST)/metrics.json $(OUT)/%/runs/transfer/$(FIRST)/metrics.json

@@ -131,7 +131,10 @@ def replay(
 
 def run_stages() -> None:
     """Run what `replay` planned, in a process of its own: from standard input, into a file of the folder."""
-    stages, path, folder, log, room, timeout, quiet = pickle.load(sys.stdin.buffer)
+    try:
+        stages, path, folder, log, room, timeout, quiet = pickle.load(sys.stdin.buffer)
+    except (EOFError, pickle.UnpicklingError):  # whoever started this was ended before it had said all
+        return
     be_quiet(quiet)
     _limit_memory(_MEMORY + room)
     with open(os.devnull, "w") as nowhere:  # also where whoever started this was killed, and while no Python code runs

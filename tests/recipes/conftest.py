@@ -15,7 +15,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def make() -> Callable[..., str]:
     """Run `make -C recipes/RECIPE ARGUMENTS`, with this interpreter's commands on the path; return what it prints."""
 
-    def run(recipe: str, *arguments: str) -> str:
+    def run(recipe: str | Path, *arguments: str) -> str:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         done = subprocess.run(
             ["make", "-C", str(RECIPES / recipe), "--no-print-directory", *arguments],

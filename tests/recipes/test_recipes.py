@@ -47,7 +47,11 @@ def test_every_line_is_a_command_that_a_user_can_type(recipe, make, tmp_path):
     for variables in scales:
         lines = make(recipe, "-n", f"OUT={tmp_path / 'out'}", *variables).replace("\\\n", " ").splitlines()
         for line in lines:
-            assert all(stage.split()[0] in ("wsurgery", "mkdir", "ln") for stage in line.split(" | ")), line
+            line = re.sub(r"\$\(wsurgery data show \S+ --labels \| wc -l\)", "5", line)
+            if "/settings/" not in line:  # stamps
+                assert all(stage.split()[0] in ("wsurgery", "mkdir", "ln", "touch") for stage in line.split(" | ")), (
+                    line
+                )
     assert "--device" not in " ".join(lines)  # the toy's limits stay in the toy
     assert not (tmp_path / "out").exists()
 

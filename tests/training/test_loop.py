@@ -39,6 +39,7 @@ def test_the_folder_holds_what_the_contract_says(finished):
         "last.safetensors",
         "best.safetensors",
         "metrics.json",
+        "resume.pt",
     }
 
 

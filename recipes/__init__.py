@@ -1,0 +1,1 @@
+"""The experiments, as Makefiles: `wsurgery recipe copy` gives one out."""

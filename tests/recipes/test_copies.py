@@ -1,0 +1,130 @@
+"""A recipe that was copied: it runs where it lies, and what is changed makes again what depends on it, and nothing else."""
+
+import json
+import re
+import shutil
+from collections import Counter
+
+import pytest
+
+from wsurgery.errors import UsageError
+from wsurgery.recipe import copy_recipe, recipes
+
+TINY = ["NETS=cbr_tiny", "WIDTH=0.05", "IMAGES=48", "EVAL_EVERY=2", "PRETRAIN=2", "IMAGE_SIZE=32", "DEVICE=cpu"]
+MINE = "ARM_mine = wsurgery scale $(PRETRAINED) --by 0.5 | $(ONTO)\nARMS = random transfer mine\n"
+
+
+def commands(printed: str) -> Counter:
+    """How often which command was run."""
+    return Counter(re.findall(r"wsurgery (data make|train|init|scale|eval|report)(?= )", printed))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, make):
+    """A copy under another name, of two arms, that was run with one seed."""
+    folder = tmp_path_factory.mktemp("copy") / "my-study"
+    copy_recipe("meanvar", folder)
+    makefile = folder / "Makefile"
+    makefile.write_text(re.sub("(?m)^ARMS .*", "ARMS = random transfer", makefile.read_text()))
+    ran = commands(make(folder, "-j2", *TINY, "SEEDS=1", "STEPS=2"))
+    assert ran == {"data make": 2, "init": 2, "train": 3, "eval": 1, "report": 1}
+    assert (folder / "out/toy/my-study.html").exists()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (["SEEDS=1", "STEPS=2"], {}),
+        (["SEEDS=1 2", "STEPS=2"], {"init": 1, "train": 2, "eval": 1, "report": 1}),
+        (["SEEDS=1", "STEPS=4"], {"train": 2, "report": 1}),
+        (["SEEDS=1", "STEPS=2", "LR=0.1"], {"train": 3, "report": 1}),
+        (["SEEDS=1", "STEPS=2", "CLASSES=6"], {"init": 1, "train": 2, "report": 1}),
+        (["SEEDS=1", "STEPS=2", "WIDTH=0.06"], {"init": 2, "train": 3, "report": 1}),
+        (["SEEDS=1", "STEPS=2", "PRETRAIN=4"], {"train": 2, "report": 1}),
+        (["SEEDS=1", "STEPS=2", "SOURCE_DATA=synthetic:textures?n=32"], {"data make": 1, "train": 2, "report": 1}),
+        (["SEEDS=1", "STEPS=2", "DATA=synthetic:fundus?n=32"], {"data make": 1, "train": 2, "report": 1}),
+        (["SEEDS=1", "STEPS=2", "IMAGE_SIZE=48"], {"train": 2, "report": 1}),
+        (["SEEDS=1", "STEPS=2", "THRESHOLD=0.6"], {"report": 1}),
+        (["SEEDS=1", "STEPS=2", "ARMS=random"], {"report": 1}),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_changed_setting_makes_again_what_depends_on_it(changed, expected, study, make):
+    assert commands(make(study, "-n", *TINY, *changed)) == expected
+
+
+def test_what_is_said_is_what_is_done(study, make, tmp_path):
+    copy = shutil.copytree(study, tmp_path / study.name)
+    ran = commands(make(copy, "-j2", *TINY, "SEEDS=1", "STEPS=4"))
+    assert ran == {"train": 2, "eval": 1, "report": 1}  # -n cannot know of what will have been evaluated
+    run = copy / "out/toy/cbr_tiny/runs/transfer/1"
+    assert json.loads((run / "metrics.json").read_text())["steps"] == 4
+    make(copy, "-q", *TINY, "SEEDS=1", "STEPS=4")
+    (copy / "out/toy/sources/cbr_tiny.safetensors").touch()  # newer, and the same
+    ran = commands(make(copy, *TINY, "SEEDS=1", "STEPS=4"))
+    assert ran == {"train": 1, "eval": 1, "report": 1}
+    make(copy, "-q", *TINY, "SEEDS=1", "STEPS=4")
+
+
+def test_an_arm_of_ones_own_is_a_line(study, make, tmp_path):
+    copy = shutil.copytree(study, tmp_path / study.name)
+    makefile = copy / "Makefile"
+    makefile.write_text(makefile.read_text().replace("ARMS = random transfer\n", MINE))
+    planned = make(copy, "-n", *TINY, "SEEDS=1", "STEPS=2")
+    assert re.findall(r"wsurgery train .*/runs/(\w+)/1 ", planned) == ["mine"]
+    assert re.search(r"^wsurgery scale .*cbr_tiny.safetensors --by 0.5 \| wsurgery transfuse - ", planned, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_an_arm_a_seed_and_a_length_are_run_and_no_more(study, make, tmp_path):
+    copy = tmp_path / "mine"
+    copy_recipe("meanvar", copy)
+    makefile = copy / "Makefile"
+    makefile.write_text(re.sub("(?m)^ARMS .*", "ARMS = random transfer", makefile.read_text()))
+    trained = [commands(make(copy, "-j2", *TINY, "SEEDS=1", "STEPS=2"))["train"]]
+    makefile.write_text(makefile.read_text().replace("ARMS = random transfer\n", MINE))
+    trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1", "STEPS=2"))["train"])
+    trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1 2", "STEPS=2"))["train"])
+    trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1 2", "STEPS=4"))["train"])
+    trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1 2", "STEPS=4"))["train"])
+    assert trained == [3, 1, 3, 6, 0]
+    page = (copy / "out/toy/mine.html").read_text()
+    assert all(arm in page for arm in ("random", "transfer", "mine"))
+
+
+def test_an_arm_that_nobody_described_is_named(study, make):
+    with pytest.raises(AssertionError, match="ARM_nothing is not set"):
+        make(study, "-n", *TINY, "SEEDS=1", "ARMS=random nothing")
+
+
+@pytest.mark.parametrize("name", [each.name for each in recipes()])
+def test_every_recipe_can_be_planned_from_a_copy_and_for_any_network(name, make, tmp_path):
+    copy_recipe(name, tmp_path / "other name".replace(" ", "-"))
+    given = ["WEIGHTS=w.pth"] if name in ("own-network", "imagenet-surgery") else []
+    (tmp_path / "other-name" / "w.pth").touch()
+    assert "wsurgery" in make(tmp_path / "other-name", "-n", *given)
+    if name not in ("demo", "own-network", "imagenet-surgery", "slim"):
+        assert "wsurgery" in make(tmp_path / "other-name", "-n", "NETS=cbr_tiny")
+
+
+def test_a_copy_replaces_nothing(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        copy_recipe("meanvar", tmp_path)
+    with pytest.raises(UsageError, match="meanvar is"):
+        copy_recipe("meanvr", tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_a_copy_runs_on_a_table_of_ones_own(tmp_path, make, invoke):
+    invoke("data", "make", "synthetic:fundus?n=48&size=32", "-o", tmp_path / "images")
+    table = (tmp_path / "images" / "manifest.csv").read_text().splitlines()
+    assert table[0].startswith("path,patient,split,")
+    rows = [line.split(",") for line in table]
+    (tmp_path / "images" / "my.csv").write_text("\n".join(",".join(row[:5]) for row in rows) + "\n")  # two labels
+    copy_recipe("performance-retina", tmp_path / "study")
+    data = f"DATA={tmp_path / 'images' / 'my.csv'}"
+    make(tmp_path / "study", "-j2", *TINY, data, "SEEDS=1", "STEPS=2", "ARMS=random")
+    found = json.loads((tmp_path / "study/out/toy/cbr_tiny/runs/random/1/eval.json").read_text())
+    assert [label["name"] for label in found["labels"]] == rows[0][3:5]
