@@ -37,7 +37,9 @@ def recipe_copy(
 
     An arm is a line at the top of its Makefile; common.mk beside it says how.
 
-    Example: wsurgery recipe copy meanvar my-study/ && make -C my-study DATA=/data/my.csv SEEDS="1 2 3"
+    Run it with make -C FOLDER DATA=/data/my.csv SEEDS="1 2 3".
+
+    Example: wsurgery recipe copy meanvar my-study/
     """
     from wsurgery.recipe import copy_recipe
 

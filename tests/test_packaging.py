@@ -43,12 +43,13 @@ def test_every_package_is_listed():
     setuptools = PROJECT["tool"]["setuptools"]
     folders = {path.parent for path in (ROOT / "wsurgery").rglob("*.py")}
     found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert set(setuptools["packages"]) == found | {"wsurgery.commands"}
+    assert set(setuptools["packages"]) == found | {"wsurgery.commands", "wsurgery.recipes"}
     for folder in folders:
         assert (folder / "__init__.py").exists()
     for package, patterns in setuptools["package-data"].items():
         for pattern in patterns:
-            assert list((ROOT / package.replace(".", "/")).glob(pattern)), f"{package}: {pattern}"
+            folder = ROOT / setuptools["package-dir"].get(package, package.replace(".", "/"))
+            assert list(folder.glob(pattern)), f"{package}: {pattern}"
 
 
 def test_every_other_file_of_a_package_is_package_data():
