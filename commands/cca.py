@@ -82,7 +82,7 @@ def cca(
         str, typer.Option(help="spatial: as many positions in every image; whole: few images, all positions.")
     ] = "spatial",
     split: Annotated[str, typer.Option(help="The split to take images from.")] = "test",
-    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: the data's own.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: as in training.")] = None,
     skip_bad: SkipBad = False,
     images: Annotated[int, typer.Option(min=1, max=10**9, help="Images to use, if there are as many.")] = 512,
     groups: Annotated[

@@ -23,7 +23,9 @@ def compare(
     ] = None,
     threshold: Annotated[float, typer.Option(help="Count steps to this validation macro AUC.")] = 0.9,
     split: Annotated[str, typer.Option(help="With --data: the split to evaluate on.")] = "test",
-    image_size: Annotated[int | None, typer.Option(min=1, help="With --data: pixels a side. Default: theirs.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="With --data: pixels a side. Default: as in training.")
+    ] = None,
     skip_bad: SkipBad = False,
     model: ModelOption = None,
     device: Device = "auto",

@@ -36,7 +36,7 @@ def eval(
     beside: Annotated[
         str | None, typer.Option(metavar="NAME", help="Write each result as JSON to this name beside its checkpoint.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: the images' own.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: as in training.")] = None,
     skip_bad: SkipBad = False,
     arch: Annotated[str | None, typer.Option(help="The timm model, if a checkpoint does not say it.")] = None,
     model: ModelOption = None,
@@ -76,7 +76,7 @@ def eval(
         refuse_link(Path(checkpoint).with_name(str(beside)))
     with joined() as processes:
         choose_device(device, processes)  # before images are decoded for one that is not there
-        images = studies.load_images(
+        images = studies.Images(
             data, split=split, image_size=image_size, skip_bad=skip_bad, say=say, processes=processes
         )
         for checkpoint, own in zip(checkpoints, models_for(checkpoints, model), strict=True):
@@ -126,6 +126,8 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
         table.add_row(Text(printable(name)), auc, words(label["ci"]), words(label["bootstrap_ci"]))
     mean = result["macro_auc"]
     table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", "", words(result["macro_ci"]))
+    if "top1" in result:
+        table.add_row(Text("top-1 accuracy"), f"{result['top1']:.4f}", "", "")
     drawn = f"; {result['resampled']} resampled {result['bootstrap']:,} times" if result["bootstrap"] else ""
     lost = f", {result['macro_left_out']:,} samples without both classes of each label left out of the macro AUC's"
     table.caption, table.caption_justify = (

@@ -62,7 +62,8 @@ def train(
 ) -> None:
     """Train a checkpoint as a multi-label classifier. Run again on the same RUN, it goes on where it was.
 
-    Tensors that freeze-spec named stay as they are, bit for bit. Ctrl-C and SIGTERM end it after the current step, saved.
+    Tensors that freeze-spec named stay as they are, bit for bit. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and
+    SIGUSR2 end it after the current step, saved.
 
     Started by torchrun, each process takes its share of every batch, and without batch norm the result is one process's.
     Batch norm takes the moments of each process's share, and the first process's running statistics are saved.

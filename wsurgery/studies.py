@@ -10,10 +10,11 @@ network, which is copied, with the weights that it has: its mode, its device and
 import inspect
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.digest import content_digest, tensor_digests
 from wsurgery.checkpoint.provenance import History, describe_file, describe_input
 from wsurgery.checkpoint.remote import without_secrets
+from wsurgery.checkpoint.trained import TrainedOn
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.dataset import Dataset, load_dataset, say_skipped
 from wsurgery.devices import choose_device, choose_precision, memory_errors, threads_used
@@ -44,10 +46,11 @@ from wsurgery.similarity.initialisation import find_initialisation
 from wsurgery.similarity.results import LayerSimilarity, as_csv
 from wsurgery.training.display import LOGGERS, Report, logged
 from wsurgery.training.evaluation import evaluate as evaluate_predictions
-from wsurgery.training.flags import Flags, Flip
+from wsurgery.training.flags import Flags, Flip, Loss
 from wsurgery.training.loop import train as run_training
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import Predictions, from_logits, read_predictions, write_predictions
+from wsurgery.training.recorded import match_labels, record_of, say_other_size
 from wsurgery.training.settings import PRESETS, Settings
 
 Source = str | Path | Pipeline | nn.Module
@@ -117,8 +120,8 @@ def train(
     """Train a checkpoint as a multi-label classifier. Called again with the same `output`, it goes on where it was.
 
     A pipeline is trained, and recorded, as if it were piped into the command. Of a network a copy is trained; without
-    `arch` its checkpoints do not say which architecture they are for. Ctrl-C and SIGTERM end a run in the main thread
-    after the current step, saved.
+    `arch` its checkpoints do not say which architecture they are for. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 end
+    a run in the main thread after the current step, saved.
 
     Args:
         init: the checkpoint to start from.
@@ -201,6 +204,7 @@ def train(
             validation,
             settings,
             data=data,
+            eval_split=eval_split,
             arguments=arguments,
             device=where,
             arch=arch,
@@ -215,7 +219,7 @@ def train(
 def evaluate(
     checkpoint: Source,
     *,
-    data: str | Path | Dataset,
+    data: "str | Path | Dataset | Images",
     split: str = "test",
     predictions: str | Path | None = None,
     image_size: int | None = None,
@@ -235,10 +239,10 @@ def evaluate(
     Args:
         checkpoint: the network.
         data: a manifest, or `scheme:argument?key=value`; or the images of `load_images`, so that several networks share
-            them: then `image_size` and `skip_bad` are settled, and `split` is their name in the result.
+            them, or `Images`: then `image_size` and `skip_bad` are settled, and `split` is their name in the result.
         split: the split to evaluate on.
         predictions: write each image's probabilities to this file, CSV.
-        image_size: pixels a side. Default: the images' own.
+        image_size: pixels a side. Default: those of the training, if the checkpoint's record says it, else the images' own.
         skip_bad: leave out images that are missing or cannot be read.
         arch: the timm model, if the checkpoint does not say it.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
@@ -263,12 +267,12 @@ def evaluate(
     checkpoint = _unedited(checkpoint)
     with threads_used(threads):
         where = choose_device(device, processes)
-        dataset = load_images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say, processes=processes)
-        logits = predict(_network(checkpoint, arch, model), dataset, device=where, processes=processes)
+        if not isinstance(data, (Dataset, Images)):
+            data = Images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say, processes=processes)
+        found, size = _predictions(_label(checkpoint), _network(checkpoint, arch, model), data, where, say, processes)
         if not processes.is_first:
             return {}
-        found = from_logits(_label(checkpoint), dataset, logits)
-        result = {**evaluate_predictions(found, resamples=bootstrap, seed=seed), "split": split}
+        result = {**evaluate_predictions(found, resamples=bootstrap, seed=seed), "split": split, "image_size": size}
         if predictions is not None:
             write_predictions(Path(predictions), found, force=force)
     return result
@@ -333,7 +337,7 @@ def cca(
         channels: `independent`, `same` or `all`.
         rows: `spatial` or `whole`.
         split: the split to take images from.
-        image_size: pixels a side. Default: the data's own.
+        image_size: pixels a side. Default: those of the training, if a record says it, else the data's own.
         skip_bad: leave out images that are missing or cannot be read.
         images: number of images to use, if there are as many.
         groups: of images to leave out in turn, for the images' part of the error; 1: none.
@@ -414,7 +418,10 @@ def cca(
             network_a, network_b = (_network(side, arch, own) for side, own in sides)
             if not first:
                 processes.wait()  # for the first one to have filled the cache
-            dataset = load_dataset(str(data), split=split, image_size=image_size, skip_bad=skip_bad)
+            size = image_size or _common_size(network_a, network_b)
+            dataset = load_dataset(str(data), split=split, image_size=size, skip_bad=skip_bad)
+            for side, network in ((a, network_a), (other, network_b)) if first else ():
+                say_other_size(_label(side), record_of(network), dataset.images.shape[1], say)
             if first:
                 processes.wait()
                 say_skipped(split, dataset.skipped, say)
@@ -482,7 +489,7 @@ def compare(
         data: evaluate each run's `best.safetensors` on this data. Default: read the `predictions.csv` beside it.
         threshold: count steps to this validation macro AUC, 0 to 1.
         split: with `data`: the split to evaluate on.
-        image_size: with `data`: pixels a side. Default: the images' own.
+        image_size: with `data`: pixels a side. Default: those of each network's training, as its record says it.
         skip_bad: leave out images that are missing or cannot be read.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         device: `auto` (cuda or cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -534,12 +541,11 @@ def compare_runs(
     else:
         with threads_used(threads):
             where = choose_device(device)
-            dataset = load_images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say)
+            images = Images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say)
             checkpoints = [str(run.folder / "best.safetensors") for run in runs]
             found = []
             for checkpoint, own in zip(checkpoints, _models(checkpoints, model), strict=True):
-                logits = predict(load(checkpoint, model=own), dataset, device=where)
-                found.append(from_logits(checkpoint, dataset, logits))
+                found.append(_predictions(checkpoint, load(checkpoint, model=own), images, where, say, ALONE)[0])
     if not found:
         say(
             "no AUC compared, for no run has a predictions.csv: give --data SPEC, or write them with eval --predictions"
@@ -573,6 +579,65 @@ def load_images(
     return dataset
 
 
+class Images:
+    """The images of a split, decoded once for each size that networks were trained at.
+
+    Args:
+        data, split, image_size, skip_bad, say, processes: as `load_images` takes them.
+    """
+
+    def __init__(
+        self,
+        data: str | Path,
+        *,
+        split: str = "test",
+        image_size: int | None = None,
+        skip_bad: bool = False,
+        say: Say = warn,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.image_size = image_size
+        self._load = partial(load_images, data, split=split, skip_bad=skip_bad, say=say, processes=processes)
+        self._loaded: dict[int | None, Dataset] = {}
+
+    def at(self, trained: TrainedOn | None) -> Dataset:
+        """Return them at the size that was given, or else at that of a training; without either at their own."""
+        size = self.image_size or (trained.image_size if trained else None)
+        if size not in self._loaded:
+            self._loaded[size] = self._load(image_size=size)
+        return self._loaded[size]
+
+
+def _predictions(
+    source: str, network: nn.Module, data: Dataset | Images, where: torch.device, say: Say, processes: Processes
+) -> tuple[Predictions, int]:
+    """Return what a network says of images, with the labels matched by name, and the images' size."""
+    trained = record_of(network)
+    dataset = data.at(trained) if isinstance(data, Images) else data
+    size = dataset.images.shape[1]
+    say = say if processes.is_first else lambda line: None
+    say_other_size(source, trained, size, say)
+    logits = predict(network, dataset, device=where, processes=processes)
+    dataset, logits = match_labels(source, trained, dataset, logits, say)
+    exclusive = trained is not None and trained.loss == "softmax"
+    return from_logits(source, dataset, logits, exclusive=exclusive), size
+
+
+def _common_size(*networks: nn.Module) -> int | None:
+    """Return the size of the images that networks were trained on; None where no record says it.
+
+    Raises:
+        UsageError: they were trained at different sizes.
+    """
+    sizes = {trained.image_size for network in networks if (trained := record_of(network))}
+    if len(sizes) > 1:
+        raise UsageError(
+            f"A and B were trained on images of different sizes ({' and '.join(map(str, sorted(sizes)))} pixels a side): "
+            "choose one with --image-size"
+        )
+    return sizes.pop() if sizes else None
+
+
 def require_for_activations(given: Iterable[str]) -> None:
     """Refuse options of `cca` that mean nothing where no network is run."""
     for name in given:
@@ -589,8 +654,10 @@ def _flags(given: dict[str, Any]) -> Flags:
     checked = {}
     for name, value in given.items():
         kind, option = typing.get_args(hints[name])
-        if name == "flip":
-            _require_one_of("--flip", value, [None, *Flip])
+        if choices := {"flip": Flip, "loss": Loss}.get(name):
+            _require_one_of(f"--{name}", value, [None, *choices])
+        if name in ("lr_scale", "pos_weight") and isinstance(value, Mapping):
+            value = ",".join(f"{key}={number}" for key, number in value.items())
         checked[name] = Parameter(name, kind, None, option, declared=True).checked(value)
     return Flags(**checked)
 

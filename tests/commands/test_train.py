@@ -116,6 +116,12 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(invoke, fresh, fundus, tmp_p
         (["--subset", 10_000], "there are 60"),
         (["--eval-split", "dev"], "there are test, train, valid"),
         (["--data", "nowhere.csv"], "nowhere.csv"),
+        (["--pos-weight", "ill=3"], "--pos-weight ill: no such label; the labels are none, mild, moderate, severe"),
+        (["--pos-weight", "ill"], "--pos-weight ill: write it as ill=3, or auto"),
+        (["--pos-weight", "none=0"], "--pos-weight none=0: a weight is above 0"),
+        (["--pos-weight", "auto", "--loss", "softmax"], "--pos-weight is for --loss bce"),
+        (["--lr-scale", "block9=0.1"], "block 'block9': this network has block1, block2, block3, block4, head"),
+        (["--lr-scale", "block1"], "--lr-scale block1: write it as conv1=0.1,block1=0.1"),
     ],
 )
 def test_a_mistake_is_one_line_and_claims_no_folder(more, words, invoke, fresh, fundus, tmp_path):
@@ -136,7 +142,8 @@ def test_every_value_of_a_preset_has_a_flag(invoke, fresh, fundus, tmp_path):
         "--preset", "chexpert", "--epochs", 2, "--global-batch", 20, "--lr", 0.1, "--optimizer", "adamw",
         "--weight-decay", 0.1, "--warmup-epochs", 0, "--decay-epochs", "1", "--image-size", 16, "--crop", 0, "--hue", 0,
         "--contrast", 0.5, "--flip", "vertical", "--grad-clip", 2, "--ema", 0.5, "--patience", 7, "--eval-every", 1,
-        "--subset", 50, "--precision", "fp32", "--threads", 1,
+        "--subset", 50, "--precision", "fp32", "--threads", 1, "--loss", "bce", "--pos-weight", "none=3,mild=.5",
+        "--lr-scale", "block1=0.1,*.bias=2e-1", "--lr-decay", 0.5,
     ]  # fmt: skip
     invoke("train", fresh, "--data", fundus, "-o", tmp_path, *given)
     assert settings(tmp_path) == {
@@ -146,6 +153,8 @@ def test_every_value_of_a_preset_has_a_flag(invoke, fresh, fundus, tmp_path):
         "augmentation": {
             "crop": 0, "flip_horizontal": False, "flip_vertical": True, "hue": 0, "contrast": 0.5
         },
+        "loss": "bce", "pos_weight": [["none", 3], ["mild", 0.5]], "lr_scale": [["block1", 0.1], ["*.bias", 0.2]],
+        "lr_decay": 0.5,
     }  # fmt: skip
     assert [entry["lr"] for entry in read_log(tmp_path)[1:]] == pytest.approx([0.1, 0.1, 0.01, 0.01])
 

@@ -26,6 +26,8 @@ def in_words(entry: Entry) -> str:
         parts.append(f"loss {entry['loss']:.4f}")
     if "macro_auc" in entry:
         parts.append("macro AUC " + ("–" if entry["macro_auc"] is None else f"{entry['macro_auc']:.4f}"))
+    if "top1" in entry:
+        parts.append(f"top-1 {entry['top1']:.4f}")
     if "images_per_second" in entry:
         parts.append(f"{entry['images_per_second']:.0f} images/s")
     return "  ".join(parts)

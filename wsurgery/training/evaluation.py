@@ -17,6 +17,12 @@ def aucs_of(found: Predictions) -> tuple[Aucs, Aucs]:
     return dict(aucs[: found.count]), dict(aucs[found.count :])
 
 
+def top1_accuracy(found: Predictions) -> float:
+    """Return the share of images whose likeliest class is theirs, where classes exclude each other."""
+    own = slice(found.count)
+    return float((found.scores[:, own].argmax(1) == (found.labels[:, own] == 1).argmax(1)).mean())
+
+
 def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]:
     """Return what `eval --json` holds of predictions, but for the split.
 
@@ -41,6 +47,7 @@ def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]
     return {
         "labels": dict(zip(own, scores, strict=False)),
         "macro_auc": macro(own),
+        **({"top1": top1_accuracy(found)} if found.exclusive else {}),
         "n": len(found.paths),
         **dict(zip(more, scores[found.count :], strict=True)),
         "macro_ci": percentile_interval(means),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ class Predictions:
         labels: (n, k) or (n, k + 1): 0, 1, or NaN for unknown.
         scores: as `labels`, an increasing function of the probability.
         count: k, the labels of the macro AUC.
+        exclusive: whether the labels are classes of which each image has exactly one, and the probabilities by softmax.
     """
 
     source: str
@@ -40,13 +42,21 @@ class Predictions:
     labels: NDArray[np.float64]
     scores: NDArray[np.float64]
     count: int
+    exclusive: bool = False
 
 
-def from_logits(source: str, dataset: Dataset, logits: NDArray[np.float32]) -> Predictions:
+def from_logits(source: str, dataset: Dataset, logits: NDArray[np.float32], *, exclusive: bool = False) -> Predictions:
     """Return a network's logits, (n, k), as predictions.
 
+    Args:
+        source: what messages call the network.
+        dataset: the n images.
+        logits: what it says of them.
+        exclusive: its probabilities are by softmax. The scores are the log odds of each: the logistic function gives them
+            back.
+
     Raises:
-        WsurgeryError: the data have other labels than the network outputs.
+        WsurgeryError: the data have other labels than the network outputs, or, with `exclusive`, rows without exactly one.
     """
     names, labels, scores = dataset.label_names, dataset.labels.astype(np.float64), logits.astype(np.float64)
     if logits.shape[1] != len(names):
@@ -54,11 +64,38 @@ def from_logits(source: str, dataset: Dataset, logits: NDArray[np.float32]) -> P
             f"{printable(source)} has {logits.shape[1]} outputs, the data {len(names)} labels: evaluate it on data with the "
             f"labels that it was trained on, or train it with wsurgery new-head --num-classes {len(names)}"
         )
+    if exclusive:
+        where = f"{printable(source)} tells classes apart that exclude each other (--loss softmax): the data"
+        require_exclusive(where, labels, dataset.paths)
+        scores = _log_odds(scores)
     graded = referable(names, labels, scores)
     if graded:
         names = (*names, "referable")
         labels, scores = (np.column_stack(pair) for pair in ((labels, graded[0]), (scores, graded[1])))
-    return Predictions(source, dataset.paths, dataset.patients, names, labels, scores, logits.shape[1])
+    return Predictions(source, dataset.paths, dataset.patients, names, labels, scores, logits.shape[1], exclusive)
+
+
+def require_exclusive(where: str, labels: NDArray[np.floating[Any]], paths: Sequence[str]) -> None:
+    """Require labels, (n, k), of which exactly one a row is 1; `paths` are the n images.
+
+    Raises:
+        WsurgeryError: how many rows are otherwise.
+    """
+    wrong = (labels == 1).sum(1) != 1
+    if wrong.any():
+        raise WsurgeryError(
+            f"{where}: {int(wrong.sum()):,} of {len(labels):,} rows do not have exactly one label that is 1, first "
+            f"{printable(paths[int(wrong.argmax())])}: labels that may be true together are for --loss bce"
+        )
+
+
+def _log_odds(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the log odds of the softmax probabilities, (n, k): each logit less the log-sum-exp of the others."""
+    n, k = logits.shape
+    below, above = (np.full((n, k + 1), -np.inf) for _ in range(2))
+    np.logaddexp.accumulate(logits, axis=1, out=below[:, 1:])
+    np.logaddexp.accumulate(logits[:, ::-1], axis=1, out=above[:, 1:])
+    return logits - np.logaddexp(below[:, :-1], above[:, -2::-1])
 
 
 def write_predictions(path: Path, found: Predictions, *, force: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from wsurgery.checkpoint import AtomicFile, Checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.training.run_log import read_log
+from wsurgery.training.run_log import LogEntry, read_log
 from wsurgery.training.settings import Settings
 from wsurgery.untrusted import parse_json, read_regular, refuse_link
 
@@ -141,10 +141,13 @@ def summarise(log: Path) -> Entry:
     def first(threshold: float) -> int | None:
         return next((entry["step"] for entry, auc in scored if auc >= threshold), None)
 
+    def scored_entry(entry: LogEntry) -> Entry:
+        return {key: entry[key] for key in ("step", "macro_auc", "top1") if key in entry}
+
     return {
         "steps": evaluated[-1]["step"],
-        "best": {"step": best["step"], "macro_auc": best["macro_auc"]},
-        "last": {"step": evaluated[-1]["step"], "macro_auc": evaluated[-1]["macro_auc"]},
+        "best": scored_entry(best),
+        "last": scored_entry(evaluated[-1]),
         "steps_to_auc": {f"{threshold:.2f}": first(threshold) for threshold in THRESHOLDS},
     }
 
