@@ -12,6 +12,7 @@ from wsurgery.commands._shared import (
     Json,
     ModelOption,
     NetworkThreads,
+    OfRun,
     Seed,
     command,
     say,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @command
 def cca(
     context: typer.Context,
-    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint, or a run's folder.")],
     b: Annotated[
         str | None, typer.Argument(metavar="[B]", help="The checkpoint to compare it with; not with --with-init.")
     ] = None,
@@ -113,6 +114,8 @@ def cca(
         typer.Option(metavar="FILE", help="Draw the layers, or the matrix: .pdf, .svg or .png."),
     ] = None,
     force: Force = False,
+    *,
+    of_run: OfRun,
 ) -> None:
     """Compare two networks, layer by layer, by canonical correlations of their activations on the same images.
 
@@ -120,9 +123,9 @@ def cca(
     read the value between the two, as `normalised` does. Its standard error has a part from the images and one from the
     draws of channels. Started by torchrun, the processes share the images.
 
-    Example: wsurgery cca run1/last.safetensors run2/last.safetensors --data manifest.csv --layers conv1,block1
+    Example: wsurgery cca run1 run2 --data manifest.csv --layers conv1,block1
 
-    Example: wsurgery cca run1/last.safetensors --with-init --data manifest.csv --plot moved.pdf
+    Example: wsurgery cca run1 --with-init --data manifest.csv --plot moved.pdf
 
     Example: wsurgery cca --activations a.npy b.npy --channels all --metric mean_cca,linear_cka
 
@@ -137,6 +140,9 @@ def cca(
         studies.require_for_activations(
             name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"
         )
+    else:
+        a, *others = of_run.of([a] if b is None else [a, b])
+        b = others[0] if others else None
     with joined() as processes:
         result = studies.cca(
             a,

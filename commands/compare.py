@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from wsurgery.commands._images import SkipBad
-from wsurgery.commands._shared import Device, Json, ModelOption, NetworkThreads, Seed, command, say, table_console
+from wsurgery.commands._shared import (
+    Device,
+    Json,
+    ModelOption,
+    NetworkThreads,
+    OfRun,
+    Seed,
+    command,
+    say,
+    table_console,
+)
 from wsurgery.errors import printable, printable_json
 
 
@@ -18,7 +28,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="Evaluate each run's best.safetensors on this data. Default: read the predictions.csv beside it.",
+            help="Evaluate each run's best checkpoint on this data. Default: read the predictions.csv beside it.",
         ),
     ] = None,
     threshold: Annotated[float, typer.Option(help="Count steps to this validation macro AUC.")] = 0.9,
@@ -35,6 +45,8 @@ def compare(
     ] = 2000,
     seed: Seed = 0,
     json: Json = False,
+    *,
+    of_run: OfRun,
 ) -> None:
     """Compare two runs, or two arms: steps to a threshold, and AUC on the same images (paired DeLong test).
 
@@ -60,6 +72,7 @@ def compare(
         threads=threads,
         bootstrap=bootstrap,
         seed=seed,
+        which=of_run.which,
         say=say,
     )
     if json:

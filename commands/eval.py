@@ -14,6 +14,7 @@ from wsurgery.commands._shared import (
     Json,
     ModelOption,
     NetworkThreads,
+    OfRun,
     Seed,
     command,
     say,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @command
 def eval(
-    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help="The checkpoints to evaluate.")],
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help="Checkpoints, or folders of runs.")],
     data: Data,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
     predictions: Annotated[
@@ -48,6 +49,8 @@ def eval(
     seed: Seed = 0,
     force: Force = False,
     json: Json = False,
+    *,
+    of_run: OfRun,
 ) -> None:
     """Evaluate checkpoints: AUC for each label and their mean, with 95 % confidence intervals.
 
@@ -56,7 +59,7 @@ def eval(
 
     Started by torchrun, the processes share the images, and the result is one process's.
 
-    Example: wsurgery eval run/best.safetensors --data synthetic:fundus?n=2000 --predictions test.csv
+    Example: wsurgery eval run --data synthetic:fundus?n=2000 --predictions test.csv
     """
     from wsurgery import studies
     from wsurgery.checkpoint import AtomicFile
@@ -66,6 +69,7 @@ def eval(
     from wsurgery.processes import joined
     from wsurgery.untrusted import refuse_link
 
+    checkpoints = of_run.of(checkpoints)
     if len(checkpoints) > 1 and (predictions or (json and not beside)):
         raise UsageError("--predictions and --json are for one checkpoint; for several, write each with --beside NAME")
     if beside is not None and beside != Path(beside).name:
@@ -124,10 +128,10 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
     for name, label in [*result["labels"].items(), *graded.items()]:
         auc = "–" if label["auc"] is None else f"{label['auc']:.4f}"
         table.add_row(Text(printable(name)), auc, words(label["ci"]), words(label["bootstrap_ci"]))
-    mean = result["macro_auc"]
-    table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", "", words(result["macro_ci"]))
     if "top1" in result:
         table.add_row(Text("top-1 accuracy"), f"{result['top1']:.4f}", "", "")
+    mean = result["macro_auc"]
+    table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", "", words(result["macro_ci"]))
     drawn = f"; {result['resampled']} resampled {result['bootstrap']:,} times" if result["bootstrap"] else ""
     lost = f", {result['macro_left_out']:,} samples without both classes of each label left out of the macro AUC's"
     table.caption, table.caption_justify = (

@@ -3,7 +3,7 @@
 The options have the commands' names and defaults, and the results are the commands' JSON, and the bytes of their files.
 What the commands say on standard error comes as warnings; bad input raises a `WsurgeryError`, bad usage a `UsageError`.
 
-A checkpoint is what the commands take (a file, a folder of shards, a URL), a `wsurgery.Pipeline`, which is then made, or a
+A checkpoint is what the commands take (a file, a folder of shards or of a run, a URL), a `wsurgery.Pipeline`, which is then made, or a
 network, which is copied, with the weights that it has: its mode, its device and its memory format stay as they are.
 """
 
@@ -24,6 +24,7 @@ from torch import nn
 from wsurgery import __version__
 from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.digest import content_digest, tensor_digests
+from wsurgery.checkpoint.opening import of_run
 from wsurgery.checkpoint.provenance import History, describe_file, describe_input
 from wsurgery.checkpoint.remote import without_secrets
 from wsurgery.checkpoint.trained import TrainedOn
@@ -477,6 +478,7 @@ def compare(
     threads: int | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
+    which: str = "best",
     say: Say = warn,
 ) -> dict[str, Any]:
     """Compare two runs, or two arms: steps to a threshold, and AUC on the same images (paired DeLong test).
@@ -486,7 +488,7 @@ def compare(
     Args:
         a: a run's folder, or an arm's with a folder a seed.
         b: the same of what it is compared to.
-        data: evaluate each run's `best.safetensors` on this data. Default: read the `predictions.csv` beside it.
+        data: evaluate each run's best checkpoint on this data. Default: read the `predictions.csv` beside it.
         threshold: count steps to this validation macro AUC, 0 to 1.
         split: with `data`: the split to evaluate on.
         image_size: with `data`: pixels a side. Default: those of each network's training, as its record says it.
@@ -496,6 +498,7 @@ def compare(
         threads: default all cores. Another number may round otherwise.
         bootstrap: samples of the bootstrap; 0 for none.
         seed: of the bootstrap.
+        which: with `data`: the `best` checkpoint of each run, the `last` one, or `init`, what it began from.
         say: takes a message for people.
 
     Returns:
@@ -508,7 +511,7 @@ def compare(
     return as_json(
         *compare_runs(
             a, b, data=data, threshold=threshold, split=split, image_size=image_size, skip_bad=skip_bad, model=model,
-            device=device, threads=threads, bootstrap=bootstrap, seed=seed, say=say,
+            device=device, threads=threads, bootstrap=bootstrap, seed=seed, which=which, say=say,
         )
     )  # fmt: skip
 
@@ -527,11 +530,15 @@ def compare_runs(
     threads: int | None,
     bootstrap: int,
     seed: int,
+    which: str,
     say: Say,
 ) -> Comparison:
     """Do what `compare` does; return what its tables are made from."""
     _require_at_least(0, bootstrap=bootstrap, seed=seed)
     _require_at_least(1, threads=threads)
+    _require_one_of("which", which, ["best", "last", "init"])
+    if data is None and which != "best":
+        raise UsageError(f"--{which} is for --data: a predictions.csv is of the checkpoint that eval was given")
     runs_a, runs_b = read_seeds(Path(a)), read_seeds(Path(b))
     runs = [*runs_a, *runs_b]
     steps = compare_steps(runs_a, runs_b, threshold)
@@ -542,7 +549,7 @@ def compare_runs(
         with threads_used(threads):
             where = choose_device(device)
             images = Images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say)
-            checkpoints = [str(run.folder / "best.safetensors") for run in runs]
+            checkpoints = [str(of_run(run.folder, which)) for run in runs]
             found = []
             for checkpoint, own in zip(checkpoints, _models(checkpoints, model), strict=True):
                 found.append(_predictions(checkpoint, load(checkpoint, model=own), images, where, say, ALONE)[0])
@@ -781,6 +788,6 @@ def _predictions_beside(runs: Sequence[Run]) -> list[Predictions]:
     if missing:
         raise WsurgeryError(
             f"{printable(str(missing[0]))} is missing, and other runs have one: "
-            "write it with eval best.safetensors --predictions, or give --data SPEC"
+            "write it with eval RUN --predictions, or give --data SPEC"
         )
     return [read_predictions(file) for file in files]

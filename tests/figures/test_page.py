@@ -93,7 +93,7 @@ def test_the_same_runs_give_the_same_bytes(experiment: Path) -> None:
 def test_sections_without_data_name_the_command_that_makes_it(make_experiment: Callable[..., Path]) -> None:
     folder = make_experiment({"shuffle": FAST}, bare=True)
     text = render(folder)
-    for command in ("wsurgery eval", "wsurgery train", "wsurgery cca RUN/init", "wsurgery cca RUN_A"):
+    for command in ("wsurgery eval", "wsurgery train", "wsurgery cca RUN --with-init", "wsurgery cca RUN_A RUN_B"):
         assert f"<code>{command}" in text
     assert "no runs of random, transfer, meanvar, transfuse-block1, gabor" in text
     assert len([tag for tag, _ in Page(text).tags if tag == "svg"]) == 1

@@ -1,6 +1,7 @@
 """What a network was trained on travels with its checkpoint."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 import wsurgery
-from tests.conftest import TRAINING
+from tests.conftest import FUNDUS, TRAINING
 from wsurgery.data.dataset import load_dataset
 from wsurgery.data.manifest import write_manifest
 from wsurgery.data.sources import open_data
@@ -177,3 +178,68 @@ def test_a_record_that_cannot_be_is_refused(change, finished, invoke, fundus, tm
     refused = invoke("eval", tmp_path / "x", "--data", fundus, *SMALL, check=False)
     assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
     assert "metadata entry that is not wsurgery's" in refused.stderr
+
+
+def test_a_runs_folder_stands_for_its_best_checkpoint(finished, invoke, wsurgery, fundus, fresh, tmp_path):
+    given = ["--data", fundus, *SMALL]
+    layers = [
+        "--data",
+        fundus,
+        "--layers",
+        "block1",
+        "-p",
+        200,
+        "-d",
+        2,
+        "--repeats",
+        1,
+        "--images",
+        16,
+        "--threads",
+        1,
+    ]
+    for option, which in ((["--last"], "last"), (["--init"], "init"), ([], "best")):
+        file = finished / f"{which}.safetensors"
+        assert invoke("eval", finished, *given, *option).stdout == invoke("eval", file, *given).stdout
+        pictures = []
+        for i, source in enumerate((finished, file)):
+            (tmp_path / which).mkdir(exist_ok=True)
+            pictures.append(tmp_path / which / f"{i}.png")
+            invoke("filters", source, "-o", pictures[-1], *(option if source == finished else []))
+        assert pictures[0].read_bytes() == pictures[1].read_bytes()
+        both = [
+            invoke("cca", source, fresh, *layers, "--json", *more).stdout
+            for source, more in ((finished, option), (file, []))
+        ]
+        assert both[0] == both[1]
+        pair = [invoke("compare", finished, finished, *given, *option).stdout for _ in range(2)]
+        assert json.loads(pair[0])["auc"]["macro"]["a"] == json.loads(invoke("eval", file, *given).stdout)["macro_auc"]
+    best = (finished / "best.safetensors").read_bytes()
+    edited = [wsurgery("scale", path, "--by", 2).stdout for path in (finished, finished / "best.safetensors")]
+    assert edited[0] == edited[1] != best
+    assert invoke("digest", finished).stdout == invoke("digest", finished / "best.safetensors").stdout
+
+
+def test_a_result_beside_the_checkpoint_of_a_run_lies_in_its_folder(finished, invoke, fundus, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    invoke("eval", tmp_path / "run", "--data", fundus, "--threads", 1, "--bootstrap", 0, "--beside", "eval.json")
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["n"] == 42
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["eval", "{file}", "--last", "--data", FUNDUS], 2, "--last is for the folder of a run, and none is named"),
+        (["eval", "{run}", "--last", "--init", "--data", FUNDUS], 2, "choose one"),
+        (["compare", "{run}", "{run}", "--init"], 2, "--init is for --data"),
+        (["eval", "{young}", "--data", FUNDUS], 1, "has no best.safetensors: repeat its train command to go on"),
+        (["show", "{young}"], 1, "has no best.safetensors: repeat its train command to go on"),
+    ],
+)
+def test_what_a_run_has_not_is_said_in_one_line(words, status, said, finished, invoke, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "best.safetensors").unlink()
+    places = {"run": finished, "file": finished / "last.safetensors", "young": tmp_path / "run"}
+    refused = invoke(*(word.format(**places) for word in words), check=False)
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (status, "", 1)
+    assert said in refused.stderr
