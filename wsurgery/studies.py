@@ -3,8 +3,8 @@
 The options have the commands' names and defaults, and the results are the commands' JSON, and the bytes of their files.
 What the commands say on standard error comes as warnings; bad input raises a `WsurgeryError`, bad usage a `UsageError`.
 
-A checkpoint is what the commands take (a file, a folder of shards or of a run, a URL), a `wsurgery.Pipeline`, which is then made, or
-a network, which is copied, with the weights that it has: its mode, its device and its memory format stay as they are.
+A checkpoint is what the commands take (a file, a folder of shards or of a run, a URL), a `wsurgery.Pipeline`, which is then made,
+or a network, which is copied, with the weights that it has: its mode, its device and its memory format stay as they are.
 """
 
 import inspect
