@@ -1,6 +1,6 @@
 """`wsurgery data`: make, cache and describe data sets."""
 
-from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,18 @@ from wsurgery.errors import printable, printable_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from wsurgery.data.manifest import Manifest
+
 data = typer.Typer(no_args_is_help=True, help="Make, cache and describe data sets.")
+
+
+class Fit(str, Enum):
+    """How an image becomes a square."""
+
+    crop = "crop"
+    pad = "pad"
+    stretch = "stretch"
+
 
 ALONE = "no patients are known, each image counts as one"
 
@@ -45,6 +56,20 @@ def data_make(
     ordinal: Annotated[
         bool, typer.Option("--ordinal", help="Grades as cumulative labels: at least mild, at least moderate, ...")
     ] = False,
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            help="How images become squares: crop keeps the centre, pad all on black, stretch all stretched. Default: crop, or "
+            "as a set's papers do."
+        ),
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|span|full|percentiles|LOW:HIGH",
+            help="Which values are black and white in images of more than 8 bits and DICOM.",
+        ),
+    ] = None,
     threads: Threads = None,
     force: Force = False,
 ) -> None:
@@ -71,14 +96,17 @@ def data_make(
     """
     from wsurgery.data.sources import make_data, make_manifest
 
-    flags = {"uncertain": ",".join(uncertain or ()), "blank": blank, "ordinal": "true" if ordinal else None}
+    flags = {
+        "uncertain": ",".join(uncertain or ()), "blank": blank, "ordinal": "true" if ordinal else None,
+        "fit": fit and fit.value, "window": window,
+    }  # fmt: skip
     keys = "&".join(f"{key}={value}" for key, value in flags.items() if value)
     spec += ("&" if "?" in spec else "?") * bool(keys) + keys
     if output.suffix in (".csv", ".parquet"):
         manifest = make_manifest(spec, output, force=force, threads=threads)
         alone = "" if manifest.has_patients else f": {ALONE}"
         say(f"{output}: {len(manifest)} images, {len(set(manifest.patients))} patients{alone}")
-        for note in manifest.notes:
+        for note in (*manifest.notes, f"images: {manifest.rendering.described}"):
             say(note)
         return
     made = make_data(spec, output, force=force, threads=threads)
@@ -134,16 +162,17 @@ def data_show(data: Data, json: Json = False) -> None:
     if json:
         typer.echo(printable_json(summary))
     else:
-        Console().print(_table(summary, manifest.metadata))
+        Console().print(_table(summary, manifest))
 
 
-def _table(summary: dict[str, Any], metadata: Iterable[str]) -> "Table":
+def _table(summary: dict[str, Any], manifest: "Manifest") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     splits = summary["splits"]
-    beside = f"\nbeside: {printable(', '.join(metadata), 1000)}" if metadata else ""
-    table = Table("", caption=Text(f"labels: positive / negative / unknown{beside}"))
+    beside = f"\nbeside: {printable(', '.join(manifest.metadata), 1000)}" if manifest.metadata else ""
+    images = f"\nimages: {manifest.rendering.described}"
+    table = Table("", caption=Text(f"labels: positive / negative / unknown{beside}{images}"))
     for name in splits:
         table.add_column(Text(printable(name)), justify="right")
     for row in ("images", "patients"):

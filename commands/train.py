@@ -91,7 +91,7 @@ def train(
             threads=threads,
             seed=seed,
             say=say,
-            watch=lambda steps, labels: watched(steps, labels, say, live=wants_progress()),
+            watch=lambda steps, training: watched(steps, training, say, live=wants_progress()),
             processes=processes,
             **asdict(flags),
         )

@@ -89,7 +89,7 @@ def warn(line: str) -> None:
     warnings.warn(line, stacklevel=depth)
 
 
-def silent(steps: int, labels: Sequence[str]) -> AbstractContextManager[Report]:
+def silent(steps: int, training: Dataset) -> AbstractContextManager[Report]:
     """Watch a run of some steps without a word."""
     return nullcontext(lambda entry: None)
 
@@ -110,7 +110,7 @@ def train(
     threads: int | None = None,
     seed: int = 0,
     say: Say = warn,
-    watch: Callable[[int, Sequence[str]], AbstractContextManager[Report]] = silent,
+    watch: Callable[[int, Dataset], AbstractContextManager[Report]] = silent,
     processes: Processes = ALONE,
     **flags: Any,
 ) -> Trained:
@@ -135,7 +135,7 @@ def train(
         threads: default all cores. Another number may round otherwise.
         seed: of every random draw.
         say: takes a message for people.
-        watch: given the length in steps and the names of the labels, opens what is called with every entry of `log.jsonl`.
+        watch: given the length in steps and the training images, opens what is called with every entry of `log.jsonl`.
         processes: which train together, from `wsurgery.processes.joined`.
         flags: `steps`, `epochs`, `batch_size`, `lr` and the other options of `wsurgery train --help`: see
             `wsurgery.training.flags.Flags`.
@@ -180,7 +180,7 @@ def train(
         if processes.is_first:
             say_skipped("train", training.skipped, say)
             say_skipped(eval_split, validation.skipped, say)
-            if training.patients == training.paths:
+            if not training.has_patients:
                 say("data has no patients: the split cannot be checked by patient")
         steps = settings.length(len(training.images)).steps
         remedy = f"use a smaller --batch-size (now {settings.batch_size // processes.count}) or --image-size"
@@ -188,7 +188,7 @@ def train(
         reports: list[Report] = []
         if processes.is_first:
             reports.append(stack.enter_context(logged(log_to, output, asdict(settings))))
-            reports.append(stack.enter_context(watch(steps, training.label_names)))
+            reports.append(stack.enter_context(watch(steps, training)))
 
         def report(entry: dict[str, Any]) -> None:
             for each in reports:
@@ -431,7 +431,7 @@ def cca(
                 )
             result["data"] = {
                 "spec": str(data), "split": split, "image_size": dataset.images.shape[1], "digest": dataset.digest,
-                "skip_bad": skip_bad,
+                "skip_bad": skip_bad, **dataset.rendering.keys,
             }  # fmt: skip
             result["arguments"] = {
                 **arguments, "layers": names, "images": images, "arch": arch, "device": str(where),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from wsurgery.data.rendering import KEYS
 from wsurgery.data.splits import split_patients
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
@@ -25,7 +26,7 @@ def read_keys(scheme: str, given: Mapping[str, str], defaults: Mapping[str, str]
     """
     for key in given:
         if key not in defaults:
-            raise UsageError(f"{scheme} has no key {printable(key)!r}: there are {', '.join(defaults)}")
+            raise UsageError(f"{scheme} has no key {printable(key)!r}: there are {', '.join((*defaults, *KEYS))}")
     return {**defaults, **given}
 
 

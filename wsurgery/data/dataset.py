@@ -1,12 +1,14 @@
 """A data set in memory, as training, evaluation and comparison take it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsurgery.data.cache import decode, decode_readable, native_size
+from wsurgery.data.manifest import are_known
+from wsurgery.data.rendering import DEFAULT, Rendering
 from wsurgery.data.sources import open_data
 
 
@@ -21,7 +23,8 @@ class Dataset:
         patients: (n,).
         paths: (n,), relative to the manifest's folder.
         digest: BLAKE3 of the manifest's rows that are here, as 64 hexadecimal digits.
-        skipped: what is wrong with each image that was left out.
+        skipped: path → what is wrong with it, of each image that was left out.
+        rendering: how image files became squares.
     """
 
     images: NDArray[np.uint8]
@@ -30,13 +33,19 @@ class Dataset:
     patients: tuple[str, ...]
     paths: tuple[str, ...]
     digest: str
-    skipped: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    rendering: Rendering = DEFAULT
+
+    @property
+    def has_patients(self) -> bool:
+        """Whether any image's patient is known."""
+        return are_known(self.patients, self.paths)
 
 
-def say_skipped(split: str, reasons: Sequence[str], say: Callable[[str], None]) -> None:
+def say_skipped(split: str, skipped: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Count the images of a split that were left out, and say what was wrong with the first."""
-    if reasons:
-        say(f"{split}: {len(reasons)} images left out, first: {reasons[0]}")
+    if skipped:
+        say(f"{split}: {len(skipped)} images left out, first: {next(iter(skipped.values()))}")
 
 
 def load_dataset(
@@ -68,7 +77,7 @@ def load_dataset(
     if subset is not None:
         manifest = manifest.subset(subset)
     size = image_size or native_size(manifest, skip_bad=skip_bad)
-    skipped: list[str] = []
+    skipped: dict[str, str] = {}
     if skip_bad:
         images, manifest, skipped = decode_readable(manifest, size, threads=threads)
     else:
@@ -80,5 +89,6 @@ def load_dataset(
         manifest.patients,
         manifest.paths,
         manifest.digest,
-        tuple(skipped),
+        skipped,
+        manifest.rendering,
     )
