@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wsurgery.commands._images import SkipBad
+from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import Device, Json, ModelOption, NetworkThreads, Seed, command, say, table_console
 from wsurgery.errors import printable, printable_json
 
@@ -25,6 +25,7 @@ def compare(
     split: Annotated[str, typer.Option(help="With --data: the split to evaluate on.")] = "test",
     image_size: Annotated[int | None, typer.Option(min=1, help="With --data: pixels a side. Default: theirs.")] = None,
     skip_bad: SkipBad = False,
+    bad_list: BadList = None,
     model: ModelOption = None,
     device: Device = "auto",
     threads: NetworkThreads = None,
@@ -53,6 +54,7 @@ def compare(
         split=split,
         image_size=image_size,
         skip_bad=skip_bad,
+        bad_list=bad_list,
         model=model,
         device=device,
         threads=threads,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._images import SkipBad
+from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import Force, Json, Threads, command, say
 from wsurgery.errors import printable, printable_json
 
@@ -119,6 +119,7 @@ def data_cache(
     image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")],
     subset: Annotated[int | None, typer.Option(min=1, help="Of train's images only what train --subset takes.")] = None,
     skip_bad: SkipBad = False,
+    bad_list: BadList = None,
     threads: Threads = None,
 ) -> None:
     """Decode and scale all images once, each split for itself, so that train, eval and cca start at once.
@@ -128,20 +129,21 @@ def data_cache(
     Example: wsurgery data cache fundus/manifest.csv --image-size 64
     """
     from wsurgery.data.cache import cache_folder, decode, decode_readable
-    from wsurgery.data.dataset import say_skipped
+    from wsurgery.data.dataset import report_skipped
     from wsurgery.data.sources import open_data
 
     manifest = open_data(data, threads=threads)
+    left_out = {}
     for split in sorted(set(manifest.splits)):
         part = manifest.where(split)
         if subset is not None and split == "train":
             part = part.subset(subset)
-        if skip_bad:
-            images, _, skipped = decode_readable(part, image_size, threads=threads)
-            say_skipped(split, skipped, say)
+        if skip_bad or bad_list:
+            images, _, left_out[split] = decode_readable(part, image_size, threads=threads)
         else:
             images = decode(part, image_size, threads=threads)
         say(f"{split}: {len(images)} images, {images.nbytes / 1e6:.1f} MB in {cache_folder()}")
+    report_skipped(left_out, say, bad_list)
 
 
 @command

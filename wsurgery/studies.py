@@ -26,7 +26,7 @@ from wsurgery.checkpoint.digest import content_digest, tensor_digests
 from wsurgery.checkpoint.provenance import History, describe_file, describe_input
 from wsurgery.checkpoint.remote import without_secrets
 from wsurgery.checkpoint.writer import AtomicFile, write_all
-from wsurgery.data.dataset import Dataset, load_dataset, say_skipped
+from wsurgery.data.dataset import Dataset, load_dataset, report_skipped
 from wsurgery.devices import choose_device, choose_precision, memory_errors, threads_used
 from wsurgery.ending import temporary_folder
 from wsurgery.errors import UsageError, WsurgeryError, printable, printable_json
@@ -102,6 +102,7 @@ def train(
     preset: str | None = None,
     eval_split: str = "valid",
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     arch: str | None = None,
     model: Model | None = None,
     log_to: Sequence[str] = (),
@@ -127,6 +128,7 @@ def train(
         preset: the paper's settings: `retina` or `chexpert`. The flags override them.
         eval_split: the split to evaluate on.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         arch: the timm model, if `init` does not say it.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         log_to: `tensorboard`, `wandb`, or both: where the log goes, too.
@@ -167,6 +169,7 @@ def train(
         arguments = ["--preset", preset] if preset else []
         arguments += ["--eval-split", eval_split] if eval_split != "valid" else []
         arguments += ["--arch", arch] if arch else []
+        skip_bad = skip_bad or bad_list is not None
         arguments += ["--skip-bad"] if skip_bad else []
         arguments += own.words()
         arguments += ["--precision", settings.precision] if settings.precision != "fp32" else []
@@ -178,8 +181,7 @@ def train(
 
         training, validation = processes.in_turn(both)
         if processes.is_first:
-            say_skipped("train", training.skipped, say)
-            say_skipped(eval_split, validation.skipped, say)
+            report_skipped({"train": training.skipped, eval_split: validation.skipped}, say, bad_list)
             if not training.has_patients:
                 say("data has no patients: the split cannot be checked by patient")
         steps = settings.length(len(training.images)).steps
@@ -220,6 +222,7 @@ def evaluate(
     predictions: str | Path | None = None,
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     arch: str | None = None,
     model: Model | None = None,
     device: str = "auto",
@@ -240,6 +243,7 @@ def evaluate(
         predictions: write each image's probabilities to this file, CSV.
         image_size: pixels a side. Default: the images' own.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         arch: the timm model, if the checkpoint does not say it.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         device: `auto` (cuda or cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -263,7 +267,9 @@ def evaluate(
     checkpoint = _unedited(checkpoint)
     with threads_used(threads):
         where = choose_device(device, processes)
-        dataset = load_images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say, processes=processes)
+        dataset = load_images(
+            data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say, processes=processes
+        )
         logits = predict(_network(checkpoint, arch, model), dataset, device=where, processes=processes)
         if not processes.is_first:
             return {}
@@ -275,7 +281,8 @@ def evaluate(
 
 
 NOT_FOR_ACTIVATIONS = (
-    "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "images", "device", "arch", "model", "with_init", "matrix",
+    "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "bad_list", "images", "device", "arch", "model",
+    "with_init", "matrix",
 )  # fmt: skip
 
 
@@ -298,6 +305,7 @@ def cca(
     split: str = "test",
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     images: int = 512,
     groups: int = 16,
     fast: bool = False,
@@ -335,6 +343,7 @@ def cca(
         split: the split to take images from.
         image_size: pixels a side. Default: the data's own.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         images: number of images to use, if there are as many.
         groups: of images to leave out in turn, for the images' part of the error; 1: none.
         fast: with `activations`: multiply in float32, where that holds 1e-6.
@@ -359,7 +368,9 @@ def cca(
         WsurgeryError: a checkpoint, file or layer that cannot be compared.
     """
     if activations:
-        given = (data, layers, p, rows, split, image_size, skip_bad, images, device, arch, model, with_init, matrix)
+        given = (
+            data, layers, p, rows, split, image_size, skip_bad, bad_list, images, device, arch, model, with_init, matrix,
+        )  # fmt: skip
         own = inspect.signature(cca).parameters
         named = zip(NOT_FOR_ACTIVATIONS, given, strict=True)
         require_for_activations(name for name, value in named if value != own[name].default)
@@ -414,10 +425,11 @@ def cca(
             network_a, network_b = (_network(side, arch, own) for side, own in sides)
             if not first:
                 processes.wait()  # for the first one to have filled the cache
+            skip_bad = skip_bad or bad_list is not None
             dataset = load_dataset(str(data), split=split, image_size=image_size, skip_bad=skip_bad)
             if first:
                 processes.wait()
-                say_skipped(split, dataset.skipped, say)
+                report_skipped({split: dataset.skipped}, say, bad_list)
             with memory_errors(where, "use a smaller --image-size, or fewer --layers or --repeats"):
                 found = compare_networks(
                     network_a,
@@ -465,6 +477,7 @@ def compare(
     split: str = "test",
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     model: Model | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -484,6 +497,7 @@ def compare(
         split: with `data`: the split to evaluate on.
         image_size: with `data`: pixels a side. Default: the images' own.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         device: `auto` (cuda or cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
         threads: default all cores. Another number may round otherwise.
@@ -500,8 +514,8 @@ def compare(
     """
     return as_json(
         *compare_runs(
-            a, b, data=data, threshold=threshold, split=split, image_size=image_size, skip_bad=skip_bad, model=model,
-            device=device, threads=threads, bootstrap=bootstrap, seed=seed, say=say,
+            a, b, data=data, threshold=threshold, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list,
+            model=model, device=device, threads=threads, bootstrap=bootstrap, seed=seed, say=say,
         )
     )  # fmt: skip
 
@@ -515,6 +529,7 @@ def compare_runs(
     split: str,
     image_size: int | None,
     skip_bad: bool,
+    bad_list: str | Path | None,
     model: Model | None,
     device: str,
     threads: int | None,
@@ -534,7 +549,9 @@ def compare_runs(
     else:
         with threads_used(threads):
             where = choose_device(device)
-            dataset = load_images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say)
+            dataset = load_images(
+                data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say
+            )
             checkpoints = [str(run.folder / "best.safetensors") for run in runs]
             found = []
             for checkpoint, own in zip(checkpoints, _models(checkpoints, model), strict=True):
@@ -555,6 +572,7 @@ def load_images(
     split: str = "test",
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     say: Say = warn,
     processes: Processes = ALONE,
 ) -> Dataset:
@@ -566,10 +584,10 @@ def load_images(
     """
     if isinstance(data, Dataset):
         return data
-    spec = str(data)
+    spec, skip_bad = str(data), skip_bad or bad_list is not None
     dataset = processes.in_turn(lambda: load_dataset(spec, split=split, image_size=image_size, skip_bad=skip_bad))
     if processes.is_first:
-        say_skipped(split, dataset.skipped, say)
+        report_skipped({split: dataset.skipped}, say, bad_list)
     return dataset
 
 

@@ -116,7 +116,9 @@ def _decode(
         raise WsurgeryError(next(iter(bad.values())))
     shape = (len(paths) - len(bad), image_size, image_size, 3)
     if not shape[0]:
-        raise WsurgeryError(f"none of the images in {printable(str(manifest.root))} can be read")
+        raise WsurgeryError(
+            f"none of the images in {printable(str(manifest.root))} can be read, first: {next(iter(bad.values()))}"
+        )
     # Not copy on write: for that the kernel may want to have as much memory as the file is long.
     return np.memmap(file, np.uint8, mode="r", shape=shape), bad
 

@@ -10,7 +10,17 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from wsurgery.data.adapters import SPLITS, Images, choose, existing_folder, find_file, hold_out, read_keys, split_name
+from wsurgery.data.adapters import (
+    SPLITS,
+    Images,
+    choose,
+    count_others,
+    existing_folder,
+    find_file,
+    hold_out,
+    read_keys,
+    split_name,
+)
 from wsurgery.data.grades import GRADES, grade_labels, order_of
 from wsurgery.data.labels import class_labels, finding_labels, merge_repeats, plain_number, read_labels
 from wsurgery.data.manifest import Manifest
@@ -372,7 +382,8 @@ def _malaria(place: Place, keys: Mapping[str, str]) -> Rows:
         )
     classes = [PurePosixPath(path).parent.name.lower() for path in images]
     labels, names, _ = class_labels(classes, positive="parasitized", scheme="malaria")
-    return Rows(place.folder, images, labels, names, [match[1] for match in found if match])
+    patients = [match[1] for match in found if match]
+    return Rows(place.folder, images, labels, names, patients, notes=count_others(place.images.files))
 
 
 # Where the papers of a set scale all of an image to a square: docs/data.md names them.
