@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wsurgery.commands._images import SkipBad
+from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import (
     Device,
     Force,
@@ -85,6 +85,7 @@ def cca(
     split: Annotated[str, typer.Option(help="The split to take images from.")] = "test",
     image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: as in training.")] = None,
     skip_bad: SkipBad = False,
+    bad_list: BadList = None,
     images: Annotated[int, typer.Option(min=1, max=10**9, help="Images to use, if there are as many.")] = 512,
     groups: Annotated[
         int,
@@ -162,6 +163,7 @@ def cca(
             split=split,
             image_size=image_size,
             skip_bad=skip_bad,
+            bad_list=bad_list,
             images=images,
             groups=groups,
             fast=fast,

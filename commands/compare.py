@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wsurgery.commands._images import SkipBad
+from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import (
     Device,
     Json,
@@ -37,6 +37,7 @@ def compare(
         int | None, typer.Option(min=1, help="With --data: pixels a side. Default: as in training.")
     ] = None,
     skip_bad: SkipBad = False,
+    bad_list: BadList = None,
     model: ModelOption = None,
     device: Device = "auto",
     threads: NetworkThreads = None,
@@ -67,6 +68,7 @@ def compare(
         split=split,
         image_size=image_size,
         skip_bad=skip_bad,
+        bad_list=bad_list,
         model=model,
         device=device,
         threads=threads,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._images import SkipBad
+from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import (
     Data,
     Device,
@@ -39,6 +39,7 @@ def eval(
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: as in training.")] = None,
     skip_bad: SkipBad = False,
+    bad_list: BadList = None,
     arch: Annotated[str | None, typer.Option(help="The timm model, if a checkpoint does not say it.")] = None,
     model: ModelOption = None,
     device: Device = "auto",
@@ -81,7 +82,7 @@ def eval(
     with joined() as processes:
         choose_device(device, processes)  # before images are decoded for one that is not there
         images = studies.Images(
-            data, split=split, image_size=image_size, skip_bad=skip_bad, say=say, processes=processes
+            data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say, processes=processes
         )
         for checkpoint, own in zip(checkpoints, models_for(checkpoints, model), strict=True):
             result = studies.evaluate(

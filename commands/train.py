@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wsurgery.commands._images import SkipBad
+from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import Data, Device, ModelOption, NetworkThreads, Seed, command, say
 from wsurgery.progress import wants_progress
 from wsurgery.training.flags import Flags
@@ -47,6 +47,7 @@ def train(
     preset: Annotated[Preset | None, typer.Option(help="The paper's settings; flags above override them.")] = None,
     eval_split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "valid",
     skip_bad: SkipBad = False,
+    bad_list: BadList = None,
     arch: Annotated[str | None, typer.Option(help="The timm model, if INIT does not say it.")] = None,
     model: ModelOption = None,
     log_to: Annotated[
@@ -84,6 +85,7 @@ def train(
             preset=preset and preset.value,
             eval_split=eval_split,
             skip_bad=skip_bad,
+            bad_list=bad_list,
             arch=arch,
             log_to=[logger.value for logger in log_to or ()],
             precision=precision.value,
@@ -92,7 +94,7 @@ def train(
             threads=threads,
             seed=seed,
             say=say,
-            watch=lambda steps, labels: watched(steps, labels, say, live=wants_progress()),
+            watch=lambda steps, training: watched(steps, training, say, live=wants_progress()),
             processes=processes,
             **asdict(flags),
         )

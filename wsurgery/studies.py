@@ -29,7 +29,7 @@ from wsurgery.checkpoint.provenance import History, describe_file, describe_inpu
 from wsurgery.checkpoint.remote import without_secrets
 from wsurgery.checkpoint.trained import TrainedOn
 from wsurgery.checkpoint.writer import AtomicFile, write_all
-from wsurgery.data.dataset import Dataset, load_dataset, say_skipped
+from wsurgery.data.dataset import Dataset, load_dataset, report_skipped
 from wsurgery.devices import choose_device, choose_precision, memory_errors, threads_used
 from wsurgery.ending import temporary_folder
 from wsurgery.errors import UsageError, WsurgeryError, printable, printable_json
@@ -93,7 +93,7 @@ def warn(line: str) -> None:
     warnings.warn(line, stacklevel=depth)
 
 
-def silent(steps: int, labels: Sequence[str]) -> AbstractContextManager[Report]:
+def silent(steps: int, training: Dataset) -> AbstractContextManager[Report]:
     """Watch a run of some steps without a word."""
     return nullcontext(lambda entry: None)
 
@@ -106,6 +106,7 @@ def train(
     preset: str | None = None,
     eval_split: str = "valid",
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     arch: str | None = None,
     model: Model | None = None,
     log_to: Sequence[str] = (),
@@ -114,7 +115,7 @@ def train(
     threads: int | None = None,
     seed: int = 0,
     say: Say = warn,
-    watch: Callable[[int, Sequence[str]], AbstractContextManager[Report]] = silent,
+    watch: Callable[[int, Dataset], AbstractContextManager[Report]] = silent,
     processes: Processes = ALONE,
     **flags: Any,
 ) -> Trained:
@@ -131,6 +132,7 @@ def train(
         preset: the paper's settings: `retina` or `chexpert`. The flags override them.
         eval_split: the split to evaluate on.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         arch: the timm model, if `init` does not say it.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         log_to: `tensorboard`, `wandb`, or both: where the log goes, too.
@@ -139,7 +141,7 @@ def train(
         threads: default all cores. Another number may round otherwise.
         seed: of every random draw.
         say: takes a message for people.
-        watch: given the length in steps and the names of the labels, opens what is called with every entry of `log.jsonl`.
+        watch: given the length in steps and the training images, opens what is called with every entry of `log.jsonl`.
         processes: which train together, from `wsurgery.processes.joined`.
         flags: `steps`, `epochs`, `batch_size`, `lr` and the other options of `wsurgery train --help`: see
             `wsurgery.training.flags.Flags`.
@@ -171,6 +173,7 @@ def train(
         arguments = ["--preset", preset] if preset else []
         arguments += ["--eval-split", eval_split] if eval_split != "valid" else []
         arguments += ["--arch", arch] if arch else []
+        skip_bad = skip_bad or bad_list is not None
         arguments += ["--skip-bad"] if skip_bad else []
         arguments += own.words()
         arguments += ["--precision", settings.precision] if settings.precision != "fp32" else []
@@ -182,9 +185,8 @@ def train(
 
         training, validation = processes.in_turn(both)
         if processes.is_first:
-            say_skipped("train", training.skipped, say)
-            say_skipped(eval_split, validation.skipped, say)
-            if training.patients == training.paths:
+            report_skipped({"train": training.skipped, eval_split: validation.skipped}, say, bad_list)
+            if not training.has_patients:
                 say("data has no patients: the split cannot be checked by patient")
         steps = settings.length(len(training.images)).steps
         remedy = f"use a smaller --batch-size (now {settings.batch_size // processes.count}) or --image-size"
@@ -192,7 +194,7 @@ def train(
         reports: list[Report] = []
         if processes.is_first:
             reports.append(stack.enter_context(logged(log_to, output, asdict(settings))))
-            reports.append(stack.enter_context(watch(steps, training.label_names)))
+            reports.append(stack.enter_context(watch(steps, training)))
 
         def report(entry: dict[str, Any]) -> None:
             for each in reports:
@@ -225,6 +227,7 @@ def evaluate(
     predictions: str | Path | None = None,
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     arch: str | None = None,
     model: Model | None = None,
     device: str = "auto",
@@ -245,6 +248,7 @@ def evaluate(
         predictions: write each image's probabilities to this file, CSV.
         image_size: pixels a side. Default: those of the training, if the checkpoint's record says it, else the images' own.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         arch: the timm model, if the checkpoint does not say it.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         device: `auto` (cuda or cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -269,7 +273,15 @@ def evaluate(
     with threads_used(threads):
         where = choose_device(device, processes)
         if not isinstance(data, (Dataset, Images)):
-            data = Images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say, processes=processes)
+            data = Images(
+                data,
+                split=split,
+                image_size=image_size,
+                skip_bad=skip_bad,
+                bad_list=bad_list,
+                say=say,
+                processes=processes,
+            )
         found, size = _predictions(_label(checkpoint), _network(checkpoint, arch, model), data, where, say, processes)
         if not processes.is_first:
             return {}
@@ -280,7 +292,8 @@ def evaluate(
 
 
 NOT_FOR_ACTIVATIONS = (
-    "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "images", "device", "arch", "model", "with_init", "matrix",
+    "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "bad_list", "images", "device", "arch", "model",
+    "with_init", "matrix",
 )  # fmt: skip
 
 
@@ -303,6 +316,7 @@ def cca(
     split: str = "test",
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     images: int = 512,
     groups: int = 16,
     fast: bool = False,
@@ -340,6 +354,7 @@ def cca(
         split: the split to take images from.
         image_size: pixels a side. Default: those of the training, if a record says it, else the data's own.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         images: number of images to use, if there are as many.
         groups: of images to leave out in turn, for the images' part of the error; 1: none.
         fast: with `activations`: multiply in float32, where that holds 1e-6.
@@ -364,7 +379,9 @@ def cca(
         WsurgeryError: a checkpoint, file or layer that cannot be compared.
     """
     if activations:
-        given = (data, layers, p, rows, split, image_size, skip_bad, images, device, arch, model, with_init, matrix)
+        given = (
+            data, layers, p, rows, split, image_size, skip_bad, bad_list, images, device, arch, model, with_init, matrix,
+        )  # fmt: skip
         own = inspect.signature(cca).parameters
         named = zip(NOT_FOR_ACTIVATIONS, given, strict=True)
         require_for_activations(name for name, value in named if value != own[name].default)
@@ -419,13 +436,14 @@ def cca(
             network_a, network_b = (_network(side, arch, own) for side, own in sides)
             if not first:
                 processes.wait()  # for the first one to have filled the cache
+            skip_bad = skip_bad or bad_list is not None
             size = image_size or _common_size(network_a, network_b)
             dataset = load_dataset(str(data), split=split, image_size=size, skip_bad=skip_bad)
             for side, network in ((a, network_a), (other, network_b)) if first else ():
                 say_other_size(_label(side), record_of(network), dataset.images.shape[1], say)
             if first:
                 processes.wait()
-                say_skipped(split, dataset.skipped, say)
+                report_skipped({split: dataset.skipped}, say, bad_list)
             with memory_errors(where, "use a smaller --image-size, or fewer --layers or --repeats"):
                 found = compare_networks(
                     network_a,
@@ -439,7 +457,7 @@ def cca(
                 )
             result["data"] = {
                 "spec": str(data), "split": split, "image_size": dataset.images.shape[1], "digest": dataset.digest,
-                "skip_bad": skip_bad,
+                "skip_bad": skip_bad, **dataset.rendering.keys,
             }  # fmt: skip
             result["arguments"] = {
                 **arguments, "layers": names, "images": images, "arch": arch, "device": str(where),
@@ -473,6 +491,7 @@ def compare(
     split: str = "test",
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     model: Model | None = None,
     device: str = "auto",
     threads: int | None = None,
@@ -493,6 +512,7 @@ def compare(
         split: with `data`: the split to evaluate on.
         image_size: with `data`: pixels a side. Default: those of each network's training, as its record says it.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         device: `auto` (cuda or cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
         threads: default all cores. Another number may round otherwise.
@@ -510,8 +530,8 @@ def compare(
     """
     return as_json(
         *compare_runs(
-            a, b, data=data, threshold=threshold, split=split, image_size=image_size, skip_bad=skip_bad, model=model,
-            device=device, threads=threads, bootstrap=bootstrap, seed=seed, which=which, say=say,
+            a, b, data=data, threshold=threshold, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list,
+            model=model, device=device, threads=threads, bootstrap=bootstrap, seed=seed, which=which, say=say,
         )
     )  # fmt: skip
 
@@ -525,6 +545,7 @@ def compare_runs(
     split: str,
     image_size: int | None,
     skip_bad: bool,
+    bad_list: str | Path | None,
     model: Model | None,
     device: str,
     threads: int | None,
@@ -548,7 +569,7 @@ def compare_runs(
     else:
         with threads_used(threads):
             where = choose_device(device)
-            images = Images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say)
+            images = Images(data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say)
             checkpoints = [str(of_run(run.folder, which)) for run in runs]
             found = []
             for checkpoint, own in zip(checkpoints, _models(checkpoints, model), strict=True):
@@ -568,6 +589,7 @@ def load_images(
     split: str = "test",
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     say: Say = warn,
     processes: Processes = ALONE,
 ) -> Dataset:
@@ -579,10 +601,10 @@ def load_images(
     """
     if isinstance(data, Dataset):
         return data
-    spec = str(data)
+    spec, skip_bad = str(data), skip_bad or bad_list is not None
     dataset = processes.in_turn(lambda: load_dataset(spec, split=split, image_size=image_size, skip_bad=skip_bad))
     if processes.is_first:
-        say_skipped(split, dataset.skipped, say)
+        report_skipped({split: dataset.skipped}, say, bad_list)
     return dataset
 
 
@@ -590,7 +612,7 @@ class Images:
     """The images of a split, decoded once for each size that networks were trained at.
 
     Args:
-        data, split, image_size, skip_bad, say, processes: as `load_images` takes them.
+        data, split, image_size, skip_bad, bad_list, say, processes: as `load_images` takes them.
     """
 
     def __init__(
@@ -600,11 +622,14 @@ class Images:
         split: str = "test",
         image_size: int | None = None,
         skip_bad: bool = False,
+        bad_list: str | Path | None = None,
         say: Say = warn,
         processes: Processes = ALONE,
     ) -> None:
         self.image_size = image_size
-        self._load = partial(load_images, data, split=split, skip_bad=skip_bad, say=say, processes=processes)
+        self._load = partial(
+            load_images, data, split=split, skip_bad=skip_bad, bad_list=bad_list, say=say, processes=processes
+        )
         self._loaded: dict[int | None, Dataset] = {}
 
     def at(self, trained: TrainedOn | None) -> Dataset:

@@ -160,6 +160,10 @@ def test_images_that_cannot_be_read_are_left_out_on_demand(finished, fundus, inv
     done = invoke(*given, "--skip-bad")
     assert done.stderr.startswith("test: 1 images left out, first: ")
     assert json.loads(done.stdout)["n"] == 41
+    assert invoke(*given, "--bad-list", tmp_path / "bad.csv").stdout == done.stdout
+    header, row = (tmp_path / "bad.csv").read_text().splitlines()
+    assert header == "split,path,reason"
+    assert row.startswith(f"test,{paths[lost]},")
 
 
 def test_a_label_that_never_changes_is_null(finished, fundus, invoke, tmp_path):

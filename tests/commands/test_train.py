@@ -36,8 +36,10 @@ def test_chexperts_preset_trains_by_epochs_with_its_warm_up(invoke, fresh, fundu
 def test_progress_and_result_go_to_standard_error(invoke, fresh, fundus, tmp_path):
     loud = invoke("train", fresh, "--data", fundus, "-o", tmp_path / "loud", *TRAINING)
     assert loud.stdout == ""
-    said = [line.split("  ")[0] for line in loud.stderr.splitlines()[:5]]
-    assert said == ["labels: none, mild, moderate, severe, proliferative", "step 0", "step 4", "step 8", "step 12"]
+    labels, images, *said = [line.split("  ")[0] for line in loud.stderr.splitlines()[:6]]
+    assert labels == "labels: none, mild, moderate, severe, proliferative"
+    assert images.startswith("images: fit=crop: the centred square of each image is kept; window=auto: ")
+    assert said == ["step 0", "step 4", "step 8", "step 12"]
     assert "12 steps, best macro AUC" in loud.stderr
     quiet = invoke("train", fresh, "--data", fundus, "-o", tmp_path / "quiet", *TRAINING, "--quiet")
     assert (quiet.stdout, quiet.stderr) == ("", "")
@@ -212,10 +214,13 @@ def test_data_without_patients_is_said_to_be_unchecked(invoke, fresh, fundus, tm
     manifest = open_data(fundus)
     paths = tuple(str(manifest.root.absolute() / name) for name in manifest.paths)
     warning = "data has no patients: the split cannot be checked by patient"
-    for patients, count in ((paths, 1), (manifest.patients, 0)):
-        file = tmp_path / f"{count}.csv"
+    # The manifest that data make writes of images in another folder has their paths' ends for patients.
+    for name, patients, count in (
+        ("none", paths, 1), ("ends", manifest.paths, 1), ("patients", manifest.patients, 0),
+    ):  # fmt: skip
+        file = tmp_path / f"{name}.csv"
         write_manifest(replace(manifest, paths=paths, patients=patients), file)
-        done = invoke("train", fresh, "--data", file, "-o", tmp_path / str(count), *TRAINING[:2], *TRAINING[4:])
+        done = invoke("train", fresh, "--data", file, "-o", tmp_path / name, *TRAINING[:2], *TRAINING[4:])
         assert done.stderr.splitlines().count(warning) == count
 
 

@@ -130,7 +130,12 @@ def train(
         config = {
             "settings": asdict(settings),
             "init": {"name": checkpoint.name, "digest": digest},
-            "data": {"spec": data, "train": training.digest, "validation": validation.digest},
+            "data": {
+                "spec": data,
+                "train": training.digest,
+                "validation": validation.digest,
+                **asdict(training.rendering),
+            },
             "labels": list(training.label_names),
             "device": device.type,
             **own,
@@ -141,8 +146,9 @@ def train(
         shorter = processes.in_turn(lambda: claim_folder(run, config, checkpoint))
     processes.wait()  # nobody changes the folder before all have read it
     arguments = [*arguments, *(["--model", own["model"]] if own else [])]
+    words = ["--data", portable_name(data, training.rendering), *arguments]
     record = {
-        **make_record("train", ["--data", portable_name(data), *arguments], seed=settings.seed, inputs=[described]),
+        **make_record("train", words, seed=settings.seed, inputs=[described]),
         **loop.trained_on(eval_split).recorded(),
     }
     before = replace(history, architecture=architecture)

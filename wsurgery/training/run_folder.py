@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wsurgery.checkpoint import AtomicFile, Checkpoint
+from wsurgery.data.rendering import Rendering
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.training.run_log import LogEntry, read_log
 from wsurgery.training.settings import Settings
@@ -52,6 +53,8 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> Settings | None:
     before = _read_config(settled)
     # A run that began before there was a setting has its default.
     before["settings"] = {**json.loads(json.dumps(asdict(Settings()))), **before["settings"]}
+    if isinstance(before.get("data"), dict):
+        before["data"] = {**asdict(Rendering()), **before["data"]}
     length = {key: before["settings"].get(key) for key in ("steps", "epochs")}
     shorter = None
     if length != {key: as_read["settings"][key] for key in length} and _is_length(length):
