@@ -30,6 +30,8 @@ from wsurgery.checkpoint.remote import without_secrets
 from wsurgery.checkpoint.trained import TrainedOn
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.dataset import Dataset, load_dataset, report_skipped
+from wsurgery.data.rendering import Rendering
+from wsurgery.data.sources import said_rendering
 from wsurgery.devices import choose_device, choose_precision, memory_errors, threads_used
 from wsurgery.ending import temporary_folder
 from wsurgery.errors import UsageError, WsurgeryError, printable, printable_json
@@ -51,7 +53,7 @@ from wsurgery.training.flags import Flags, Flip, Loss
 from wsurgery.training.loop import train as run_training
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import Predictions, from_logits, read_predictions, write_predictions
-from wsurgery.training.recorded import match_labels, record_of, say_other_size
+from wsurgery.training.recorded import match_labels, record_of, rendering_of, say_other_images
 from wsurgery.training.settings import PRESETS, Settings
 
 Source = str | Path | Pipeline | nn.Module
@@ -437,10 +439,10 @@ def cca(
             if not first:
                 processes.wait()  # for the first one to have filled the cache
             skip_bad = skip_bad or bad_list is not None
-            size = image_size or _common_size(network_a, network_b)
-            dataset = load_dataset(str(data), split=split, image_size=size, skip_bad=skip_bad)
+            size, rendering = _common_images(str(data), image_size, network_a, network_b)
+            dataset = load_dataset(str(data), split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
             for side, network in ((a, network_a), (other, network_b)) if first else ():
-                say_other_size(_label(side), record_of(network), dataset.images.shape[1], say)
+                say_other_images(_label(side), record_of(network), dataset, say)
             if first:
                 processes.wait()
                 report_skipped({split: dataset.skipped}, say, bad_list)
@@ -590,10 +592,11 @@ def load_images(
     image_size: int | None = None,
     skip_bad: bool = False,
     bad_list: str | Path | None = None,
+    trained: TrainedOn | None = None,
     say: Say = warn,
     processes: Processes = ALONE,
 ) -> Dataset:
-    """Load the images of a split, as `evaluate` does; what is loaded already is returned as it is.
+    """Load the images of a split, as `evaluate` does for a network trained so; what is loaded already is returned as it is.
 
     Raises:
         UsageError: no such data or split.
@@ -602,14 +605,17 @@ def load_images(
     if isinstance(data, Dataset):
         return data
     spec, skip_bad = str(data), skip_bad or bad_list is not None
-    dataset = processes.in_turn(lambda: load_dataset(spec, split=split, image_size=image_size, skip_bad=skip_bad))
+    size, rendering = image_size or (trained.image_size if trained else None), rendering_of(trained)
+    dataset = processes.in_turn(
+        lambda: load_dataset(spec, split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
+    )
     if processes.is_first:
         report_skipped({split: dataset.skipped}, say, bad_list)
     return dataset
 
 
 class Images:
-    """The images of a split, decoded once for each size that networks were trained at.
+    """The images of a split, decoded once for each size and fit that networks were trained with.
 
     Args:
         data, split, image_size, skip_bad, bad_list, say, processes: as `load_images` takes them.
@@ -626,18 +632,18 @@ class Images:
         say: Say = warn,
         processes: Processes = ALONE,
     ) -> None:
-        self.image_size = image_size
         self._load = partial(
-            load_images, data, split=split, skip_bad=skip_bad, bad_list=bad_list, say=say, processes=processes
-        )
-        self._loaded: dict[int | None, Dataset] = {}
+            load_images, data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say,
+            processes=processes,
+        )  # fmt: skip
+        self._loaded: dict[object, Dataset] = {}
 
     def at(self, trained: TrainedOn | None) -> Dataset:
-        """Return them at the size that was given, or else at that of a training; without either at their own."""
-        size = self.image_size or (trained.image_size if trained else None)
-        if size not in self._loaded:
-            self._loaded[size] = self._load(image_size=size)
-        return self._loaded[size]
+        """Return them as they were given, or else as they were for a training; without either as they are."""
+        key = trained and (trained.image_size, trained.fit, trained.window)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(trained=trained)
+        return self._loaded[key]
 
 
 def _predictions(
@@ -646,28 +652,32 @@ def _predictions(
     """Return what a network says of images, with the labels matched by name, and the images' size."""
     trained = record_of(network)
     dataset = data.at(trained) if isinstance(data, Images) else data
-    size = dataset.images.shape[1]
     say = say if processes.is_first else lambda line: None
-    say_other_size(source, trained, size, say)
+    say_other_images(source, trained, dataset, say)
     logits = predict(network, dataset, device=where, processes=processes)
     dataset, logits = match_labels(source, trained, dataset, logits, say)
     exclusive = trained is not None and trained.loss == "softmax"
-    return from_logits(source, dataset, logits, exclusive=exclusive), size
+    return from_logits(source, dataset, logits, exclusive=exclusive), dataset.images.shape[1]
 
 
-def _common_size(*networks: nn.Module) -> int | None:
-    """Return the size of the images that networks were trained on; None where no record says it.
+def _common_images(data: str, image_size: int | None, *networks: nn.Module) -> tuple[int | None, Rendering | None]:
+    """Return the size and the rendering of the images that networks were trained on; None where no record says it.
 
     Raises:
-        UsageError: they were trained at different sizes.
+        UsageError: they were trained on different ones, and none is chosen.
     """
-    sizes = {trained.image_size for network in networks if (trained := record_of(network))}
-    if len(sizes) > 1:
+    known = [trained for network in networks if (trained := record_of(network))]
+    sizes, fits = {trained.image_size for trained in known}, {trained.fit for trained in known}
+    if image_size is None and len(sizes) > 1:
         raise UsageError(
             f"A and B were trained on images of different sizes ({' and '.join(map(str, sorted(sizes)))} pixels a side): "
             "choose one with --image-size"
         )
-    return sizes.pop() if sizes else None
+    if len(fits) > 1 and "fit" not in said_rendering(data):
+        raise UsageError(
+            f"A and B were trained with fit={' and fit='.join(sorted(fits))}: choose one, as in SPEC?fit=crop"
+        )
+    return image_size or (sizes.pop() if sizes else None), rendering_of(known[0]) if known else None
 
 
 def require_for_activations(given: Iterable[str]) -> None:

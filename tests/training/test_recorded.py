@@ -4,8 +4,10 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
@@ -56,7 +58,8 @@ def test_the_record_says_what_the_network_was_trained_on(run, fundus):
     data = load_dataset(fundus, split="train", image_size=16)
     assert record["trained_on"] == {
         "image_size": 16, "channels": 3, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
-        "labels": list(data.label_names), "loss": "bce", "split": "train", "eval_split": "valid", "digest": data.digest,
+        "labels": list(data.label_names), "fit": "crop", "window": "auto", "loss": "bce",
+        "split": "train", "eval_split": "valid", "digest": data.digest,
     }  # fmt: skip
 
 
@@ -116,6 +119,27 @@ def test_cca_takes_the_size_that_is_recorded_and_asks_where_there_are_two(run, f
     assert "(16 and 32 pixels a side): choose one with --image-size" in refused.stderr
     done = invoke("cca", *two, "--image-size", 32)
     assert done.stderr.count("was trained on images of") == 1
+
+
+def test_images_are_made_square_as_in_training(invoke, fresh, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = ["path,patient,split,none,mild,moderate,severe,proliferative"]
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 256, (24, 48, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        grade = ",".join(str(int(k == i % 5)) for k in range(5))
+        rows.append(f"{i}.png,p{i},{('train', 'valid', 'test', 'test')[i % 4]},{grade}")
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    plain, padded = tmp_path / "m.csv", f"{tmp_path / 'm.csv'}?fit=pad"
+    invoke("train", fresh, "--data", padded, "-o", tmp_path / "run", "--steps", 2, "--threads", 1, "--image-size", 16)
+    found = invoke("eval", tmp_path / "run", "--data", plain, *SMALL)
+    assert found.stdout == invoke("eval", tmp_path / "run", "--data", padded, *SMALL).stdout
+    assert "was trained" not in found.stderr
+    cropped = invoke("eval", tmp_path / "run", "--data", f"{plain}?fit=crop", *SMALL)
+    assert cropped.stdout != found.stdout
+    assert "was trained on images fit=pad, and meets images fit=crop" in cropped.stderr
+    layers = ["--layers", "block1", "-p", 200, "-d", 2, "--repeats", 1, "--images", 8, "--threads", 1, "--json"]
+    pair = [tmp_path / "run", "--with-init", *layers]
+    assert json.loads(invoke("cca", *pair, "--data", plain).stdout)["data"]["fit"] == "pad"
 
 
 def test_labels_are_matched_by_name(finished, invoke, fundus, tmp_path):

@@ -19,6 +19,8 @@ class TrainedOn(Struct, frozen=True, kw_only=True):
         mean: per channel, in [0, 1], that is subtracted.
         std: per channel, by which the rest is divided.
         labels: what its outputs stand for, in order.
+        fit: how images became squares, as `fit=` of a data set says it.
+        window: which of their values were black and white, as `window=` says it.
         loss: `bce`, a sigmoid a label, or `softmax`, over classes that exclude each other.
         split: that it learned from.
         eval_split: by which the best step was chosen.
@@ -30,6 +32,8 @@ class TrainedOn(Struct, frozen=True, kw_only=True):
     mean: Annotated[tuple[float, ...], _Channels]
     std: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], _Channels]
     labels: tuple[str, ...]
+    fit: str = "crop"
+    window: str = "auto"
     loss: Literal["bce", "softmax"] = "bce"
     split: str = "train"
     eval_split: str = "valid"

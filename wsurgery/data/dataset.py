@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.cache import decode, decode_readable, native_size
 from wsurgery.data.manifest import are_known
 from wsurgery.data.rendering import DEFAULT, Rendering
-from wsurgery.data.sources import open_data
+from wsurgery.data.sources import open_data, said_rendering
 from wsurgery.errors import UsageError, printable, table_cell
 from wsurgery.untrusted import open_regular
 
@@ -92,6 +92,7 @@ def load_dataset(
     image_size: int | None = None,
     subset: int | None = None,
     skip_bad: bool = False,
+    trained: Rendering | None = None,
     threads: int | None = None,
 ) -> Dataset:
     """Load the images of a split.
@@ -102,6 +103,8 @@ def load_dataset(
         image_size: pixels a side. None: the shorter side of the first image.
         subset: only as many whole patients as it takes for this many images; smaller subsets are part of larger ones.
         skip_bad: leave out what cannot be read, instead of raising.
+        trained: how images were rendered for the network that is to meet these. Its fit is taken where `spec` says none, and
+            its window where the data have none of their own, for that belongs to their values.
         threads: for making and decoding what is not there yet. Default: all cores.
 
     Raises:
@@ -109,6 +112,11 @@ def load_dataset(
         WsurgeryError: a broken manifest or image.
     """
     manifest = open_data(spec, threads=threads)
+    if trained is not None:
+        own, said = manifest.rendering, said_rendering(spec)
+        fit = own.fit if "fit" in said else trained.fit
+        window = own.window if "window" in said or own.window != DEFAULT.window else trained.window
+        manifest = replace(manifest, rendering=Rendering(fit, window))
     if split is not None:
         manifest = manifest.where(split)
     if subset is not None:

@@ -116,6 +116,13 @@ def open_data(spec: str, *, threads: int | None = None) -> Manifest:
     return read_manifest(folder / "manifest.csv")
 
 
+def said_rendering(spec: str) -> dict[str, str]:
+    """Return what a specification itself says of how images are rendered."""
+    if Path(spec).is_file():
+        return {}
+    return split_keys(_options(spec, spec.partition("?")[2]))[0]
+
+
 def _rendered(manifest: Manifest, given: Mapping[str, str]) -> Manifest:
     return replace(manifest, rendering=replace(manifest.rendering, **given)) if given else manifest
 

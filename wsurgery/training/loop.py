@@ -299,6 +299,8 @@ class _Loop:
             mean=self.mean,
             std=self.std,
             labels=self.training.label_names,
+            fit=self.training.rendering.fit,
+            window=self.training.rendering.window,
             loss="softmax" if self.settings.loss == "softmax" else "bce",
             eval_split=eval_split,
             digest=self.training.digest,

@@ -9,6 +9,7 @@ from torch import nn
 
 from wsurgery.checkpoint.trained import TrainedOn
 from wsurgery.data.dataset import Dataset
+from wsurgery.data.rendering import Rendering
 from wsurgery.errors import WsurgeryError, printable
 
 Say = Callable[[str], None]
@@ -20,12 +21,22 @@ def record_of(network: nn.Module) -> TrainedOn | None:
     return found if isinstance(found, TrainedOn) else None
 
 
-def say_other_size(source: str, trained: TrainedOn | None, image_size: int, say: Say) -> None:
-    """Say that a network meets images of another size than those that it was trained on, if it does."""
-    if trained and image_size != trained.image_size:
-        say(
-            f"{printable(source)} was trained on images of {trained.image_size} pixels a side, and meets images of {image_size}"
-        )
+def rendering_of(trained: TrainedOn | None) -> Rendering | None:
+    """Return how the images were rendered that a network was trained on."""
+    return Rendering(trained.fit, trained.window) if trained else None
+
+
+def say_other_images(source: str, trained: TrainedOn | None, dataset: Dataset, say: Say) -> None:
+    """Say that a network meets images of another size, or made otherwise, than those that it was trained on, if it does."""
+    if trained is None:
+        return
+    size, now = dataset.images.shape[1], dataset.rendering
+    differ = [(f"of {trained.image_size} pixels a side", f"of {size}")] if size != trained.image_size else []
+    differ += [("fit=" + trained.fit, "fit=" + now.fit)] if now.fit != trained.fit else []
+    differ += [("window=" + trained.window, "window=" + now.window)] if now.window != trained.window else []
+    if differ:
+        before, after = (", ".join(words) for words in zip(*differ, strict=True))
+        say(f"{printable(source)} was trained on images {printable(before)}, and meets images {printable(after)}")
 
 
 def match_labels(
