@@ -237,7 +237,7 @@ def evaluate(
         data: a manifest, or `scheme:argument?key=value`; or the images of `load_images`, so that several networks share
             them: then `image_size` and `skip_bad` are settled, and `split` is their name in the result.
         split: the split to evaluate on.
-        predictions: write each image's probabilities to this file, CSV.
+        predictions: write each image's probabilities and logits to this file, CSV.
         image_size: pixels a side. Default: the images' own.
         skip_bad: leave out images that are missing or cannot be read.
         arch: the timm model, if the checkpoint does not say it.
@@ -252,7 +252,9 @@ def evaluate(
 
     Returns:
         What `eval --json` prints: `labels` (name → `auc`, 0 to 1 or None, `ci` by DeLong, `bootstrap_ci`, `left_out`),
-        `macro_auc`, `macro_ci`, `n` (images), `split` and what the bootstrap did. In any but the first process, nothing.
+        `macro_auc`, `macro_ci` by the bootstrap, `macro_delong_ci`, `n` (images), what is taken as `independent` (patients or
+        images) and how many `units` of it there are, `split` and what the bootstrap did. In any but the first process,
+        nothing.
 
     Raises:
         UsageError: an option that cannot be, no such data or split, or the file of predictions exists.

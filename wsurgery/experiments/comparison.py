@@ -185,17 +185,15 @@ def compare_aucs(
     """
     images = a[0]
     runs = align(images, [*a, *b])
-    unit = resampling_unit(images.patients, images.paths)
     drawn = [bootstrap_aucs(images.labels, run.scores, images.patients, resamples=resamples, seed=seed) for run in runs]
 
     def row(columns: list[int]) -> AucRow | None:
         if not columns:
             return None
-        labels, known_patients = images.labels[:, columns], images.patients if unit == "patients" else None
-        tests, differences = [], np.zeros(resamples)
+        labels, tests, differences = images.labels[:, columns], [], np.zeros(resamples)
         for i, j in ((i, len(a) + j) for i, j in pairs):
             scores_a, scores_b = runs[i].scores[:, columns], runs[j].scores[:, columns]
-            tests.append(paired_delong(labels, scores_a, scores_b, patients=known_patients))
+            tests.append(paired_delong(labels, scores_a, scores_b, patients=images.patients))
             differences += (drawn[i] - drawn[j])[:, columns].mean(axis=1) / len(pairs)
         return _row(tests, differences)
 
@@ -203,7 +201,7 @@ def compare_aucs(
     count = images.count
     return Aucs(
         images=len(images.paths),
-        unit=unit,
+        unit=resampling_unit(images.patients, images.paths),
         units=len(set(images.patients)),
         resamples=resamples,
         labels={name: row(kind) for name, kind in zip(images.names[:count], kinds, strict=False)},

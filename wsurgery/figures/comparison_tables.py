@@ -7,6 +7,7 @@ from rich.text import Text
 
 from wsurgery.errors import printable
 from wsurgery.experiments.comparison import AucRow, Aucs, Steps
+from wsurgery.statistics.bootstrap import sample_in_words
 
 _NONE = "–"
 
@@ -45,8 +46,9 @@ def auc_table(aucs: Aucs) -> Table:
     lost = (
         f", and leaves {left_out:,} samples that lack a class of some label out of the macro AUC's" if left_out else ""
     )
-    whole = f"{aucs.images:,} images" + (f" of {aucs.units:,} patients" if aucs.unit == "patients" else "")
-    note = f"{whole}, taken as independent{drawn}{lost}"
+    whole = sample_in_words(aucs.images, aucs.unit, aucs.units)
+    clustered = ": clustered DeLong (Obuchowski 1997)" if aucs.unit == "patients" else ""
+    note = f"{whole}, taken as independent{clustered}{drawn}{lost}"
     if pairs > 1:
         note += f"\nmeans of {pairs} pairs of runs; p: smallest to largest of the pairs"
     table.caption = f"{note}\nintervals and p speak of these networks on other {aucs.unit}, not of other seeds"

@@ -30,6 +30,11 @@ def resampling_unit(patients: Sequence[str], paths: Sequence[str]) -> Literal["p
     return "images" if tuple(patients) == tuple(paths) else "patients"
 
 
+def sample_in_words(images: int, unit: str, units: int) -> str:
+    """Say of what an AUC is: `6,154 images of 150 patients`, or `6,154 images`."""
+    return f"{images:,} images" + (f" of {units:,} patients" if unit == "patients" else "")
+
+
 def bootstrap_aucs(
     labels: Floats, scores: Floats, patients: Sequence[str], *, resamples: int, seed: int
 ) -> NDArray[np.float64]:
