@@ -112,7 +112,7 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
     from rich.text import Text
 
     from wsurgery.errors import printable
-    from wsurgery.statistics.bootstrap import sample_in_words
+    from wsurgery.statistics.bootstrap import Sample
 
     table = Table(title=Text(printable(title)) if title else None, box=None, header_style="bold", pad_edge=False)
     table.add_column("label")
@@ -134,7 +134,7 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
     drawn = f"; the bootstrap draws {unit} {result['bootstrap']:,} times" if result["bootstrap"] else ""
     lost = f", {result['macro_left_out']:,} samples without both classes of each label left out of the macro AUC's"
     table.caption, table.caption_justify = (
-        f"{sample_in_words(result['n'], unit, result['units'])}, taken as independent{clustered}{drawn}"
+        f"{Sample(result['n'], unit, result['units']).in_words()}, taken as independent{clustered}{drawn}"
         f"{lost if result['macro_left_out'] else ''}",
         "left",
     )

@@ -120,6 +120,8 @@ def test_one_auc_of_probabilities_that_are_written_as_1_whoever_prints_it(predic
             assert compared["auc"]["referable"]["delong"][seed][side] == found["referable"]["auc"]
             assert reported[arm][seed] == found["macro_auc"]
     assert reported["trained"] != reported["fresh"]
+    assert report["arms"][0]["test_samples"] == [{"n": 42, "independent": "patients", "units": 21}] * 2
+    assert "Test AUC: of 42 images of 21 patients; its spread over seeds" in (tmp_path / "page.html").read_text()
 
 
 def test_the_table_says_what_was_censored_and_how_few_seeds_there_are(predicted, invoke):

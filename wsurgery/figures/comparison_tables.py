@@ -7,7 +7,7 @@ from rich.text import Text
 
 from wsurgery.errors import printable
 from wsurgery.experiments.comparison import AucRow, Aucs, Steps
-from wsurgery.statistics.bootstrap import sample_in_words
+from wsurgery.statistics.bootstrap import Sample
 
 _NONE = "–"
 
@@ -46,7 +46,7 @@ def auc_table(aucs: Aucs) -> Table:
     lost = (
         f", and leaves {left_out:,} samples that lack a class of some label out of the macro AUC's" if left_out else ""
     )
-    whole = sample_in_words(aucs.images, aucs.unit, aucs.units)
+    whole = Sample(aucs.images, aucs.unit, aucs.units).in_words()
     clustered = ": clustered DeLong (Obuchowski 1997)" if aucs.unit == "patients" else ""
     note = f"{whole}, taken as independent{clustered}{drawn}{lost}"
     if pairs > 1:

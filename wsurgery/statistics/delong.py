@@ -143,7 +143,7 @@ def _mean_auc(labels: Floats, scores: Floats, units: NDArray[np.intp]) -> tuple[
 
 def _unbiased(units: NDArray[np.intp]) -> float:
     """Return the factor that makes a sum over patients of squares about their mean unbiased; NaN for one patient."""
-    count = len(np.unique(units))
+    count = np.count_nonzero(np.bincount(units))
     return count / (count - 1) if count > 1 else nan
 
 
