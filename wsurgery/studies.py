@@ -476,7 +476,7 @@ def compare(
 ) -> dict[str, Any]:
     """Compare two runs, or two arms: steps to a threshold, and AUC on the same images (paired DeLong test).
 
-    Arms with the same seeds are compared seed by seed. A run that never got to the threshold counts as censored.
+    Arms with the same seeds are compared seed by seed, by sign flips. A run that never got to the threshold counts as censored.
 
     Args:
         a: a run's folder, or an arm's with a folder a seed.
