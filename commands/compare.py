@@ -51,8 +51,9 @@ def compare(
 ) -> None:
     """Compare two runs, or two arms: steps to a threshold, and AUC on the same images (paired DeLong test).
 
-    Arms with the same seeds are compared seed by seed. A run that never got to the threshold is shown as > its last step
-    and counts as censored. Images of one patient are not taken for independent.
+    Arms with the same seeds are compared seed by seed, by sign flips of log steps and of AUC: p is one-sided, 1/32 at least
+    with 5 seeds. A run that never got to the threshold is shown as > its last step and counts as censored. Images of one
+    patient are not taken for independent.
 
     Example: wsurgery compare runs/transfer runs/random --threshold 0.85 --data synthetic:fundus?n=2000
     """

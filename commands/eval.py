@@ -32,7 +32,7 @@ def eval(
     data: Data,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="Write each image's probabilities here.")
+        Path | None, typer.Option(metavar="FILE.csv", help="Write each image's probabilities and logits here.")
     ] = None,
     beside: Annotated[
         str | None, typer.Option(metavar="NAME", help="Write each result as JSON to this name beside its checkpoint.")
@@ -55,7 +55,8 @@ def eval(
 ) -> None:
     """Evaluate checkpoints: AUC for each label and their mean, with 95 % confidence intervals.
 
-    One interval is DeLong's, which takes images as independent; the other resamples patients, with all images of each.
+    One interval is DeLong's, the other a bootstrap's; both take patients as independent, and not the images of one, or
+    images where no patient is known. The predictions hold each probability and its logit, from which the AUC is.
     Where the labels are the five grades of retinopathy, also for the eyes to be referred: moderate or worse.
 
     Started by torchrun, the processes share the images, and the result is one process's.
@@ -116,6 +117,7 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
     from rich.text import Text
 
     from wsurgery.errors import printable
+    from wsurgery.statistics.bootstrap import Sample
 
     table = Table(title=Text(printable(title)) if title else None, box=None, header_style="bold", pad_edge=False)
     table.add_column("label")
@@ -132,11 +134,15 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
     if "top1" in result:
         table.add_row(Text("top-1 accuracy"), f"{result['top1']:.4f}", "", "")
     mean = result["macro_auc"]
-    table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", "", words(result["macro_ci"]))
-    drawn = f"; {result['resampled']} resampled {result['bootstrap']:,} times" if result["bootstrap"] else ""
+    intervals = words(result["macro_delong_ci"]), words(result["macro_ci"])
+    table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", *intervals)
+    unit = result["independent"]
+    clustered = ": clustered DeLong (Obuchowski 1997)" if unit == "patients" else ""
+    drawn = f"; the bootstrap draws {unit} {result['bootstrap']:,} times" if result["bootstrap"] else ""
     lost = f", {result['macro_left_out']:,} samples without both classes of each label left out of the macro AUC's"
     table.caption, table.caption_justify = (
-        f"n = {result['n']:,}{drawn}{lost if result['macro_left_out'] else ''}",
+        f"{Sample(result['n'], unit, result['units']).in_words()}, taken as independent{clustered}{drawn}"
+        f"{lost if result['macro_left_out'] else ''}",
         "left",
     )
     table_console().print(table)

@@ -247,7 +247,7 @@ def evaluate(
         data: a manifest, or `scheme:argument?key=value`; or the images of `load_images`, so that several networks share
             them, or `Images`: then `image_size` and `skip_bad` are settled, and `split` is their name in the result.
         split: the split to evaluate on.
-        predictions: write each image's probabilities to this file, CSV.
+        predictions: write each image's probabilities and logits to this file, CSV.
         image_size: pixels a side. Default: those of the training, if the checkpoint's record says it, else the images' own.
         skip_bad: leave out images that are missing or cannot be read.
         bad_list: do so, and list them in this file, CSV: split, path, reason.
@@ -263,7 +263,9 @@ def evaluate(
 
     Returns:
         What `eval --json` prints: `labels` (name → `auc`, 0 to 1 or None, `ci` by DeLong, `bootstrap_ci`, `left_out`),
-        `macro_auc`, `macro_ci`, `n` (images), `split` and what the bootstrap did. In any but the first process, nothing.
+        `macro_auc`, `macro_ci` by the bootstrap, `macro_delong_ci`, `n` (images), what is taken as `independent` (patients or
+        images) and how many `units` of it there are, `split` and what the bootstrap did. In any but the first process,
+        nothing.
 
     Raises:
         UsageError: an option that cannot be, no such data or split, or the file of predictions exists.
@@ -504,7 +506,7 @@ def compare(
 ) -> dict[str, Any]:
     """Compare two runs, or two arms: steps to a threshold, and AUC on the same images (paired DeLong test).
 
-    Arms with the same seeds are compared seed by seed. A run that never got to the threshold counts as censored.
+    Arms with the same seeds are compared seed by seed, by sign flips. A run that never got to the threshold counts as censored.
 
     Args:
         a: a run's folder, or an arm's with a folder a seed.

@@ -24,7 +24,7 @@ from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
 from wsurgery.figures.gather import results_html
 from wsurgery.figures.similarities import draw_comparisons
 from wsurgery.figures.style import INK, inline_svg, line_styles
-from wsurgery.figures.tables import SPREAD_NOTE, tests_note
+from wsurgery.figures.tables import arms_note, tests_note
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 from wsurgery.statistics.spread import Spread
 
@@ -128,7 +128,9 @@ def _arm_table(report: Report) -> str:
         steps, ratio = arm.steps_in_words(), against_random(arm, report.arms)
         accuracy = [_two_lines(arm.test_spread), _two_lines(arm.valid_spread)]
         rows.append([name, _text(seeds), *accuracy, _text(steps), _text(ratio)])
-    page = _table(headings, rows) + f"<p class='note'>{_text(SPREAD_NOTE)} Against random: ratio of the medians.</p>"
+    page = (
+        _table(headings, rows) + f"<p class='note'>{_text(arms_note(report))} Against random: ratio of the medians.</p>"
+    )
     if all(arm.test_spread is None for arm in report.arms.values()):
         page += _missing("test AUC", "wsurgery eval RUN --data SPEC --split test --json > RUN/eval.json")
     return page
