@@ -105,9 +105,9 @@ class OfRun:
         Raises:
             UsageError: both were asked for.
         """
-        if self.last and self.init:
-            raise UsageError("--last and --init name two checkpoints of a run: choose one")
-        return "last" if self.last else "init" if self.init else "best"
+        from wsurgery.checkpoint.opening import which_of_run
+
+        return which_of_run(last=self.last, init=self.init)
 
     def of(self, sources: Sequence[str]) -> list[str]:
         """Return checkpoints with the folders of runs replaced by a file in them.

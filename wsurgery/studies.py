@@ -24,7 +24,7 @@ from torch import nn
 from wsurgery import __version__
 from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.digest import content_digest, tensor_digests
-from wsurgery.checkpoint.opening import of_run
+from wsurgery.checkpoint.opening import of_run, which_of_run
 from wsurgery.checkpoint.provenance import History, describe_file, describe_input
 from wsurgery.checkpoint.remote import without_secrets
 from wsurgery.checkpoint.trained import TrainedOn
@@ -501,7 +501,8 @@ def compare(
     threads: int | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
-    which: str = "best",
+    last: bool = False,
+    init: bool = False,
     say: Say = warn,
 ) -> dict[str, Any]:
     """Compare two runs, or two arms: steps to a threshold, and AUC on the same images (paired DeLong test).
@@ -522,7 +523,8 @@ def compare(
         threads: default all cores. Another number may round otherwise.
         bootstrap: samples of the bootstrap; 0 for none.
         seed: of the bootstrap.
-        which: with `data`: the `best` checkpoint of each run, the `last` one, or `init`, what it began from.
+        last: with `data`: the last checkpoint of each run, not the best.
+        init: with `data`: what each run began from.
         say: takes a message for people.
 
     Returns:
@@ -535,7 +537,8 @@ def compare(
     return as_json(
         *compare_runs(
             a, b, data=data, threshold=threshold, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list,
-            model=model, device=device, threads=threads, bootstrap=bootstrap, seed=seed, which=which, say=say,
+            model=model, device=device, threads=threads, bootstrap=bootstrap, seed=seed,
+            which=which_of_run(last=last, init=init), say=say,
         )
     )  # fmt: skip
 
@@ -561,7 +564,6 @@ def compare_runs(
     """Do what `compare` does; return what its tables are made from."""
     _require_at_least(0, bootstrap=bootstrap, seed=seed)
     _require_at_least(1, threads=threads)
-    _require_one_of("which", which, ["best", "last", "init"])
     if data is None and which != "best":
         raise UsageError(f"--{which} is for --data: a predictions.csv is of the checkpoint that eval was given")
     runs_a, runs_b = read_seeds(Path(a)), read_seeds(Path(b))

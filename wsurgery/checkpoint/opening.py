@@ -54,6 +54,17 @@ def is_run(path: Path) -> bool:
     return (path / "init.safetensors").is_file() and (path / "log.jsonl").is_file()
 
 
+def which_of_run(*, last: bool, init: bool) -> str:
+    """Return the name of the checkpoint of a run that was asked for.
+
+    Raises:
+        UsageError: two were.
+    """
+    if last and init:
+        raise UsageError("--last and --init name two checkpoints of a run: choose one")
+    return "last" if last else "init" if init else "best"
+
+
 def of_run(run: Path, which: str = "best") -> Path:
     """Return one of a run's checkpoints: `best` (highest macro AUC), `last` or `init`.
 
