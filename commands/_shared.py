@@ -31,7 +31,7 @@ _LONGEST = 10_000  # characters of a message
 Input = Annotated[
     str | None,
     typer.Argument(
-        metavar="[IN]", help="A safetensors file, a folder of shards, a URL of either, or - (default): stdin."
+        metavar="[IN]", help="A safetensors file, a folder of shards or of a run, a URL, or - (default): stdin."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -89,6 +89,41 @@ class Part:
         """The selection that the options ask for."""
         only, except_ = tuple(self.only or ()), tuple(self.except_ or ())
         return Selection(self.upto, self.blocks, self.role, only, except_, self._own_blocks)
+
+
+@dataclass(frozen=True)
+class OfRun:
+    """Which checkpoint of a run a folder stands for."""
+
+    last: Annotated[bool, typer.Option("--last", help="Of a run's folder, the last checkpoint, not the best.")] = False
+    init: Annotated[bool, typer.Option("--init", help="Of a run's folder, what it began from, not the best.")] = False
+
+    @property
+    def which(self) -> str:
+        """The name of the checkpoint.
+
+        Raises:
+            UsageError: both were asked for.
+        """
+        from wsurgery.checkpoint.opening import which_of_run
+
+        return which_of_run(last=self.last, init=self.init)
+
+    def of(self, sources: Sequence[str]) -> list[str]:
+        """Return checkpoints with the folders of runs replaced by a file in them.
+
+        Raises:
+            UsageError: a checkpoint of a run is asked for, and no run is named.
+            WsurgeryError: a run does not have it yet.
+        """
+        from wsurgery.checkpoint.opening import is_run, of_run
+
+        runs = [is_run(Path(source)) for source in sources]
+        if self.which != "best" and not any(runs):
+            raise UsageError(f"--{self.which} is for the folder of a run, and none is named")
+        return [
+            str(of_run(Path(source), self.which)) if run else source for source, run in zip(sources, runs, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wsurgery.commands._images import SkipBad
+from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import (
     Device,
     Force,
     Json,
     ModelOption,
     NetworkThreads,
+    OfRun,
     Seed,
     command,
     say,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @command
 def cca(
     context: typer.Context,
-    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint, or a run's folder.")],
     b: Annotated[
         str | None, typer.Argument(metavar="[B]", help="The checkpoint to compare it with; not with --with-init.")
     ] = None,
@@ -82,8 +83,9 @@ def cca(
         str, typer.Option(help="spatial: as many positions in every image; whole: few images, all positions.")
     ] = "spatial",
     split: Annotated[str, typer.Option(help="The split to take images from.")] = "test",
-    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: the data's own.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: as in training.")] = None,
     skip_bad: SkipBad = False,
+    bad_list: BadList = None,
     images: Annotated[int, typer.Option(min=1, max=10**9, help="Images to use, if there are as many.")] = 512,
     groups: Annotated[
         int,
@@ -113,6 +115,8 @@ def cca(
         typer.Option(metavar="FILE", help="Draw the layers, or the matrix: .pdf, .svg or .png."),
     ] = None,
     force: Force = False,
+    *,
+    of_run: OfRun,
 ) -> None:
     """Compare two networks, layer by layer, by canonical correlations of their activations on the same images.
 
@@ -120,9 +124,9 @@ def cca(
     read the value between the two, as `normalised` does. Its standard error has a part from the images and one from the
     draws of channels. Started by torchrun, the processes share the images.
 
-    Example: wsurgery cca run1/last.safetensors run2/last.safetensors --data manifest.csv --layers conv1,block1
+    Example: wsurgery cca run1 run2 --data manifest.csv --layers conv1,block1
 
-    Example: wsurgery cca run1/last.safetensors --with-init --data manifest.csv --plot moved.pdf
+    Example: wsurgery cca run1 --with-init --data manifest.csv --plot moved.pdf
 
     Example: wsurgery cca --activations a.npy b.npy --channels all --metric mean_cca,linear_cka
 
@@ -137,6 +141,9 @@ def cca(
         studies.require_for_activations(
             name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"
         )
+    else:
+        a, *others = of_run.of([a] if b is None else [a, b])
+        b = others[0] if others else None
     with joined() as processes:
         result = studies.cca(
             a,
@@ -156,6 +163,7 @@ def cca(
             split=split,
             image_size=image_size,
             skip_bad=skip_bad,
+            bad_list=bad_list,
             images=images,
             groups=groups,
             fast=fast,

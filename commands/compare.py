@@ -5,8 +5,18 @@ from typing import Annotated
 
 import typer
 
-from wsurgery.commands._images import SkipBad
-from wsurgery.commands._shared import Device, Json, ModelOption, NetworkThreads, Seed, command, say, table_console
+from wsurgery.commands._images import BadList, SkipBad
+from wsurgery.commands._shared import (
+    Device,
+    Json,
+    ModelOption,
+    NetworkThreads,
+    OfRun,
+    Seed,
+    command,
+    say,
+    table_console,
+)
 from wsurgery.errors import printable, printable_json
 
 
@@ -18,13 +28,16 @@ def compare(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="Evaluate each run's best.safetensors on this data. Default: read the predictions.csv beside it.",
+            help="Evaluate each run's best checkpoint on this data. Default: read the predictions.csv beside it.",
         ),
     ] = None,
     threshold: Annotated[float, typer.Option(help="Count steps to this validation macro AUC.")] = 0.9,
     split: Annotated[str, typer.Option(help="With --data: the split to evaluate on.")] = "test",
-    image_size: Annotated[int | None, typer.Option(min=1, help="With --data: pixels a side. Default: theirs.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="With --data: pixels a side. Default: as in training.")
+    ] = None,
     skip_bad: SkipBad = False,
+    bad_list: BadList = None,
     model: ModelOption = None,
     device: Device = "auto",
     threads: NetworkThreads = None,
@@ -33,11 +46,14 @@ def compare(
     ] = 2000,
     seed: Seed = 0,
     json: Json = False,
+    *,
+    of_run: OfRun,
 ) -> None:
     """Compare two runs, or two arms: steps to a threshold, and AUC on the same images (paired DeLong test).
 
-    Arms with the same seeds are compared seed by seed. A run that never got to the threshold is shown as > its last step
-    and counts as censored. Images of one patient are not taken for independent.
+    Arms with the same seeds are compared seed by seed, by sign flips of log steps and of AUC: p is one-sided, 1/32 at least
+    with 5 seeds. A run that never got to the threshold is shown as > its last step and counts as censored. Images of one
+    patient are not taken for independent.
 
     Example: wsurgery compare runs/transfer runs/random --threshold 0.85 --data synthetic:fundus?n=2000
     """
@@ -53,11 +69,13 @@ def compare(
         split=split,
         image_size=image_size,
         skip_bad=skip_bad,
+        bad_list=bad_list,
         model=model,
         device=device,
         threads=threads,
         bootstrap=bootstrap,
         seed=seed,
+        which=of_run.which,
         say=say,
     )
     if json:

@@ -1,19 +1,30 @@
 """`wsurgery data`: make, cache and describe data sets."""
 
-from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._images import SkipBad
+from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import Force, Json, Threads, command, say
 from wsurgery.errors import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from wsurgery.data.manifest import Manifest
+
 data = typer.Typer(no_args_is_help=True, help="Make, cache and describe data sets.")
+
+
+class Fit(str, Enum):
+    """How an image becomes a square."""
+
+    crop = "crop"
+    pad = "pad"
+    stretch = "stretch"
+
 
 ALONE = "no patients are known, each image counts as one"
 
@@ -45,6 +56,20 @@ def data_make(
     ordinal: Annotated[
         bool, typer.Option("--ordinal", help="Grades as cumulative labels: at least mild, at least moderate, ...")
     ] = False,
+    fit: Annotated[
+        Fit | None,
+        typer.Option(
+            help="How images become squares: crop keeps the centre, pad all on black, stretch all stretched. Default: crop, or "
+            "as a set's papers do."
+        ),
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|span|full|percentiles|LOW:HIGH",
+            help="Which values are black and white in images of more than 8 bits and DICOM.",
+        ),
+    ] = None,
     threads: Threads = None,
     force: Force = False,
 ) -> None:
@@ -71,14 +96,17 @@ def data_make(
     """
     from wsurgery.data.sources import make_data, make_manifest
 
-    flags = {"uncertain": ",".join(uncertain or ()), "blank": blank, "ordinal": "true" if ordinal else None}
+    flags = {
+        "uncertain": ",".join(uncertain or ()), "blank": blank, "ordinal": "true" if ordinal else None,
+        "fit": fit and fit.value, "window": window,
+    }  # fmt: skip
     keys = "&".join(f"{key}={value}" for key, value in flags.items() if value)
     spec += ("&" if "?" in spec else "?") * bool(keys) + keys
     if output.suffix in (".csv", ".parquet"):
         manifest = make_manifest(spec, output, force=force, threads=threads)
         alone = "" if manifest.has_patients else f": {ALONE}"
         say(f"{output}: {len(manifest)} images, {len(set(manifest.patients))} patients{alone}")
-        for note in manifest.notes:
+        for note in (*manifest.notes, f"images: {manifest.rendering.described}"):
             say(note)
         return
     made = make_data(spec, output, force=force, threads=threads)
@@ -91,6 +119,7 @@ def data_cache(
     image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")],
     subset: Annotated[int | None, typer.Option(min=1, help="Of train's images only what train --subset takes.")] = None,
     skip_bad: SkipBad = False,
+    bad_list: BadList = None,
     threads: Threads = None,
 ) -> None:
     """Decode and scale all images once, each split for itself, so that train, eval and cca start at once.
@@ -100,20 +129,21 @@ def data_cache(
     Example: wsurgery data cache fundus/manifest.csv --image-size 64
     """
     from wsurgery.data.cache import cache_folder, decode, decode_readable
-    from wsurgery.data.dataset import say_skipped
+    from wsurgery.data.dataset import report_skipped
     from wsurgery.data.sources import open_data
 
     manifest = open_data(data, threads=threads)
+    left_out = {}
     for split in sorted(set(manifest.splits)):
         part = manifest.where(split)
         if subset is not None and split == "train":
             part = part.subset(subset)
-        if skip_bad:
-            images, _, skipped = decode_readable(part, image_size, threads=threads)
-            say_skipped(split, skipped, say)
+        if skip_bad or bad_list:
+            images, _, left_out[split] = decode_readable(part, image_size, threads=threads)
         else:
             images = decode(part, image_size, threads=threads)
         say(f"{split}: {len(images)} images, {images.nbytes / 1e6:.1f} MB in {cache_folder()}")
+    report_skipped(left_out, say, bad_list)
 
 
 @command
@@ -145,16 +175,17 @@ def data_show(
     if json:
         typer.echo(printable_json(summary))
     else:
-        Console().print(_table(summary, manifest.metadata))
+        Console().print(_table(summary, manifest))
 
 
-def _table(summary: dict[str, Any], metadata: Iterable[str]) -> "Table":
+def _table(summary: dict[str, Any], manifest: "Manifest") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     splits = summary["splits"]
-    beside = f"\nbeside: {printable(', '.join(metadata), 1000)}" if metadata else ""
-    table = Table("", caption=Text(f"labels: positive / negative / unknown{beside}"))
+    beside = f"\nbeside: {printable(', '.join(manifest.metadata), 1000)}" if manifest.metadata else ""
+    images = f"\nimages: {manifest.rendering.described}"
+    table = Table("", caption=Text(f"labels: positive / negative / unknown{beside}{images}"))
     for name in splits:
         table.add_column(Text(printable(name)), justify="right")
     for row in ("images", "patients"):

@@ -33,7 +33,7 @@ def diff(
     (module., model.) that only one has is looked through, a tied tensor stands for each of its names, other element types are
     compared by value, and counters (num_batches_tracked) that only one has are passed over.
 
-    Example: wsurgery diff init.safetensors run/last.safetensors
+    Example: wsurgery diff init.safetensors run
     """
     from contextlib import ExitStack
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.commands._images import SkipBad
+from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import (
     Data,
     Device,
@@ -14,6 +14,7 @@ from wsurgery.commands._shared import (
     Json,
     ModelOption,
     NetworkThreads,
+    OfRun,
     Seed,
     command,
     say,
@@ -27,17 +28,18 @@ if TYPE_CHECKING:
 
 @command
 def eval(
-    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help="The checkpoints to evaluate.")],
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT...", help="Checkpoints, or folders of runs.")],
     data: Data,
     split: Annotated[str, typer.Option(help="The split to evaluate on.")] = "test",
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="Write each image's probabilities here.")
+        Path | None, typer.Option(metavar="FILE.csv", help="Write each image's probabilities and logits here.")
     ] = None,
     beside: Annotated[
         str | None, typer.Option(metavar="NAME", help="Write each result as JSON to this name beside its checkpoint.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: the images' own.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: as in training.")] = None,
     skip_bad: SkipBad = False,
+    bad_list: BadList = None,
     arch: Annotated[str | None, typer.Option(help="The timm model, if a checkpoint does not say it.")] = None,
     model: ModelOption = None,
     device: Device = "auto",
@@ -48,15 +50,18 @@ def eval(
     seed: Seed = 0,
     force: Force = False,
     json: Json = False,
+    *,
+    of_run: OfRun,
 ) -> None:
     """Evaluate checkpoints: AUC for each label and their mean, with 95 % confidence intervals.
 
-    One interval is DeLong's, which takes images as independent; the other resamples patients, with all images of each.
+    One interval is DeLong's, the other a bootstrap's; both take patients as independent, and not the images of one, or
+    images where no patient is known. The predictions hold each probability and its logit, from which the AUC is.
     Where the labels are the five grades of retinopathy, also for the eyes to be referred: moderate or worse.
 
     Started by torchrun, the processes share the images, and the result is one process's.
 
-    Example: wsurgery eval run/best.safetensors --data synthetic:fundus?n=2000 --predictions test.csv
+    Example: wsurgery eval run --data synthetic:fundus?n=2000 --predictions test.csv
     """
     from wsurgery import studies
     from wsurgery.checkpoint import AtomicFile
@@ -66,6 +71,7 @@ def eval(
     from wsurgery.processes import joined
     from wsurgery.untrusted import refuse_link
 
+    checkpoints = of_run.of(checkpoints)
     if len(checkpoints) > 1 and (predictions or (json and not beside)):
         raise UsageError("--predictions and --json are for one checkpoint; for several, write each with --beside NAME")
     if beside is not None and beside != Path(beside).name:
@@ -76,8 +82,8 @@ def eval(
         refuse_link(Path(checkpoint).with_name(str(beside)))
     with joined() as processes:
         choose_device(device, processes)  # before images are decoded for one that is not there
-        images = studies.load_images(
-            data, split=split, image_size=image_size, skip_bad=skip_bad, say=say, processes=processes
+        images = studies.Images(
+            data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say, processes=processes
         )
         for checkpoint, own in zip(checkpoints, models_for(checkpoints, model), strict=True):
             result = studies.evaluate(
@@ -111,6 +117,7 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
     from rich.text import Text
 
     from wsurgery.errors import printable
+    from wsurgery.statistics.bootstrap import Sample
 
     table = Table(title=Text(printable(title)) if title else None, box=None, header_style="bold", pad_edge=False)
     table.add_column("label")
@@ -124,12 +131,18 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
     for name, label in [*result["labels"].items(), *graded.items()]:
         auc = "–" if label["auc"] is None else f"{label['auc']:.4f}"
         table.add_row(Text(printable(name)), auc, words(label["ci"]), words(label["bootstrap_ci"]))
+    if "top1" in result:
+        table.add_row(Text("top-1 accuracy"), f"{result['top1']:.4f}", "", "")
     mean = result["macro_auc"]
-    table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", "", words(result["macro_ci"]))
-    drawn = f"; {result['resampled']} resampled {result['bootstrap']:,} times" if result["bootstrap"] else ""
+    intervals = words(result["macro_delong_ci"]), words(result["macro_ci"])
+    table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", *intervals)
+    unit = result["independent"]
+    clustered = ": clustered DeLong (Obuchowski 1997)" if unit == "patients" else ""
+    drawn = f"; the bootstrap draws {unit} {result['bootstrap']:,} times" if result["bootstrap"] else ""
     lost = f", {result['macro_left_out']:,} samples without both classes of each label left out of the macro AUC's"
     table.caption, table.caption_justify = (
-        f"n = {result['n']:,}{drawn}{lost if result['macro_left_out'] else ''}",
+        f"{Sample(result['n'], unit, result['units']).in_words()}, taken as independent{clustered}{drawn}"
+        f"{lost if result['macro_left_out'] else ''}",
         "left",
     )
     table_console().print(table)

@@ -6,22 +6,25 @@ from typing import Annotated
 import typer
 
 from wsurgery.commands._pictures import labels_of
-from wsurgery.commands._shared import Force, command
+from wsurgery.commands._shared import Force, OfRun, command
 
 
 @command
 def filters(
-    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT…", help="Safetensors files.")],
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT…", help="Checkpoints, or folders of runs.")],
     output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The figure: .pdf, .svg or .png.")],
     force: Force = False,
+    *,
+    of_run: OfRun,
 ) -> None:
     """Draw the filters of the first convolution, checkpoints side by side, each with one scale for all its filters.
 
-    Example: wsurgery filters run/init.safetensors run/last.safetensors -o filters.png
+    Example: wsurgery filters run/init.safetensors run -o filters.png
     """
     from wsurgery.figures.filters import draw_filters, read_first_filters
     from wsurgery.figures.style import save
 
+    checkpoints = of_run.of(checkpoints)
     labels = labels_of(checkpoints)
     labelled = [(label, read_first_filters(source)) for label, source in zip(labels, checkpoints, strict=True)]
     save(draw_filters(labelled), output, force=force)

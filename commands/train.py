@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from wsurgery.commands._images import SkipBad
+from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import Data, Device, ModelOption, NetworkThreads, Seed, command, say
 from wsurgery.progress import wants_progress
 from wsurgery.training.flags import Flags
@@ -50,6 +50,7 @@ def train(
     anew: Annotated[
         bool, typer.Option("--anew", help="Replace a run in RUN that has other settings, weights or data.")
     ] = False,
+    bad_list: BadList = None,
     arch: Annotated[str | None, typer.Option(help="The timm model, if INIT does not say it.")] = None,
     model: ModelOption = None,
     log_to: Annotated[
@@ -65,7 +66,8 @@ def train(
 ) -> None:
     """Train a checkpoint as a multi-label classifier. Run again on the same RUN, it goes on where it was.
 
-    Tensors that freeze-spec named stay as they are, bit for bit. Ctrl-C and SIGTERM end it after the current step, saved.
+    Tensors that freeze-spec named stay as they are, bit for bit. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and
+    SIGUSR2 end it after the current step, saved.
 
     Started by torchrun, each process takes its share of every batch, and without batch norm the result is one process's.
     Batch norm takes the moments of each process's share, and the first process's running statistics are saved.
@@ -87,6 +89,7 @@ def train(
             eval_split=eval_split,
             skip_bad=skip_bad,
             anew=anew,
+            bad_list=bad_list,
             arch=arch,
             log_to=[logger.value for logger in log_to or ()],
             precision=precision.value,
@@ -95,7 +98,7 @@ def train(
             threads=threads,
             seed=seed,
             say=say,
-            watch=lambda steps, labels: watched(steps, labels, say, live=wants_progress()),
+            watch=lambda steps, training: watched(steps, training, say, live=wants_progress()),
             processes=processes,
             **asdict(flags),
         )

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import FUNDUS, TRAINING
 
 STATUS = {signal.SIGTERM: (143, b""), signal.SIGINT: (130, b"interrupted\n")}
+OTHERS = {number: (128 + number, b"") for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)}
 both = pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
 
 
@@ -34,7 +35,7 @@ def require_ended(process: "subprocess.Popen[bytes]", number: signal.Signals) ->
         _, said = process.communicate(timeout=20)  # where it hung, it hung for ever
     finally:
         process.kill()
-    status, line = STATUS[number]
+    status, line = (STATUS | OTHERS)[number]
     assert process.returncode == status, said.decode()
     assert said.endswith(line)
     assert said.count(b"\n") == line.count(b"\n"), said.decode()
@@ -115,7 +116,7 @@ with ending.unwound(), ending.temporary_folder("held-") as folder, StandardOutpu
 """
 
 
-@both
+@pytest.mark.parametrize("number", [*STATUS, *OTHERS], ids=lambda number: number.name)
 def test_what_is_half_done_is_taken_back_even_where_a_thread_never_ends(number, tmp_path):
     with (tmp_path / "out").open("wb") as out:
         process = subprocess.Popen(

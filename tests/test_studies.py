@@ -60,8 +60,8 @@ def condition(model: torch.nn.Module) -> object:
     ("function", "command", "only_typed"),
     [
         (wsurgery.train, train_command, set()),
-        (wsurgery.evaluate, eval_command, {"checkpoints", "beside"}),
-        (wsurgery.cca, cca_command, {"context", "bias_corrected"}),
+        (wsurgery.evaluate, eval_command, {"checkpoints", "beside", "last", "init"}),
+        (wsurgery.cca, cca_command, {"context", "bias_corrected", "last", "init"}),
         (wsurgery.compare, compare_command, set()),
     ],
 )

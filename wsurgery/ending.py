@@ -1,4 +1,4 @@
-"""How a command ends on SIGTERM and on Ctrl-C: within a second, with nothing half done left behind.
+"""How a command ends on SIGTERM, on Ctrl-C, and on what else asks it to: within a second, with nothing half done left behind.
 
 The first signal is raised in the main thread, so that every `with` is left in good order. That may wait for threads, and
 these for a file or a server that never says anything: so what is half done is noted here, too, and a thread that waits for
@@ -15,6 +15,11 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+# SIGHUP is of a terminal that was closed, SIGUSR1 and SIGUSR2 are what schedulers send. Windows has the first two only.
+ASKING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]
+
 _PATIENCE = 0.6  # seconds for the main thread to end in good order
 
 half_done: dict[object, Callable[[], None]] = {}  # by whose it is: how it is taken back
@@ -27,19 +32,19 @@ _ends = False  # whether the main thread has come to its end, and said so
 
 
 def heed_signals() -> None:
-    """Have SIGTERM and Ctrl-C end this process from now on, as this module says, if they were not ignored before."""
+    """Have these signals end this process from now on, as this module says, if they were not ignored before."""
     global _heeded
     if not _heeded:
         _watch()
     _heeded = True
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ASKING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell has it for what runs in the background
             signal.signal(number, _end)
 
 
 @contextmanager
 def unwound() -> Iterator[None]:
-    """Have a signal raised in here, Ctrl-C as KeyboardInterrupt and SIGTERM as SystemExit; elsewhere it ends the process."""
+    """Have a signal raised in here, Ctrl-C as KeyboardInterrupt, the others as SystemExit; elsewhere it ends the process."""
     global _unwinds
     _unwinds = True
     try:

@@ -3,17 +3,18 @@
 The options have the commands' names and defaults, and the results are the commands' JSON, and the bytes of their files.
 What the commands say on standard error comes as warnings; bad input raises a `WsurgeryError`, bad usage a `UsageError`.
 
-A checkpoint is what the commands take (a file, a folder of shards, a URL), a `wsurgery.Pipeline`, which is then made, or a
-network, which is copied, with the weights that it has: its mode, its device and its memory format stay as they are.
+A checkpoint is what the commands take (a file, a folder of shards or of a run, a URL), a `wsurgery.Pipeline`, which is then made,
+or a network, which is copied, with the weights that it has: its mode, its device and its memory format stay as they are.
 """
 
 import inspect
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,14 @@ from torch import nn
 from wsurgery import __version__
 from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.digest import content_digest, tensor_digests
+from wsurgery.checkpoint.opening import of_run, which_of_run
 from wsurgery.checkpoint.provenance import History, describe_file, describe_input
 from wsurgery.checkpoint.remote import without_secrets
+from wsurgery.checkpoint.trained import TrainedOn
 from wsurgery.checkpoint.writer import AtomicFile, write_all
-from wsurgery.data.dataset import Dataset, load_dataset, say_skipped
+from wsurgery.data.dataset import Dataset, load_dataset, report_skipped
+from wsurgery.data.rendering import Rendering
+from wsurgery.data.sources import said_rendering
 from wsurgery.devices import choose_device, choose_precision, memory_errors, threads_used
 from wsurgery.ending import temporary_folder
 from wsurgery.errors import UsageError, WsurgeryError, printable, printable_json
@@ -44,10 +49,11 @@ from wsurgery.similarity.initialisation import find_initialisation
 from wsurgery.similarity.results import LayerSimilarity, as_csv
 from wsurgery.training.display import LOGGERS, Report, logged
 from wsurgery.training.evaluation import evaluate as evaluate_predictions
-from wsurgery.training.flags import Flags, Flip
+from wsurgery.training.flags import Flags, Flip, Loss
 from wsurgery.training.loop import train as run_training
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import Predictions, from_logits, read_predictions, write_predictions
+from wsurgery.training.recorded import match_labels, record_of, rendering_of, say_other_images
 from wsurgery.training.settings import PRESETS, Settings
 
 Source = str | Path | Pipeline | nn.Module
@@ -89,7 +95,7 @@ def warn(line: str) -> None:
     warnings.warn(line, stacklevel=depth)
 
 
-def silent(steps: int, labels: Sequence[str]) -> AbstractContextManager[Report]:
+def silent(steps: int, training: Dataset) -> AbstractContextManager[Report]:
     """Watch a run of some steps without a word."""
     return nullcontext(lambda entry: None)
 
@@ -103,6 +109,7 @@ def train(
     eval_split: str = "valid",
     skip_bad: bool = False,
     anew: bool = False,
+    bad_list: str | Path | None = None,
     arch: str | None = None,
     model: Model | None = None,
     log_to: Sequence[str] = (),
@@ -111,15 +118,15 @@ def train(
     threads: int | None = None,
     seed: int = 0,
     say: Say = warn,
-    watch: Callable[[int, Sequence[str]], AbstractContextManager[Report]] = silent,
+    watch: Callable[[int, Dataset], AbstractContextManager[Report]] = silent,
     processes: Processes = ALONE,
     **flags: Any,
 ) -> Trained:
     """Train a checkpoint as a multi-label classifier. Called again with the same `output`, it goes on where it was.
 
     A pipeline is trained, and recorded, as if it were piped into the command. Of a network a copy is trained; without
-    `arch` its checkpoints do not say which architecture they are for. Ctrl-C and SIGTERM end a run in the main thread
-    after the current step, saved.
+    `arch` its checkpoints do not say which architecture they are for. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 end
+    a run in the main thread after the current step, saved.
 
     Args:
         init: the checkpoint to start from.
@@ -129,6 +136,7 @@ def train(
         eval_split: the split to evaluate on.
         skip_bad: leave out images that are missing or cannot be read.
         anew: where the folder holds a run of other settings, weights or data, replace that run.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         arch: the timm model, if `init` does not say it.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         log_to: `tensorboard`, `wandb`, or both: where the log goes, too.
@@ -137,7 +145,7 @@ def train(
         threads: default all cores. Another number may round otherwise.
         seed: of every random draw.
         say: takes a message for people.
-        watch: given the length in steps and the names of the labels, opens what is called with every entry of `log.jsonl`.
+        watch: given the length in steps and the training images, opens what is called with every entry of `log.jsonl`.
         processes: which train together, from `wsurgery.processes.joined`.
         flags: `steps`, `epochs`, `batch_size`, `lr` and the other options of `wsurgery train --help`: see
             `wsurgery.training.flags.Flags`.
@@ -169,6 +177,7 @@ def train(
         arguments = ["--preset", preset] if preset else []
         arguments += ["--eval-split", eval_split] if eval_split != "valid" else []
         arguments += ["--arch", arch] if arch else []
+        skip_bad = skip_bad or bad_list is not None
         arguments += ["--skip-bad"] if skip_bad else []
         arguments += own.words()
         arguments += ["--precision", settings.precision] if settings.precision != "fp32" else []
@@ -180,9 +189,8 @@ def train(
 
         training, validation = processes.in_turn(both)
         if processes.is_first:
-            say_skipped("train", training.skipped, say)
-            say_skipped(eval_split, validation.skipped, say)
-            if training.patients == training.paths:
+            report_skipped({"train": training.skipped, eval_split: validation.skipped}, say, bad_list)
+            if not training.has_patients:
                 say("data has no patients: the split cannot be checked by patient")
         steps = settings.length(len(training.images)).steps
         remedy = f"use a smaller --batch-size (now {settings.batch_size // processes.count}) or --image-size"
@@ -190,7 +198,7 @@ def train(
         reports: list[Report] = []
         if processes.is_first:
             reports.append(stack.enter_context(logged(log_to, output, asdict(settings))))
-            reports.append(stack.enter_context(watch(steps, training.label_names)))
+            reports.append(stack.enter_context(watch(steps, training)))
 
         def report(entry: dict[str, Any]) -> None:
             for each in reports:
@@ -203,6 +211,7 @@ def train(
             validation,
             settings,
             data=data,
+            eval_split=eval_split,
             arguments=arguments,
             device=where,
             arch=arch,
@@ -218,11 +227,12 @@ def train(
 def evaluate(
     checkpoint: Source,
     *,
-    data: str | Path | Dataset,
+    data: "str | Path | Dataset | Images",
     split: str = "test",
     predictions: str | Path | None = None,
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     arch: str | None = None,
     model: Model | None = None,
     device: str = "auto",
@@ -238,11 +248,12 @@ def evaluate(
     Args:
         checkpoint: the network.
         data: a manifest, or `scheme:argument?key=value`; or the images of `load_images`, so that several networks share
-            them: then `image_size` and `skip_bad` are settled, and `split` is their name in the result.
+            them, or `Images`: then `image_size` and `skip_bad` are settled, and `split` is their name in the result.
         split: the split to evaluate on.
-        predictions: write each image's probabilities to this file, CSV.
-        image_size: pixels a side. Default: the images' own.
+        predictions: write each image's probabilities and logits to this file, CSV.
+        image_size: pixels a side. Default: those of the training, if the checkpoint's record says it, else the images' own.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         arch: the timm model, if the checkpoint does not say it.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         device: `auto` (cuda or cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -255,7 +266,9 @@ def evaluate(
 
     Returns:
         What `eval --json` prints: `labels` (name → `auc`, 0 to 1 or None, `ci` by DeLong, `bootstrap_ci`, `left_out`),
-        `macro_auc`, `macro_ci`, `n` (images), `split` and what the bootstrap did. In any but the first process, nothing.
+        `macro_auc`, `macro_ci` by the bootstrap, `macro_delong_ci`, `n` (images), what is taken as `independent` (patients or
+        images) and how many `units` of it there are, `split` and what the bootstrap did. In any but the first process,
+        nothing.
 
     Raises:
         UsageError: an option that cannot be, no such data or split, or the file of predictions exists.
@@ -266,19 +279,28 @@ def evaluate(
     checkpoint = _unedited(checkpoint)
     with threads_used(threads):
         where = choose_device(device, processes)
-        dataset = load_images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say, processes=processes)
-        logits = predict(_network(checkpoint, arch, model), dataset, device=where, processes=processes)
+        if not isinstance(data, (Dataset, Images)):
+            data = Images(
+                data,
+                split=split,
+                image_size=image_size,
+                skip_bad=skip_bad,
+                bad_list=bad_list,
+                say=say,
+                processes=processes,
+            )
+        found, size = _predictions(_label(checkpoint), _network(checkpoint, arch, model), data, where, say, processes)
         if not processes.is_first:
             return {}
-        found = from_logits(_label(checkpoint), dataset, logits)
-        result = {**evaluate_predictions(found, resamples=bootstrap, seed=seed), "split": split}
+        result = {**evaluate_predictions(found, resamples=bootstrap, seed=seed), "split": split, "image_size": size}
         if predictions is not None:
             write_predictions(Path(predictions), found, force=force)
     return result
 
 
 NOT_FOR_ACTIVATIONS = (
-    "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "images", "device", "arch", "model", "with_init", "matrix",
+    "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "bad_list", "images", "device", "arch", "model",
+    "with_init", "matrix",
 )  # fmt: skip
 
 
@@ -301,6 +323,7 @@ def cca(
     split: str = "test",
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     images: int = 512,
     groups: int = 16,
     fast: bool = False,
@@ -336,8 +359,9 @@ def cca(
         channels: `independent`, `same` or `all`.
         rows: `spatial` or `whole`.
         split: the split to take images from.
-        image_size: pixels a side. Default: the data's own.
+        image_size: pixels a side. Default: those of the training, if a record says it, else the data's own.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         images: number of images to use, if there are as many.
         groups: of images to leave out in turn, for the images' part of the error; 1: none.
         fast: with `activations`: multiply in float32, where that holds 1e-6.
@@ -362,7 +386,9 @@ def cca(
         WsurgeryError: a checkpoint, file or layer that cannot be compared.
     """
     if activations:
-        given = (data, layers, p, rows, split, image_size, skip_bad, images, device, arch, model, with_init, matrix)
+        given = (
+            data, layers, p, rows, split, image_size, skip_bad, bad_list, images, device, arch, model, with_init, matrix,
+        )  # fmt: skip
         own = inspect.signature(cca).parameters
         named = zip(NOT_FOR_ACTIVATIONS, given, strict=True)
         require_for_activations(name for name, value in named if value != own[name].default)
@@ -417,10 +443,14 @@ def cca(
             network_a, network_b = (_network(side, arch, own) for side, own in sides)
             if not first:
                 processes.wait()  # for the first one to have filled the cache
-            dataset = load_dataset(str(data), split=split, image_size=image_size, skip_bad=skip_bad)
+            skip_bad = skip_bad or bad_list is not None
+            size, rendering = _common_images(str(data), image_size, network_a, network_b)
+            dataset = load_dataset(str(data), split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
+            for side, network in ((a, network_a), (other, network_b)) if first else ():
+                say_other_images(_label(side), record_of(network), dataset, say)
             if first:
                 processes.wait()
-                say_skipped(split, dataset.skipped, say)
+                report_skipped({split: dataset.skipped}, say, bad_list)
             with memory_errors(where, "use a smaller --image-size, or fewer --layers or --repeats"):
                 found = compare_networks(
                     network_a,
@@ -434,7 +464,7 @@ def cca(
                 )
             result["data"] = {
                 "spec": str(data), "split": split, "image_size": dataset.images.shape[1], "digest": dataset.digest,
-                "skip_bad": skip_bad,
+                "skip_bad": skip_bad, **dataset.rendering.keys,
             }  # fmt: skip
             result["arguments"] = {
                 **arguments, "layers": names, "images": images, "arch": arch, "device": str(where),
@@ -468,30 +498,36 @@ def compare(
     split: str = "test",
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
     model: Model | None = None,
     device: str = "auto",
     threads: int | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
+    last: bool = False,
+    init: bool = False,
     say: Say = warn,
 ) -> dict[str, Any]:
     """Compare two runs, or two arms: steps to a threshold, and AUC on the same images (paired DeLong test).
 
-    Arms with the same seeds are compared seed by seed. A run that never got to the threshold counts as censored.
+    Arms with the same seeds are compared seed by seed, by sign flips. A run that never got to the threshold counts as censored.
 
     Args:
         a: a run's folder, or an arm's with a folder a seed.
         b: the same of what it is compared to.
-        data: evaluate each run's `best.safetensors` on this data. Default: read the `predictions.csv` beside it.
+        data: evaluate each run's best checkpoint on this data. Default: read the `predictions.csv` beside it.
         threshold: count steps to this validation macro AUC, 0 to 1.
         split: with `data`: the split to evaluate on.
-        image_size: with `data`: pixels a side. Default: the images' own.
+        image_size: with `data`: pixels a side. Default: those of each network's training, as its record says it.
         skip_bad: leave out images that are missing or cannot be read.
+        bad_list: do so, and list them in this file, CSV: split, path, reason.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         device: `auto` (cuda or cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
         threads: default all cores. Another number may round otherwise.
         bootstrap: samples of the bootstrap; 0 for none.
         seed: of the bootstrap.
+        last: with `data`: the last checkpoint of each run, not the best.
+        init: with `data`: what each run began from.
         say: takes a message for people.
 
     Returns:
@@ -503,8 +539,9 @@ def compare(
     """
     return as_json(
         *compare_runs(
-            a, b, data=data, threshold=threshold, split=split, image_size=image_size, skip_bad=skip_bad, model=model,
-            device=device, threads=threads, bootstrap=bootstrap, seed=seed, say=say,
+            a, b, data=data, threshold=threshold, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list,
+            model=model, device=device, threads=threads, bootstrap=bootstrap, seed=seed,
+            which=which_of_run(last=last, init=init), say=say,
         )
     )  # fmt: skip
 
@@ -518,16 +555,20 @@ def compare_runs(
     split: str,
     image_size: int | None,
     skip_bad: bool,
+    bad_list: str | Path | None,
     model: Model | None,
     device: str,
     threads: int | None,
     bootstrap: int,
     seed: int,
+    which: str,
     say: Say,
 ) -> Comparison:
     """Do what `compare` does; return what its tables are made from."""
     _require_at_least(0, bootstrap=bootstrap, seed=seed)
     _require_at_least(1, threads=threads)
+    if data is None and which != "best":
+        raise UsageError(f"--{which} is for --data: a predictions.csv is of the checkpoint that eval was given")
     runs_a, runs_b = read_seeds(Path(a)), read_seeds(Path(b))
     runs = [*runs_a, *runs_b]
     steps = compare_steps(runs_a, runs_b, threshold)
@@ -537,12 +578,11 @@ def compare_runs(
     else:
         with threads_used(threads):
             where = choose_device(device)
-            dataset = load_images(data, split=split, image_size=image_size, skip_bad=skip_bad, say=say)
-            checkpoints = [str(run.folder / "best.safetensors") for run in runs]
+            images = Images(data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say)
+            checkpoints = [str(of_run(run.folder, which)) for run in runs]
             found = []
             for checkpoint, own in zip(checkpoints, _models(checkpoints, model), strict=True):
-                logits = predict(load(checkpoint, model=own), dataset, device=where)
-                found.append(from_logits(checkpoint, dataset, logits))
+                found.append(_predictions(checkpoint, load(checkpoint, model=own), images, where, say, ALONE)[0])
     if not found:
         say(
             "no AUC compared, for no run has a predictions.csv: give --data SPEC, or write them with eval --predictions"
@@ -558,10 +598,12 @@ def load_images(
     split: str = "test",
     image_size: int | None = None,
     skip_bad: bool = False,
+    bad_list: str | Path | None = None,
+    trained: TrainedOn | None = None,
     say: Say = warn,
     processes: Processes = ALONE,
 ) -> Dataset:
-    """Load the images of a split, as `evaluate` does; what is loaded already is returned as it is.
+    """Load the images of a split, as `evaluate` does for a network trained so; what is loaded already is returned as it is.
 
     Raises:
         UsageError: no such data or split.
@@ -569,11 +611,80 @@ def load_images(
     """
     if isinstance(data, Dataset):
         return data
-    spec = str(data)
-    dataset = processes.in_turn(lambda: load_dataset(spec, split=split, image_size=image_size, skip_bad=skip_bad))
+    spec, skip_bad = str(data), skip_bad or bad_list is not None
+    size, rendering = image_size or (trained.image_size if trained else None), rendering_of(trained)
+    dataset = processes.in_turn(
+        lambda: load_dataset(spec, split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
+    )
     if processes.is_first:
-        say_skipped(split, dataset.skipped, say)
+        report_skipped({split: dataset.skipped}, say, bad_list)
     return dataset
+
+
+class Images:
+    """The images of a split, decoded once for each size and fit that networks were trained with.
+
+    Args:
+        data, split, image_size, skip_bad, bad_list, say, processes: as `load_images` takes them.
+    """
+
+    def __init__(
+        self,
+        data: str | Path,
+        *,
+        split: str = "test",
+        image_size: int | None = None,
+        skip_bad: bool = False,
+        bad_list: str | Path | None = None,
+        say: Say = warn,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._load = partial(
+            load_images, data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say,
+            processes=processes,
+        )  # fmt: skip
+        self._loaded: dict[object, Dataset] = {}
+
+    def at(self, trained: TrainedOn | None) -> Dataset:
+        """Return them as they were given, or else as they were for a training; without either as they are."""
+        key = trained and (trained.image_size, trained.fit, trained.window)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(trained=trained)
+        return self._loaded[key]
+
+
+def _predictions(
+    source: str, network: nn.Module, data: Dataset | Images, where: torch.device, say: Say, processes: Processes
+) -> tuple[Predictions, int]:
+    """Return what a network says of images, with the labels matched by name, and the images' size."""
+    trained = record_of(network)
+    dataset = data.at(trained) if isinstance(data, Images) else data
+    say = say if processes.is_first else lambda line: None
+    say_other_images(source, trained, dataset, say)
+    logits = predict(network, dataset, device=where, processes=processes)
+    dataset, logits = match_labels(source, trained, dataset, logits, say)
+    exclusive = trained is not None and trained.loss == "softmax"
+    return from_logits(source, dataset, logits, exclusive=exclusive), dataset.images.shape[1]
+
+
+def _common_images(data: str, image_size: int | None, *networks: nn.Module) -> tuple[int | None, Rendering | None]:
+    """Return the size and the rendering of the images that networks were trained on; None where no record says it.
+
+    Raises:
+        UsageError: they were trained on different ones, and none is chosen.
+    """
+    known = [trained for network in networks if (trained := record_of(network))]
+    sizes, fits = {trained.image_size for trained in known}, {trained.fit for trained in known}
+    if image_size is None and len(sizes) > 1:
+        raise UsageError(
+            f"A and B were trained on images of different sizes ({' and '.join(map(str, sorted(sizes)))} pixels a side): "
+            "choose one with --image-size"
+        )
+    if len(fits) > 1 and "fit" not in said_rendering(data):
+        raise UsageError(
+            f"A and B were trained with fit={' and fit='.join(sorted(fits))}: choose one, as in SPEC?fit=crop"
+        )
+    return image_size or (sizes.pop() if sizes else None), rendering_of(known[0]) if known else None
 
 
 def require_for_activations(given: Iterable[str]) -> None:
@@ -592,8 +703,10 @@ def _flags(given: dict[str, Any]) -> Flags:
     checked = {}
     for name, value in given.items():
         kind, option = typing.get_args(hints[name])
-        if name == "flip":
-            _require_one_of("--flip", value, [None, *Flip])
+        if choices := {"flip": Flip, "loss": Loss}.get(name):
+            _require_one_of(f"--{name}", value, [None, *choices])
+        if name in ("lr_scale", "pos_weight") and isinstance(value, Mapping):
+            value = ",".join(f"{key}={number}" for key, number in value.items())
         checked[name] = Parameter(name, kind, None, option, declared=True).checked(value)
     return Flags(**checked)
 
@@ -717,6 +830,6 @@ def _predictions_beside(runs: Sequence[Run]) -> list[Predictions]:
     if missing:
         raise WsurgeryError(
             f"{printable(str(missing[0]))} is missing, and other runs have one: "
-            "write it with eval best.safetensors --predictions, or give --data SPEC"
+            "write it with eval RUN --predictions, or give --data SPEC"
         )
     return [read_predictions(file) for file in files]

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from wsurgery.command_line import build_app
 from wsurgery.data.manifest import read_manifest
+from wsurgery.data.rendering import Rendering
 
 SPEC = "synthetic:fundus?n=40&size=16"
 
@@ -108,12 +109,12 @@ def classes(tmp_path):
 def test_make_writes_a_manifest_and_says_where_patients_are_not_known(run, tmp_path, classes):
     made = run("make", f"folder:{classes}", "-o", tmp_path / "m.csv")
     assert (made.exit_code, made.stdout) == (0, "")
-    assert (
-        made.stderr
-        == f"{tmp_path / 'm.csv'}: 40 images, 40 patients: no patients are known, each image counts as one\n"
-    )
+    assert made.stderr.splitlines() == [
+        f"{tmp_path / 'm.csv'}: 40 images, 40 patients: no patients are known, each image counts as one",
+        f"images: {Rendering().described}",
+    ]
     again = run("make", f"folder:{classes}?patient=p\\d+", "-o", tmp_path / "m.csv", "--force")
-    assert again.stderr == f"{tmp_path / 'm.csv'}: 40 images, 20 patients\n"
+    assert again.stderr.splitlines()[0] == f"{tmp_path / 'm.csv'}: 40 images, 20 patients"
     shown = json.loads(run("show", tmp_path / "m.csv", "--json").stdout)
     assert shown == json.loads(run("show", f"folder:{classes}?patient=p\\d+", "--json").stdout)
     assert shown["patients"] == 20
@@ -180,9 +181,45 @@ def test_cache_counts_what_it_leaves_out(run, tmp_path, classes):
     assert run("cache", tmp_path / "m.csv", "--image-size", 8).exit_code == 1
     cached = run("cache", tmp_path / "m.csv", "--image-size", 8, "--skip-bad")
     assert cached.exit_code == 0
-    assert cached.stderr.startswith("train: 1 images left out, first: ")
+    assert "train: 1 images left out, first: " in cached.stderr
     assert "p00_1.png cannot be read as an image" in cached.stderr
     assert "train: 39 images" in cached.stderr
+
+
+def test_what_is_left_out_is_listed_with_its_reason(run, tmp_path, classes):
+    run("make", f"folder:{classes}?valid=0.5&test=0", "-o", tmp_path / "m.csv")
+    manifest = read_manifest(tmp_path / "m.csv")
+    lost, damaged = manifest.where("train").paths[0], manifest.where("valid").paths[3]
+    (tmp_path / lost).unlink()
+    (tmp_path / damaged).write_bytes(b"no image")
+    file = tmp_path / "bad.csv"
+    for _ in range(2):  # a list is replaced
+        done = run("cache", tmp_path / "m.csv", "--image-size", 8, "--bad-list", file)
+        assert done.exit_code == 0
+        with file.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        assert [(row["split"], row["path"]) for row in rows] == [("train", lost), ("valid", damaged)]
+        assert "No such file" in rows[0]["reason"]
+        assert "none of PNG, JPEG" in rows[1]["reason"]
+    before = (tmp_path / "m.csv").read_bytes()
+    refused = run("cache", tmp_path / "m.csv", "--image-size", 8, "--bad-list", tmp_path / "m.csv")
+    assert refused.exit_code == 2
+    assert "m.csv exists, and is no list of images" in refused.stderr
+    assert (tmp_path / "m.csv").read_bytes() == before
+    (tmp_path / damaged).unlink()
+    (tmp_path / damaged).symlink_to(tmp_path / manifest.where("valid").paths[0])
+    (tmp_path / lost).symlink_to(tmp_path / manifest.where("valid").paths[0])
+    assert run("cache", tmp_path / "m.csv", "--image-size", 8, "--bad-list", file).exit_code == 0
+    assert file.read_text() == "split,path,reason\n"
+
+
+def test_files_that_are_no_images_are_counted(run, tmp_path, classes):
+    for name in ("ill/a.heic", "ill/b.HEIC", "well/notes.txt", "LICENSE", "well/.hidden"):
+        (classes / name).write_text("x")
+    (classes / "ill" / "c.gif").write_bytes((classes / "ill" / "p00_1.png").read_bytes())
+    made = run("make", f"folder:{classes}", "-o", tmp_path / "m.csv")
+    assert "41 images" in made.stderr
+    assert "4 files are no images by their names and left out: 2 .heic, 1 without a suffix, 1 .txt" in made.stderr
 
 
 # The README's page "On your data".

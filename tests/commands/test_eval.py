@@ -12,6 +12,7 @@ from wsurgery.data.dataset import load_dataset
 from wsurgery.data.manifest import write_manifest
 from wsurgery.data.sources import open_data
 from wsurgery.models import load
+from wsurgery.statistics.delong import delong
 from wsurgery.training.predict import predict
 
 
@@ -22,6 +23,11 @@ def evaluated(tmp_path_factory, invoke, finished, fundus):
     done = invoke("eval", finished / "last.safetensors", *given)
     with (folder / "p.csv").open(newline="") as stream:
         return json.loads(done.stdout), list(csv.DictReader(stream))
+
+
+def said(done):
+    """The words of a table, however its lines are broken."""
+    return " ".join(done.stdout.split())
 
 
 def relabelled(fundus, change, path):
@@ -43,6 +49,17 @@ def test_json_has_the_contracts_fields(evaluated, fundus):
         low, high = label["ci"]
         assert 0 <= low < label["auc"] < high <= 1
     assert result["macro_auc"] == pytest.approx(np.mean([label["auc"] for label in result["labels"].values()]))
+    assert (result["independent"], result["units"]) == ("patients", len(set(data.patients)))
+
+
+def test_the_intervals_are_delongs_by_patient(evaluated):
+    result, rows = evaluated
+    patients, names = [row["patient"] for row in rows], list(result["labels"])
+    labels, logits = (np.array([[float(row[f"{kind}{x}"]) for x in names] for row in rows]) for kind in ("", "logit_"))
+    for i, label in enumerate(result["labels"].values()):
+        assert label["ci"] == list(delong(labels[:, [i]], logits[:, [i]], patients=patients).ci)
+        assert label["ci"] != list(delong(labels[:, [i]], logits[:, [i]]).ci)
+    assert result["macro_delong_ci"] == list(delong(labels, logits, patients=patients).ci)
 
 
 def test_predictions_are_the_networks_probabilities(evaluated, finished, fundus):
@@ -55,12 +72,13 @@ def test_predictions_are_the_networks_probabilities(evaluated, finished, fundus)
         assert [float(row[name]) for row in rows] == data.labels[:, i].tolist()
         expected = torch.sigmoid(torch.from_numpy(logits[:, i])).tolist()
         assert [float(row[f"p_{name}"]) for row in rows] == pytest.approx(expected, rel=1e-5)
+        assert [float(row[f"logit_{name}"]) for row in rows] == logits[:, i].tolist()
 
 
 def test_scikit_learn_finds_the_same_auc_in_the_predictions(evaluated):
     result, rows = evaluated
     for name, label in result["labels"].items():
-        labels, scores = ([float(row[key]) for row in rows] for key in (name, f"p_{name}"))
+        labels, scores = ([float(row[key]) for row in rows] for key in (name, f"logit_{name}"))
         assert label["auc"] == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
 
 
@@ -74,7 +92,7 @@ def test_the_bootstrap_is_that_of_the_predictions_by_patient(evaluated):
     for _ in range(2000):
         times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[owner]
         for name, values in samples.items():
-            labels, scores = (np.repeat([float(row[key]) for row in rows], times) for key in (name, f"p_{name}"))
+            labels, scores = (np.repeat([float(row[key]) for row in rows], times) for key in (name, f"logit_{name}"))
             above = (scores[labels == 1, None] > scores[None, labels == 0]).ravel()
             values.append(above.mean() if len(above) else np.nan)
     for name, label in result["labels"].items():
@@ -96,26 +114,22 @@ def test_without_patients_images_are_resampled_and_without_samples_nothing(finis
     first, other = (json.loads(invoke(*given, "--json", "--seed", seed).stdout) for seed in (0, 1))
     assert first["resampled"] == "images"
     assert first["macro_ci"] != other["macro_ci"]
-    assert "images resampled 2,000 times" in invoke(*given).stdout
+    assert "images, taken as independent; the bootstrap draws images 2,000 times" in said(invoke(*given))
     none = json.loads(invoke(*given, "--json", "--bootstrap", 0).stdout)
     assert (none["bootstrap"], none["macro_ci"]) == (0, None)
     for label in (*none["labels"].values(), none["referable"]):
         assert (label["bootstrap_ci"], label["left_out"]) == (None, 0)
     assert none["labels"]["none"]["ci"] == first["labels"]["none"]["ci"]
-    assert "resampled" not in invoke(*given, "--bootstrap", 0).stdout
+    assert "draws" not in said(invoke(*given, "--bootstrap", 0))
 
 
-def test_predictions_tie_only_where_the_logits_do(finished, fundus, invoke, tmp_path):
-    state = load_file(finished / "last.safetensors")
-    state["fc.weight"] *= 1e-7
-    save_file(state, tmp_path / "flat", metadata={"wsurgery": _metadata(finished / "last.safetensors")})
-    given = ["--data", fundus, "--predictions", tmp_path / "p.csv", "--json", "--threads", 1]
-    result = json.loads(invoke("eval", tmp_path / "flat", *given).stdout)
-    with (tmp_path / "p.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    for name, label in result["labels"].items():
-        labels, scores = ([float(row[key]) for row in rows] for key in (name, f"p_{name}"))
-        assert label["auc"] == pytest.approx(roc_auc_score(labels, scores), rel=1e-12)
+def test_the_table_says_of_how_many_patients_the_intervals_are(evaluated, finished, fundus, invoke):
+    result, _ = evaluated
+    shown = said(invoke("eval", finished / "last.safetensors", "--data", fundus, "--threads", 1))
+    assert "42 images of 21 patients, taken as independent: clustered DeLong (Obuchowski 1997)" in shown
+    assert "the bootstrap draws patients 2,000 times" in shown
+    low, high = result["macro_delong_ci"]
+    assert f"macro {result['macro_auc']:.4f} {low:.4f} – {high:.4f}" in shown
 
 
 def _metadata(path):
@@ -160,6 +174,10 @@ def test_images_that_cannot_be_read_are_left_out_on_demand(finished, fundus, inv
     done = invoke(*given, "--skip-bad")
     assert done.stderr.startswith("test: 1 images left out, first: ")
     assert json.loads(done.stdout)["n"] == 41
+    assert invoke(*given, "--bad-list", tmp_path / "bad.csv").stdout == done.stdout
+    header, row = (tmp_path / "bad.csv").read_text().splitlines()
+    assert header == "split,path,reason"
+    assert row.startswith(f"test,{paths[lost]},")
 
 
 def test_a_label_that_never_changes_is_null(finished, fundus, invoke, tmp_path):
@@ -188,7 +206,7 @@ def test_a_split_without_any_two_classes_has_no_mean(finished, fundus, invoke, t
     given = ["--data", data, "--split", "valid", "--threads", 1]
     result = json.loads(invoke("eval", finished / "last.safetensors", *given, "--json").stdout)
     assert (result["macro_auc"], result["macro_ci"], result["n"]) == (None, None, 18)
-    assert "macro" in invoke("eval", finished / "last.safetensors", *given).stdout
+    assert "macro – – –" in said(invoke("eval", finished / "last.safetensors", *given))
 
 
 def test_outputs_that_do_not_fit_the_labels_are_refused(invoke, fundus, tmp_path):

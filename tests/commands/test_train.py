@@ -36,8 +36,10 @@ def test_chexperts_preset_trains_by_epochs_with_its_warm_up(invoke, fresh, fundu
 def test_progress_and_result_go_to_standard_error(invoke, fresh, fundus, tmp_path):
     loud = invoke("train", fresh, "--data", fundus, "-o", tmp_path / "loud", *TRAINING)
     assert loud.stdout == ""
-    said = [line.split("  ")[0] for line in loud.stderr.splitlines()[:5]]
-    assert said == ["labels: none, mild, moderate, severe, proliferative", "step 0", "step 4", "step 8", "step 12"]
+    labels, images, *said = [line.split("  ")[0] for line in loud.stderr.splitlines()[:6]]
+    assert labels == "labels: none, mild, moderate, severe, proliferative"
+    assert images.startswith("images: fit=crop: the centred square of each image is kept; window=auto: ")
+    assert said == ["step 0", "step 4", "step 8", "step 12"]
     assert "12 steps, best macro AUC" in loud.stderr
     quiet = invoke("train", fresh, "--data", fundus, "-o", tmp_path / "quiet", *TRAINING, "--quiet")
     assert (quiet.stdout, quiet.stderr) == ("", "")
@@ -116,6 +118,12 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(invoke, fresh, fundus, tmp_p
         (["--subset", 10_000], "there are 60"),
         (["--eval-split", "dev"], "there are test, train, valid"),
         (["--data", "nowhere.csv"], "nowhere.csv"),
+        (["--pos-weight", "ill=3"], "--pos-weight ill: no such label; the labels are none, mild, moderate, severe"),
+        (["--pos-weight", "ill"], "--pos-weight ill: write it as ill=3, or auto"),
+        (["--pos-weight", "none=0"], "--pos-weight none=0: a weight is above 0"),
+        (["--pos-weight", "auto", "--loss", "softmax"], "--pos-weight is for --loss bce"),
+        (["--lr-scale", "block9=0.1"], "block 'block9': this network has block1, block2, block3, block4, head"),
+        (["--lr-scale", "block1"], "--lr-scale block1: write it as conv1=0.1,block1=0.1"),
     ],
 )
 def test_a_mistake_is_one_line_and_claims_no_folder(more, words, invoke, fresh, fundus, tmp_path):
@@ -136,7 +144,8 @@ def test_every_value_of_a_preset_has_a_flag(invoke, fresh, fundus, tmp_path):
         "--preset", "chexpert", "--epochs", 2, "--global-batch", 20, "--lr", 0.1, "--optimizer", "adamw",
         "--weight-decay", 0.1, "--warmup-epochs", 0, "--decay-epochs", "1", "--image-size", 16, "--crop", 0, "--hue", 0,
         "--contrast", 0.5, "--flip", "vertical", "--grad-clip", 2, "--ema", 0.5, "--patience", 7, "--eval-every", 1,
-        "--subset", 50, "--precision", "fp32", "--threads", 1,
+        "--subset", 50, "--precision", "fp32", "--threads", 1, "--loss", "bce", "--pos-weight", "none=3,mild=.5",
+        "--lr-scale", "block1=0.1,*.bias=2e-1", "--lr-decay", 0.5,
     ]  # fmt: skip
     invoke("train", fresh, "--data", fundus, "-o", tmp_path, *given)
     assert settings(tmp_path) == {
@@ -146,6 +155,8 @@ def test_every_value_of_a_preset_has_a_flag(invoke, fresh, fundus, tmp_path):
         "augmentation": {
             "crop": 0, "flip_horizontal": False, "flip_vertical": True, "hue": 0, "contrast": 0.5
         },
+        "loss": "bce", "pos_weight": [["none", 3], ["mild", 0.5]], "lr_scale": [["block1", 0.1], ["*.bias", 0.2]],
+        "lr_decay": 0.5,
     }  # fmt: skip
     assert [entry["lr"] for entry in read_log(tmp_path)[1:]] == pytest.approx([0.1, 0.1, 0.01, 0.01])
 
@@ -181,8 +192,8 @@ def test_the_average_of_the_weights_is_what_is_saved_and_evaluated(invoke, fresh
             torch.testing.assert_close(value, by_hand, rtol=1e-5, atol=1e-6)
     evaluated = ["--data", fundus, "--split", "valid", "--json", "--threads", 1, "--device", "cpu"]
     result = json.loads(invoke("eval", run / "last.safetensors", *evaluated).stdout)
-    assert result["macro_auc"] == pytest.approx(read_log(run)[-1]["macro_auc"])
-    assert result["referable"]["auc"] == pytest.approx(read_log(run)[-1]["referable_auc"])
+    assert result["macro_auc"] == read_log(run)[-1]["macro_auc"]
+    assert result["referable"]["auc"] == read_log(run)[-1]["referable_auc"]
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(invoke, fresh, fundus, tmp_path):
@@ -203,10 +214,13 @@ def test_data_without_patients_is_said_to_be_unchecked(invoke, fresh, fundus, tm
     manifest = open_data(fundus)
     paths = tuple(str(manifest.root.absolute() / name) for name in manifest.paths)
     warning = "data has no patients: the split cannot be checked by patient"
-    for patients, count in ((paths, 1), (manifest.patients, 0)):
-        file = tmp_path / f"{count}.csv"
+    # The manifest that data make writes of images in another folder has their paths' ends for patients.
+    for name, patients, count in (
+        ("none", paths, 1), ("ends", manifest.paths, 1), ("patients", manifest.patients, 0),
+    ):  # fmt: skip
+        file = tmp_path / f"{name}.csv"
         write_manifest(replace(manifest, paths=paths, patients=patients), file)
-        done = invoke("train", fresh, "--data", file, "-o", tmp_path / str(count), *TRAINING[:2], *TRAINING[4:])
+        done = invoke("train", fresh, "--data", file, "-o", tmp_path / name, *TRAINING[:2], *TRAINING[4:])
         assert done.stderr.splitlines().count(warning) == count
 
 

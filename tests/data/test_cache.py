@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from wsurgery.data.cache import FORMATS, cache_folder, decode, decode_readable, native_size
+from wsurgery.data.cache import cache_folder, decode, decode_readable, native_size
 from wsurgery.data.dataset import load_dataset
 from wsurgery.data.manifest import Manifest, write_manifest
+from wsurgery.data.pictures import FORMATS
 from wsurgery.errors import UsageError, WsurgeryError
 
 
@@ -77,11 +78,6 @@ def test_grey_images_become_three_equal_channels(tmp_path):
     np.testing.assert_array_equal(decode(manifest_of(tmp_path, [grey]), 8)[0], np.stack([grey] * 3, axis=2))
 
 
-def test_sixteen_bits_are_refused_not_clipped(tmp_path):
-    with pytest.raises(WsurgeryError, match=r"0\.png has more than 8 bits"):
-        decode(manifest_of(tmp_path, [noise(8, 8).astype(np.uint16) * 257]), 8)
-
-
 def test_decoded_once(tmp_path, cache):
     manifest = manifest_of(tmp_path, noise(3, 8, 8, 3))
     decode(manifest, 8)
@@ -100,10 +96,25 @@ def test_a_changed_image_is_decoded_again(tmp_path):
         np.testing.assert_array_equal(decode(manifest, 8)[1], image)
 
 
-def test_a_write_to_the_array_stays_in_memory(tmp_path):
-    manifest = manifest_of(tmp_path, noise(2, 8, 8, 3))
-    decode(manifest, 8)[:] = 0
-    np.testing.assert_array_equal(decode(manifest, 8), noise(2, 8, 8, 3))
+def test_the_array_cannot_be_written_to(tmp_path):
+    with pytest.raises(ValueError, match="read-only"):
+        decode(manifest_of(tmp_path, noise(2, 8, 8, 3)), 8)[:] = 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a file of zeros takes all of its length there")
+def test_a_cache_larger_than_memory_opens(tmp_path, cache):
+    """Nothing of it is read: the file is all hole. Of a mapping that may be written to, the kernel counts every byte."""
+    side, n = 5000, 20_000
+    (tmp_path / "0.png").write_bytes(b"no image")
+    many = Manifest(tmp_path, ("0.png",) * n, ("0",) * n, ("x",) * n, np.ones((n, 1), np.float32), ("mild",))
+    with pytest.raises(WsurgeryError, match="cannot be read"):
+        decode(many, side)
+    (part,) = cache.rglob("*.part")
+    os.truncate(part, n * side * side * 3)  # 1.5 TB
+    part.rename(part.with_suffix(".rgb"))
+    images = decode(many, side)
+    assert images.shape == (n, side, side, 3)
+    assert not images[n // 2, 0, 0].any()
 
 
 @pytest.mark.parametrize("keep", [0, 20, 60])
@@ -127,7 +138,8 @@ def test_what_cannot_be_read_is_left_out_on_demand(tmp_path):
         decoded, rest, reasons = decode_readable(manifest, 8)
         np.testing.assert_array_equal(decoded, images[good])
         assert rest.paths == tuple(f"{row}.png" for row in good)
-        assert [reason.partition(" ")[0].rpartition("/")[2] for reason in reasons] == ["1.png", "300.png", "599.png"]
+        assert [*reasons] == ["1.png", "300.png", "599.png"]
+        assert all(path in reason for path, reason in reasons.items())
         with pytest.raises(WsurgeryError, match=r"300\.png cannot be read"):  # found before anything is decoded
             decode(manifest, 8)
     write_manifest(manifest, tmp_path / "m.csv")
@@ -221,7 +233,7 @@ def test_damaged_files_are_read_or_named(tmp_path):
             try:
                 assert decode(manifest, 8, threads=1).shape == (1, 8, 8, 3)
             except WsurgeryError as error:
-                named += f"{i}.{suffix} cannot be read" in str(error) or "more than 8 bits" in str(error)
+                named += f"{i}.{suffix} cannot be read" in str(error) or "more than 16 bits" in str(error)
     assert named > 150
 
 
@@ -371,7 +383,7 @@ def test_paths_that_are_no_files_are_left_out_on_demand(tmp_path):
         decoded, rest, reasons = decode_readable(manifest, 8)
         assert rest.paths == ("0.png", "a.npz/a/1", "1.png")
         np.testing.assert_array_equal(decoded, images[[0, 1, 1]])
-        for reason, words in zip(reasons, odd.values(), strict=True):
+        for reason, words in zip(reasons.values(), odd.values(), strict=True):
             assert re.search(words, reason), reason
             assert reason.isprintable()
     assert native_size(manifest.take([*range(1, len(paths))]), skip_bad=True) == 8
@@ -433,4 +445,4 @@ def test_what_was_wrong_with_an_image_is_printable(tmp_path, cache):
     decode_readable(manifest, 8)
     (file,) = cache.rglob("*.bad")
     file.write_text('{"1": "\\u001b[2J"}')
-    assert decode_readable(manifest, 8)[2] == [r"\x1b[2J"]
+    assert decode_readable(manifest, 8)[2] == {"1.png": r"\x1b[2J"}

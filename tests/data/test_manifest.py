@@ -197,6 +197,7 @@ def test_the_summary_counts(written):
     assert summarise(read_manifest(written(text))) == {
         "images": 4,
         "patients": 3,
+        "rendering": {"fit": "crop", "window": "auto"},
         "splits": {
             "x": {"images": 3, "patients": 2, "labels": {"mild": {"positive": 1, "negative": 1, "unknown": 1}}},
             "y": {"images": 1, "patients": 1, "labels": {"mild": {"positive": 1, "negative": 0, "unknown": 0}}},

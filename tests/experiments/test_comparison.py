@@ -1,5 +1,6 @@
 """Differences of steps where some runs never got there, and of AUC over seeds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ from sklearn.metrics import roc_auc_score
 
 from wsurgery.experiments.comparison import Bounds, compare_aucs, compare_steps, pairs_of
 from wsurgery.experiments.runs import Run
+from wsurgery.figures.comparison_tables import auc_table, steps_table
 from wsurgery.statistics.bootstrap import bootstrap_aucs
 from wsurgery.statistics.delong import paired_delong
+from wsurgery.statistics.pairs import paired_test
 from wsurgery.training.predictions import Predictions
 
 INF = float("inf")
@@ -38,7 +41,10 @@ def test_censoring_bounds_a_difference(a: Run, b: Run, difference: tuple[float, 
     steps = compare_steps([a], [b], 0.8)
     assert steps.differences == [difference]
     assert steps.sooner == sooner
-    assert (steps.test, steps.p) == ("sign", 1)
+    assert (steps.test, steps.p) == ("sign-flip", 1)
+    assert steps.pairs is not None
+    signs = {(1, 0, 0): (0.5, 1), (0, 1, 0): (1, 0.5), (0, 0, 1): (1, 1)}
+    assert (steps.pairs.p_less, steps.pairs.p_greater) == signs[steps.sooner]
 
 
 def test_runs_of_the_same_seeds_are_paired_whatever_their_order() -> None:
@@ -49,6 +55,22 @@ def test_runs_of_the_same_seeds_are_paired_whatever_their_order() -> None:
     assert steps.difference == (-20, -20)
     assert steps.medians == ((60, 60), (80, 80))
     assert steps.p == 0.5
+    assert steps.pairs == paired_test([0, np.log(60 / 201), np.log(60 / 80)])
+
+
+def test_five_seeds_of_an_arm_that_is_always_sooner_are_one_in_32() -> None:
+    a, b = [run(seed, 40 + 20 * seed) for seed in range(5)], [run(seed, 80 + 20 * seed) for seed in range(5)]
+    steps = compare_steps(a, b, 0.8)
+    assert steps.pairs is not None
+    assert (steps.pairs.p_less, steps.pairs.p_greater, steps.p) == (1 / 32, 1, 1 / 16)
+    ratios = np.log([40 / 80, 60 / 100, 80 / 120, 100 / 140, 120 / 160])
+    assert steps.pairs.mean == pytest.approx(ratios.mean())
+    assert steps.pairs.ci == pytest.approx((ratios.min(), ratios.max()))
+    caption = str(steps_table(steps).caption)
+    assert "A takes 0.64 times the steps of B (90%: 0.50 to 0.75)\n" in caption
+    assert "one-sided: p = 0.031 that A is sooner, 1 that B is; 5 pairs can give 0.031 at least" in caption
+    b[0] = run(0, None)
+    assert "(90%: 0.20 to 0.75), a run that never got there" in str(steps_table(compare_steps(a, b, 0.8)).caption)
 
 
 def test_runs_of_other_seeds_are_two_groups_and_none_is_dropped() -> None:
@@ -57,7 +79,7 @@ def test_runs_of_other_seeds_are_two_groups_and_none_is_dropped() -> None:
     steps = compare_steps(a, b, 0.8)
     assert (steps.differences, steps.difference) == ([], (-INF, -141))
     assert steps.medians == ((60, 60), (201, INF))
-    assert (steps.test, steps.exact) == ("log-rank", True)
+    assert (steps.test, steps.exact, steps.pairs) == ("log-rank", True, None)
     assert steps.p == pytest.approx(0.1)
 
 
@@ -101,6 +123,7 @@ def test_differences_are_means_over_the_pairs_of_runs() -> None:
         assert (row.a, row.b) == pytest.approx((np.mean(auc[:2]), np.mean(auc[2:])), rel=1e-12)
         differences = [auc[0] - auc[3], auc[1] - auc[2]]
         assert row.difference == pytest.approx(np.mean(differences), rel=1e-10)
+        assert row.over_seeds == paired_test([test.difference for test in row.tests])
         assert row.seeds[:3] == pytest.approx((np.mean(differences), min(differences), max(differences)))
         labels = a[0].labels[:, [column]]
         expected = [
@@ -112,6 +135,28 @@ def test_differences_are_means_over_the_pairs_of_runs() -> None:
             bootstrap_aucs(labels, p.scores[:, [column]], p.patients, resamples=100, seed=5)[:, 0] for p in (*a, *b)
         ]
         assert row.ci == pytest.approx(np.quantile((sum(drawn[:2]) - sum(drawn[2:])) / 2, [0.025, 0.975]), rel=1e-9)
+
+
+def test_the_p_over_seeds_is_of_sign_flips_of_the_auc_and_only_where_runs_share_seeds() -> None:
+    a, b = [predictions(seed) for seed in range(1, 6)], [predictions(seed) for seed in range(11, 16)]
+    labels = a[0].labels[:, 0] - 0.5
+    a = [replace(p, scores=p.scores + 4 * np.nan_to_num(labels)[:, None]) for p in a]
+    found = compare_aucs(a, b, [(i, i) for i in range(5)], resamples=0, seed=0)
+    row = found.labels["x"]
+    assert row is not None
+    assert row.over_seeds is not None
+    assert all(test.difference > 0 for test in row.tests)
+    assert row.over_seeds[3:] == (1 / 32, 1, 1 / 32)
+    assert row.over_seeds.ci == (min(x.difference for x in row.tests), max(x.difference for x in row.tests))
+    table = auc_table(found)
+    assert [str(column.header) for column in table.columns][-1] == "p, over seeds"
+    assert "5 pairs can give 0.031 at least" in str(table.caption)
+    assert next(iter(table.columns[-1].cells)) == "0.031"
+    for pairs in ([(0, 0)], [(i, j) for i in range(2) for j in range(2)]):
+        n = max(i for i, _ in pairs) + 1
+        row = compare_aucs(a[:n], b[:n], pairs, resamples=0, seed=0).macro
+        assert row is not None
+        assert row.over_seeds is None
 
 
 def test_images_are_independent_where_no_patient_is_known() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from wsurgery.errors import UsageError, WsurgeryError
-from wsurgery.experiments.runs import arm_order, find_runs, natural, read_run, read_similarities, read_test_auc
+from wsurgery.experiments.runs import arm_order, find_runs, natural, read_evaluation, read_run, read_similarities
 
 
 def write_log(folder: Path, *records: object) -> Path:
@@ -99,12 +99,19 @@ def test_a_run_under_way_and_a_folder_without_runs_are_errors(tmp_path: Path) ->
 
 
 def test_evaluation_is_optional_and_checked(tmp_path: Path) -> None:
-    assert read_test_auc(tmp_path) is None
+    assert read_evaluation(tmp_path) is None
     (tmp_path / "eval.json").write_text('{\n"macro_auc": ')
     with pytest.raises(WsurgeryError, match=r"eval\.json is not what wsurgery writes"):
-        read_test_auc(tmp_path)
+        read_evaluation(tmp_path)
     (tmp_path / "eval.json").write_text('{"macro_auc": 0.75}')
-    assert read_test_auc(tmp_path) == 0.75
+    assert read_evaluation(tmp_path) == (0.75, None)
+    (tmp_path / "eval.json").write_text('{"macro_auc": 0.75, "n": 1234, "independent": "patients", "units": 40}')
+    found = read_evaluation(tmp_path)
+    assert found == (0.75, (1234, "patients", 40))
+    assert found.sample.in_words() == "1,234 images of 40 patients"
+    (tmp_path / "eval.json").write_text('{"macro_auc": 0.75, "n": 9, "independent": "\\u001b[2J", "units": 9}')
+    with pytest.raises(WsurgeryError, match=r"eval\.json is not what wsurgery writes"):
+        read_evaluation(tmp_path)
 
 
 def test_the_first_metric_of_each_layer_is_read(tmp_path: Path) -> None:

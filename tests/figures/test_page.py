@@ -93,7 +93,7 @@ def test_the_same_runs_give_the_same_bytes(experiment: Path) -> None:
 def test_sections_without_data_name_the_command_that_makes_it(make_experiment: Callable[..., Path]) -> None:
     folder = make_experiment({"shuffle": FAST}, bare=True)
     text = render(folder)
-    for command in ("wsurgery eval", "wsurgery train", "wsurgery cca RUN/init", "wsurgery cca RUN_A"):
+    for command in ("wsurgery eval", "wsurgery train", "wsurgery cca RUN --with-init", "wsurgery cca RUN_A RUN_B"):
         assert f"<code>{command}" in text
     assert "no runs of random, transfer, meanvar, transfuse-block1, gabor" in text
     assert len([tag for tag, _ in Page(text).tags if tag == "svg"]) == 1
@@ -185,3 +185,22 @@ def test_names_in_markdown_are_text_to_whoever_shows_it(make_experiment):
     rows = [i for i, token in enumerate(tokens) if token.type == "tr_open"]
     firsts = ["".join(child.content for child in tokens[i + 2].children) for i in rows]
     assert {row[0] for row in table_rows(found)} <= set(firsts)
+
+
+def test_every_form_says_of_how_many_patients_the_test_aucs_are(make_experiment: Callable[..., Path]) -> None:
+    folder = make_experiment({"random": SLOW, "transfer": FAST})
+
+    def forms() -> list[str]:
+        report = read_report(folder, threshold=0.9)
+        return [render_page(report, title=""), markdown(report, title=""), str(terminal_tables(report)[0].caption)]
+
+    assert all("Test AUC" not in form for form in forms())  # files of an older version do not say it
+    for arm, n in (("random", 2000), ("transfer", 9)):
+        for seed in (1, 2):
+            file = folder / "runs" / arm / str(seed) / "eval.json"
+            file.write_text(json.dumps({"macro_auc": 0.8, "n": n, "independent": "patients", "units": n // 9}))
+    for form in forms():
+        assert (
+            "Test AUC: of 2,000 images of 222 patients or 9 images of 1 patients; its spread over seeds is no" in form
+        )
+        assert "interval for other patients" in form

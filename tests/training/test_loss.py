@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from wsurgery.training.optimisation import masked_loss
+from wsurgery.errors import UsageError
+from wsurgery.training.optimisation import masked_loss, positive_weights, softmax_loss
 
 NAN = float("nan")
 
@@ -31,3 +33,26 @@ def test_a_batch_of_unknown_labels_is_no_step():
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
+
+
+def test_a_positive_counts_as_often_as_its_weight_says():
+    logits, weights = torch.tensor([[0.3, -2.0], [1.0, 0.5]]), torch.tensor([3.0, 0.5])
+    labels = torch.tensor([[1.0, 0.0], [NAN, 1.0]])
+    p = torch.sigmoid(logits)
+    by_hand = -(3 * p[0, 0].log() + (1 - p[0, 1]).log() + 0.5 * p[1, 1].log()) / 3
+    torch.testing.assert_close(masked_loss(logits, labels, weights), by_hand)
+
+
+def test_automatic_weights_are_negatives_over_positives():
+    labels = np.array([[1, 0, 1, 0], [0, 0, 1, NAN], [0, 1, 1, 0], [NAN, 1, 1, 0]], np.float32)
+    assert positive_weights("auto", "abcd", labels).tolist() == [2, 1, 1, 1]  # c lacks negatives, d positives
+    assert positive_weights([("c", 3), ("a", 0.5)], "abcd", labels).tolist() == [0.5, 1, 3, 1]
+    with pytest.raises(UsageError, match="--pos-weight e: no such label; the labels are a, b, c, d"):
+        positive_weights([("e", 3)], "abcd", labels)
+
+
+def test_softmax_is_the_cross_entropy_of_the_one_class():
+    logits = torch.tensor([[0.3, -2.0, 1.0], [1.0, 0.5, 4.0]])
+    labels = torch.tensor([[0.0, 1.0, 0.0], [NAN, NAN, 1.0]])
+    p = logits.exp() / logits.exp().sum(1, keepdim=True)
+    torch.testing.assert_close(softmax_loss(logits, labels), -(p[0, 1].log() + p[1, 2].log()) / 2)

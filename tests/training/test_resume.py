@@ -13,6 +13,7 @@ import torch
 
 from tests.conftest import TRAINING
 from wsurgery.data.dataset import load_dataset
+from wsurgery.ending import ASKING
 from wsurgery.training.interruption import Interrupted, signals_noted
 from wsurgery.training.loop import train
 from wsurgery.training.settings import Settings
@@ -124,7 +125,7 @@ def test_killed_after_any_time_again_and_again_it_still_gets_there(train_killed,
     assert content(tmp_path / "run") == content(finished)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", ASKING)
 def test_a_signal_ends_a_run_in_good_order(number, train_killed, finished, tmp_path):
     run = tmp_path / "run"
     assert train_killed(run, kill_at=3, number=number) == 128 + number  # as it writes the state of step 0
@@ -181,6 +182,19 @@ def test_only_the_first_signal_waits():
         assert signal.getsignal(signal.SIGTERM) is earlier
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_closed_terminal_does_not_end_what_nohup_has_started():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_noted() as signalled:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signalled() == 0
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert signalled() == signal.SIGUSR1
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_finished_run_is_left_alone(train_killed, tmp_path):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, convert
 
+from wsurgery.checkpoint.trained import TrainedOn
 from wsurgery.errors import WsurgeryError
 from wsurgery.untrusted import parse_json
 
@@ -47,6 +48,7 @@ class Record(Struct, kw_only=True):
     inputs: list[Input] = []
     package: Package | None = None
     output: str = ""
+    trained_on: TrainedOn | None = None
 
 
 class Architecture(Struct, kw_only=True):

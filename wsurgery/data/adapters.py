@@ -1,14 +1,19 @@
 """What the adapters share: their keys, images by their names, and splits where there are none."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from wsurgery.data.rendering import KEYS
 from wsurgery.data.splits import split_patients
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".jp2", ".j2k", ".dcm", ".dicom",
+)  # fmt: skip
+_MAX_KINDS = 10  # of files in a message
 MAX_LINKS, MAX_LINKS_ABOVE = 20_000, 8  # to folders: two in each of forty are a million million paths
 SPLITS = {"valid": "0.15", "test": "0.15", "seed": "0"}  # the keys that hold_out takes, and their defaults
 SPLIT_NAMES = {
@@ -25,7 +30,7 @@ def read_keys(scheme: str, given: Mapping[str, str], defaults: Mapping[str, str]
     """
     for key in given:
         if key not in defaults:
-            raise UsageError(f"{scheme} has no key {printable(key)!r}: there are {', '.join(defaults)}")
+            raise UsageError(f"{scheme} has no key {printable(key)!r}: there are {', '.join((*defaults, *KEYS))}")
     return {**defaults, **given}
 
 
@@ -73,6 +78,17 @@ def list_files(folder: Path) -> list[str]:
 def is_image(path: str) -> bool:
     """Whether the suffix is an image's."""
     return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def count_others(files: Sequence[str]) -> tuple[str, ...]:
+    """What is to be said of the files of a folder that are no images by their names: how many of each kind."""
+    kinds = Counter(PurePosixPath(file).suffix.lower() for file in files if not is_image(file))
+    if not kinds:
+        return ()
+    often = kinds.most_common(_MAX_KINDS)
+    listed = [f"{count} {printable(kind, 20) or 'without a suffix'}" for kind, count in often]
+    listed += [f"{kinds.total() - sum(count for _, count in often)} others"] if len(kinds) > _MAX_KINDS else []
+    return (f"{kinds.total()} files are no images by their names and left out: {', '.join(listed)}",)
 
 
 def split_name(text: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from wsurgery.data.adapters import SPLITS, Images, choose, existing_folder, hold_out, read_keys
 from wsurgery.data.labels import read_labels
 from wsurgery.data.manifest import Manifest
+from wsurgery.data.rendering import Rendering
 from wsurgery.data.table import read_table
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
@@ -65,4 +66,7 @@ def chexpert(argument: str, given: Mapping[str, str]) -> Manifest:
         raise WsurgeryError(f"{printable(str(folder / 'train.csv'))}: there are no {views} images")
     splits = hold_out("chexpert", splits, patients, keys, {key: given[key] for key in given if key != "test"})
     names = tuple(label.replace(" ", "_") for label in LABELS)
-    return Manifest(folder, tuple(paths), tuple(patients), tuple(splits), np.concatenate(labels), names)
+    rendering = Rendering(fit="stretch")
+    return Manifest(
+        folder, tuple(paths), tuple(patients), tuple(splits), np.concatenate(labels), names, rendering=rendering
+    )

@@ -1,13 +1,23 @@
 """A data set in memory, as training, evaluation and comparison take it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.cache import decode, decode_readable, native_size
-from wsurgery.data.sources import open_data
+from wsurgery.data.manifest import are_known
+from wsurgery.data.rendering import DEFAULT, Rendering
+from wsurgery.data.sources import open_data, said_rendering
+from wsurgery.errors import UsageError, printable, table_cell
+from wsurgery.untrusted import open_regular
+
+_COLUMNS = "split", "path", "reason"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +31,8 @@ class Dataset:
         patients: (n,).
         paths: (n,), relative to the manifest's folder.
         digest: BLAKE3 of the manifest's rows that are here, as 64 hexadecimal digits.
-        skipped: what is wrong with each image that was left out.
+        skipped: path → what is wrong with it, of each image that was left out.
+        rendering: how image files became squares.
     """
 
     images: NDArray[np.uint8]
@@ -30,13 +41,48 @@ class Dataset:
     patients: tuple[str, ...]
     paths: tuple[str, ...]
     digest: str
-    skipped: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    rendering: Rendering = DEFAULT
+
+    @property
+    def has_patients(self) -> bool:
+        """Whether any image's patient is known."""
+        return are_known(self.patients, self.paths)
 
 
-def say_skipped(split: str, reasons: Sequence[str], say: Callable[[str], None]) -> None:
-    """Count the images of a split that were left out, and say what was wrong with the first."""
-    if reasons:
-        say(f"{split}: {len(reasons)} images left out, first: {reasons[0]}")
+def report_skipped(
+    skipped: Mapping[str, Mapping[str, str]], say: Callable[[str], None], file: str | Path | None = None
+) -> None:
+    """Count the images of each split that were left out, say what was wrong with the first, and list them all.
+
+    Args:
+        skipped: split → path → what is wrong with it.
+        say: takes a message for people.
+        file: CSV with the columns split, path and reason; a list that is there already is replaced.
+
+    Raises:
+        UsageError: the file is there and is something else.
+    """
+    for split, images in skipped.items():
+        if images:
+            say(f"{split}: {len(images)} images left out, first: {next(iter(images.values()))}")
+    if file is None:
+        return
+    path = Path(file)
+    if path.exists() and not _is_list(path):
+        raise UsageError(f"{printable(str(path))} exists, and is no list of images: choose another name")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for split, images in skipped.items():
+        writer.writerows([split, table_cell(name), table_cell(reason)] for name, reason in images.items())
+    with AtomicFile(path, force=True) as stream:
+        write_all(stream, text.getvalue().encode())
+
+
+def _is_list(path: Path) -> bool:
+    with open_regular(path) as stream:
+        return stream.read(64).startswith(",".join(_COLUMNS).encode() + b"\n")
 
 
 def load_dataset(
@@ -46,6 +92,7 @@ def load_dataset(
     image_size: int | None = None,
     subset: int | None = None,
     skip_bad: bool = False,
+    trained: Rendering | None = None,
     threads: int | None = None,
 ) -> Dataset:
     """Load the images of a split.
@@ -56,6 +103,8 @@ def load_dataset(
         image_size: pixels a side. None: the shorter side of the first image.
         subset: only as many whole patients as it takes for this many images; smaller subsets are part of larger ones.
         skip_bad: leave out what cannot be read, instead of raising.
+        trained: how images were rendered for the network that is to meet these. Its fit is taken where `spec` says none, and
+            its window where the data have none of their own, for that belongs to their values.
         threads: for making and decoding what is not there yet. Default: all cores.
 
     Raises:
@@ -63,12 +112,17 @@ def load_dataset(
         WsurgeryError: a broken manifest or image.
     """
     manifest = open_data(spec, threads=threads)
+    if trained is not None:
+        own, said = manifest.rendering, said_rendering(spec)
+        fit = own.fit if "fit" in said else trained.fit
+        window = own.window if "window" in said or own.window != DEFAULT.window else trained.window
+        manifest = replace(manifest, rendering=Rendering(fit, window))
     if split is not None:
         manifest = manifest.where(split)
     if subset is not None:
         manifest = manifest.subset(subset)
     size = image_size or native_size(manifest, skip_bad=skip_bad)
-    skipped: list[str] = []
+    skipped: dict[str, str] = {}
     if skip_bad:
         images, manifest, skipped = decode_readable(manifest, size, threads=threads)
     else:
@@ -80,5 +134,6 @@ def load_dataset(
         manifest.patients,
         manifest.paths,
         manifest.digest,
-        tuple(skipped),
+        skipped,
+        manifest.rendering,
     )

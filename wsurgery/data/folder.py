@@ -9,6 +9,7 @@ from wsurgery.data.adapters import (
     SPLIT_NAMES,
     SPLITS,
     choose,
+    count_others,
     existing_folder,
     hold_out,
     is_image,
@@ -42,7 +43,8 @@ def folder(argument: str, given: Mapping[str, str]) -> Manifest:
     """
     keys = read_keys("folder", given, KEYS)
     root = existing_folder("folder", argument)
-    paths = [path for path in list_files(root) if is_image(path)]
+    files = list_files(root)
+    paths = [path for path in files if is_image(path)]
     tree = _tree(argument, paths, keys["tree"])
     for path in paths:
         if len(PurePosixPath(path).parts) <= len(tree):
@@ -67,6 +69,7 @@ def folder(argument: str, given: Mapping[str, str]) -> Manifest:
     )
     check_names(f"folder:{printable(argument)}", names, FIXED)
     splits = hold_out("folder", splits, patients, keys, given)
+    notes += count_others(files)
     return Manifest(root, tuple(paths), tuple(patients), tuple(splits), labels, names, notes=notes)
 
 

@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -26,12 +26,15 @@ from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.adapters import SPLIT_NAMES, SPLITS, Images, choose, hold_out, read_keys, split_name
 from wsurgery.data.labels import check_names, class_labels, guess_labels, merge_repeats, plain_number, read_labels
+from wsurgery.data.rendering import DEFAULT, Rendering
+from wsurgery.data.rendering import KEYS as RENDERING_KEYS
 from wsurgery.data.splits import rank_patients
 from wsurgery.data.table import Table, read_table
 from wsurgery.errors import UsageError, printable, table_cell
 
 FIXED = ("path", "patient", "split")
 META = "meta:"  # before the name of a column that is no label
+RENDERING = f"{META}image_"  # before that of one that says, in each row alike, how all images are rendered
 MAX_SPLITS = 1000
 KEYS = {
     "path": "path", "patient": "patient", "split": "split", "labels": "", "uncertain": "ignore", "blank": "ignore",
@@ -58,6 +61,7 @@ class Manifest:
         label_names: (k,).
         metadata: what else is known, name → (n,) values as text, empty where one is not known.
         notes: what is to be said of where labels and splits are from.
+        rendering: how the images become squares of 8 bits a channel.
     """
 
     root: Path
@@ -68,14 +72,19 @@ class Manifest:
     label_names: tuple[str, ...]
     metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    rendering: Rendering = DEFAULT
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def digest(self) -> str:
-        """BLAKE3 of all rows in their order, as 64 hexadecimal digits. Metadata, the root and the images' bytes are not in it."""
-        text = json.dumps([self.label_names, self.paths, self.patients, self.splits])
+        """BLAKE3 of all rows in their order, as 64 hexadecimal digits. Metadata, the root and the images' bytes are not in it.
+
+        How images are rendered is in it, unless that is as it is by default.
+        """
+        rendering = [self.rendering.keys] if self.rendering.keys else []
+        text = json.dumps([self.label_names, self.paths, self.patients, self.splits, *rendering])
         return bytes_digest(text.encode() + np.nan_to_num(self.labels, nan=-1).astype(np.int8).tobytes())
 
     def where(self, split: str) -> "Manifest":
@@ -120,9 +129,14 @@ class Manifest:
 
     @property
     def has_patients(self) -> bool:
-        """Whether any image's patient is known. One that is not has the image's path, or the end of it."""
-        rows = zip(self.paths, self.patients, strict=True)
-        return any(path != patient and not path.endswith(f"/{patient}") for path, patient in rows)
+        """Whether any image's patient is known."""
+        return are_known(self.patients, self.paths)
+
+
+def are_known(patients: Sequence[str], paths: Sequence[str]) -> bool:
+    """Whether any of some patients is known: one that is not has the image's path, or the end of it."""
+    rows = zip(paths, patients, strict=True)
+    return any(path != patient and not path.endswith(f"/{patient}") for path, patient in rows)
 
 
 def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifest:
@@ -199,8 +213,30 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
         splits = hold_out(
             scheme, splits, patients, {**dict.fromkeys(("valid", "test"), "0"), "seed": "0", **given}, given
         )
+    rendering = _rendering_of(table)
+    beside = [name for name in beside if name.removeprefix(RENDERING) not in rendering]
     metadata = {name.removeprefix(META): tuple(table[name]) for name in beside}
-    return Manifest(root, tuple(paths), tuple(patients), tuple(splits), labels, tuple(names), metadata, notes)
+    return Manifest(
+        root,
+        tuple(paths),
+        tuple(patients),
+        tuple(splits),
+        labels,
+        tuple(names),
+        metadata,
+        notes,
+        Rendering(**rendering),
+    )
+
+
+def _rendering_of(table: Table) -> dict[str, str]:
+    found = {key: table[RENDERING + key] for key in RENDERING_KEYS if table.find(RENDERING + key)}
+    for key, values in found.items():
+        if other := next((row for row, value in enumerate(values) if value != values[0]), None):
+            raise table.wrong(
+                f"{RENDERING}{key} is {values[other]!r} and before {values[0]!r}: it is one for all images", other
+            )
+    return {key: values[0] for key, values in found.items()}
 
 
 def _column(table: Table, name: str, given: Mapping[str, str]) -> str | None:
@@ -298,8 +334,10 @@ def write_manifest(manifest: Manifest, file: Path) -> None:
     rows = zip(manifest.patients, manifest.paths, strict=True)
     patients = ["" if patient == path else patient for patient, path in rows]
     labels = [["" if np.isnan(x) else str(int(x)) for x in column] for column in manifest.labels.T]
-    header = [*FIXED, *manifest.label_names, *(META + name for name in manifest.metadata)]
-    beside = list(manifest.metadata.values())
+    rendering = {f"image_{key}": (value,) * len(manifest) for key, value in manifest.rendering.keys.items()}
+    metadata = {**manifest.metadata, **rendering}
+    header = [*FIXED, *manifest.label_names, *(META + name for name in metadata)]
+    beside = list(metadata.values())
     if _is_csv(file):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -331,7 +369,8 @@ def summarise(manifest: Manifest) -> dict[str, Any]:
             tally = {"positive": column == 1, "negative": column == 0, "unknown": np.isnan(column)}
             counts[name] = {key: int(found.sum()) for key, found in tally.items()}
         splits[split] = {"images": len(part), "patients": len(set(part.patients)), "labels": counts}
-    return {"images": len(manifest), "patients": len(set(manifest.patients)), "splits": splits}
+    rendering = asdict(manifest.rendering)
+    return {"images": len(manifest), "patients": len(set(manifest.patients)), "rendering": rendering, "splits": splits}
 
 
 def _is_csv(file: Path) -> bool:

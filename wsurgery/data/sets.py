@@ -10,10 +10,21 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from wsurgery.data.adapters import SPLITS, Images, choose, existing_folder, find_file, hold_out, read_keys, split_name
+from wsurgery.data.adapters import (
+    SPLITS,
+    Images,
+    choose,
+    count_others,
+    existing_folder,
+    find_file,
+    hold_out,
+    read_keys,
+    split_name,
+)
 from wsurgery.data.grades import GRADES, grade_labels, order_of
 from wsurgery.data.labels import class_labels, finding_labels, merge_repeats, plain_number, read_labels
 from wsurgery.data.manifest import Manifest
+from wsurgery.data.rendering import Rendering
 from wsurgery.data.table import Table, read_table
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.untrusted import parse_json, read_regular, short_lines, text_of
@@ -93,6 +104,7 @@ def listed(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
     keys = read_keys(scheme, given, {**own, **KEYS})
     place = Place(scheme, argument, keys["images"])
     rows = read(place, keys)
+    rendering = Rendering(fit=FIT.get(scheme, "crop"))
     images, labels, order = rows.images, rows.labels, [*range(len(rows.images))]
     if rows.repeats:
         order, labels = merge_repeats(images, labels, rows.repeats)
@@ -115,7 +127,15 @@ def listed(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
     metadata = {name: tuple(values[row] for row in order) for name, values in rows.metadata.items()}
     left_out = (f"{len(found) - len(paths)} of {len(found)} images are not there",) if len(paths) < len(found) else ()
     return Manifest(
-        place.folder, paths, tuple(patients), tuple(splits), labels, tuple(names), metadata, rows.notes + left_out
+        place.folder,
+        paths,
+        tuple(patients),
+        tuple(splits),
+        labels,
+        tuple(names),
+        metadata,
+        rows.notes + left_out,
+        rendering,
     )
 
 
@@ -362,9 +382,12 @@ def _malaria(place: Place, keys: Mapping[str, str]) -> Rows:
         )
     classes = [PurePosixPath(path).parent.name.lower() for path in images]
     labels, names, _ = class_labels(classes, positive="parasitized", scheme="malaria")
-    return Rows(place.folder, images, labels, names, [match[1] for match in found if match])
+    patients = [match[1] for match in found if match]
+    return Rows(place.folder, images, labels, names, patients, notes=count_others(place.images.files))
 
 
+# Where the papers of a set scale all of an image to a square: docs/data.md names them.
+FIT = dict.fromkeys(("nih", "mimic", "padchest", "vindr", "rsna", "malaria"), "stretch")
 SETS: dict[str, tuple[Callable[[Place, Mapping[str, str]], Rows], Mapping[str, str]]] = {
     "nih": (_nih, {}),
     "mimic": (_mimic, {"views": "all", "uncertain": "ignore", "blank": "zero", "labeler": "chexpert"}),

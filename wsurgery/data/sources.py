@@ -22,6 +22,7 @@ from wsurgery.data.folder import folder as class_folders
 from wsurgery.data.graded import LAYOUTS, graded
 from wsurgery.data.manifest import Manifest, read_manifest, write_manifest
 from wsurgery.data.medmnist import medmnist
+from wsurgery.data.rendering import DEFAULT, Rendering, split_keys
 from wsurgery.data.sets import SETS, listed
 from wsurgery.data.synthetic import Synthetic
 from wsurgery.data.table import is_table
@@ -58,16 +59,28 @@ GROUP = "wsurgery.data"  # entry points: adapters of other packages
 EXAMPLE = "synthetic:fundus?n=2000&size=64&seed=0"
 
 
-def portable_name(spec: str) -> str:
-    """Return what a record says of data: the specification, folders before a file's or a data set's name left out."""
+def portable_name(spec: str, rendering: Rendering = DEFAULT) -> str:
+    """Return what a record says of data: the specification, folders before a file's or a data set's name left out.
+
+    Args:
+        spec: the data.
+        rendering: of its images; what the specification does not say of it is added.
+    """
     if Path(spec).is_file():
-        return Path(spec).name
-    if _is_table(spec):
-        file, mark, options = spec.partition("?")
-        return f"{Path(file).name}{mark}{options}"
-    scheme, colon, rest = spec.partition(":")
-    argument, mark, options = rest.partition("?")
-    return f"{scheme}{colon}{Path(argument).name}{mark}{options}" if _is_adapter(scheme) else spec
+        name, options = Path(spec).name, ""
+    elif _is_table(spec):
+        file, _, options = spec.partition("?")
+        name = Path(file).name
+    else:
+        scheme, colon, rest = spec.partition(":")
+        argument, _, options = rest.partition("?")
+        if not _is_adapter(scheme):
+            return spec
+        name = f"{scheme}{colon}{Path(argument).name}"
+    said = [pair for pair in options.split("&") if pair]
+    keys = {pair.partition("=")[0] for pair in said}
+    said += [f"{key}={value}" for key, value in rendering.keys.items() if key not in keys]
+    return f"{name}?{'&'.join(said)}" if said else name
 
 
 def open_data(spec: str, *, threads: int | None = None) -> Manifest:
@@ -84,7 +97,8 @@ def open_data(spec: str, *, threads: int | None = None) -> Manifest:
         name, _, query = spec.partition("?")
         if not Path(name).is_file():
             raise UsageError(f"{printable(name)}: there is no such file")
-        return read_manifest(Path(name), _options(spec, query))
+        rendering, keys = split_keys(_options(spec, query))
+        return _rendered(read_manifest(Path(name), keys), rendering)
     if not _is_specification(spec):
         there = (
             f" is a folder: for one with a folder a class say folder:{printable(spec)}"
@@ -94,11 +108,23 @@ def open_data(spec: str, *, threads: int | None = None) -> Manifest:
         raise UsageError(f"{printable(spec)}{there}; data is a table (.csv, .parquet) or for example {EXAMPLE}")
     scheme, argument, options = _parse(spec)
     if _is_adapter(scheme):
-        return _list_images(scheme, argument, options)
+        rendering, keys = split_keys(options)
+        return _rendered(_list_images(scheme, argument, keys), rendering)
     identity = _identity(scheme, SCHEMES[scheme](argument, options))
     folder = cache_folder() / "data" / f"{scheme}-{bytes_digest(identity.encode())[:16]}"
     make_data(spec, folder, threads=threads)
     return read_manifest(folder / "manifest.csv")
+
+
+def said_rendering(spec: str) -> dict[str, str]:
+    """Return what a specification itself says of how images are rendered."""
+    if Path(spec).is_file():
+        return {}
+    return split_keys(_options(spec, spec.partition("?")[2]))[0]
+
+
+def _rendered(manifest: Manifest, given: Mapping[str, str]) -> Manifest:
+    return replace(manifest, rendering=replace(manifest.rendering, **given)) if given else manifest
 
 
 def make_data(spec: str, folder: Path, *, force: bool = False, threads: int | None = None) -> bool:

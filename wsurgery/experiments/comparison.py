@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from wsurgery.experiments.runs import Run
 from wsurgery.statistics.bootstrap import bootstrap_aucs, percentile_interval, resampling_unit
 from wsurgery.statistics.delong import AucDifference, paired_delong
+from wsurgery.statistics.pairs import PairedTest, log_ratio, paired_test
+from wsurgery.statistics.permutation import EXACT
 from wsurgery.statistics.spread import Spread, spread
-from wsurgery.statistics.survival import log_rank_test, sign_test
+from wsurgery.statistics.survival import log_rank_test
 from wsurgery.training.predictions import Predictions, align
 
 
@@ -62,9 +64,10 @@ class Steps:
         b: those of B.
         differences: steps of A less those of B, one for each seed; empty where the seeds are not the same.
         difference: their median; without pairs, the median of A less that of B.
-        test: the exact sign test of the pairs, or the log-rank test of the two groups.
+        test: sign flips of the pairs' log steps, or the log-rank test of the two groups.
         p: of the test, two-sided.
         exact: whether `p` is, or an approximation for many runs.
+        pairs: what the sign flips show of the logs of A's steps over B's; None without pairs.
     """
 
     threshold: float
@@ -74,9 +77,10 @@ class Steps:
     b: list[Bounds]
     differences: list[Bounds]
     difference: Bounds
-    test: Literal["sign", "log-rank"]
+    test: Literal["sign-flip", "log-rank"]
     p: float
     exact: bool
+    pairs: PairedTest | None
 
     @property
     def medians(self) -> tuple[Bounds, Bounds]:
@@ -99,6 +103,7 @@ class AucRow:
         b: mean over those of B.
         difference: mean over `tests` of the AUC of A less that of B.
         seeds: how the difference varies over `tests`.
+        over_seeds: what sign flips show of it, where runs are paired by seed; None elsewhere, and for one pair.
         ci: interval of `difference` for these networks on other patients or images, by the bootstrap; None without it.
         left_out: samples of the bootstrap that lack positives or negatives.
         tests: DeLong's test of each pair of networks.
@@ -108,6 +113,7 @@ class AucRow:
     b: float
     difference: float
     seeds: Spread
+    over_seeds: PairedTest | None
     ci: tuple[float, float] | None
     left_out: int
     tests: list[AucDifference]
@@ -152,15 +158,17 @@ def compare_steps(a: Sequence[Run], b: Sequence[Run], threshold: float) -> Steps
     """Compare the steps that runs take to a validation macro AUC; a run that never got there counts as censored."""
     steps_a, steps_b = ([Bounds.of(run, threshold) for run in runs] for runs in (a, b))
     pairs, by_seed = pairs_of(a, b)
+    reached_a, reached_b = ([run.steps_to(threshold) for run in runs] for runs in (a, b))
+    ends_a, ends_b = ([run.last_step for run in runs] for runs in (a, b))
     if by_seed:
         differences = [steps_a[i].less(steps_b[j]) for i, j in pairs]
-        overall, exact = Bounds.median(differences), True
-        p = sign_test([pair.low for pair in differences], [pair.high for pair in differences])
-    else:
-        differences, overall = [], Bounds.median(steps_a).less(Bounds.median(steps_b))
-        reached_a, reached_b = ([run.steps_to(threshold) for run in runs] for runs in (a, b))
-        p, exact = log_rank_test(reached_a, reached_b, [run.last_step for run in a], [run.last_step for run in b])
-    return Steps(threshold, a, b, steps_a, steps_b, differences, overall, "sign" if by_seed else "log-rank", p, exact)
+        tested = paired_test([log_ratio(reached_a[i], reached_b[j], ends_a[i], ends_b[j]) for i, j in pairs])
+        p, exact = min(1.0, 2 * min(tested.p_greater, tested.p_less)), 2 ** len(pairs) <= EXACT
+        overall = Bounds.median(differences)
+        return Steps(threshold, a, b, steps_a, steps_b, differences, overall, "sign-flip", p, exact, tested)
+    overall = Bounds.median(steps_a).less(Bounds.median(steps_b))
+    p, exact = log_rank_test(reached_a, reached_b, ends_a, ends_b)
+    return Steps(threshold, a, b, steps_a, steps_b, [], overall, "log-rank", p, exact, None)
 
 
 def compare_aucs(
@@ -183,27 +191,26 @@ def compare_aucs(
     Raises:
         WsurgeryError: predictions are not of the same images with the same labels.
     """
+    by_seed = len(pairs) == len(a) == len(b)
     images = a[0]
     runs = align(images, [*a, *b])
-    unit = resampling_unit(images.patients, images.paths)
     drawn = [bootstrap_aucs(images.labels, run.scores, images.patients, resamples=resamples, seed=seed) for run in runs]
 
     def row(columns: list[int]) -> AucRow | None:
         if not columns:
             return None
-        labels, known_patients = images.labels[:, columns], images.patients if unit == "patients" else None
-        tests, differences = [], np.zeros(resamples)
+        labels, tests, differences = images.labels[:, columns], [], np.zeros(resamples)
         for i, j in ((i, len(a) + j) for i, j in pairs):
             scores_a, scores_b = runs[i].scores[:, columns], runs[j].scores[:, columns]
-            tests.append(paired_delong(labels, scores_a, scores_b, patients=known_patients))
+            tests.append(paired_delong(labels, scores_a, scores_b, patients=images.patients))
             differences += (drawn[i] - drawn[j])[:, columns].mean(axis=1) / len(pairs)
-        return _row(tests, differences)
+        return _row(tests, differences, by_seed=by_seed)
 
     kinds = [[column] if _has_both(images.labels[:, column]) else [] for column in range(len(images.names))]
     count = images.count
     return Aucs(
         images=len(images.paths),
-        unit=unit,
+        unit=resampling_unit(images.patients, images.paths),
         units=len(set(images.patients)),
         resamples=resamples,
         labels={name: row(kind) for name, kind in zip(images.names[:count], kinds, strict=False)},
@@ -216,12 +223,14 @@ def _has_both(labels: NDArray[np.float64]) -> bool:
     return bool((labels == 0).any() and (labels == 1).any())
 
 
-def _row(tests: list[AucDifference], drawn: NDArray[np.float64]) -> AucRow:
+def _row(tests: list[AucDifference], drawn: NDArray[np.float64], *, by_seed: bool) -> AucRow:
+    differences = [test.difference for test in tests]
     return AucRow(
         a=fmean(test.a for test in tests),
         b=fmean(test.b for test in tests),
-        difference=fmean(test.difference for test in tests),
-        seeds=spread([test.difference for test in tests]),
+        difference=fmean(differences),
+        seeds=spread(differences),
+        over_seeds=paired_test(differences) if by_seed and len(tests) > 1 else None,
         ci=percentile_interval(drawn),
         left_out=int(np.isnan(drawn).sum()),
         tests=tests,
@@ -254,6 +263,7 @@ def as_json(steps: Steps, aucs: Aucs | None, pairs: Sequence[tuple[int, int]]) -
             "b": value.b,
             "difference": value.difference,
             "seeds": value.seeds._asdict(),
+            "over_seeds": value.over_seeds and value.over_seeds._asdict(),
             "bootstrap_ci": value.ci,
             "left_out": value.left_out,
             "delong": tests,
@@ -273,6 +283,7 @@ def as_json(steps: Steps, aucs: Aucs | None, pairs: Sequence[tuple[int, int]]) -
             "test": steps.test,
             "p": steps.p,
             "exact": steps.exact,
+            "log_ratio": steps.pairs and steps.pairs._asdict(),
         },
         "auc": aucs
         and {

@@ -77,6 +77,7 @@ def as_json(report: Report) -> dict[str, Any]:
             {
                 "arm": arm.name,
                 "seeds": [run.seed for run in arm.runs],
+                "test_samples": [sample and sample._asdict() for sample in arm.samples],
                 "test_macro_auc": {"values": arm.test_auc, **(arm.test_spread._asdict() if arm.test_spread else {})},
                 "valid_macro_auc": {"values": arm.last_auc, **arm.valid_spread._asdict()},
                 "steps_to_threshold": arm.steps,

@@ -5,9 +5,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.statistics.bootstrap import Sample
 from wsurgery.training.run_log import read_log, require_auc
 from wsurgery.untrusted import parse_json, read_regular
 
@@ -77,8 +78,23 @@ class LayerScore:
     normalised: float | None = None
 
 
-class _Evaluation(TypedDict, total=False):
+class _EvaluationFile(TypedDict, total=False):
     macro_auc: float | None
+    n: int
+    independent: Literal["patients", "images"]
+    units: int
+
+
+class Evaluation(NamedTuple):
+    """What a run's `eval.json`, the output of `eval --json`, says of its network.
+
+    Attributes:
+        macro_auc: 0 to 1; None where no label has both classes.
+        sample: of what it is; None where the file does not say.
+    """
+
+    macro_auc: float | None
+    sample: Sample | None
 
 
 class _Similarities(TypedDict):
@@ -172,17 +188,18 @@ def arm_order(arm: str) -> tuple[int, bool, list[tuple[int, str, str]]]:
     return max(known, default=len(_ARM_ORDER)), not arm.endswith("-conv1"), natural(arm)
 
 
-def read_test_auc(folder: Path) -> float | None:
-    """Return the macro AUC of a run's `eval.json`, the output of `eval --json`; None where there is none."""
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """Return what a run's `eval.json` says; None where there is none."""
     path = folder / "eval.json"
     try:
-        found = parse_json(read_regular(path, MAX_RESULT), _Evaluation, str(path))
+        found = parse_json(read_regular(path, MAX_RESULT), _EvaluationFile, str(path))
     except FileNotFoundError:
         return None
     auc = found.get("macro_auc")
     auc = auc if auc is not None and math.isfinite(auc) else None
     require_auc(auc, str(path))
-    return auc
+    whole = "n" in found and "independent" in found and "units" in found
+    return Evaluation(auc, Sample(found["n"], found["independent"], found["units"]) if whole else None)
 
 
 def read_similarities(path: Path) -> list[LayerScore]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
-from wsurgery.experiments.runs import Run, by_arm, read_test_auc
+from wsurgery.experiments.runs import Run, by_arm, read_evaluation
+from wsurgery.statistics.bootstrap import Sample
 from wsurgery.statistics.spread import Spread, spread
 
 _DESCRIPTIONS = {
@@ -39,12 +40,14 @@ class Arm:
         runs: its runs.
         test_auc: macro AUC on the test split, one for each run; None where the run was not evaluated.
         steps: step at which the threshold was first passed, one for each run; None where it never was.
+        samples: of what each of `test_auc` is, where it is known.
     """
 
     name: str
     runs: list[Run]
     test_auc: list[float | None]
     steps: list[int | None]
+    samples: Sequence[Sample | None] = ()
 
     @property
     def description(self) -> str:
@@ -118,11 +121,13 @@ def summarise(runs: Sequence[Run], threshold: float) -> dict[str, Arm]:
     """
     arms = {}
     for name, members in by_arm(runs).items():
+        found = [read_evaluation(run.folder) for run in members]
         arms[name] = Arm(
             name=name,
             runs=members,
-            test_auc=[read_test_auc(run.folder) for run in members],
+            test_auc=[x and x.macro_auc for x in found],
             steps=[run.steps_to(threshold) for run in members],
+            samples=[x and x.sample for x in found],
         )
     return arms
 

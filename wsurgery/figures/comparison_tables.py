@@ -1,12 +1,14 @@
 """A comparison of two runs or arms as tables for a terminal."""
 
 from collections.abc import Sequence
+from math import exp
 
 from rich.table import Table
 from rich.text import Text
 
 from wsurgery.errors import printable
 from wsurgery.experiments.comparison import AucRow, Aucs, Steps
+from wsurgery.statistics.bootstrap import Sample
 
 _NONE = "–"
 
@@ -21,13 +23,21 @@ def steps_table(steps: Steps) -> Table:
         )
     differences = ", ".join(pair.in_words() for pair in steps.differences)
     table.add_row("A − B", differences or _NONE, steps.difference.in_words())
-    if steps.differences:
-        a, b, undecided = steps.sooner
-        test = f"sign test, pairs of one seed: n = {len(steps.differences)}; A sooner in {a}, B in {b}, undecided {undecided}"
+    kind = "exact" if steps.exact else "approximate"
+    if steps.pairs:
+        (a, b, undecided), tested, n = steps.sooner, steps.pairs, len(steps.differences)
+        interval = f" ({tested.level:.0%}: {exp(tested.ci[0]):.2f} to {exp(tested.ci[1]):.2f})" if tested.ci else ""
+        censored = any(run.low < run.high for run in (*steps.a, *steps.b))
+        bound = ", a run that never got there taken for just past the end" if censored else ""
+        table.caption = (
+            f"pairs of one seed: n = {n}; A sooner in {a}, B in {b}, undecided {undecided}; A takes "
+            f"{exp(tested.mean):.2f} times the steps of B{interval}{bound}\n"
+            f"sign flips of log steps, {kind}, one-sided: p = {_p(tested.p_less)} that A is sooner, {_p(tested.p_greater)} "
+            f"that B is; {n} pair{'s' if n > 1 else ''} can give {_p(tested.least)} at least"
+        )
     else:
-        kind = "exact" if steps.exact else "approximate"
-        test = f"log-rank test, {kind}: n = {len(steps.runs_a)} and {len(steps.runs_b)} runs"
-    table.caption = f"{test}; p = {_p(steps.p)}"
+        sizes = f"{len(steps.runs_a)} and {len(steps.runs_b)} runs"
+        table.caption = f"log-rank test, {kind}: n = {sizes}; p = {_p(steps.p)}"
     return table
 
 
@@ -36,7 +46,9 @@ def auc_table(aucs: Aucs) -> Table:
     rows = {**aucs.labels, "macro": aucs.macro, **({"referable": aucs.referable} if aucs.referable else {})}
     pairs = max((len(row.tests) for row in rows.values() if row), default=1)
     spread = "over seeds" if pairs > 1 else "95 %, DeLong"
-    columns = ["label", "A", "B", "A − B", spread, "95 %, bootstrap", "p, DeLong"]
+    over_seeds = next((row.over_seeds for row in rows.values() if row and row.over_seeds), None)
+    p = "p, over seeds" if over_seeds else "p, DeLong"
+    columns = ["label", "A", "B", "A − B", spread, "95 %, bootstrap", p]
     table = _table("AUC on the same images", columns)
     for name, row in rows.items():
         table.add_row(Text(printable(name)), *(_cells(row) if row else [_NONE] * (len(columns) - 1)))
@@ -45,11 +57,19 @@ def auc_table(aucs: Aucs) -> Table:
     lost = (
         f", and leaves {left_out:,} samples that lack a class of some label out of the macro AUC's" if left_out else ""
     )
-    whole = f"{aucs.images:,} images" + (f" of {aucs.units:,} patients" if aucs.unit == "patients" else "")
-    note = f"{whole}, taken as independent{drawn}{lost}"
-    if pairs > 1:
-        note += f"\nmeans of {pairs} pairs of runs; p: smallest to largest of the pairs"
-    table.caption = f"{note}\nintervals and p speak of these networks on other {aucs.unit}, not of other seeds"
+    whole = Sample(aucs.images, aucs.unit, aucs.units).in_words()
+    clustered = ": clustered DeLong (Obuchowski 1997)" if aucs.unit == "patients" else ""
+    note = f"{whole}, taken as independent{clustered}{drawn}{lost}"
+    of_images = f"of these networks on other {aucs.unit}, not of other seeds"
+    if over_seeds:
+        note += (
+            f"\nmeans of {pairs} pairs of runs; p: sign flips, one-sided for the sign of A − B, so double it if that was not "
+            f"named before; {pairs} pairs can give {_p(over_seeds.least)} at least\nthe bootstrap speaks {of_images}"
+        )
+    else:
+        more = f"means of {pairs} pairs of runs; p: smallest to largest of the pairs\n" if pairs > 1 else ""
+        note += f"\n{more}intervals and p speak {of_images}"
+    table.caption = note
     return table
 
 
@@ -64,9 +84,14 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _cells(row: AucRow) -> list[str]:
     if len(row.tests) > 1:
-        p = [test.p for test in row.tests if test.p is not None]
         detail = f"{row.seeds.low:+.4f} to {row.seeds.high:+.4f}{' (± 1 sd)' if row.seeds.kind == 'sd' else ''}"
-        tested = f"{_p(min(p))} to {_p(max(p))}" if p else _NONE
+        if row.over_seeds:
+            if row.over_seeds.ci:
+                detail = f"{_interval(row.over_seeds.ci)} ({row.over_seeds.level:.0%})"
+            tested = _p(min(row.over_seeds.p_greater, row.over_seeds.p_less))
+        else:
+            p = [test.p for test in row.tests if test.p is not None]
+            tested = f"{_p(min(p))} to {_p(max(p))}" if p else _NONE
     else:
         (test,) = row.tests
         detail, tested = _interval(test.ci), _NONE if test.p is None else _p(test.p)

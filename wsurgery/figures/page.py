@@ -24,7 +24,7 @@ from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
 from wsurgery.figures.gather import results_html
 from wsurgery.figures.similarities import draw_comparisons
 from wsurgery.figures.style import INK, inline_svg, line_styles
-from wsurgery.figures.tables import SPREAD_NOTE, tests_note
+from wsurgery.figures.tables import arms_note, tests_note
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 from wsurgery.statistics.spread import Spread
 
@@ -128,11 +128,11 @@ def _arm_table(report: Report) -> str:
         steps, ratio = arm.steps_in_words(), against_random(arm, report.arms)
         accuracy = [_two_lines(arm.test_spread), _two_lines(arm.valid_spread)]
         rows.append([name, _text(seeds), *accuracy, _text(steps), _text(ratio)])
-    page = _table(headings, rows) + f"<p class='note'>{_text(SPREAD_NOTE)} Against random: ratio of the medians.</p>"
+    page = (
+        _table(headings, rows) + f"<p class='note'>{_text(arms_note(report))} Against random: ratio of the medians.</p>"
+    )
     if all(arm.test_spread is None for arm in report.arms.values()):
-        page += _missing(
-            "test AUC", "wsurgery eval RUN/last.safetensors --data SPEC --split test --json > RUN/eval.json"
-        )
+        page += _missing("test AUC", "wsurgery eval RUN --data SPEC --split test --json > RUN/eval.json")
     return page
 
 
@@ -160,7 +160,7 @@ def _filters(report: Report) -> str:
 
 
 def _ends(folder: Path) -> tuple[Path, Path]:
-    return folder / "init.safetensors", folder / "last.safetensors"
+    return folder / "init.safetensors", folder / "best.safetensors"
 
 
 def _filter_image(label: str, grid: FilterGrid) -> str:
@@ -174,7 +174,7 @@ def _filter_image(label: str, grid: FilterGrid) -> str:
 
 def _moved(report: Report) -> str:
     if not report.to_init:
-        command = "wsurgery cca RUN/init.safetensors RUN/last.safetensors --data SPEC -o RUN/cca-init.json"
+        command = "wsurgery cca RUN --with-init --data SPEC -o RUN/cca-init.json"
         return _missing("comparisons with the initialisation", command)
     what = "Similarity of each layer after training to the same layer as training began; the higher, the less it moved."
     return _comparisons(report.to_init, what, "arm")
@@ -182,7 +182,7 @@ def _moved(report: Report) -> str:
 
 def _pairs(report: Report) -> str:
     if not report.pairs:
-        command = "wsurgery cca RUN_A/last.safetensors RUN_B/last.safetensors --data SPEC -o FOLDER/cca/NAME/SEED.json"
+        command = "wsurgery cca RUN_A RUN_B --data SPEC -o FOLDER/cca/NAME/SEED.json"
         return _missing(
             "comparisons of two networks", f"{command}` for the NAMEs `{PRETRAINED_PAIR}` and `{RANDOM_PAIR}"
         )

@@ -26,6 +26,18 @@ COMPARISON_NOTE = (
 )
 
 
+def arms_note(report: Report) -> str:
+    """Say what the spreads in the table of arms are, and of how many images and patients its test AUCs."""
+    samples = dict.fromkeys(sample for arm in report.arms.values() for sample in arm.samples if sample)
+    if not samples:
+        return SPREAD_NOTE
+    whose = " and ".join(dict.fromkeys(sample.independent for sample in samples))
+    return (
+        f"{SPREAD_NOTE} Test AUC: of {' or '.join(sample.in_words() for sample in samples)}; its spread over seeds is no "
+        f"interval for other {whose}, which eval and compare give."
+    )
+
+
 def table_rows(report: Report) -> Rows:
     """Return the table of arms in words."""
     steps = f"steps to AUC {report.threshold:g}, by seed"
@@ -79,7 +91,7 @@ def terminal_tables(report: Report | Networks) -> list[Table]:
 
 
 def _terminal(report: Report, title: str | None = None) -> list[Table]:
-    tables = [_table(table_rows(report), SPREAD_NOTE)] if report.arms else []
+    tables = [_table(table_rows(report), arms_note(report))] if report.arms else []
     tables += [_table(comparison_rows(report.comparisons), COMPARISON_NOTE)] if report.comparisons else []
     tables[0].title = Text(title) if title else None
     return tables
@@ -121,7 +133,7 @@ def markdown(report: Report | Networks, *, title: str, paper: str = "") -> str:
 
 
 def _sections(report: Report) -> list[str]:
-    parts = [*_markdown_table(table_rows(report)), SPREAD_NOTE, ""] if report.arms else []
+    parts = [*_markdown_table(table_rows(report)), arms_note(report), ""] if report.arms else []
     if report.comparisons:
         parts += [*_markdown_table(comparison_rows(report.comparisons)), COMPARISON_NOTE, ""]
     return parts + _list(report.claims)

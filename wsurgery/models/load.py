@@ -20,6 +20,7 @@ from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.header import TensorInfo
 from wsurgery.checkpoint.opening import STDIN
 from wsurgery.checkpoint.provenance import History
+from wsurgery.checkpoint.trained import trained_on
 from wsurgery.checkpoint.writer import write_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models.bounds import SPARE, SPARE_OF_OWN, counted, require_small_arguments
@@ -232,11 +233,18 @@ def load(path: str | Path, arch: str | None = None, *, model: Model | None = Non
 def load_checkpoint(checkpoint: Checkpoint, arch: str | None = None, *, model: Model | None = None) -> nn.Module:
     """Return the network of an open checkpoint, as `load` does.
 
-    Blocks that its metadata describes are the network's attribute `block_globs`, where `wsurgery.similarity` finds them.
+    Blocks that its metadata describes are the network's attribute `block_globs`, where `wsurgery.similarity` finds them, and
+    what it was trained on is its attribute `trained_on`, a `wsurgery.checkpoint.trained.TrainedOn`.
     """
     network = create_for(checkpoint, architecture_of(checkpoint, arch, model), model=model)
-    if blocks := History.of(checkpoint).blocks:
-        network.block_globs = blocks  # type: ignore[assignment]
+    history = History.of(checkpoint)
+    if history.blocks:
+        network.block_globs = history.blocks  # type: ignore[assignment]
+    if trained := trained_on(history.log):
+        own = getattr(network, "pretrained_cfg", None)
+        statistics = {"mean": trained.mean, "std": trained.std}
+        network.trained_on = trained  # type: ignore[assignment]
+        network.pretrained_cfg = {**(own if isinstance(own, dict) else {}), **statistics}  # type: ignore[assignment]
     return network.eval()
 
 

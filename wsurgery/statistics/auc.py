@@ -1,11 +1,11 @@
-"""How good predictions are: the area under the ROC curve, with its confidence interval."""
+"""How good predictions are: the area under the ROC curve."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata
 
 Floats = NDArray[np.floating[Any]]
 
@@ -21,36 +21,29 @@ def auc_per_label(labels: Floats, scores: Floats, names: Sequence[str]) -> dict[
     Returns:
         Label → AUC, None for a label that lacks positives or negatives.
     """
-    return {name: _auc(*_known(labels[:, i], scores[:, i])) for i, name in enumerate(names)}
+    return {name: _auc(labels[:, i], scores[:, i]) for i, name in enumerate(names)}
 
 
-def macro(aucs: dict[str, float | None]) -> float | None:
+def macro(aucs: Mapping[Any, float | None]) -> float | None:
     """Return the mean over the labels that have an AUC, None if none has."""
     known = [auc for auc in aucs.values() if auc is not None]
     return sum(known) / len(known) if known else None
 
 
-def delong_interval(labels: Floats, scores: Floats, *, level: float = 0.95) -> tuple[float, float] | None:
-    """Return the confidence interval of one label's AUC (DeLong, DeLong and Clarke-Pearson 1988).
+def area(positive: Floats, negative: Floats) -> float:
+    """Return the AUC: the share of (positive, negative) pairs in the right order; ties count half.
 
-    The variance is computed from midranks (Sun and Xu 2014), the interval is the normal one, cut to [0, 1].
+    It is Mann and Whitney's U over m·n. Ranks are multiples of a half and their sum is exact, so that the result is the
+    fraction rounded once, whatever the order of the images: all that wsurgery prints as an AUC is this number.
 
     Args:
-        labels: (n,), 0 or 1, NaN for unknown, which is left out.
-        scores: (n,).
-        level: coverage.
-
-    Returns:
-        Lower and upper bound; None with fewer than two positives or negatives.
+        positive: (m,), scores of the positives, at least one.
+        negative: (n,), scores of the negatives, at least one.
     """
-    labels, scores = _known(labels, scores)
-    positive, negative = scores[labels == 1], scores[labels == 0]
     m, n = len(positive), len(negative)
-    if min(m, n) < 2:
-        return None
-    above, below = structural_components(positive, negative)
-    half = norm.ppf(0.5 + level / 2) * np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n)
-    return max(0.0, float(above.mean() - half)), min(1.0, float(above.mean() + half))
+    # Theirs in scipy has a p-value too, which does not exist where all scores are equal.
+    ranks = rankdata(np.concatenate([positive, negative]))
+    return float((ranks[:m].sum() - m * (m + 1) / 2) / (m * n))
 
 
 def structural_components(positive: Floats, negative: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -69,17 +62,7 @@ def structural_components(positive: Floats, negative: Floats) -> tuple[NDArray[n
     return (everything[:m] - rankdata(positive)) / n, 1 - (everything[m:] - rankdata(negative)) / m
 
 
-def _known(labels: Floats, scores: Floats) -> tuple[Floats, Floats]:
-    known = ~np.isnan(labels)
-    return labels[known], scores[known].astype(np.float64)
-
-
 def _auc(labels: Floats, scores: Floats) -> float | None:
+    scores = scores.astype(np.float64)
     positive, negative = scores[labels == 1], scores[labels == 0]
-    m, n = len(positive), len(negative)
-    if min(m, n) == 0:
-        return None
-    # The share of (positive, negative) pairs in the right order: Mann and Whitney's U, from ranks. Theirs in scipy has
-    # a p-value too, which does not exist where all scores are equal.
-    ranks = rankdata(np.concatenate([positive, negative]))
-    return float((ranks[:m].sum() - m * (m + 1) / 2) / (m * n))
+    return area(positive, negative) if min(len(positive), len(negative)) else None

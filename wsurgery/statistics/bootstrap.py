@@ -12,6 +12,24 @@ Interval = tuple[float, float]
 _CELLS = 2**20  # weights held at a time, images × resamples; larger blocks leave the cache and are no faster
 
 
+class Sample(NamedTuple):
+    """What an AUC is of.
+
+    Attributes:
+        n: how many images.
+        independent: what its intervals and tests take as independent.
+        units: how many of those.
+    """
+
+    n: int
+    independent: Literal["patients", "images"]
+    units: int
+
+    def in_words(self) -> str:
+        """Write it: `6,154 images of 150 patients`, or `6,154 images`."""
+        return f"{self.n:,} images" + (f" of {self.units:,} patients" if self.independent == "patients" else "")
+
+
 class _Ranking(NamedTuple):
     """One label's images as units, and where each positive stands among the negatives.
 

@@ -1,15 +1,31 @@
-"""Whether two networks differ in AUC on the same images: the paired test of DeLong, DeLong and Clarke-Pearson (1988)."""
+"""How sure an AUC is, and whether two networks differ in it: DeLong, DeLong and Clarke-Pearson (1988), by patients."""
 
 from collections.abc import Sequence
+from math import fsum, nan, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from wsurgery.statistics.auc import structural_components
+from wsurgery.statistics.auc import area, macro, structural_components
+from wsurgery.statistics.bootstrap import Interval
 
 Floats = NDArray[np.floating[Any]]
+
+
+class AucEstimate(NamedTuple):
+    """One AUC, or the mean over the labels.
+
+    Attributes:
+        auc: it.
+        se: its standard error; None with fewer than two independent positives or negatives of a label.
+        ci: its normal interval, cut to [0, 1]; None where `se` is.
+    """
+
+    auc: float
+    se: float | None
+    ci: Interval | None
 
 
 class AucDifference(NamedTuple):
@@ -29,37 +45,57 @@ class AucDifference(NamedTuple):
     b: float
     difference: float
     se: float | None
-    ci: tuple[float, float] | None
+    ci: Interval | None
     z: float | None
     p: float | None
+
+
+def delong(
+    labels: Floats, scores: Floats, *, patients: Sequence[str] | None = None, level: float = 0.95
+) -> AucEstimate:
+    """Return the mean AUC over k labels, with its standard error and confidence interval.
+
+    Each image has an influence on a label's AUC: its structural component (DeLong et al. 1988) less the AUC, over the
+    number of images of its class. They are added up within each patient, and the patients' sums of squares and products
+    make the variance (Obuchowski 1997, equation 5); with one image a patient that is DeLong's. The midranks are those of
+    Sun and Xu (2014). Over several labels a patient's influence is the mean of its influences on each, however the labels
+    correlate and whatever is known of each.
+
+    Args:
+        labels: (n, k), 0 or 1, NaN for unknown; at least one positive and one negative of each label.
+        scores: (n, k), any increasing function of the probability.
+        patients: (n,), whose image it is, where images of one patient are not independent. Default: all images are.
+        level: coverage of the interval.
+    """
+    auc, influence = _mean_auc(labels, scores, _units(labels, patients))
+    se = _error(influence)
+    if se is None:
+        return AucEstimate(auc, None, None)
+    low, high = _normal(auc, se, level)
+    return AucEstimate(auc, se, (max(0.0, low), min(1.0, high)))
 
 
 def paired_delong(
     labels: Floats, a: Floats, b: Floats, *, patients: Sequence[str] | None = None, level: float = 0.95
 ) -> AucDifference:
-    """Compare the mean AUC over k labels that two networks reach on the same images.
+    """Compare the mean AUC over k labels that two networks reach on the same images, by a paired test.
 
-    Each image has an influence on a label's AUC: its structural component less the AUC, over the number of images of its
-    class, and 0 where the label is unknown. Their sum over the labels, over k, is the image's influence on the mean AUC,
-    however the labels correlate and whatever is known of each; the sum of squares over independent images is the
-    variance. For k = 1 that is DeLong's test; the midranks are those of Sun and Xu (2014). With `patients` influences
-    are added up within each patient before they are squared (Obuchowski 1997), which is the same if each has one image.
+    A patient's influence on the difference is that on the one AUC less that on the other; the variance is made of these
+    as in `delong`.
 
     Args:
         labels: (n, k), 0 or 1, NaN for unknown; at least one positive and one negative of each label.
         a: (n, k), scores of A.
         b: (n, k), scores of B.
-        patients: (n,), whose image it is, where images of one patient are not independent.
+        patients: (n,), whose image it is, where images of one patient are not independent. Default: all images are.
         level: coverage of the interval.
     """
-    units = np.arange(len(labels)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
-    (auc_a, influence_a), (auc_b, influence_b) = (_mean_auc(labels, scores, units.reshape(-1)) for scores in (a, b))
-    difference = auc_a - auc_b
-    se = float(np.sqrt(np.sum(np.bincount(units.reshape(-1), influence_a - influence_b) ** 2)))
-    if np.isnan(se):
+    units = _units(labels, patients)
+    (auc_a, influence_a), (auc_b, influence_b) = (_mean_auc(labels, scores, units) for scores in (a, b))
+    difference, se = auc_a - auc_b, _error(influence_a - influence_b)
+    if se is None:
         return AucDifference(auc_a, auc_b, difference, None, None, None, None)
-    half = float(norm.ppf(0.5 + level / 2)) * se
-    ci = (difference - half, difference + half)
+    ci = _normal(difference, se, level)
     if se == 0:
         same = difference == 0
         return AucDifference(auc_a, auc_b, difference, se, ci, 0.0 if same else None, 1.0 if same else None)
@@ -67,17 +103,56 @@ def paired_delong(
     return AucDifference(auc_a, auc_b, difference, se, ci, z, float(2 * norm.sf(abs(z))))
 
 
+def _units(labels: Floats, patients: Sequence[str] | None) -> NDArray[np.intp]:
+    """Number what is independent: (n,), for each image its patient, or itself."""
+    if patients is None:
+        return np.arange(len(labels))
+    units: NDArray[np.intp] = np.unique(np.asarray(patients), return_inverse=True)[1].reshape(-1)
+    return units
+
+
 def _mean_auc(labels: Floats, scores: Floats, units: NDArray[np.intp]) -> tuple[float, NDArray[np.float64]]:
-    """Return the mean AUC over the labels, and each image's influence on it, (n,); NaN if a class has one unit."""
-    aucs, influence = [], np.zeros(labels.shape)
+    """Return the mean AUC over the labels, and the influences on it whose squares add up to its variance.
+
+    With I10 patients who have positives, I01 who have negatives and I who have either, Obuchowski's three sums are
+    weighted by I10 / (I10 - 1), I01 / (I01 - 1) and, the products, I / (I - 1). These are the squares of three numbers a
+    patient: both influences together by the last weight, and each by what its own weight is more.
+
+    Returns:
+        The influences, (3, patients); NaN if only one patient has a positive, or a negative, of some label.
+    """
+    aucs, influence = [], np.zeros((3, int(units.max()) + 1))
     for i in range(labels.shape[1]):
         positive, negative = labels[:, i] == 1, labels[:, i] == 0
         column = scores[:, i].astype(np.float64)
-        above, below = structural_components(column[positive], column[negative])
-        auc = above.mean()
-        aucs.append(float(auc))
-        for members, components in ((positive, above), (negative, below)):
-            count = len(np.unique(units[members]))
-            unbiased = np.sqrt(count / (count - 1)) if count > 1 else np.nan  # for the variance, as n / (n - 1)
-            influence[members, i] = unbiased * (components - auc) / len(components)
-    return float(np.mean(aucs)), influence.mean(axis=1)
+        components = structural_components(column[positive], column[negative])
+        auc = area(column[positive], column[negative])
+        above, below = (
+            np.bincount(units[members], (shares - auc) / len(shares), minlength=influence.shape[1])
+            for members, shares in zip((positive, negative), components, strict=True)
+        )
+        of_above, of_below, of_both = (_unbiased(units[x]) for x in (positive, negative, positive | negative))
+        influence += [
+            sqrt(of_both) * (above + below), sqrt(of_above - of_both) * above, sqrt(of_below - of_both) * below
+        ]  # fmt: skip
+        aucs.append(auc)
+    mean = macro(dict(enumerate(aucs)))
+    assert mean is not None
+    return mean, influence / len(aucs)
+
+
+def _unbiased(units: NDArray[np.intp]) -> float:
+    """Return the factor that makes a sum over patients of squares about their mean unbiased; NaN for one patient."""
+    count = np.count_nonzero(np.bincount(units))
+    return count / (count - 1) if count > 1 else nan
+
+
+def _error(influence: NDArray[np.float64]) -> float | None:
+    """Return the standard error; the same for any order of the patients."""
+    variance = fsum((influence**2).ravel())
+    return None if np.isnan(variance) else sqrt(variance)
+
+
+def _normal(value: float, se: float, level: float) -> Interval:
+    half = float(norm.ppf(0.5 + level / 2)) * se
+    return value - half, value + half

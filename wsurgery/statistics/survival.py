@@ -6,25 +6,9 @@ from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import CensoredData, binomtest, logrank
+from scipy.stats import CensoredData, logrank
 
 _EXACT = 10_000  # assignments of runs to groups that are all tried
-
-
-def sign_test(low: Sequence[float], high: Sequence[float]) -> float:
-    """Return the two-sided p-value of the exact sign test of paired differences that are known within bounds.
-
-    A pair counts where the sign of its difference is known. Ties, and pairs whose order censoring hides, do not.
-
-    Args:
-        low: (n,), the least that each difference can be; -inf where nothing bounds it.
-        high: (n,), the most.
-
-    Returns:
-        p; 1 where no pair counts.
-    """
-    less, more = sum(value < 0 for value in high), sum(value > 0 for value in low)
-    return float(binomtest(less, less + more).pvalue) if less + more else 1.0
 
 
 def log_rank_test(

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from wsurgery.checkpoint import AtomicFile
+from wsurgery.data.dataset import Dataset
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.training.run_folder import Entry
 from wsurgery.untrusted import read_regular
@@ -26,22 +27,25 @@ def in_words(entry: Entry) -> str:
         parts.append(f"loss {entry['loss']:.4f}")
     if "macro_auc" in entry:
         parts.append("macro AUC " + ("–" if entry["macro_auc"] is None else f"{entry['macro_auc']:.4f}"))
+    if "top1" in entry:
+        parts.append(f"top-1 {entry['top1']:.4f}")
     if "images_per_second" in entry:
         parts.append(f"{entry['images_per_second']:.0f} images/s")
     return "  ".join(parts)
 
 
 @contextmanager
-def watched(steps: int, labels: Sequence[str], say: Callable[[str], None], *, live: bool) -> Iterator[Report]:
+def watched(steps: int, training: Dataset, say: Callable[[str], None], *, live: bool) -> Iterator[Report]:
     """Show a run of `steps` steps: a line at each evaluation, and on a terminal one more that is kept up to date.
 
     Args:
         steps: the run's length.
-        labels: their names, which are said first.
+        training: the images, of which the labels' names and how they are rendered are said first.
         say: prints a line.
         live: keep a line with bar and time left, once a second; for a terminal.
     """
-    first = [f"labels: {printable(', '.join(labels), 1000)}"]  # said once nothing can be wrong any more
+    # Said once nothing can be wrong any more.
+    first = [f"labels: {printable(', '.join(training.label_names), 1000)}", f"images: {training.rendering.described}"]
 
     def tell(entry: Entry) -> None:
         if "macro_auc" in entry:

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from wsurgery.statistics.auc import auc_per_label, delong_interval, macro
-from wsurgery.statistics.bootstrap import bootstrap_aucs, percentile_interval, resampling_unit
+from wsurgery.statistics.auc import auc_per_label, macro
+from wsurgery.statistics.bootstrap import Interval, bootstrap_aucs, percentile_interval, resampling_unit
+from wsurgery.statistics.delong import delong
 from wsurgery.training.predictions import Predictions
 
 Aucs = dict[str, float | None]
@@ -17,6 +18,12 @@ def aucs_of(found: Predictions) -> tuple[Aucs, Aucs]:
     return dict(aucs[: found.count]), dict(aucs[found.count :])
 
 
+def top1_accuracy(found: Predictions) -> float:
+    """Return the share of images whose likeliest class is theirs, where classes exclude each other."""
+    own = slice(found.count)
+    return float((found.scores[:, own].argmax(1) == (found.labels[:, own] == 1).argmax(1)).mean())
+
+
 def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]:
     """Return what `eval --json` holds of predictions, but for the split.
 
@@ -25,12 +32,19 @@ def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]
         resamples: samples of the bootstrap; 0 for none.
         seed: of the bootstrap.
     """
+
+    def ci(columns: list[int]) -> Interval | None:
+        return (
+            delong(found.labels[:, columns], found.scores[:, columns], patients=found.patients).ci if columns else None
+        )
+
     own, more = aucs_of(found)
+    unit = resampling_unit(found.patients, found.paths)
     samples = bootstrap_aucs(found.labels, found.scores, found.patients, resamples=resamples, seed=seed)
     scores = [
         {
             "auc": auc,
-            "ci": delong_interval(found.labels[:, i], found.scores[:, i]),
+            "ci": None if auc is None else ci([i]),
             "bootstrap_ci": percentile_interval(samples[:, i]),
             "left_out": int(np.isnan(samples[:, i]).sum()),
         }
@@ -41,10 +55,14 @@ def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]
     return {
         "labels": dict(zip(own, scores, strict=False)),
         "macro_auc": macro(own),
+        **({"top1": top1_accuracy(found)} if found.exclusive else {}),
         "n": len(found.paths),
         **dict(zip(more, scores[found.count :], strict=True)),
         "macro_ci": percentile_interval(means),
+        "macro_delong_ci": ci(scored),
         "macro_left_out": int(np.isnan(means).sum()),
         "bootstrap": resamples,
-        "resampled": resampling_unit(found.patients, found.paths),
+        "resampled": unit,
+        "independent": unit,
+        "units": len(set(found.patients)),
     }

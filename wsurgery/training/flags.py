@@ -22,6 +22,13 @@ class Flip(str, Enum):
     both = "both"
 
 
+class Loss(str, Enum):
+    """What a step makes smaller."""
+
+    bce = "bce"
+    softmax = "softmax"
+
+
 @dataclass(frozen=True)
 class Flags:
     """The values that override a preset's, as a command line has them and as `wsurgery.train` takes them."""
@@ -33,6 +40,33 @@ class Flags:
     ] = None
     global_batch: Annotated[int | None, typer.Option(min=1, help="Images a step, of all processes together.")] = None
     lr: Annotated[float | None, typer.Option(min=0, help="Learning rate. Default: 0.001.")] = None
+    lr_scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BLOCK=F,...",
+            help="Factors of the learning rate, by block or glob of tensor names; the last one counts, 0 freezes.",
+        ),
+    ] = None
+    lr_decay: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="F",
+            help="Learning rate by depth: that of each block is F times that of the next one.",
+        ),
+    ] = None
+    loss: Annotated[
+        Loss | None,
+        typer.Option(help="softmax: of the classes, each image has exactly one. Default: bce, labels by themselves."),
+    ] = None
+    pos_weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|L=W,...",
+            help="How much a positive of a label counts; auto: negatives / positives of the training split. Default: 1.",
+        ),
+    ] = None
     optimizer: Annotated[str | None, typer.Option(help="A timm optimiser: adam (default), momentum, adamw, ...")] = None
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay. Default: 0.")] = None
     warmup_epochs: Annotated[
@@ -97,6 +131,16 @@ class Flags:
             given["epochs"] = None
         if "decay_epochs" in given:
             given["decay_epochs"] = _epochs(given["decay_epochs"])
+        if "lr_scale" in given:
+            given["lr_scale"] = _pairs("--lr-scale", given["lr_scale"], "conv1=0.1,block1=0.1")
+        if "loss" in given:
+            given["loss"] = Loss(given["loss"]).value
+        if given.get("pos_weight", "auto") != "auto":
+            given["pos_weight"] = _pairs("--pos-weight", given["pos_weight"], "ill=3, or auto")
+            if zero := [name for name, weight in given["pos_weight"] if not weight]:
+                raise UsageError(f"--pos-weight {printable(zero[0])}=0: a weight is above 0")
+        if "pos_weight" in given and given.get("loss", preset.loss) != "bce":
+            raise UsageError("--pos-weight is for --loss bce: leave it out")
         augmentation: dict[str, Any] = {key: given.pop(key) for key in ("crop", "hue", "contrast") if key in given}
         if flip := given.pop("flip", None):
             augmentation["flip_horizontal"] = flip in (Flip.horizontal, Flip.both)
@@ -120,6 +164,17 @@ def _epochs(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise UsageError(f"--decay-epochs {printable(text)}: write it as 30,60,90, or none")
     return tuple(map(int, text.split(",")))
+
+
+def _pairs(option: str, text: str, example: str) -> tuple[tuple[str, float], ...]:
+    """Read `NAME=NUMBER,...`, numbers from 0."""
+    pairs = []
+    for word in text.split(","):
+        name, _, number = word.strip().rpartition("=")
+        if not name or not re.fullmatch(r"\d{1,15}(\.\d*)?(e-?\d{1,2})?|\.\d+", number):
+            raise UsageError(f"{option} {printable(text)}: write it as {example}")
+        pairs.append((name.strip(), float(number)))
+    return tuple(pairs)
 
 
 def _dashed(name: str) -> str:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from wsurgery.ending import ASKING
 from wsurgery.errors import WsurgeryError
 
 
@@ -22,9 +23,10 @@ class Interrupted(WsurgeryError):
 
 @contextmanager
 def signals_noted() -> Iterator[Callable[[], int]]:
-    """Only note the first SIGTERM or Ctrl-C while this is open; the next one does what it did before.
+    """Only note the first signal that asks a run to end while this is open; the next one does what it did before.
 
-    Python gives signals to the main thread alone: in any other one none is noted.
+    Those are SIGTERM, Ctrl-C, SIGHUP (a terminal that was closed), SIGUSR1 and SIGUSR2 (Slurm's --signal, submitit), but
+    for what is ignored, as nohup has SIGHUP. Python gives signals to the main thread alone: in any other one none is noted.
 
     Yields:
         A function that returns the number of the signal that came, 0 if none did.
@@ -44,7 +46,8 @@ def signals_noted() -> Iterator[Callable[[], int]]:
             os.kill(os.getpid(), number)
         noted.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield lambda: noted[0] if noted else 0
     finally:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wsurgery.checkpoint import AtomicFile, Checkpoint, open_checkpoint
 from wsurgery.checkpoint.provenance import History, describe_input, make_record
 from wsurgery.checkpoint.spool import seekable
+from wsurgery.checkpoint.trained import TrainedOn
 from wsurgery.checkpoint.writer import write_all
 from wsurgery.data.augment import augment
 from wsurgery.data.dataset import Dataset
@@ -40,11 +41,19 @@ from wsurgery.models.load import architecture_of, create_for, load_into
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
 from wsurgery.statistics.auc import macro
-from wsurgery.training.evaluation import aucs_of
+from wsurgery.training.evaluation import aucs_of, top1_accuracy
 from wsurgery.training.interruption import Interrupted, signals_noted
-from wsurgery.training.optimisation import freeze, make_optimizer, make_scheduler, masked_loss
+from wsurgery.training.layer_rates import lr_scales
+from wsurgery.training.optimisation import (
+    freeze,
+    make_optimizer,
+    make_scheduler,
+    masked_loss,
+    positive_weights,
+    softmax_loss,
+)
 from wsurgery.training.predict import predict
-from wsurgery.training.predictions import from_logits
+from wsurgery.training.predictions import from_logits, require_exclusive
 from wsurgery.training.resume import Progress, read_state, write_state
 from wsurgery.training.run_folder import (
     Entry,
@@ -70,6 +79,7 @@ def train(
     settings: Settings,
     *,
     data: str,
+    eval_split: str = "valid",
     arguments: list[str],
     device: torch.device,
     arch: str | None = None,
@@ -89,6 +99,7 @@ def train(
         validation: images to evaluate on.
         settings: what to do.
         data: the data specification, for the record.
+        eval_split: the name of the split to evaluate on, for the record.
         arguments: the command line's settings, for the record.
         device: where to compute.
         arch: the architecture's name, for a checkpoint that does not say it.
@@ -97,8 +108,8 @@ def train(
         anew: where the folder holds a run of other settings, weights or data, replace that run.
         report: called with every entry of the log, in the first process.
         processes: which train together; the first one writes the folder.
-        signalled: returns the number of a signal that asks the run to end, 0 if none came. Default: SIGTERM and Ctrl-C do,
-            once it has begun.
+        signalled: returns the number of a signal that asks the run to end, 0 if none came. Default: those of
+            `wsurgery.ending.ASKING` do, once it has begun.
 
     Returns:
         What `metrics.json` holds: `steps`, `best` and `last` (each with `step` and `macro_auc`), and `steps_to_auc`
@@ -122,16 +133,26 @@ def train(
         described = describe_input(checkpoint, history, flows=True)
         digest = described["header"] if "header" in described else described["blake3"].result()
         _require_fit(network, training, validation)
+        if settings.loss == "softmax":
+            for split, dataset in (("training", training), ("validation", validation)):
+                require_exclusive(f"--loss softmax: {split}", dataset.labels, dataset.paths)
         own = {key: value for key, value in (architecture or {}).items() if key == "model"}
         config = {
             "settings": asdict(settings),
             "init": {"name": checkpoint.name, "digest": digest},
-            "data": {"spec": data, "train": training.digest, "validation": validation.digest},
+            "data": {
+                "spec": data,
+                "train": training.digest,
+                "validation": validation.digest,
+                **asdict(training.rendering),
+            },
             "labels": list(training.label_names),
             "device": device.type,
             **own,
         }
-        loop = _Loop(network, training, validation, settings, device, history.freeze, processes)
+        loop = _Loop(network, training, validation, settings, device, history.freeze, processes, history.blocks)
+        if loop.pos_weight is not None:
+            config["pos_weight"] = dict(zip(training.label_names, loop.pos_weight.tolist(), strict=True))
 
         def claim() -> Settings | None:
             try:
@@ -145,7 +166,11 @@ def train(
         shorter = processes.in_turn(claim)
     processes.wait()  # nobody changes the folder before all have read it
     arguments = [*arguments, *(["--model", own["model"]] if own else [])]
-    record = make_record("train", ["--data", portable_name(data), *arguments], seed=settings.seed, inputs=[described])
+    words = ["--data", portable_name(data, training.rendering), *arguments]
+    record = {
+        **make_record("train", words, seed=settings.seed, inputs=[described]),
+        **loop.trained_on(eval_split).recorded(),
+    }
     before = replace(history, architecture=architecture)
 
     def record_best() -> None:
@@ -236,6 +261,7 @@ class _Loop:
         device: torch.device,
         frozen: tuple[str, ...],
         processes: Processes = ALONE,
+        blocks: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.training, self.validation, self.settings = training, validation, settings
         self.device, self.processes = device, processes
@@ -253,10 +279,21 @@ class _Loop:
         self.model = model
         self.model.to(device).to(memory_format=memory_format(device))
         self.model.train()
-        for module in freeze(self.model, frozen):
+        scales: dict[str, float] = {}
+        if settings.lr_scale or settings.lr_decay is not None:
+            scales = lr_scales(self.model, scale=settings.lr_scale, decay=settings.lr_decay, blocks=blocks)
+        # At a rate of 0 weights may still move by weight decay, and running statistics do.
+        for module in freeze(self.model, frozen, {name for name, scale in scales.items() if not scale}):
             module.eval()
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(self.parameters, settings)
+        trained = {name: x for name, x in self.model.named_parameters() if x.requires_grad}
+        self.parameters = list(trained.values())
+        own_scales = [scales[name] for name in trained] if scales else None
+        self.optimizer = make_optimizer(self.parameters, settings, own_scales)
+        self.first_scale = self.optimizer.param_groups[0]["lr"] / settings.lr if scales and settings.lr else 1.0
+        self.pos_weight: torch.Tensor | None = None
+        if settings.pos_weight is not None:
+            weights = positive_weights(settings.pos_weight, training.label_names, training.labels)
+            self.pos_weight = torch.from_numpy(weights).to(device)
         self.scheduler = make_scheduler(self.optimizer, settings, epoch_steps=self.epoch_steps)
         self.average = ModelEmaV3(self.model, decay=settings.ema) if settings.ema is not None else None
         self.evaluated = self.model if self.average is None else self.average.module
@@ -286,6 +323,21 @@ class _Loop:
                 images = fit_channels(torch.zeros(shape, device=self.device), self.model)
                 logits = run(deepcopy(self.model), images)
         _require_outputs(logits.shape[-1], self.training)
+
+    def trained_on(self, eval_split: str) -> TrainedOn:
+        """Return what the record says of the data, for whoever uses the network."""
+        return TrainedOn(
+            image_size=self.training.images.shape[1],
+            channels=getattr(self.model, "in_chans", 3),
+            mean=self.mean,
+            std=self.std,
+            labels=self.training.label_names,
+            fit=self.training.rendering.fit,
+            window=self.training.rendering.window,
+            loss="softmax" if self.settings.loss == "softmax" else "bce",
+            eval_split=eval_split,
+            digest=self.training.digest,
+        )
 
     def resume(self, run: Path) -> bool:
         """Take up the state that `save` left in the run folder and cut the log back to it; say whether there was one."""
@@ -347,7 +399,7 @@ class _Loop:
                 "step": step,
                 "epoch": step / self.epoch_steps,
                 "loss": loss,
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": self.optimizer.param_groups[0]["lr"] / self.first_scale,
                 "images_per_second": len(losses) * self.batch_size / (time.monotonic() - began),
             }
             yield self._evaluate(entry) if evaluate else entry
@@ -378,8 +430,11 @@ class _Loop:
         bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
         with bf16:
             logits = run(self.forward, images)
-        loss = masked_loss(logits.float(), labels)
-        if self.processes.count > 1:
+        exclusive = self.settings.loss == "softmax"
+        loss = (
+            softmax_loss(logits.float(), labels) if exclusive else masked_loss(logits.float(), labels, self.pos_weight)
+        )
+        if self.processes.count > 1 and not exclusive:
             # The mean over the known labels of the whole batch, which every process can count, is not the mean of the
             # processes' means. DDP divides the sum of the gradients by the number of processes.
             known = ~np.isnan(self.training.labels[whole])
@@ -430,12 +485,14 @@ class _Loop:
             for buffer in self.evaluated.buffers():
                 torch.distributed.broadcast(buffer, 0)
         logits = predict(self.evaluated, self.validation, device=self.device, processes=self.processes)
-        aucs, more = aucs_of(from_logits("the network", self.validation, logits))
+        found = from_logits("the network", self.validation, logits, exclusive=self.settings.loss == "softmax")
+        aucs, more = aucs_of(found)
         mean = macro(aucs)
+        top1 = {"top1": top1_accuracy(found)} if found.exclusive else {}
         self.progress.stale += 1
         if mean is not None and mean > self.progress.best_auc:
             self.progress.best_auc, self.progress.best_step, self.progress.stale = mean, entry["step"], 0
-        return {**entry, "auc": aucs, "macro_auc": mean, **{f"{name}_auc": auc for name, auc in more.items()}}
+        return {**entry, "auc": aucs, "macro_auc": mean, **top1, **{f"{name}_auc": auc for name, auc in more.items()}}
 
 
 @lru_cache(maxsize=1)

@@ -1,10 +1,13 @@
 """What a step of training needs: which tensors move, the loss, the optimiser, and its learning rate's schedule."""
 
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -14,8 +17,8 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.training.settings import Settings
 
 
-def freeze(model: nn.Module, globs: tuple[str, ...]) -> list[nn.Module]:
-    """Take the tensors that `globs` name out of training.
+def freeze(model: nn.Module, globs: tuple[str, ...], more: Collection[str] = ()) -> list[nn.Module]:
+    """Take the tensors that `globs` name, and those of the names in `more`, out of training.
 
     Returns:
         The modules whose running statistics are frozen: they must be in eval mode during training.
@@ -29,12 +32,13 @@ def freeze(model: nn.Module, globs: tuple[str, ...]) -> list[nn.Module]:
             raise WsurgeryError(f"the freeze specification names {printable(glob)!r}, which matches no tensor")
 
     def frozen(name: str) -> bool:
-        return any(fnmatchcase(name, glob) for glob in globs)
+        return name in more or any(fnmatchcase(name, glob) for glob in globs)
 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not frozen(name))
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise WsurgeryError("the freeze specification leaves nothing to train: freeze fewer blocks")
+        which = "the freeze specification leaves" if not more else "--lr-scale and the freeze specification leave"
+        raise WsurgeryError(f"{which} nothing to train: freeze fewer blocks")
     return [
         module
         for prefix, module in model.named_modules()
@@ -42,20 +46,64 @@ def freeze(model: nn.Module, globs: tuple[str, ...]) -> list[nn.Module]:
     ]
 
 
-def masked_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def masked_loss(logits: torch.Tensor, labels: torch.Tensor, pos_weight: torch.Tensor | None = None) -> torch.Tensor:
     """Return the binary cross-entropy averaged over the known labels.
 
     Args:
         logits: (b, k).
         labels: (b, k), 0 or 1, NaN for unknown.
+        pos_weight: (k,), by which the loss of a positive is multiplied; None is 1.
     """
     known = ~labels.isnan()
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    losses = nn.functional.binary_cross_entropy_with_logits(
+        logits, labels.nan_to_num(), reduction="none", pos_weight=pos_weight
+    )
     return (losses * known).sum() / known.sum().clamp(min=1)
 
 
-def make_optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+def softmax_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of classes that exclude each other.
+
+    Args:
+        logits: (b, k).
+        labels: (b, k), of which exactly one a row is 1.
+    """
+    return nn.functional.cross_entropy(logits, (labels == 1).int().argmax(1))
+
+
+def positive_weights(
+    chosen: str | Sequence[tuple[str, float]], names: Sequence[str], labels: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return how much a positive of each of the k labels counts, (k,).
+
+    Args:
+        chosen: `auto`, negatives over positives, and 1 for a label that lacks either; or pairs of label and weight.
+        names: the labels.
+        labels: (n, k), of the training images: 0, 1, or NaN for unknown.
+
+    Raises:
+        UsageError: a label that is not there.
+    """
+    if isinstance(chosen, str):  # auto
+        positives, negatives = ((labels == value).sum(0) for value in (1, 0))
+        both = (positives > 0) & (negatives > 0)
+        return np.where(both, negatives / positives.clip(1), 1).astype(np.float32)
+    weights = dict(chosen)
+    if missing := [name for name in weights if name not in names]:
+        there = printable(", ".join(names), 1000)
+        raise UsageError(f"--pos-weight {printable(missing[0])}: no such label; the labels are {there}")
+    return np.array([weights.get(name, 1) for name in names], np.float32)
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter], settings: Settings, scales: Sequence[float] | None = None
+) -> torch.optim.Optimizer:
     """Make timm's optimiser for the parameters, fused into few kernels where they are on a CUDA device.
+
+    Args:
+        parameters: which move.
+        settings: its name and numbers.
+        scales: of the learning rate, one for each parameter. Those of one scale are a group; that of scale 1 is the first.
 
     Raises:
         UsageError: timm does not know the optimiser, or not its weight decay.
@@ -66,7 +114,7 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.
         if on_cuda and "fused" in signature(get_optimizer_class(name, bind_defaults=False)).parameters:
             more["fused"] = True
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            parameters,
+            parameters if scales is None else _groups(parameters, scales, settings.lr),
             opt=name,
             lr=settings.lr,
             weight_decay=settings.weight_decay,
@@ -76,6 +124,14 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Settings) -> torch.
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # what timm's optimisers raise
         raise UsageError(f"optimizer {printable(name)}: {printable(str(error))}") from None
     return optimizer
+
+
+def _groups(parameters: list[nn.Parameter], scales: Sequence[float], lr: float) -> list[dict[str, Any]]:
+    # Not timm's `lr_scale`, which only its schedules heed; they begin from the group's own rate, too.
+    return [
+        {"params": [x for x, own in zip(parameters, scales, strict=True) if own == scale], "lr": lr * scale}
+        for scale in sorted(set(scales), key=lambda scale: (scale != 1, -scale))
+    ]
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, settings: Settings, *, epoch_steps: int) -> Scheduler | None:

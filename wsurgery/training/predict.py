@@ -35,7 +35,7 @@ def predict(
     with torch.inference_mode(), memory_errors(device, "use a smaller --image-size"):
         model.to(device).to(memory_format=memory_format(device)).eval()
         for start in starts[processes.rank :: processes.count]:
-            batch = torch.from_numpy(np.ascontiguousarray(dataset.images[start : start + batch_size])).to(device)
+            batch = torch.from_numpy(np.array(dataset.images[start : start + batch_size])).to(device)
             images = normalise(to_float(batch), mean, std)
             logits.append(run(model, fit_channels(images, model)).float().cpu().numpy())
     for module in was_training:

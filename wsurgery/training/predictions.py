@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,10 @@ class Predictions:
         patients: (n,); an image whose patient is not known has its own path here.
         names: the k labels and, where they are the grades of retinopathy, `referable` after them.
         labels: (n, k) or (n, k + 1): 0, 1, or NaN for unknown.
-        scores: as `labels`, an increasing function of the probability.
+        scores: as `labels`, the log odds of the probability (its logit), which tell apart what rounds to 1. Of a file
+            without them, the probability.
         count: k, the labels of the macro AUC.
+        exclusive: whether the labels are classes of which each image has exactly one, and the probabilities by softmax.
     """
 
     source: str
@@ -40,13 +43,21 @@ class Predictions:
     labels: NDArray[np.float64]
     scores: NDArray[np.float64]
     count: int
+    exclusive: bool = False
 
 
-def from_logits(source: str, dataset: Dataset, logits: NDArray[np.float32]) -> Predictions:
+def from_logits(source: str, dataset: Dataset, logits: NDArray[np.float32], *, exclusive: bool = False) -> Predictions:
     """Return a network's logits, (n, k), as predictions.
 
+    Args:
+        source: what messages call the network.
+        dataset: the n images.
+        logits: what it says of them.
+        exclusive: its probabilities are by softmax. The scores are the log odds of each: the logistic function gives them
+            back.
+
     Raises:
-        WsurgeryError: the data have other labels than the network outputs.
+        WsurgeryError: the data have other labels than the network outputs, or, with `exclusive`, rows without exactly one.
     """
     names, labels, scores = dataset.label_names, dataset.labels.astype(np.float64), logits.astype(np.float64)
     if logits.shape[1] != len(names):
@@ -54,36 +65,66 @@ def from_logits(source: str, dataset: Dataset, logits: NDArray[np.float32]) -> P
             f"{printable(source)} has {logits.shape[1]} outputs, the data {len(names)} labels: evaluate it on data with the "
             f"labels that it was trained on, or train it with wsurgery new-head --num-classes {len(names)}"
         )
+    if exclusive:
+        where = f"{printable(source)} tells classes apart that exclude each other (--loss softmax): the data"
+        require_exclusive(where, labels, dataset.paths)
+        scores = _log_odds(scores)
     graded = referable(names, labels, scores)
     if graded:
         names = (*names, "referable")
         labels, scores = (np.column_stack(pair) for pair in ((labels, graded[0]), (scores, graded[1])))
-    return Predictions(source, dataset.paths, dataset.patients, names, labels, scores, logits.shape[1])
+    return Predictions(source, dataset.paths, dataset.patients, names, labels, scores, logits.shape[1], exclusive)
+
+
+def require_exclusive(where: str, labels: NDArray[np.floating[Any]], paths: Sequence[str]) -> None:
+    """Require labels, (n, k), of which exactly one a row is 1; `paths` are the n images.
+
+    Raises:
+        WsurgeryError: how many rows are otherwise.
+    """
+    wrong = (labels == 1).sum(1) != 1
+    if wrong.any():
+        raise WsurgeryError(
+            f"{where}: {int(wrong.sum()):,} of {len(labels):,} rows do not have exactly one label that is 1, first "
+            f"{printable(paths[int(wrong.argmax())])}: labels that may be true together are for --loss bce"
+        )
+
+
+def _log_odds(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the log odds of the softmax probabilities, (n, k): each logit less the log-sum-exp of the others."""
+    n, k = logits.shape
+    below, above = (np.full((n, k + 1), -np.inf) for _ in range(2))
+    np.logaddexp.accumulate(logits, axis=1, out=below[:, 1:])
+    np.logaddexp.accumulate(logits[:, ::-1], axis=1, out=above[:, 1:])
+    return logits - np.logaddexp(below[:, :-1], above[:, -2::-1])
 
 
 def write_predictions(path: Path, found: Predictions, *, force: bool = False) -> None:
-    """Write predictions from logits as CSV: path, patient, labels, probabilities, and `referable` with its own last."""
-    probabilities = 1 / (1 + np.exp(-found.scores))
+    """Write predictions as CSV: path, patient, labels, probabilities, their logits, and `referable` with its own last.
+
+    Probabilities above 0.9999999999999999 are written as 1, and tie; their logits, which have all digits, do not.
+    """
+    with np.errstate(over="ignore"):  # exp of a large number is infinite, and the probability 0
+        probabilities = 1 / (1 + np.exp(-found.scores))
     columns = [*range(found.count)], [*range(found.count, len(found.names))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    header = [[name(found.names[i]) for i in some] for some in columns for name in (str, "p_{}".format)]
+    header = [[f"{kind}{found.names[i]}" for i in some] for some in columns for kind in ("", "p_", "logit_")]
     writer.writerow(["path", "patient", *map(table_cell, chain(*header))])
-    for path_of, patient, labels, scores in zip(found.paths, found.patients, found.labels, probabilities, strict=True):
+    table = zip(found.paths, found.patients, found.labels, probabilities, found.scores, strict=True)
+    for path_of, patient, labels, *numbers in table:
         known = ["" if np.isnan(label) else int(label) for label in labels]
-        cells = [[row[i] for i in some] for some in columns for row in (known, scores)]
-        writer.writerow(
-            [table_cell(path_of), table_cell(patient), *chain(*cells)]
-        )  # all digits: rounded, they would tie
+        cells = [[row[i] for i in some] for some in columns for row in (known, *numbers)]
+        writer.writerow([table_cell(path_of), table_cell(patient), *chain(*cells)])
     with AtomicFile(path, force=force) as stream:
         stream.write(text.getvalue().encode())
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a file of `eval --predictions`.
+    """Read a file of `eval --predictions`: the logits, or the probabilities of a file without them.
 
     Raises:
-        WsurgeryError: not such a file, or one that names an image twice.
+        WsurgeryError: not such a file, one that names an image twice, or probabilities alone that are rounded to 0 or 1.
     """
     where = printable(str(path))
     with path.open(newline="", encoding="utf-8") as stream:
@@ -92,10 +133,14 @@ def read_predictions(path: Path) -> Predictions:
         except (ValueError, csv.Error, WsurgeryError):  # empty, no text, a NUL, a line without an end
             raise WsurgeryError(f"{where} is no table of predictions: write it with eval --predictions") from None
     header = [*map(plain_cell, header)]
-    names, count = _names(header, where)
+    kinds, count, names = _columns(header, where)
     width = len(names)
-    place = {name: i for i, name in reversed([*enumerate(header)][2:])}  # the first of a name
-    at = [place[name] for name in names] + [place[f"p_{name}"] for name in names]
+
+    def columns_of(kind: int) -> list[int]:
+        own = [2 + kind * count + i for i in range(count)]
+        return own + [2 + len(kinds) * count + kind for _ in names[count:]]
+
+    at = columns_of(0) + columns_of(len(kinds) - 1)  # the labels and the last kind, which are the scores
     table = np.array([_numbers(row, at, width, f"{where} row {i}") for i, row in enumerate(rows, 1)])
     if not rows:
         raise WsurgeryError(f"{where} holds no image: write it with eval --predictions")
@@ -103,7 +148,14 @@ def read_predictions(path: Path) -> Predictions:
     image, times = Counter(paths).most_common(1)[0]
     if times > 1:
         raise WsurgeryError(f"{where} names image {printable(image)} {times} times: write it with eval --predictions")
-    return Predictions(where, paths, patients, names, table[:, :width], table[:, width:], count)
+    labels, scores = table[:, :width], table[:, width:]
+    rounded = np.isin(scores, (0, 1)).sum() if kinds[-1] == "p_" else 0
+    if rounded:
+        raise WsurgeryError(
+            f"{where} has no logits, and {rounded:,} of its probabilities are rounded to 0 or 1, so that they tie: "
+            "write it again with eval --predictions"
+        )
+    return Predictions(where, paths, patients, names, labels, scores, count)
 
 
 def align(reference: Predictions, others: Sequence[Predictions]) -> list[Predictions]:
@@ -144,26 +196,29 @@ def _require_same_images(a: Predictions, b: Predictions) -> None:
             )
 
 
-def _names(header: Sequence[str], where: str) -> tuple[tuple[str, ...], int]:
-    """Return the names of the columns that hold labels, and how many of them the macro AUC takes."""
+def _columns(header: Sequence[str], where: str) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
+    """Return the kinds of columns a label has, by prefix, how many labels the macro AUC takes, and all labels' names."""
     columns = list(header[2:])
-    graded = columns[-2:] == ["referable", "p_referable"] and len(columns) > 2
-    own = columns[:-2] if graded else columns
-    names = own[: len(own) // 2]
-    if list(header[:2]) != ["path", "patient"] or not names or own[len(names) :] != [f"p_{name}" for name in names]:
-        raise WsurgeryError(f"{where} is no table of predictions: write it with eval --predictions")
-    return (*names, *(["referable"] if graded else [])), len(names)
+    for kinds in (("", "p_", "logit_"), ("", "p_")):
+        graded = columns[-len(kinds) :] == [f"{kind}referable" for kind in kinds] and len(columns) > len(kinds)
+        own = columns[: -len(kinds)] if graded else columns
+        names = own[: len(own) // len(kinds)]
+        if names and list(header[:2]) == ["path", "patient"] and own == [f"{kind}{x}" for kind in kinds for x in names]:
+            return kinds, len(names), (*names, *(["referable"] if graded else []))
+    raise WsurgeryError(f"{where} is no table of predictions: write it with eval --predictions")
 
 
 def _numbers(row: Sequence[str], at: Sequence[int], width: int, where: str) -> list[float]:
-    """Return a row's labels, NaN for those that are empty, and its probabilities."""
+    """Return a row's labels, NaN for those that are empty, and its scores."""
     try:
         labels = [float(row[i] or "nan") for i in at[:width]]
         scores = [float(row[i]) for i in at[width:]]
     except (ValueError, IndexError):
         raise WsurgeryError(f"{where} is broken: write the file again with eval --predictions") from None
     if not all(label in (0, 1) or math.isnan(label) for label in labels) or any(map(math.isnan, scores)):
-        raise WsurgeryError(f"{where}: a label is neither 0 nor 1, or a probability no number: write the file again")
+        raise WsurgeryError(
+            f"{where}: a label is neither 0 nor 1, or a logit or probability no number: write the file again"
+        )
     return [*labels, *scores]
 
 

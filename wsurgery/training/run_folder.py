@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from wsurgery.checkpoint import AtomicFile, Checkpoint
+from wsurgery.data.rendering import Rendering
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.training.run_log import read_log
+from wsurgery.training.run_log import LogEntry, read_log
 from wsurgery.training.settings import Settings
 from wsurgery.untrusted import parse_json, read_regular, refuse_link
 
@@ -59,6 +60,8 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> Settings | None:
     before = _read_config(settled)
     # A run that began before there was a setting has its default.
     before["settings"] = {**json.loads(json.dumps(asdict(Settings()))), **before["settings"]}
+    if isinstance(before.get("data"), dict):
+        before["data"] = {**asdict(Rendering()), **before["data"]}
     length = {key: before["settings"].get(key) for key in ("steps", "epochs")}
     shorter = None
     if length != {key: as_read["settings"][key] for key in length} and _is_length(length):
@@ -159,10 +162,13 @@ def summarise(log: Path) -> Entry:
     def first(threshold: float) -> int | None:
         return next((entry["step"] for entry, auc in scored if auc >= threshold), None)
 
+    def scored_entry(entry: LogEntry) -> Entry:
+        return {key: entry[key] for key in ("step", "macro_auc", "top1") if key in entry}
+
     return {
         "steps": evaluated[-1]["step"],
-        "best": {"step": best["step"], "macro_auc": best["macro_auc"]},
-        "last": {"step": evaluated[-1]["step"], "macro_auc": evaluated[-1]["macro_auc"]},
+        "best": scored_entry(best),
+        "last": scored_entry(evaluated[-1]),
         "steps_to_auc": {f"{threshold:.2f}": first(threshold) for threshold in THRESHOLDS},
     }
 

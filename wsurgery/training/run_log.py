@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 from msgspec import Meta
 
@@ -24,10 +24,12 @@ class LogEntry(_Step, total=False):
 
     loss: float | None
     macro_auc: float | None
+    top1: float
 
 
 class _Scored(_Step):
     macro_auc: float | None
+    top1: NotRequired[float]
 
 
 class Metrics(TypedDict):

@@ -34,6 +34,12 @@ class Settings:
         precision: `fp32`, or `bf16` for the forward and backward pass where autocast takes it. Evaluation is in fp32.
         compile: whether torch.compile makes kernels for the network.
         sync_bn: whether batch norm in training takes the moments of the whole batch, not of each process's share.
+        loss: `bce` for labels that may be true together, `softmax` for classes of which each image has exactly one.
+        pos_weight: with `bce`, how much a positive counts for a negative: by label, 1 for those that are not named, or
+            `auto`, negatives over positives of the training images; None is 1.
+        lr_scale: block, or glob of tensor names → factor of the learning rate; of several for a tensor the last counts.
+            0 freezes.
+        lr_decay: factor of the learning rate from the head down, once for each block; None is 1.
     """
 
     steps: int | None = None
@@ -56,6 +62,10 @@ class Settings:
     precision: str = "fp32"
     compile: bool = False
     sync_bn: bool = False
+    loss: str = "bce"
+    pos_weight: str | tuple[tuple[str, float], ...] | None = None
+    lr_scale: tuple[tuple[str, float], ...] = ()
+    lr_decay: float | None = None
 
     def length(self, images: int) -> "Length":
         """Return how long a run on `images` training images is."""
