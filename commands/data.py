@@ -1,5 +1,6 @@
 """`wsurgery data`: make, cache and describe data sets."""
 
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import BadList, SkipBad
-from wsurgery.commands._shared import Force, Json, Threads, command, say
-from wsurgery.errors import printable, printable_json
+from wsurgery.commands._shared import Force, Json, Threads, command, print_table, say
+from wsurgery.errors import UsageError, printable, printable_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,19 +116,38 @@ def data_make(
 
 @command
 def data_cache(
-    data: Data,
-    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side.")],
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="A manifest, or scheme:argument?key=value.", show_default=False)
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side.")] = None,
     subset: Annotated[int | None, typer.Option(min=1, help="Of train's images only what train --subset takes.")] = None,
     skip_bad: SkipBad = False,
     bad_list: BadList = None,
     threads: Threads = None,
+    listed: Annotated[bool, typer.Option("--list", help="List what is in the cache instead.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Remove instead what is in the cache. It is made again when it is needed.")
+    ] = False,
+    json: Json = False,
 ) -> None:
     """Decode and scale all images once, each split for itself, so that train, eval and cca start at once.
 
-    Cut off and run again, it goes on where it was.
+    Cut off and run again, it goes on where it was. The cache is the folder $WSURGERY_CACHE, or else ~/.cache/wsurgery
+    (wsurgery in $XDG_CACHE_HOME); it has drawn data, too.
 
     Example: wsurgery data cache fundus/manifest.csv --image-size 64
+
+    Example: wsurgery data cache --list
     """
+    if listed or clear:
+        if data is not None or (listed and clear):
+            raise UsageError("--list and --clear are of all that is in the cache: give one of them, and no DATA")
+        _list_cache(json=json) if listed else _clear_cache()
+        return
+    if data is None or image_size is None:
+        raise UsageError(f"{'DATA' if data is None else '--image-size'} is missing (or --list, or --clear)")
+    if json:
+        raise UsageError("--json is for --list")
     from wsurgery.data.cache import cache_folder, decode, decode_readable
     from wsurgery.data.dataset import report_skipped
     from wsurgery.data.sources import open_data
@@ -144,6 +164,39 @@ def data_cache(
             images = decode(part, image_size, threads=threads)
         say(f"{split}: {len(images)} images, {images.nbytes / 1e6:.1f} MB in {cache_folder()}")
     report_skipped(left_out, say, bad_list)
+
+
+def _list_cache(*, json: bool) -> None:
+    from wsurgery.data.cache import cache_folder
+    from wsurgery.data.cached import list_cache
+
+    entries = list_cache()
+    total = sum(entry.bytes for entry in entries)
+    if json:
+        found = [{**asdict(entry), "path": str(entry.path)} for entry in entries]
+        typer.echo(printable_json({"folder": str(cache_folder()), "bytes": total, "entries": found}))
+        return
+    rows = []
+    for entry in entries:
+        what = "drawn data" if entry.is_drawn else "images of an earlier version"
+        if entry.of:
+            size, fit = entry.of["image_size"], entry.of["fit"]
+            what = f"{entry.of['images']} images of {size} x {size}, {fit}, in {entry.of['folder']}"
+        what = what if entry.complete else "images, not all decoded yet"
+        rows.append([f"{entry.bytes / 1e6:.1f}", entry.changed, what, entry.path.name])
+    if rows:
+        print_table(["MB", "changed", "what", "name"], rows, left={"changed", "what", "name"})
+    say(f"{len(entries)} entries, {total / 1e6:.1f} MB in {cache_folder()}")
+
+
+def _clear_cache() -> None:
+    from wsurgery.data.cache import cache_folder
+    from wsurgery.data.cached import clear_cache
+
+    gone, busy = clear_cache()
+    say(f"{len(gone)} entries removed, {sum(entry.bytes for entry in gone) / 1e6:.1f} MB from {cache_folder()}")
+    for entry in busy:
+        say(f"{entry.path.name} is being made, and stays")
 
 
 @command

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -70,7 +71,54 @@ def test_cache_decodes_every_split(run, tmp_path):
         "train: 20 images, 0.0 MB",
         "valid: 6 images, 0.0 MB",
     ]
-    assert len(list((tmp_path / "cache" / "images").iterdir())) == 3
+    assert len(list((tmp_path / "cache" / "images").glob("*.rgb"))) == 3
+
+
+def test_the_cache_is_listed_and_cleared(run, tmp_path, classes):
+    cache = tmp_path / "cache"
+    empty = json.loads(run("cache", "--list", "--json").stdout)
+    assert empty == {"folder": str(cache), "bytes": 0, "entries": []}
+    run("make", f"folder:{classes}?valid=0&test=0", "-o", tmp_path / "m.csv")
+    run("cache", f"{tmp_path / 'm.csv'}?fit=pad", "--image-size", 8)
+    run("show", SPEC)
+    listed = json.loads(run("cache", "--list", "--json").stdout)
+    images, drawn = listed["entries"]
+    said = {"folder": str(tmp_path), "images": 40, "image_size": 8, "fit": "pad", "window": "auto"}
+    assert (images["of"], images["complete"]) == (said, True)
+    assert (drawn["of"], Path(drawn["path"]).parent) == (None, cache / "data")
+    assert listed["bytes"] == sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+    assert images["bytes"] > 40 * 8 * 8 * 3
+    table = run("cache", "--list")
+    assert f"40 images of 8 x 8, pad, in {tmp_path}" in table.stdout
+    assert "drawn data" in table.stdout
+
+    # What wsurgery did not make stays, and so does what another process is making.
+    (cache / "images" / "mine.rgb").write_text("precious")
+    (cache / "data" / "mine").mkdir()
+    (cache / "data" / f"linked-{'0' * 16}").symlink_to(tmp_path / "images")
+    part = cache / "images" / f"{'0' * 32}.part"
+    part.write_bytes(b"part")
+    assert "not all decoded yet" in run("cache", "--list").stdout
+    with FileLock(part.with_suffix(".lock")):
+        cleared = run("cache", "--clear")
+        assert cleared.exit_code == 0
+        assert "2 entries removed" in cleared.stderr
+        assert f"{'0' * 32}.rgb is being made, and stays" in cleared.stderr
+        assert part.exists()
+    assert "1 entries removed" in run("cache", "--clear").stderr
+    left = {str(path.relative_to(cache)) for path in cache.rglob("*")}
+    assert left == {"images", "images/mine.rgb", "data", "data/mine", f"data/linked-{'0' * 16}"}
+    assert len(list(classes.rglob("*.png"))) == 40
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"folder": 3}', '{"folder": "\\u001b[2J", "images": 1}'])
+def test_an_entry_that_nobody_knows_is_listed(run, tmp_path, damage):
+    run("cache", SPEC, "--image-size", 8)
+    for file in (tmp_path / "cache" / "images").glob("*.json"):
+        file.write_text(damage)
+    listed = run("cache", "--list")
+    assert listed.exit_code == 0
+    assert listed.stdout.count("images of an earlier version") == 3
 
 
 @pytest.mark.parametrize(

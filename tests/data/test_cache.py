@@ -81,10 +81,10 @@ def test_grey_images_become_three_equal_channels(tmp_path):
 def test_decoded_once(tmp_path, cache):
     manifest = manifest_of(tmp_path, noise(3, 8, 8, 3))
     decode(manifest, 8)
-    (file,) = (path for path in cache.rglob("*") if path.is_file())
-    before = file.stat().st_mtime_ns
+    files = {path.suffix: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    assert {*files} == {".rgb", ".json"}
     decode(manifest, 8)
-    assert file.stat().st_mtime_ns == before
+    assert files == {path.suffix: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
 
 
 def test_a_changed_image_is_decoded_again(tmp_path):
@@ -311,7 +311,7 @@ def test_of_two_processes_at_once_one_decodes(tmp_path, cache):
     ended = [racer.communicate() for racer in racers]
     assert [pixels == images.tobytes() for pixels, _ in ended] == [True, True]
     assert sorted(int(read) for _, read in ended) == [0, 1500]
-    assert len([path for path in cache.rglob("*") if path.is_file()]) == 1
+    assert sorted(path.suffix for path in cache.rglob("*") if path.is_file()) == [".json", ".rgb"]
 
 
 def test_where_the_cache_is(monkeypatch):
@@ -393,7 +393,7 @@ def test_paths_that_are_no_files_are_left_out_on_demand(tmp_path):
                 decode(manifest.take([row]), 8)
 
 
-@pytest.mark.parametrize("suffix", ["rgb", "part", "bad", "lock"])
+@pytest.mark.parametrize("suffix", ["rgb", "part", "bad", "lock", "json"])
 def test_a_link_in_the_cache_is_not_written_through(tmp_path, cache, suffix):
     images = noise(3, 8, 8, 3)
     manifest = manifest_of(tmp_path, images)
@@ -402,7 +402,7 @@ def test_a_link_in_the_cache_is_not_written_through(tmp_path, cache, suffix):
     (file,) = cache.rglob("*.rgb")
     precious = tmp_path / "precious"
     precious.write_bytes(b"1234")
-    for name in (file, file.with_suffix(".bad")):
+    for name in (file, file.with_suffix(".bad"), file.with_suffix(".json")):
         name.unlink()
     file.with_suffix("." + suffix).symlink_to(precious)
     with suppress(WsurgeryError):

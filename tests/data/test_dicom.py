@@ -189,6 +189,27 @@ def test_compressed_pictures_are_decoded(tmp_path):
             assert abs(found - np.asarray(image)).max() <= 1
 
 
+def test_compressed_colours_are_decoded(tmp_path):
+    coarse = Image.fromarray(np.kron(noise(shape=(4, 4, 3)), np.ones((16, 16, 1), np.uint8)))
+    for kind, syntax, format, options in (
+        ("YBR_FULL_422", JPEGBaseline8Bit, "JPEG", {"quality": 95}),
+        ("YBR_RCT", JPEG2000Lossless, "JPEG2000", {"no_jp2": True, "mct": 1}),
+    ):
+        coarse.save(tmp_path / kind, format=format, **options)
+        frames = encapsulate([(tmp_path / kind).read_bytes()])
+        dicom(tmp_path / f"{kind}.dcm", np.asarray(coarse), kind, syntax, PixelData=frames)
+        with Image.open(tmp_path / kind) as image:
+            assert abs(shown(tmp_path / f"{kind}.dcm", size=64) - np.asarray(image)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "empty", [{"WindowCenter": None, "WindowWidth": None}, {"RescaleSlope": None, "WindowCenter": 5}]
+)
+def test_what_is_there_and_empty_is_not_there(tmp_path, empty):
+    dicom(tmp_path / "a.dcm", noise(), **empty)
+    np.testing.assert_array_equal(grey(tmp_path / "a.dcm"), noise())
+
+
 def encapsulated(width, height):
     header = b"\xff\xf7\x00\x0b\x08" + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\x01\x01\x11\x00"
     return encapsulate([b"\xff\xd8" + header + bytes(100)])

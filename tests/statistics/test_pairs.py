@@ -54,12 +54,12 @@ def test_too_few_pairs_have_no_interval() -> None:
 
 def test_many_pairs_are_drawn_and_come_to_the_normal_distribution() -> None:
     rng = np.random.default_rng(0)
-    differences = list(rng.normal(0.15, 1, 60))
+    differences = list(rng.normal(0.15, 1, 30))
     found = paired_test(differences)
-    half = 1.6449 * np.std(differences, ddof=1) / np.sqrt(60)
-    assert found.ci == pytest.approx((found.mean - half, found.mean + half), abs=0.03)
+    half = 1.6449 * np.std(differences, ddof=1) / np.sqrt(30)
+    assert found.ci == pytest.approx((found.mean - half, found.mean + half), abs=0.06)
     assert found.p_greater + found.p_less == pytest.approx(1, abs=0.01)
-    assert paired_test(differences) == found
+    assert centre_interval(differences, level=0.9) == found.ci  # the same draws
 
 
 @pytest.mark.parametrize("n", [5, 8])

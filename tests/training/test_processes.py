@@ -89,3 +89,14 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
     assert ALONE.to_all("x") == ALONE.from_next("x") == ALONE.to_first("x") == ["x"]
     assert (ALONE.largest(3), ALONE.means([1.0, 2.0]), ALONE.from_first("x")) == (3, [1, 2], "x")
     assert ALONE.in_turn(lambda: "done") == "done"
+
+
+def test_softmax_in_two_processes_is_that_of_one(fundus, invoke, torchrun, tmp_path):
+    invoke("init", "vit_tiny_patch16_224", "--num-classes", 5, *TINY_VIT, "-o", tmp_path / "vit")
+    given = ["train", tmp_path / "vit", "--data", fundus, *SGD, "--loss", "softmax", "--lr-decay", 0.5]
+    invoke(*given, "--batch-size", 12, "-o", tmp_path / "one")
+    torchrun(*given, "--global-batch", 12, "-o", tmp_path / "two")
+    before, one, two = (load_file(tmp_path / path) for path in ("vit", "one/last.safetensors", "two/last.safetensors"))
+    assert max(float((one[name] - before[name]).abs().max()) for name in one) > 1e-2
+    for name, value in one.items():
+        assert float((two[name] - value).abs().max()) < 1e-6, name

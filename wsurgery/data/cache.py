@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -111,6 +112,10 @@ def _decode(
         file.parent.mkdir(parents=True, exist_ok=True)
         decode_one = partial(_decode_image, image_size=image_size, rendering=manifest.rendering)
         _write(file, paths, image_size, threads or cores(), decode_one, skip_bad=skip_bad)
+        facts = {"folder": os.path.abspath(manifest.root), "images": len(paths), "image_size": image_size}
+        refuse_link(file.with_suffix(".json"))
+        with AtomicFile(file.with_suffix(".json"), force=True) as stream:  # for wsurgery.data.cached
+            write_all(stream, json.dumps({**facts, **asdict(manifest.rendering)}).encode())
         bad = _read_bad(file, len(paths)) or {}
     if bad and not skip_bad:
         raise WsurgeryError(next(iter(bad.values())))

@@ -185,7 +185,7 @@ def _own_window(dataset: "Dataset") -> Own | None:
             return np.asarray(apply_voi(inside, dataset), np.float64) * (255 / ((1 << bits) - 1))
 
         return by_table
-    if "WindowCenter" not in dataset or "WindowWidth" not in dataset:
+    if any(dataset.get(key) in (None, "") for key in ("WindowCenter", "WindowWidth")):  # or there, and empty
         return None
     # Of a picture of 8 bits that is not rescaled, so that 0 to 255 come out.
     plain = Dataset()

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from wsurgery.errors import UsageError, printable
 
 FITS = {
-    "crop": "the centred square of each image is kept",
-    "pad": "each image is kept whole, on a black square",
-    "stretch": "each image is kept whole, and stretched to a square",
+    "crop": "the centred square of each image",
+    "pad": "all of each image, on a black square",
+    "stretch": "all of each image, stretched to a square",
 }
 WINDOWS = {
-    "auto": "more than 8 bits go by a DICOM file's window, or else from an image's least value to its greatest",
-    "span": "more than 8 bits and DICOM go from an image's least value to its greatest",
-    "full": "more than 8 bits and DICOM go from the least value that there can be to the greatest",
-    "percentiles": "more than 8 bits and DICOM go from an image's 1st percentile to its 99th",
+    "auto": "of more than 8 bits, as a DICOM file says, or else each image's least value to its greatest",
+    "span": "of more than 8 bits and in DICOM, each image's least value to its greatest",
+    "full": "of more than 8 bits and in DICOM, the least value that there can be to the greatest",
+    "percentiles": "of more than 8 bits and in DICOM, each image's 1st percentile to its 99th",
 }
 
 
@@ -61,7 +61,7 @@ class Rendering:
     @property
     def described(self) -> str:
         """It in words."""
-        window = WINDOWS.get(self.window, "more than 8 bits and DICOM go from the first value to the second")
+        window = WINDOWS.get(self.window, "of more than 8 bits and in DICOM, these values")
         return f"fit={self.fit}: {FITS[self.fit]}; window={self.window}: {window}"
 
 
