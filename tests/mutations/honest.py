@@ -70,7 +70,7 @@ KINDS = {
     "manifest": Kind(["images/manifest.csv"], mutators.of_table, _DATA),
     "Parquet": Kind(["images/manifest.parquet"], mutators.of_bytes, _DATA[:3]),
     "image": Kind(
-        ["images/0.png", "images/1.jpg", "images/2.tif", "images/3.gif"],
+        ["images/0.png", "images/1.jpg", "images/2.tif", "images/3.gif", "images/4.dcm", "images/5.png"],
         mutators.of_bytes,
         [line.format("images/manifest.csv") for line in _DATA[1:4]],
     ),
@@ -136,10 +136,16 @@ def make(root: Path, wsurgery: Callable[..., None]) -> None:
     assert len(list(root.glob("shards/*.safetensors"))) == 2, list(root.glob("shards/*"))
     (root / "blocks.json").write_text(json.dumps({"a": ["block[12].*"], "b": ["block[!12].*", "fc*"]}))
     (root / "images").mkdir()
-    names = ["0.png", "1.jpg", "2.tif", "3.gif", *(f"{i}.png" for i in range(4, 24))]
+    names = ["0.png", "1.jpg", "2.tif", "3.gif", "4.dcm", *(f"{i}.png" for i in range(5, 24))]
     lines = ["path,patient,split,sick,old"]
     for i, name in enumerate(names):
-        Image.fromarray(rng.integers(256, size=(40, 40, 3), dtype=np.uint8)).save(root / "images" / name)
+        deep = rng.integers(4096, size=(40, 40), dtype=np.uint16)
+        if name == "4.dcm":
+            _write_dicom(deep, root / "images" / name)
+        elif name == "5.png":
+            Image.fromarray(deep).save(root / "images" / name)
+        else:
+            Image.fromarray(rng.integers(256, size=(40, 40, 3), dtype=np.uint8)).save(root / "images" / name)
         split = ("train", "valid", "test")[i % 3]
         lines.append(f"{name},p{i},{split},{i // 3 % 2},{i // 6 % 2}")
     (root / "images" / "manifest.csv").write_text("\n".join(lines) + "\n")
@@ -180,3 +186,20 @@ def make(root: Path, wsurgery: Callable[..., None]) -> None:
             {"architectures": ["ResNetForImageClassification"], "model_type": "resnet", "depths": [1], "num_labels": 2}
         )
     )
+
+
+def _write_dicom(pixels: np.ndarray, file: Path) -> None:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+
+    found = Dataset()
+    found.file_meta = FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    found.SOPClassUID, found.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
+    found.Rows, found.Columns = pixels.shape
+    found.SamplesPerPixel, found.PhotometricInterpretation, found.PixelRepresentation = 1, "MONOCHROME1", 0
+    found.BitsAllocated, found.BitsStored, found.HighBit = 16, 12, 11
+    found.RescaleSlope, found.RescaleIntercept, found.WindowCenter, found.WindowWidth = 2, -1024, 2000, 3000
+    found.PixelData = pixels.tobytes()
+    found.compress(RLELossless, generate_instance_uid=False)
+    found.save_as(file, enforce_file_format=True)
