@@ -16,6 +16,7 @@ from wsurgery.data.dataset import load_dataset
 from wsurgery.ending import ASKING
 from wsurgery.training.interruption import Interrupted, signals_noted
 from wsurgery.training.loop import train
+from wsurgery.training.resume import Progress, read_state, write_state
 from wsurgery.training.settings import Settings
 
 # Imports once, then runs each command line in a process of its own. With a number N the process gets a signal, for real,
@@ -304,3 +305,29 @@ def test_a_folder_with_something_else_in_it_is_refused(invoke, fresh, fundus, tm
     assert refused.exit_code == 2
     assert "holds thesis.tex and no run" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_optimisers_state_lies_in_memory_as_the_parameters_do(tmp_path):
+    """Channels last, which fused kernels ask for; what is written is in PyTorch's own layout."""
+
+    def begun(steps):
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(network.parameters(), fused=True)
+        for _ in range(steps):
+            network(torch.ones(1, 3, 5, 5)).sum().backward()
+            optimizer.step()
+        return network, optimizer
+
+    network, optimizer = begun(2)
+    path = tmp_path / "resume.pt"
+    with path.open("wb") as stream:
+        write_state(stream, network=network, optimizer=optimizer, average=None, progress=Progress(), log_bytes=0)
+    again, fresh = begun(0)
+    read_state(path, network=again, optimizer=fresh, average=None, steps=9, log_bytes=0)
+    for parameter, before in zip(again.parameters(), network.parameters(), strict=True):
+        for key, value in optimizer.state[before].items():
+            assert torch.equal(fresh.state[parameter][key], value)
+            assert fresh.state[parameter][key].stride() == value.stride()
+    again(torch.ones(1, 3, 5, 5)).sum().backward()
+    fresh.step()

@@ -106,6 +106,11 @@ def read_state(
     if average is not None:
         average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
+    for parameter, own in optimizer.state.items():
+        for key, value in own.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                # In the parameter's own order of dimensions, without which fused kernels on CUDA refuse it.
+                own[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return progress, kept
 
 
