@@ -2,7 +2,8 @@
 
 `{"architecture": {"name", "num_classes", "in_chans", "args", "model"}, "blocks": {name: [globs]}, "freeze": [globs], "log":
 [records]}`. `model` is what `--model` said, `blocks` what `--block-map` did, in order. One record is
-`{"command", "arguments", "seed", "version", "inputs": [...]}`. An input without a history of its own is recorded by
+`{"command", "arguments", "seed", "version", "inputs": [...]}`, and that of `train` says on which data, too: see
+`wsurgery.checkpoint.trained`. An input without a history of its own is recorded by
 name, size and digest, or, read at a URL, by the URL and the digest of its header; one with a history by the digest of its
 header, which carries the chain. So a pipe and the same steps through files give the same bytes. Nothing depends on the
 time, the host or an absolute path.
