@@ -27,6 +27,8 @@ from wsurgery.checkpoint.provenance import History, describe_file, describe_inpu
 from wsurgery.checkpoint.remote import without_secrets
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.dataset import Dataset, load_dataset, report_skipped
+from wsurgery.data.rendering import Rendering
+from wsurgery.data.sources import rendering_of
 from wsurgery.devices import choose_device, choose_precision, memory_errors, threads_used
 from wsurgery.ending import temporary_folder
 from wsurgery.errors import UsageError, WsurgeryError, printable, printable_json
@@ -273,6 +275,7 @@ def evaluate(
         logits = predict(_network(checkpoint, arch, model), dataset, device=where, processes=processes)
         if not processes.is_first:
             return {}
+        _say_other_rendering(checkpoint, dataset.rendering, say)
         found = from_logits(_label(checkpoint), dataset, logits)
         result = {**evaluate_predictions(found, resamples=bootstrap, seed=seed), "split": split}
         if predictions is not None:
@@ -556,6 +559,7 @@ def compare_runs(
             found = []
             for checkpoint, own in zip(checkpoints, _models(checkpoints, model), strict=True):
                 logits = predict(load(checkpoint, model=own), dataset, device=where)
+                _say_other_rendering(checkpoint, dataset.rendering, say)
                 found.append(from_logits(checkpoint, dataset, logits))
     if not found:
         say(
@@ -690,6 +694,26 @@ def _describe(source: Source) -> dict[str, Any]:
 def _known(described: dict[str, Any]) -> dict[str, Any]:
     """Wait for digests."""
     return {key: value.result() if hasattr(value, "result") else value for key, value in described.items()}
+
+
+def _say_other_rendering(source: Source, rendering: Rendering, say: Say) -> None:
+    """Say where a checkpoint's file records that it was trained on images that became squares in another way."""
+    if not (isinstance(source, (str, Path)) and Path(source).is_file()):  # what is no file can be read once only
+        return
+    with open_checkpoint(source) as checkpoint:
+        log = History.of(checkpoint).log
+    words: list[str] = next(
+        (record.get("arguments", []) for record in reversed(log) if record["command"] == "train"), []
+    )
+    if "--data" in words[:-1]:
+        trained = rendering_of(words[words.index("--data") + 1])
+        if trained is not None and trained != rendering:
+            own, other = (
+                " ".join(f"{key}={value}" for key, value in asdict(each).items()) for each in (trained, rendering)
+            )
+            say(
+                f"{_label(source)} was trained on images with {own}, and these have {other}: the data's keys can change it"
+            )
 
 
 def _path(source: Source | None, option: str) -> str:

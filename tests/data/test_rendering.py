@@ -136,6 +136,10 @@ def test_training_says_and_records_it_and_a_run_from_before_goes_on(invoke, tmp_
     assert (config["data"]["fit"], config["data"]["window"]) == ("pad", "auto")
     log = invoke("log", tmp_path / "padded" / "last.safetensors").stdout
     assert "fit=pad" in log
+    for key, count in (("pad", 0), ("stretch", 1)):
+        words_of_eval = ("--data", f"{table}?fit={key}", "--split", "valid", "--image-size", 12, "--bootstrap", 0)
+        said = invoke("eval", tmp_path / "padded" / "last.safetensors", *words_of_eval, "--device", "cpu").stderr
+        assert said.count("was trained on images with fit=pad window=auto, and these have fit=stretch") == count
 
     invoke("train", init, "--data", table, "-o", tmp_path / "run", *words)
     file = tmp_path / "run" / "config.json"

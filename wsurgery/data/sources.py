@@ -83,6 +83,15 @@ def portable_name(spec: str, rendering: Rendering = DEFAULT) -> str:
     return f"{name}?{'&'.join(said)}" if said else name
 
 
+def rendering_of(name: str) -> Rendering | None:
+    """How images are rendered, from what `portable_name` made; None if it cannot be that."""
+    _, _, query = name.partition("?")
+    try:
+        return Rendering(**split_keys(_options(name, query))[0])
+    except UsageError:
+        return None
+
+
 def open_data(spec: str, *, threads: int | None = None) -> Manifest:
     """Read a manifest or another table, or make what a specification says in the cache folder, and read that.
 
