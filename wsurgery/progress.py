@@ -25,9 +25,9 @@ def wants_progress() -> bool:
 
 
 class Progress:
-    """Context manager that counts `total` steps of work, shown on standard error as `label`."""
+    """Context manager that counts `total` steps of work, None if nobody knows, shown on standard error as `label`."""
 
-    def __init__(self, total: int, label: str) -> None:
+    def __init__(self, total: int | None, label: str) -> None:
         self.total, self.label, self.done = total, label, 0
         self.start = time.monotonic()
         self.wanted = wants_progress()
@@ -44,8 +44,10 @@ class Progress:
             from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-            self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            end = (TaskProgressColumn(), TimeRemainingColumn()) if self.total else (TextColumn("{task.completed:,}"),)
+            self.bar = Bar(
+                TextColumn("{task.description}"), BarColumn(), *end, console=Console(stderr=True), transient=True
+            )
             self.task = self.bar.add_task(self.label, total=self.total, completed=self.done)
             self.bar.start()
 

@@ -90,6 +90,7 @@ def test_chexpert_counts_each_state_where_the_policy_puts_it(chexpert, query, un
     manifest = open_data(f"chexpert:{folder}{query}")
     rows = tables["train"] + tables["valid"]
     assert len(manifest) == len(rows) > 130
+    assert manifest.rendering.fit == "stretch"  # as the paper's 320 x 320
     for name, label in CHEXPERT.items():
         expected = {1.0: 0, 0.0: 0, None: 0}
         meaning = {

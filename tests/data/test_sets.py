@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from wsurgery.data.sets import SETS
+from wsurgery.data.sets import FIT, SETS
 from wsurgery.data.sources import open_data
 from wsurgery.errors import UsageError, WsurgeryError
 
@@ -190,6 +191,7 @@ def test_ham10000_keeps_lesions_together(tree):
     table(root / "HAM10000_metadata.csv", "lesion_id,image_id,dx,dx_type,age,sex,localization\n" + "".join(lines))
     manifest = open_data(f"ham10000:{root}")
     assert manifest.label_names == ("bcc", "bkl", "mel", "nv")
+    assert manifest.rendering.fit == "crop"
     assert manifest.labels.sum(1).tolist() == [1] * 20
     assert len(set(manifest.patients)) == 10
     assert never_split(manifest)
@@ -342,3 +344,16 @@ def test_an_empty_folder_and_the_docs(tmp_path, scheme):
     with pytest.raises(UsageError, match=f"{scheme}:.* holds no |isic: year=none"):
         open_data(f"{scheme}:{tmp_path}")
     assert f"`{scheme}:DIR`" in DOCS
+
+
+def test_chest_films_and_cells_keep_their_sides(tree):
+    root = tree(
+        [f"cell_images/{name}/C{i}P1ThinF_IMG_{i}.png" for i in range(9) for name in ("Parasitized", "Uninfected")]
+    )
+    (root / "cell_images" / "Parasitized" / "Thumbs.db").write_bytes(b"")
+    manifest = open_data(f"malaria:{root}")
+    assert manifest.rendering.fit == FIT["malaria"] == FIT["nih"] == "stretch"
+    assert manifest.notes == ("1 files are no images by their names and left out: 1 .db",)
+    assert open_data(f"malaria:{root}?fit=crop").rendering.fit == "crop"
+    row = next(line for line in DOCS.splitlines() if line.startswith("| `fit=stretch`"))
+    assert {*re.findall(r"`(\w+)`", row)} == {*FIT, "chexpert"}

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from wsurgery.data.rendering import KEYS
 from wsurgery.data.splits import split_patients
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.progress import Progress
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".jp2", ".j2k", ".dcm", ".dicom",
@@ -63,15 +64,17 @@ def list_files(folder: Path) -> list[str]:
     """
     found: list[str] = []
     links_above, links = {os.fspath(folder): 0}, 0
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        above = links_above.pop(parent)
-        for path in (os.path.join(parent, name) for name in folders):
-            is_link = os.path.islink(path)
-            links_above[path], links = above + is_link, links + is_link
-            if links_above[path] > MAX_LINKS_ABOVE or links > MAX_LINKS:
-                raise WsurgeryError(f"{printable(path)} is a link too many to a folder: does one lead back?")
-        found += [os.path.relpath(os.path.join(parent, name), folder) for name in names if not name.startswith(".")]
+    with Progress(None, "listing files") as progress:
+        for parent, folders, names in os.walk(folder, followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+            above = links_above.pop(parent)
+            for path in (os.path.join(parent, name) for name in folders):
+                is_link = os.path.islink(path)
+                links_above[path], links = above + is_link, links + is_link
+                if links_above[path] > MAX_LINKS_ABOVE or links > MAX_LINKS:
+                    raise WsurgeryError(f"{printable(path)} is a link too many to a folder: does one lead back?")
+            found += [os.path.relpath(os.path.join(parent, name), folder) for name in names if not name.startswith(".")]
+            progress.advance(len(names))
     return sorted(found)
 
 
