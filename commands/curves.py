@@ -20,9 +20,11 @@ def curves(
 
     Example: wsurgery curves runs/random/* runs/transfer/* -o curves.pdf --threshold 0.9
     """
-    from wsurgery.experiments.runs import read_run
+    from wsurgery.experiments.runs import read_run, require_alike, told_apart
     from wsurgery.figures.curves import draw_curves
     from wsurgery.figures.style import save
 
-    figure = draw_curves([read_run(run) for run in runs], metric=metric, threshold=threshold)
+    found = told_apart([read_run(run) for run in runs])
+    require_alike(found)
+    figure = draw_curves(found, metric=metric, threshold=threshold)
     save(figure, output, force=force)

@@ -25,6 +25,9 @@ def report(
         str | None, typer.Option(metavar="NAME,...", help="These comparisons, ARM-to-init among them; or none.")
     ] = None,
     threshold: Annotated[float, typer.Option(help="Count steps to this validation macro AUC.")] = 0.9,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Hold the others against it. Default: random, else the first.")
+    ] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Transfusion",
     paper: Annotated[
         Path | None, typer.Option(metavar="FILE.md", help="What the paper found, to stand at the top of the page.")
@@ -49,10 +52,18 @@ def report(
     from wsurgery.figures.tables import markdown, terminal_tables
 
     if any(path.suffix == ".md" for path in folders):
-        if json or arms or cca or paper or output.suffix == ".md" or any(path.suffix != ".md" for path in folders):
+        if (
+            json
+            or arms
+            or cca
+            or baseline
+            or paper
+            or output.suffix == ".md"
+            or any(path.suffix != ".md" for path in folders)
+        ):
             raise UsageError(
                 "Markdown files only come together on an .html page: no folder beside them, no --arms, --cca, "
-                "--paper or --json"
+                "--baseline, --paper or --json"
             )
         with AtomicFile(output, force=force) as stream:
             write_all(stream, render_results(folders, title=title).encode())
@@ -61,7 +72,9 @@ def report(
         about = paper.read_text(encoding="utf-8") if paper else ""
     except UnicodeDecodeError:
         raise UsageError(f"--paper {printable(str(paper))} is not UTF-8 text") from None
-    found = read_experiments(folders, threshold=threshold, arms=_names(arms), comparisons=_names(cca))
+    found = read_experiments(
+        folders, threshold=threshold, arms=_names(arms), comparisons=_names(cca), baseline=baseline
+    )
     page = (markdown if output.suffix == ".md" else render_page)(found, title=title, paper=about)
     with AtomicFile(output, force=force) as stream:
         write_all(stream, page.encode())

@@ -24,7 +24,7 @@ def test_the_numbers_are_those_of_the_files(experiment: Path) -> None:
     assert random["steps_to_threshold"] == [None, None]
     assert random["last_step"] == [40, 40]
     assert transfer["steps_to_threshold"] == [20, 40]
-    assert transfer["against_random"] == "> 1.3× fewer steps"  # medians: 30 against more than 40
+    assert transfer["against_baseline"] == "> 1.3× fewer steps"  # medians: 30 against more than 40
     assert transfer["test_macro_auc"]["values"] == pytest.approx([0.81, 0.82])
     assert transfer["test_macro_auc"]["mean"] == pytest.approx(0.815)
     assert transfer["valid_macro_auc"]["mean"] == pytest.approx(0.945)
@@ -34,6 +34,20 @@ def test_the_numbers_are_those_of_the_files(experiment: Path) -> None:
     assert verdicts["Transfer"].endswith("suggestive: every seed agrees")
     assert [len(arm["cca_init"]) for arm in data["arms"]] == [2] * 4
     assert set(verdicts) == {"Transfer", "Pretrained", "The", "Two", "That"}
+
+
+def test_the_baseline_is_random_or_the_first_or_the_chosen(experiment: Path) -> None:
+    def against(**chosen: object) -> dict[str, str | None]:
+        data = as_json(read_report(experiment, threshold=0.9, **chosen))
+        return {"baseline": data["baseline"], **{x["arm"]: x["against_baseline"] for x in data["arms"]}}
+
+    assert against(arms=["transfer", "random"])["baseline"] == "random"
+    assert against(arms=["transfer", "meanvar"]) == {
+        "baseline": "transfer", "transfer": None, "meanvar": "as many steps",
+    }  # fmt: skip
+    assert against(baseline="meanvar")["transfer"] == "as many steps"
+    with pytest.raises(UsageError, match=r"--baseline nobody: .*; there are: random, transfer"):
+        against(baseline="nobody")
 
 
 def test_a_threshold_outside_an_auc_is_refused(experiment: Path) -> None:

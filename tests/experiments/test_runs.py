@@ -4,7 +4,17 @@ from pathlib import Path
 import pytest
 
 from wsurgery.errors import UsageError, WsurgeryError
-from wsurgery.experiments.runs import arm_order, find_runs, natural, read_evaluation, read_run, read_similarities
+from wsurgery.experiments.runs import (
+    arm_order,
+    by_arm,
+    find_runs,
+    natural,
+    read_evaluation,
+    read_run,
+    read_seeds,
+    read_similarities,
+    told_apart,
+)
 
 
 def write_log(folder: Path, *records: object) -> Path:
@@ -135,3 +145,49 @@ def test_seeds_are_sorted_by_their_numbers_however_long():
     long = "9" * 5000
     names = ["1", "02", "9", "10", "a", "b3", "b12", long, "1" + long]
     assert sorted(names, key=natural) == ["a", "1", "02", "b3", "9", "10", "b12", long, "1" + long]
+
+
+def a_run(folder: Path, **settings: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text('{"step": 10, "epoch": 1.0, "macro_auc": 0.5}\n')
+    (folder / "metrics.json").write_text("{}")
+    config = {"settings": {"lr": 0.1, "seed": 1, **settings}, "labels": ["ill"], "data": {"train": "abc"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_an_arm_is_the_folder_unless_that_is_a_number(tmp_path: Path) -> None:
+    names = ["one", "two", "random/1", "random/2", "other/random/1"]
+    runs = told_apart([read_run(a_run(tmp_path / name)) for name in names])
+    assert [run.arm for run in runs][:2] == ["one", "two"]
+    assert [(run.arm.endswith("random"), run.seed) for run in runs[2:]] == [(True, "1"), (True, "2"), (True, "1")]
+    assert [len(members) for members in by_arm(runs).values()] == [1, 1, 2, 1]
+    with pytest.raises(UsageError, match="is there twice"):
+        told_apart([runs[0], runs[0]])
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [({"lr": 0.2}, "lr is 0.1 in .* and 0.2 in "), ({"image_size": 32}, "image_size is null in .* and 32 in")],
+)
+def test_runs_of_other_settings_are_no_arm(other: dict[str, object], words: str, tmp_path: Path) -> None:
+    a_run(tmp_path / "runs" / "random" / "1")
+    a_run(tmp_path / "runs" / "random" / "2", seed=2)
+    assert [run.seed for run in find_runs(tmp_path)] == ["1", "2"]
+    a_run(tmp_path / "runs" / "random" / "3", seed=3, **other)
+    with pytest.raises(UsageError, match=words):
+        find_runs(tmp_path)
+    with pytest.raises(UsageError, match=words):
+        read_seeds(tmp_path / "runs" / "random")
+
+
+@pytest.mark.parametrize("changed", [{"labels": ["healthy"]}, {"data": {"train": "def"}}])
+def test_runs_on_other_data_or_for_other_labels_are_no_arm(changed: dict[str, object], tmp_path: Path) -> None:
+    a_run(tmp_path / "runs" / "random" / "1")
+    config = a_run(tmp_path / "runs" / "random" / "2") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+    with pytest.raises(UsageError, match=r"not alike: (labels|data \(train\)) is"):
+        find_runs(tmp_path)
+    other = a_run(tmp_path / "runs" / "transfer" / "1") / "config.json"
+    other.write_text(config.read_text())
+    assert len(find_runs(tmp_path, ["transfer"])) == 1  # arms may differ

@@ -52,6 +52,7 @@ def read_experiments(
     threshold: float,
     arms: Sequence[str] | None = None,
     comparisons: Sequence[str] | None = None,
+    baseline: str | None = None,
 ) -> Report | Networks:
     """Read an experiment, or several side by side, of which the first is the deepest network.
 
@@ -59,6 +60,7 @@ def read_experiments(
         folders: one experiment each; of several, the folder's name is the network's.
         threshold: as for `read_report`.
         arms, comparisons: likewise; of several experiments each shows those that it has.
+        baseline: likewise.
 
     Raises:
         UsageError: two folders have one name, or as for `read_report`.
@@ -73,11 +75,13 @@ def read_experiments(
             )
         named[name] = folder
     if len(named) == 1:
-        return read_report(folders[0], threshold=threshold, arms=arms, comparisons=comparisons)
+        return read_report(folders[0], threshold=threshold, arms=arms, comparisons=comparisons, baseline=baseline)
     arms_of = _shared_out(arms, {name: list(arms_in(folder)) for name, folder in named.items()}, "runs of")
     pairs_of = _shared_out(comparisons, {name: comparisons_in(folder) for name, folder in named.items()}, "comparison")
     reports = {
-        name: read_report(folder, threshold=threshold, arms=arms_of[name], comparisons=pairs_of[name])
+        name: read_report(
+            folder, threshold=threshold, arms=arms_of[name], comparisons=pairs_of[name], baseline=baseline
+        )
         for name, folder in named.items()
     }
     return Networks(reports, [*_meanvar_claims(reports), *_closing_claims(gaps(reports))])

@@ -10,7 +10,7 @@ from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, TO_INIT, Comp
 from wsurgery.experiments.cca_claims import comparison_claims
 from wsurgery.experiments.claims import Claim, arm_claims
 from wsurgery.experiments.runs import find_runs
-from wsurgery.experiments.summary import Arm, against_random, summarise
+from wsurgery.experiments.summary import Arm, against_baseline, summarise
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Report:
         comparisons: by name, in the order of the page.
         claims: the paper's claims that could be judged.
         threshold: the validation macro AUC, 0 to 1, that steps are counted to.
+        baseline: the arm that the others are held against; empty where there is none.
         selected: the reader chose arms or comparisons, so that those which are not here are not missing.
     """
 
@@ -29,6 +30,7 @@ class Report:
     comparisons: Mapping[str, Comparison]
     claims: Sequence[Claim]
     threshold: float
+    baseline: str
     selected: bool
 
     @property
@@ -43,7 +45,12 @@ class Report:
 
 
 def read_report(
-    folder: Path, *, threshold: float, arms: Sequence[str] | None = None, comparisons: Sequence[str] | None = None
+    folder: Path,
+    *,
+    threshold: float,
+    arms: Sequence[str] | None = None,
+    comparisons: Sequence[str] | None = None,
+    baseline: str | None = None,
 ) -> Report:
     """Read an experiment: runs in `folder`/runs/ARM/SEED, comparisons in `folder`/cca/NAME.json or cca/NAME/SEED.json.
 
@@ -52,6 +59,8 @@ def read_report(
         threshold: the validation macro AUC, 0 to 1, to count steps to.
         arms: which, in the order of the page; None for all.
         comparisons: likewise; ARM-to-init stands for runs/ARM/SEED/cca-init.json.
+
+        baseline: the arm that the others are held against. Default: `random` where there is one, else the first.
 
     Raises:
         UsageError: there is nothing, or not what was chosen, or the threshold is no AUC.
@@ -63,8 +72,14 @@ def read_report(
     compared = find_comparisons(folder, list(found), comparisons)
     if not found and not compared:
         raise UsageError(f"nothing of {printable(str(folder))} is left to report: choose arms or comparisons")
+    if baseline is not None and baseline not in found:
+        there = ", ".join(map(printable, found)) or "none"
+        raise UsageError(
+            f"--baseline {printable(baseline)}: {printable(str(folder))} has no such arm; there are: {there}"
+        )
+    baseline = baseline or next((arm for arm in ("random", *found) if arm in found), "")
     claims = [*arm_claims(found, threshold), *comparison_claims(compared)]
-    return Report(found, compared, claims, threshold, arms is not None or comparisons is not None)
+    return Report(found, compared, claims, threshold, baseline, arms is not None or comparisons is not None)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -73,6 +88,7 @@ def as_json(report: Report) -> dict[str, Any]:
     both = PRETRAINED_PAIR in pairs and RANDOM_PAIR in pairs
     return {
         "threshold": report.threshold,
+        "baseline": report.baseline or None,
         "arms": [
             {
                 "arm": arm.name,
@@ -82,7 +98,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "valid_macro_auc": {"values": arm.last_auc, **arm.valid_spread._asdict()},
                 "steps_to_threshold": arm.steps,
                 "last_step": [run.last_step for run in arm.runs],
-                "against_random": against_random(arm, report.arms) or None,
+                "against_baseline": against_baseline(arm, report.arms, report.baseline) or None,
                 "cca_init": [
                     [asdict(layer) for layer in scores]
                     for scores in (to_init[arm.name].results if arm.name in to_init else [])

@@ -1,14 +1,16 @@
 """Reading what training, evaluation and comparison have written, for figures and reports."""
 
+import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.statistics.bootstrap import Sample
+from wsurgery.training.run_folder import read_config
 from wsurgery.training.run_log import read_log, require_auc
 from wsurgery.untrusted import parse_json, read_regular
 
@@ -35,8 +37,8 @@ class Run:
 
     Attributes:
         folder: where it is.
-        arm: what was trained, the name of the parent folder.
-        seed: the name of the folder.
+        arm: what was trained: the name of the folder, or of its parent where the folder is a number.
+        seed: that number, else empty.
         auc: optimiser step → macro AUC on the validation split, 0 to 1, in the order of training.
         loss: optimiser step → training loss.
     """
@@ -116,7 +118,8 @@ def read_run(folder: Path) -> Run:
     if not auc:
         raise WsurgeryError(f"{printable(str(path))} holds no evaluation yet: wait, or train with --eval-every")
     resolved = folder.resolve()
-    return Run(folder, resolved.parent.name, resolved.name, auc, loss)
+    numbered = resolved.name.isdecimal()
+    return Run(folder, (resolved.parent if numbered else resolved).name, resolved.name if numbered else "", auc, loss)
 
 
 def find_runs(folder: Path, arms: Sequence[str] | None = None) -> list[Run]:
@@ -138,7 +141,13 @@ def find_runs(folder: Path, arms: Sequence[str] | None = None) -> list[Run]:
         if arm not in folders:
             names = ", ".join(printable(name) for name in there)
             raise UsageError(f"{printable(str(folder))} has no runs of {printable(arm)}: there are {names}")
-    return [_read_finished(seed) for arm in (there if arms is None else arms) for seed in folders[arm]]
+    runs = [
+        replace(_read_finished(seed), arm=arm, seed=seed.name)
+        for arm in (there if arms is None else arms)
+        for seed in folders[arm]
+    ]
+    require_alike(runs)
+    return runs
 
 
 def arms_in(folder: Path) -> dict[str, list[Path]]:
@@ -158,6 +167,60 @@ def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return arms
 
 
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Give arms of one name in different folders as much of their paths as tells them apart.
+
+    Raises:
+        UsageError: a run is there twice.
+    """
+    paths = [run.folder.resolve() for run in runs]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UsageError(f"{printable(str(path))} is there twice: name each run once")
+    folders = [path.parent if run.seed else path for run, path in zip(runs, paths, strict=True)]
+    names = {}
+    for folder in folders:
+        others = [other for other in set(folders) if other != folder]
+        names[folder] = next(
+            "/".join(folder.parts[-n:])
+            for n in range(1, len(folder.parts) + 1)
+            if all(folder.parts[-n:] != other.parts[-n:] for other in others)
+        )
+    return [replace(run, arm=names[folder]) for run, folder in zip(runs, folders, strict=True)]
+
+
+def require_alike(runs: Sequence[Run]) -> None:
+    """Check that the runs of an arm differ in their seeds and first weights only, as far as their config.json say.
+
+    Raises:
+        UsageError: one was trained with another setting, on other data, or for other labels.
+        WsurgeryError: a config.json is damaged.
+    """
+    for members in by_arm(runs).values():
+        known = [(run, config) for run in members if (config := _decided(run.folder)) is not None]
+        for run, config in known[1:]:
+            first, before = known[0]
+            for key in {**before, **config}:
+                if before.get(key) != config.get(key):
+                    a, b = (printable(json.dumps(each.get(key)), 80) for each in (before, config))
+                    raise UsageError(
+                        f"runs of {printable(run.arm)} are not alike: {printable(key)} is {a} in {printable(str(first.folder))} "
+                        f"and {b} in {printable(str(run.folder))}: train one of them again, or move it to an arm of its own"
+                    )
+
+
+def _decided(run: Path) -> dict[str, Any] | None:
+    """Return what decided a run's result and is not its seed's own, by name; None where nobody knows."""
+    try:
+        config = read_config(run / "config.json")
+    except FileNotFoundError:
+        return None
+    settings = {key: value for key, value in config["settings"].items() if key != "seed"}
+    data = config.get("data")
+    parts = {f"data ({key})": value for key, value in data.items()} if isinstance(data, dict) else {}
+    return {**settings, **parts, "labels": config.get("labels")}
+
+
 def read_seeds(folder: Path) -> list[Run]:
     """Read a finished run, or, from the folder of an arm, those of all its seeds, in numeric order.
 
@@ -170,7 +233,9 @@ def read_seeds(folder: Path) -> list[Run]:
     seeds = sorted((log.parent for log in folder.glob("*/log.jsonl")), key=lambda path: natural(path.name))
     if not seeds:
         raise UsageError(f"{printable(str(folder))} holds no runs: name a run's folder, or one of runs, as runs/ARM")
-    return [_read_finished(seed) for seed in seeds]
+    runs = [replace(_read_finished(seed), arm=folder.resolve().name, seed=seed.name) for seed in seeds]
+    require_alike(runs)
+    return runs
 
 
 def _read_finished(folder: Path) -> Run:

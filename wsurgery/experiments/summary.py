@@ -1,4 +1,4 @@
-"""What the runs of an arm come to: accuracy, steps to a threshold, and how they stand against random initialisation."""
+"""What the runs of an arm come to: accuracy, steps to a threshold, and how they stand against a baseline."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -171,7 +171,7 @@ def in_words(summary: Spread | None) -> str:
     return f"{summary.mean:.3f}{detail.get(summary.kind, '')}"
 
 
-def against_random(arm: Arm, arms: Mapping[str, Arm]) -> str:
-    """Compare an arm with the random one; empty where there is none, or it is that one."""
-    random = arms.get("random")
-    return arm.against(random) if random and arm is not random else ""
+def against_baseline(arm: Arm, arms: Mapping[str, Arm], baseline: str) -> str:
+    """Compare an arm with the baseline; empty where that is not there, or is the arm itself."""
+    other = arms.get(baseline)
+    return arm.against(other) if other and arm is not other else ""

@@ -18,13 +18,13 @@ from wsurgery.experiments.claims import Claim
 from wsurgery.experiments.networks import Networks, gap_rows
 from wsurgery.experiments.report import Report
 from wsurgery.experiments.runs import Run
-from wsurgery.experiments.summary import against_random, in_words
+from wsurgery.experiments.summary import against_baseline, in_words
 from wsurgery.figures.curves import band_caption, draw_curves
 from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
 from wsurgery.figures.gather import results_html
 from wsurgery.figures.similarities import draw_comparisons
 from wsurgery.figures.style import INK, inline_svg, line_styles
-from wsurgery.figures.tables import arms_note, tests_note
+from wsurgery.figures.tables import against_heading, arms_note, tests_note
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 from wsurgery.statistics.spread import Spread
 
@@ -120,17 +120,16 @@ def _sections(report: Report, level: str) -> str:
 def _arm_table(report: Report) -> str:
     styles = line_styles(report.arms)
     headings = ["arm", "seeds", "test macro AUC", "validation AUC at end"]
-    headings += [f"steps to validation AUC {report.threshold:g}, by seed", "against random"]
+    headings += [f"steps to validation AUC {report.threshold:g}, by seed", against_heading(report)]
     rows = []
     for arm in report.arms.values():
         name = f"{_swatch(styles[arm.name]['color'])}{_text(arm.name)}<small>{_text(arm.description)}</small>"
         seeds = ", ".join(run.seed for run in arm.runs)
-        steps, ratio = arm.steps_in_words(), against_random(arm, report.arms)
+        steps, ratio = arm.steps_in_words(), against_baseline(arm, report.arms, report.baseline)
         accuracy = [_two_lines(arm.test_spread), _two_lines(arm.valid_spread)]
         rows.append([name, _text(seeds), *accuracy, _text(steps), _text(ratio)])
-    page = (
-        _table(headings, rows) + f"<p class='note'>{_text(arms_note(report))} Against random: ratio of the medians.</p>"
-    )
+    against = f" {against_heading(report).replace('a', 'A', 1)}: ratio of the medians." if report.baseline else ""
+    page = _table(headings, rows) + f"<p class='note'>{_text(arms_note(report) + against)}</p>"
     if all(arm.test_spread is None for arm in report.arms.values()):
         page += _missing("test AUC", "wsurgery eval RUN --data SPEC --split test --json > RUN/eval.json")
     return page

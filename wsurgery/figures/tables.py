@@ -11,7 +11,7 @@ from wsurgery.experiments.cca import Comparison, layer_names
 from wsurgery.experiments.claims import Claim
 from wsurgery.experiments.networks import Networks, gap_rows
 from wsurgery.experiments.report import Report
-from wsurgery.experiments.summary import against_random, in_words
+from wsurgery.experiments.summary import against_baseline, in_words
 from wsurgery.statistics.permutation import ALPHA
 from wsurgery.statistics.spread import SD_FROM
 
@@ -41,11 +41,16 @@ def arms_note(report: Report) -> str:
 def table_rows(report: Report) -> Rows:
     """Return the table of arms in words."""
     steps = f"steps to AUC {report.threshold:g}, by seed"
-    rows = [["arm", "seeds", "test macro AUC", "valid. AUC at end", steps, "against random"]]
+    rows = [["arm", "seeds", "test macro AUC", "valid. AUC at end", steps, against_heading(report)]]
     for arm in report.arms.values():
         cells = [printable(arm.name, 40), f"{len(arm.runs)}", in_words(arm.test_spread), in_words(arm.valid_spread)]
-        rows.append([*cells, arm.steps_in_words(), against_random(arm, report.arms)])
+        rows.append([*cells, arm.steps_in_words(), against_baseline(arm, report.arms, report.baseline)])
     return rows
+
+
+def against_heading(report: Report) -> str:
+    """Name the column that holds the arms against the baseline."""
+    return f"against {printable(report.baseline, 40)}" if report.baseline else ""
 
 
 def comparison_rows(comparisons: Mapping[str, Comparison]) -> Rows:

@@ -57,7 +57,7 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> Settings | None:
             init.copy_whole_to(target)
         write_json(settled, as_read)
         return None
-    before = _read_config(settled)
+    before = read_config(settled)
     # A run that began before there was a setting has its default.
     before["settings"] = {**json.loads(json.dumps(asdict(Settings()))), **before["settings"]}
     if isinstance(before.get("data"), dict):
@@ -138,9 +138,13 @@ def _changes(before: Any, now: Any) -> str:
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Read what decided a run's result; what there is besides the settings is only compared."""
+def read_config(path: Path) -> dict[str, Any]:
+    """Read what decided a run's result, its `settings` among it; what there is besides them is only compared.
 
+    Raises:
+        FileNotFoundError: there is no such file.
+        WsurgeryError: it is damaged.
+    """
     found = parse_json(read_regular(path, _MAX_CONFIG), dict[str, dict[str, Any] | list[str] | str | None], str(path))
     if not isinstance(found.get("settings"), dict):
         raise WsurgeryError(f"{printable(str(path))} is not what wsurgery writes: it has no settings")
