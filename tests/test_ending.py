@@ -41,12 +41,13 @@ def require_ended(process: "subprocess.Popen[bytes]", number: signal.Signals) ->
     assert said.count(b"\n") == line.count(b"\n"), said.decode()
 
 
-def wait_for_reader(fifo: Path) -> int:
-    """Open a FIFO when somebody reads it."""
+def wait_for_reader(fifo: Path, process: "subprocess.Popen[bytes]") -> int:
+    """Open a FIFO when a process reads it."""
     while True:
         try:
             return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
+            assert process.poll() is None
             time.sleep(0.02)
 
 
@@ -55,7 +56,7 @@ def wait_for_reader(fifo: Path) -> int:
 def test_a_command_that_waits_for_a_named_pipe(line, number, resnet, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with start(line.split(), tmp_path) as process:
-        writer = wait_for_reader(tmp_path / "fifo")
+        writer = wait_for_reader(tmp_path / "fifo", process)
         if "shuffle" in line:  # in the middle of a tensor
             os.write(writer, resnet.read_bytes()[:30_000])
             time.sleep(0.3)
@@ -68,7 +69,7 @@ def test_a_command_that_waits_for_a_named_pipe(line, number, resnet, tmp_path):
 def test_training_that_waits_for_its_checkpoint(number, fundus, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with start(["train", "fifo", "--data", FUNDUS, "-o", "run", *TRAINING], tmp_path) as process:
-        writer = wait_for_reader(tmp_path / "fifo")
+        writer = wait_for_reader(tmp_path / "fifo", process)
         require_ended(process, number)
         os.close(writer)
 
