@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.anatomy import MAX_BLOCK_MAP, Selection, parse_block_map
+from wsurgery.commands._completion import offered
 from wsurgery.ending import unwound
 from wsurgery.errors import UsageError, WsurgeryError, printable, redacted
 from wsurgery.progress import be_quiet, is_quiet
@@ -291,9 +292,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make `function` a subcommand.
 
     A parameter whose type is a dataclass is replaced by one option for each of its fields, so that a group of options
-    is declared once and arrives as one object. `--quiet` and `--debug` are added. An error that the user caused ends
-    in one line on standard error and its exit status, and so does a library that is missing, if an extra brings it;
-    `--debug` shows the traceback.
+    is declared once and arrives as one object. The shell completes what `_completion` knows. `--quiet` and `--debug` are
+    added. An error that the user caused ends in one line on standard error and its exit status, and so does a library that
+    is missing, if an extra brings it; `--debug` shows the traceback.
     """
     hints = typing.get_type_hints(function, include_extras=True)
     groups: dict[str, Any] = {}
@@ -306,11 +307,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 default = inspect.Parameter.empty if field.default is MISSING else field.default
                 flat.append(
                     inspect.Parameter(
-                        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=inner[field.name]
+                        field.name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=default,
+                        annotation=offered(field.name, inner[field.name]),
                     )
                 )
         else:
-            flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            flat.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=offered(name, hints[name])))
     for name, help_text in (("quiet", "Print nothing but errors."), ("debug", "Show the traceback of an error.")):
         annotation = Annotated[bool, typer.Option(f"--{name}", help=help_text)]
         flat.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation))

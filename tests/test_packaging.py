@@ -69,6 +69,19 @@ def test_every_module_of_commands_is_a_command():
     assert modules == {words[0].replace("-", "_") for words in COMMANDS}
 
 
+def test_the_list_of_commands_is_in_groups_of_whole_lines_at_80_columns():
+    shown = CliRunner(env={"COLUMNS": "80"}).invoke(APP, ["--help"]).stdout
+    groups = ("Surgery", "Look", "Data and training", "Figures")
+    lists = [shown.partition(f"\n{title}:\n")[2].partition("\n\n")[0].splitlines() for title in groups]
+    lines = [line for one in lists for line in one]
+    assert all(lists)
+    assert sorted(line.split()[0] for line in lines) == sorted({words[0] for words in COMMANDS})
+    for line in lines:
+        assert re.fullmatch(r"  [a-z-]+ {2,}[^ ].*\w[.?]", line), line
+        assert len(line) <= 80
+    assert "..." not in shown.partition("\nSurgery:")[2]
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_commands_help_has_an_example(words):
     done = CliRunner(env={"COLUMNS": "200"}).invoke(APP, [*words, "--help"])

@@ -16,16 +16,62 @@ from wsurgery.registry import command_modules, plug_ins
 # Importing rich's Markdown takes longer than all the rest of --help.
 _SETTINGS: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
+# Of 62 characters at most, for a terminal of 80 columns; a command's own help says the rest.
+_GROUPS: dict[str, dict[str, str]] = {
+    "Surgery": {
+        "adapt": "Other input channels or another image size.",
+        "add-noise": "Add iid Gaussian noise.",
+        "average": "Average checkpoints of one architecture.",
+        "cast": "Convert to another floating-point type.",
+        "convert": "Turn a checkpoint as downloaded into clean safetensors.",
+        "drop": "Leave tensors out.",
+        "fetch": "Fetch pretrained weights, by timm's name.",
+        "freeze-spec": "Record which tensors `train` must leave alone.",
+        "gabor": "Put Gabor filters in the first convolution.",
+        "init": "Make a fresh random network.",
+        "join": "Put checkpoints that share no tensor together in one.",
+        "keep": "Leave out all but the selected tensors.",
+        "lerp": "Interpolate linearly between two checkpoints.",
+        "meanvar": "Resample each tensor from a Gaussian of its mean and variance.",
+        "new-head": "A fresh classifier for another number of classes.",
+        "rename": "Rename tensors by a pattern.",
+        "replay": "Run a checkpoint's history again: does every byte agree?",
+        "reset-bn": "Set batch norm to the identity.",
+        "sample": "Draw each tensor's elements iid from its own values.",
+        "scale": "Multiply tensors by a number.",
+        "set-metadata": "Set and delete entries of the metadata.",
+        "shuffle": "Permute each tensor at random.",
+        "transfuse": "Keep the weights up to a block; replace the rest.",
+    },
+    "Look": {
+        "diff": "How far the tensors moved from A to B.",
+        "digest": "A hash of the content, whatever the order or the shards.",
+        "log": "The history, as the shell pipeline that made it.",
+        "show": "Blocks, roles and shapes, what is frozen, the origin.",
+    },
+    "Data and training": {
+        "cca": "Compare two networks layer by layer: CCA, CKA, Procrustes.",
+        "compare": "Compare two runs or arms: steps to a threshold, AUC.",
+        "data": "Make, cache and describe data sets.",
+        "eval": "AUC for each label and their mean, with intervals.",
+        "recipe": "List the experiments that come along, and copy one.",
+        "train": "Train a checkpoint as a multi-label classifier.",
+    },
+    "Figures": {
+        "curves": "Convergence: AUC or loss against steps, a line an arm.",
+        "filters": "The filters of the first convolution, as pictures.",
+        "histogram": "How weights are distributed.",
+        "report": "An experiment on one page of HTML, or in Markdown.",
+    },
+}
 
 
 class _Commands(TyperGroup):
     """The subcommands; a plug-in is imported when it is run, and not for the help of the others."""
 
-    _own_only = False
-
     def list_commands(self, ctx: Any) -> list[str]:
         """Name the subcommands."""
-        return [*super().list_commands(ctx), *([] if self._own_only else plug_ins())]
+        return [*super().list_commands(ctx), *plug_ins()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Find a subcommand."""
@@ -50,15 +96,14 @@ class _Commands(TyperGroup):
             raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the help's list of subcommands."""
-        self._own_only = True
-        super().format_commands(ctx, formatter)
-        self._own_only = False
-        if plug_ins():
-            with formatter.section("Plug-ins"):
-                formatter.write_dl(
-                    [(name, f"{plug_in.package} {plug_in.version}") for name, plug_in in plug_ins().items()]
-                )
+        """Write the help's list of subcommands, in groups."""
+        versions = {name: f"{plug_in.package} {plug_in.version}" for name, plug_in in plug_ins().items()}
+        groups = {**_GROUPS, "Plug-ins": versions}
+        longest = max(len(name) for lines in groups.values() for name in lines)
+        for title, lines in groups.items():
+            if lines:
+                with formatter.section(title):
+                    formatter.write_dl([(name.ljust(longest), line) for name, line in lines.items()])
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,11 +127,12 @@ def build_app() -> typer.Typer:
         Surgery reads one safetensors checkpoint and writes one: from a file or standard input, to standard output or -o.
         """
 
+    short = {name: line for lines in _GROUPS.values() for name, line in lines.items()}
     for name, entry in command_modules():
         if isinstance(entry, typer.Typer):
-            app.add_typer(entry, name=name)
+            app.add_typer(entry, name=name, short_help=short.get(name))
         else:
-            app.command(name)(as_command(entry) if isinstance(entry, Edit) else entry)
+            app.command(name, short_help=short.get(name))(as_command(entry) if isinstance(entry, Edit) else entry)
     return app
 
 

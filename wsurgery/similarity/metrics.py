@@ -10,6 +10,7 @@ from wsurgery.entry_points import find, plug_ins
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.similarity.canonical import correlations_of, singular_values, whiten
 from wsurgery.similarity.moments import Pair
+from wsurgery.similarity.names import METRICS
 
 Scores = list[float | None]
 
@@ -244,7 +245,3 @@ _OF_MOMENTS: dict[str, Callable[[Pair], Tensor]] = {
     "procrustes": _procrustes,
     GOOGLE_SVCCA: _google_svcca,
 }
-
-METRICS = (
-    "mean_cca", "svcca", "pwcca", "r2_cca", "adjusted_r2_cca", "linear_cka", "unbiased_cka", "procrustes",
-)  # fmt: skip
