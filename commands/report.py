@@ -32,6 +32,9 @@ def report(
     paper: Annotated[
         Path | None, typer.Option(metavar="FILE.md", help="What the paper found, to stand at the top of the page.")
     ] = None,
+    claims: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Judge these claims, one a line: see docs/claims.md.")
+    ] = None,
     json: Json = False,
     force: Force = False,
 ) -> None:
@@ -47,6 +50,7 @@ def report(
     """
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.writer import write_all
+    from wsurgery.experiments.claims import read_claims
     from wsurgery.experiments.networks import json_of, read_experiments
     from wsurgery.figures.page import render_page, render_results
     from wsurgery.figures.tables import markdown, terminal_tables
@@ -63,7 +67,7 @@ def report(
         ):
             raise UsageError(
                 "Markdown files only come together on an .html page: no folder beside them, no --arms, --cca, "
-                "--baseline, --paper or --json"
+                "--baseline, --claims, --paper or --json"
             )
         with AtomicFile(output, force=force) as stream:
             write_all(stream, render_results(folders, title=title).encode())
@@ -73,7 +77,12 @@ def report(
     except UnicodeDecodeError:
         raise UsageError(f"--paper {printable(str(paper))} is not UTF-8 text") from None
     found = read_experiments(
-        folders, threshold=threshold, arms=_names(arms), comparisons=_names(cca), baseline=baseline
+        folders,
+        threshold=threshold,
+        arms=_names(arms),
+        comparisons=_names(cca),
+        baseline=baseline,
+        claims=read_claims(claims) if claims else (),
     )
     page = (markdown if output.suffix == ".md" else render_page)(found, title=title, paper=about)
     with AtomicFile(output, force=force) as stream:

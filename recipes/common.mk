@@ -88,7 +88,9 @@ list      = $(subst $() $(),$(comma),$(strip $(1)))
 unique    = $(if $(1),$(firstword $(1)) $(call unique,$(filter-out $(firstword $(1)),$(1))))
 ALL_ARMS  = $(call unique,$(foreach net,$(NETS),$(call ARMS,$(net))))
 REPORT    = wsurgery report $(FOLDERS) --arms $(call list,$(or $(strip $(ALL_ARMS)),none)) --cca $(call list,$(COMPARISONS)) \
-            --threshold $(THRESHOLD) --paper paper.md --title $(RECIPE) --force > /dev/null
+            --threshold $(THRESHOLD) $(addprefix --claims ,$(wildcard claims.txt)) --paper paper.md --title $(RECIPE) --force > /dev/null
+
+$(if $(ALL_ARMS)$(COMPARISONS:none=),$(if $(word 5,$(SEEDS)),,$(warning With $(words $(SEEDS)) seeds no test of a claim can be below .05: its smallest p is 1/2^seeds. Five are needed.)))
 
 # Pairs of trained networks: of one arm, each seed with the next, 1/2 2/3 3/1; of two arms, the same seed of both.
 FROM_NEXT := $(if $(word 3,$(SEEDS)),$(SEEDS),$(if $(word 2,$(SEEDS)),$(FIRST)))
@@ -114,7 +116,7 @@ PAGE     := $(if $(strip $(ALL_ARMS) $(filter-out none,$(COMPARISONS))),$(OUT)/$
 
 all: $(PAGE) $(FIGURES)
 
-$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(if $(RUNS),$(OUT)/$(RECIPE).evaluated) $(COMPARED) $(OUT)/settings/page-$(RECIPE) paper.md
+$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(if $(RUNS),$(OUT)/$(RECIPE).evaluated) $(COMPARED) $(OUT)/settings/page-$(RECIPE) paper.md $(wildcard claims.txt)
 	$(REPORT) -o $@
 
 # What stands in the recipe's folder as its last result.

@@ -55,7 +55,7 @@ def copy_recipe(name: str, folder: Path) -> None:
 def _parts(root: Path, name: str) -> Iterator[Path]:
     yield from root.glob("*.mk")
     for path in (root / name).iterdir():
-        if path.name != "RESULTS.md" and (path.name == "Makefile" or path.suffix in (".md", ".py")):
+        if path.name != "RESULTS.md" and (path.name == "Makefile" or path.suffix in (".md", ".txt", ".py")):
             yield path
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.experiments.cca import Comparison, differences, find_comparisons
-from wsurgery.experiments.cca_claims import comparison_claims
+from wsurgery.experiments.claims import Line, judge
 from wsurgery.experiments.runs import LayerScore
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 
@@ -27,8 +27,18 @@ def seeds(*values: list[float | None]) -> dict[str, list[float | None]]:
     return {f"{seed}": row for seed, row in enumerate(values, 1)}
 
 
+LINES = [
+    Line("moves-least-below", ("transfer",), {}, "The", ""),
+    Line("more-alike", ("pretrained-pair", "random-pair"), {}, "Two", ""),
+    Line("most-alike-below", ("pretrained-pair", "random-pair"), {}, "That", ""),
+    Line("more-alike", ("random-pair", "transfer-random"), {"layers": "top2"}, "In", ""),
+    Line("more-alike", ("random-pair", "transfer-random"), {"layers": "b1,b2"}, "Named", ""),
+    Line("stays-alike", ("random-pair",), {}, "Those", ""),
+]
+
+
 def judged(*comparisons: Comparison) -> dict[str, str]:
-    return {claim.claim.split()[0]: claim.verdict for claim in comparison_claims({x.name: x for x in comparisons})}
+    return {claim.claim: claim.verdict for claim in judge(LINES, {}, {x.name: x for x in comparisons}, 0.9)}
 
 
 def test_comparisons_are_found_in_their_three_places_and_chosen_in_order(tmp_path: Path, write_cca: WriteCca) -> None:
@@ -110,14 +120,14 @@ def test_pairs_of_several_seeds_are_paired_by_seed() -> None:
     one_layer_fails = compared("pretrained-pair", seeds(*([x + 0.05, y - 0.01] for x, y in base)))
     assert judged(one_layer_fails, random)["Two"] == f"{NOT_SHOWN} (p = 1, 5 pairs)"
     others = compared("random-pair", {f"other{seed}": row for seed, row in enumerate(base)})
-    assert judged(pretrained, others)["Two"].startswith(NOT_SHOWN)  # unpaired
+    assert judged(pretrained, others)["Two"] == f"{NOT_SHOWN}: no seed has both"
     assert "That" not in judged(pretrained, others)
 
 
 def test_only_the_top_two_layers_count_against_a_mixed_pair() -> None:
     random = compared("random-pair", seeds(*[[0.5, 0.5, 0.5]] * 5))
     mixed = compared("transfer-random", seeds(*[[0.9, 0.4, 0.4]] * 5))
-    assert judged(random, mixed) == {"In": f"{SHOWN} (p = 0.031, 5 pairs)"}
+    assert judged(random, mixed) == dict.fromkeys(["In", "Named"], f"{SHOWN} (p = 0.031, 5 pairs)")
     mixed = compared("transfer-random", seeds(*[[0.4, 0.9, 0.4]] * 5))
     assert judged(random, mixed)["In"].startswith(NOT_SHOWN)
 

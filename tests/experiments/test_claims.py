@@ -1,97 +1,150 @@
-from collections.abc import Callable, Sequence
-from itertools import combinations
+"""Claims in files: what a line says, and what runs and comparisons show of it."""
 
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from wsurgery.experiments.claims import Claim, arm_claims
+from wsurgery.errors import UsageError
+from wsurgery.experiments.claims import KINDS, Claim, Line, corrected, judge, read_claims
 from wsurgery.experiments.summary import Arm
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 
 MakeArm = Callable[..., Arm]
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def judged(*arms: Arm) -> list[Claim]:
-    return arm_claims({arm.name: arm for arm in arms}, 0.9)
+def judged(kind: str, *arms: Arm, **options: str) -> Claim:
+    line = Line(kind, tuple(arm.name for arm in arms[:2]), options, "So it is.", "here")
+    (claim,) = judge([line], {arm.name: arm for arm in arms}, {}, 0.9)
+    assert claim.claim == "So it is."
+    return claim
 
 
 def test_a_run_that_never_passed_is_neither_fast_nor_dropped(make_arm: MakeArm) -> None:
-    def on(first: Arm, second: Arm) -> Claim:
-        (claim,) = judged(first, second)
-        return claim
-
     seeds = (60, 80, 60, 60, 60)
-    assert on(make_arm("transfer", *seeds), make_arm("random", *[None] * 5)).p == pytest.approx(1 / 252)
-    assert on(make_arm("transfer", *seeds[:4], None), make_arm("random", *[None] * 5)).p > 1 / 252
-    assert on(make_arm("transfer", *[None] * 5), make_arm("random", *[100] * 5)).p == 1
+    never = make_arm("random", *[None] * 5)
+    assert judged("faster", make_arm("a", *seeds), never).p == pytest.approx(1 / 32)
+    assert judged("faster", make_arm("a", *seeds[:4], None), never).p == pytest.approx(1 / 16)  # one pair is a tie
+    assert judged("faster", make_arm("a", *[None] * 5), make_arm("random", *[100] * 5)).p == 1
     # Trained for 50 steps only, random might have passed at 51: that is no slower than 60.
-    assert on(make_arm("transfer", *seeds), make_arm("random", *[None] * 5, last=50)).p == 1
+    assert judged("faster", make_arm("a", *seeds), make_arm("random", *[None] * 5, last=50)).p == 1
     # Passing at the last step beats never passing.
-    assert on(make_arm("transfer", *[200] * 5), make_arm("random", *[None] * 5)).verdict.startswith(SHOWN)
+    assert judged("faster", make_arm("a", *[200] * 5), never).verdict.startswith(SHOWN)
+    assert "as if who never passed had at the next step" in judged("faster", make_arm("a", *seeds), never).evidence
 
 
-@pytest.mark.parametrize("block", ["conv1", "block1"])
-def test_transfusion_says_what_part_of_the_gain_it_gets(make_arm: MakeArm, block: str) -> None:
-    arms = [make_arm("random", 200, 200), make_arm("transfer", 100, 100), make_arm(f"transfuse-{block}", 125, 125)]
-    (text,) = (claim.evidence for claim in judged(*arms) if block in claim.claim)
-    assert "75%" in text
+def test_speed_is_compared_within_seeds(make_arm: MakeArm) -> None:
+    # Seeds differ by more than the arms do: only the pairing shows it.
+    slow = [20, 40, 80, 120, 160]
+    claim = judged("faster", make_arm("a", *(x - 4 for x in slow)), make_arm("b", *slow))
+    assert claim.verdict == f"{SHOWN} (p = 0.031, 5 pairs)"
+    mean = math.exp(np.mean([math.log((x - 4) / x) for x in slow]))
+    assert f"{mean:.2f} (90% interval 0.80 to 0.97) times as many" in claim.evidence
+    others = make_arm("b", *slow)
+    others.runs[:] = [run.__class__(run.folder, run.arm, f"other{run.seed}", run.auc, run.loss) for run in others.runs]
+    assert judge([Line("faster", ("a", "b"), {}, "x", "")], {"a": make_arm("a", *slow), "b": others}, {}, 0.9) == []
 
 
-def test_shuffled_weights_that_both_ways_might_be_faster_show_no_difference(make_arm: MakeArm) -> None:
-    meanvar = make_arm("meanvar", *[100] * 5)
-    (claim,) = judged(meanvar, make_arm("shuffle", *[100] * 5))
-    assert claim.verdict == "no difference found (p = 1, 5 and 5 seeds)"
-    (claim,) = judged(meanvar, make_arm("sample", *[150] * 5))
-    assert claim.verdict == "a difference found (p = 0.0079, 5 and 5 seeds)"
-    # Neither passed: nothing is known, and nothing is found.
-    (claim,) = judged(make_arm("meanvar", *[None] * 5), make_arm("shuffle", *[None] * 5))
-    assert claim.p == 1
+def test_as_fast_needs_steps_within_the_margin_and_all_known(make_arm: MakeArm) -> None:
+    a, b = make_arm("a", *[100, 104, 96, 100, 102]), make_arm("b", *[100] * 5)
+    assert judged("as-fast", a, b).verdict == f"{SHOWN}, within a factor of 1.25 (p = 0.031, 5 pairs)"
+    assert judged("as-fast", a, b, margin="1.02").verdict.startswith(NOT_SHOWN)
+    assert judged("as-fast", make_arm("a", *[130] * 5), b).verdict.startswith(NOT_SHOWN)
+    assert judged("as-fast", make_arm("a", 100, 100), make_arm("b", 100, 100)).verdict.startswith("too few seeds")
+    never = judged("as-fast", make_arm("a", *[None] * 5), make_arm("b", *[None] * 5))
+    assert (never.verdict.startswith(NOT_SHOWN), never.p) == (True, None)
 
 
-def test_each_claim_needs_its_two_arms_and_unknown_arms_get_none(make_arm: MakeArm) -> None:
-    faster = {"bn-identity": "bn-transfer", "slim-transfuse-block2": "slim-random", "gabor": "random"}
-    arms = {name: make_arm(name, *[50 if name in faster else 150] * 5) for pair in faster.items() for name in pair}
-    for a, b in combinations(arms, 2):
-        claims = judged(arms[a], arms[b])
-        assert len(claims) == (faster.get(a) == b), (a, b)
-        assert all(claim.verdict.startswith(SHOWN) for claim in claims)
-    assert judged(make_arm("random", 1), make_arm("transfuse-block2", 1), make_arm("mine", 1)) == []
-    (hybrid,) = judged(make_arm("slim-transfuse-block2", 9), make_arm("transfer", 9))
-    assert "as fast as transfer" in hybrid.claim
+def test_auc_is_compared_within_seeds_and_against_a_margin(make_arm: MakeArm) -> None:
+    def arm(name: str, *aucs: float | None) -> Arm:
+        return make_arm(name, *[9] * len(aucs), test_auc=aucs)
+
+    base = [0.80, 0.85, 0.90, 0.70, 0.75]
+    a, b = arm("a", *(x + 0.004 for x in base)), arm("b", *base)
+    claim = judged("higher-auc", a, b)
+    assert claim.p == pytest.approx(1 / 32)
+    assert "difference +0.004 (90% interval +0.004 to +0.004)" in claim.evidence
+    assert judged("as-high", a, b).verdict == f"{SHOWN}, within 0.01 of AUC (p = 0.031, 5 pairs)"
+    assert judged("as-high", a, b, margin="0.003").verdict.startswith(NOT_SHOWN)
+    assert judged("as-high", b, a).verdict.startswith(SHOWN)  # it has no direction
+    assert judged("higher-auc", arm("a", 0.9, None), arm("b", 0.8, 0.9)).verdict.startswith("too few seeds")
+    lines = [Line("higher-auc", ("a", "b"), {}, "x", "")]
+    assert judge(lines, {"a": arm("a", None), "b": b}, {}, 0.9) == []
 
 
-def test_meanvar_stands_in_for_batch_norm_at_the_identity(make_arm: MakeArm) -> None:
-    arms = [make_arm("meanvar", *[50] * 5), make_arm("bn-meanvar", *[70] * 5), make_arm("bn-transfer", *[90] * 5)]
-    (claim,) = judged(*arms)
-    assert claim.verdict.startswith(SHOWN)
-    assert "With bn-meanvar: 70, 70" in claim.evidence
-    (claim,) = judged(*arms, make_arm("bn-identity", *[60] * 5))
-    assert "with bn-identity" in claim.evidence
+@pytest.mark.parametrize("kind", ["faster", "higher-auc"])
+def test_one_true_null_in_twenty_at_most_is_shown(kind: str, make_arm: MakeArm) -> None:
+    rng, shown = np.random.default_rng(0), 0
+    for _ in range(400):
+        seed = rng.normal(size=5)  # what two arms of one seed share
+        arms = []
+        for name in ("a", "b"):
+            own = np.exp(4 + seed + rng.normal(size=5))
+            steps = [int(x) if x <= 200 else None for x in np.maximum(own, 1)]
+            arms.append(make_arm(name, *steps, test_auc=list(0.8 + seed / 100 + rng.normal(size=5) / 100)))
+        shown += judged(kind, *arms).verdict.startswith(SHOWN)
+    assert shown <= 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
 
 
-def freeze(make_arm: MakeArm, low: str, **aucs: Sequence[float]) -> dict[str, Claim]:
-    names = {"all": f"freeze-{low}", "top": "freeze-block4", "hybrid": f"freeze-hybrid-{low}", "transfer": "transfer"}
-    names["random"] = "freeze-random-block4"
-    arms = [make_arm(names[key], *[9] * len(values), test_auc=values) for key, values in aucs.items()]
-    return {" ".join(claim.claim.split()[:2]): claim for claim in judged(*arms)}
+def test_a_file_of_claims_line_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "claims.txt"
+    file.write_text("# what I think\n\n  faster a b : A is : faster.\nas-high a b margin=0.02 : As good.\n")
+    first, second = read_claims(file)
+    assert first[:4] == ("faster", ("a", "b"), {}, "A is : faster.")
+    assert (second.options, second.margin(0.5), first.margin(0.5)) == ({"margin": "0.02"}, 0.02, 0.5)
+    assert second.where.endswith("claims.txt, line 4")
 
 
-@pytest.mark.parametrize("low", ["conv1", "block1"])
-def test_frozen_features_are_judged_by_test_auc(make_arm: MakeArm, low: str) -> None:
-    good, fair, bad = [0.9, 0.91, 0.92, 0.93, 0.94], [0.8, 0.81, 0.82, 0.83, 0.84], [0.6, 0.61, 0.62, 0.63, 0.64]
-    found = freeze(make_arm, low, transfer=good, all=good, hybrid=good, top=fair, random=bad)
-    assert list(found) == ["Freezing pretrained", "Above features", "Freezing them", "Random features"]
-    assert found["Above features"].verdict == "no difference found (p = 1, 5 and 5 seeds)"
-    assert found["Freezing them"].claim == "Freezing them up to block4 costs a lot."
-    assert found["Freezing them"].verdict.startswith(SHOWN)
-    assert "difference of the means -0.100" in found["Freezing them"].evidence
-    assert found["Random features"].verdict.startswith(SHOWN)
-    assert freeze(make_arm, low, all=fair, top=fair, random=good)["Random features"].verdict.startswith(NOT_SHOWN)
-    little = freeze(make_arm, low, transfer=good, all=good)["Freezing pretrained"]
-    assert little.claim == f"Freezing pretrained features up to {low} costs little."
-    assert little.verdict.startswith("no difference found")
-    assert freeze(make_arm, low, transfer=good, random=good, hybrid=good) == {}
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("better a b : x", "better is no kind of claim; there are faster, as-fast"),
+        ("faster a : x", "is `faster ARM ARM : SENTENCE`"),
+        ("faster a b", "is `faster ARM ARM : SENTENCE`"),
+        ("faster a b : ", "is `faster ARM ARM : SENTENCE`"),
+        ("faster a b margin=2 : x", "is `faster ARM ARM : SENTENCE`"),
+        ("as-fast a b margin=0.9 : x", "margin=0.9: give a factor above 1"),
+        ("as-high a b margin=none : x", "margin=none: give a factor above 1"),
+        ("as-high a b margin=nan : x", "margin=nan: give a factor above 1"),
+        ("as-high a b margin=-1 : x", "margin=-1: give a factor above 1"),
+    ],
+)
+def test_a_line_that_is_no_claim_is_named(line: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "claims.txt"
+    file.write_text(f"# comment\n{line}\n")
+    with pytest.raises(UsageError, match=r"claims\.txt, line 2: ") as refused:
+        read_claims(file)
+    assert words in str(refused.value)
 
 
-def test_runs_that_were_not_evaluated_are_left_out(make_arm: MakeArm) -> None:
-    arms = [make_arm("transfer", 9, 9, test_auc=[0.9, None]), make_arm("freeze-conv1", 9, test_auc=[None])]
-    assert judged(*arms) == []
+def test_the_recipes_claims_are_read_and_every_kind_is_explained() -> None:
+    used = {line.kind for path in RECIPES.glob("*/claims.txt") for line in read_claims(path)}
+    assert used == set(KINDS)
+    page = (RECIPES.parent / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert all(f"| `{kind}` |" in page for kind in KINDS)
+
+
+def test_p_is_corrected_for_the_claims_of_the_page() -> None:
+    ps = [0.01, 0.04, None, 0.03]
+    found = corrected([Claim("c", "e", f"{SHOWN} (p = {p}, 5 pairs)", p) for p in ps])
+    # Holm's own words: p ordered, times what is left, and never below the one before.
+    assert [claim.holm for claim in found] == pytest.approx([0.03, 0.06, None, 0.06])
+    assert found[0].verdict == f"{SHOWN} (p = 0.01, Holm 0.03, 5 pairs)"
+    (alone,) = corrected([Claim("c", "e", f"{SHOWN} (p = 0.01, 5 pairs)", 0.01)])
+    assert (alone.holm, alone.verdict) == (0.01, f"{SHOWN} (p = 0.01, 5 pairs)")
+
+
+def test_a_correction_holds_for_all_nulls_together() -> None:
+    """Of pages of true nulls, one in twenty at most has a claim that is below .05 after the correction."""
+    rng = np.random.default_rng(0)
+    for m in (1, 4, 10):
+        pages = [corrected([Claim("", "", "", float(p)) for p in rng.random(m)]) for _ in range(400)]
+        wrong = sum(min(claim.holm for claim in page if claim.holm is not None) < 0.05 for page in pages)
+        assert wrong <= 400 * 0.05 + 3 * math.sqrt(400 * 0.05 * 0.95)
+    for page in pages:
+        ordered = sorted(page, key=lambda claim: claim.p or 0)
+        assert all((a.holm or 0) <= (b.holm or 0) for a, b in itertools.pairwise(ordered))

@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wsurgery.errors import UsageError
+from wsurgery.experiments.claims import Line
 from wsurgery.experiments.networks import Networks, gap_rows, json_of, read_experiments
 from wsurgery.figures.page import render_page
 from wsurgery.figures.tables import markdown, terminal_tables
@@ -29,56 +31,50 @@ def network(tmp_path: Path, write_run: WriteRun) -> Callable[..., Path]:
     return make
 
 
-def read(*folders: Path) -> Networks:
-    found = read_experiments(folders, threshold=0.9)
+LINES = [
+    Line("faster", ("meanvar", "random"), {}, "Meanvar is faster.", ""),
+    Line("larger-gain", ("meanvar", "random"), {}, "It gains more.", ""),
+    Line("shrinking-gap", ("transfer", "random"), {}, "The gap closes.", ""),
+]
+
+
+def read(*folders: Path, lines: Sequence[Line] = LINES[1:]) -> Networks:
+    found = read_experiments(folders, threshold=0.9, claims=lines)
     assert isinstance(found, Networks)
     return found
 
 
-def test_meanvar_gains_more_on_the_first_network(network: Callable[..., Path]) -> None:
+def test_the_gain_is_larger_on_the_first_network(network: Callable[..., Path]) -> None:
     deep = network("deep", random=[100] * 5, meanvar=[20, 25, 30, 35, 40])
     small = network("small", random=[100] * 5, meanvar=[78, 90, 90, 90, 90])
     (claim,) = read(deep, small).claims
-    assert claim.claim == "Meanvar's gain over random is larger on deep than on small."
-    assert claim.verdict == "shown here (p = 0.004, 5 and 5 seeds)"
+    assert claim.claim == "It gains more. (deep, small)"
+    assert claim.verdict == "shown here (p = 0.031, 5 pairs)"
     assert "deep 5×, 4×, 3.3×, 2.9×, 2.5×; small 1.3×, 1.1×" in claim.evidence
     (claim,) = read(small, deep).claims
     assert claim.p == 1
 
 
-def test_censored_runs_count_against_the_larger_gain(network: Callable[..., Path]) -> None:
-    # Random never passed on the second network: the gain there may be any.
-    deep, small = (
-        network("deep", random=[100] * 5, meanvar=[20] * 5),
-        network("b", random=[None] * 5, meanvar=[100] * 5),
-    )
-    (claim,) = read(deep, small).claims
-    assert claim.p == 1
-    assert "b ≥ 2×" in claim.evidence
-    # On the first network it is at least 201 / 20.
-    deep = network("deep2", random=[None] * 5, meanvar=[20] * 5)
+def test_who_never_passed_had_at_the_next_step(network: Callable[..., Path]) -> None:
+    deep = network("deep", random=[None] * 5, meanvar=[20] * 5)
     (claim,) = read(deep, network("c", random=[100] * 5, meanvar=[20] * 5)).claims
-    assert claim.p == pytest.approx(1 / 252)
-    # Meanvar never passed: the gain is at most 100 / 201, or none at all is known.
-    (claim,) = read(network("d", random=[100] * 5, meanvar=[None] * 5), network("e", random=[9], meanvar=[9])).claims
-    assert claim.p == 1
-    assert "d ≤ 0.5×" in claim.evidence
-    (claim,) = read(network("f", random=[None], meanvar=[None]), network("g", random=[0], meanvar=[9])).claims
-    assert "f unknown; g 0.11×" in claim.evidence
+    assert claim.p == pytest.approx(1 / 32)
+    assert "deep 10×" in claim.evidence
+    assert "as if who never passed had at the next step" in claim.evidence
+    (claim,) = read(network("f", random=[None], meanvar=[None]), network("g", random=[9], meanvar=[9])).claims
+    assert (claim.p, claim.verdict[:3]) == (1, "too")
 
 
-def test_the_gap_by_size_is_a_table_and_no_verdict(network: Callable[..., Path]) -> None:
-    arms = {"random": [100] * 2, "transfer": [50] * 2}
-    found = read(*(network(name, **arms) for name in ("net@5000", "net", "net@1000", "net@500", "b")))
+def test_the_gap_by_size_is_a_table_and_a_slope(network: Callable[..., Path]) -> None:
+    arms = {"random": [100] * 5, "transfer": [50] * 5}
+    found = read(*(network(name, **arms) for name in ("net@5000", "net@1000", "net@500", "b")))
     head, *rows = gap_rows(found.reports)
-    assert [row[:2] for row in rows] == [["net", "500"], ["net", "1,000"], ["net", "5,000"], ["net", "all"]]
-    assert [row[-1] for row in rows] == [
-        "+0.095 (+0.095, +0.095)", "+0.090 (+0.090, +0.090)", "+0.050 (+0.050, +0.050)",
-        "+0.100 (+0.100, +0.100)",
-    ]  # fmt: skip
+    assert [row[:2] for row in rows] == [["net", "500"], ["net", "1,000"], ["net", "5,000"]]
+    assert rows[0][-1] == "+0.095 (" + ", ".join(["+0.095"] * 5) + ")"
     (claim,) = found.claims
-    assert "by seed: +0.20, +0.20, median +0.20" in claim.evidence
-    assert (claim.p, claim.tests) == (None, 0)
+    slope = np.polyfit(range(3), [0.095, 0.09, 0.05], 1)[0]
+    assert f"by seed: {', '.join([f'{slope:+.3f}'] * 5)}." in claim.evidence
+    assert claim.verdict == "shown here (p = 0.031, 5 pairs)"
     for text in (markdown(found, title="T"), render_page(found, title="T")):
         assert all(cell in text for cell in (*head, *rows[0]))
         assert claim.verdict in text
@@ -88,12 +84,14 @@ def test_sizes_of_one_network_are_no_two_networks(network: Callable[..., Path]) 
     arms = {"random": [100] * 5, "meanvar": [20] * 5}
     assert read(*(network(f"net@{n}", **arms) for n in (500, 1000))).claims == []
     other = read(network("net@7", **arms), network("small@7", **arms), network("small@8", **arms))
-    assert [claim.claim for claim in other.claims] == ["Meanvar's gain over random is larger on net@7 than on small@7."]
+    assert [claim.claim for claim in other.claims] == ["It gains more. (net@7, small@7)"]
 
 
 def test_page_markdown_terminal_and_json_hold_every_network(network: Callable[..., Path]) -> None:
     found = read(
-        network("deep", random=[100, 110], meanvar=[20, 30]), network("small<b>", random=[100, 90], meanvar=[80, 80])
+        network("deep", random=[100, 110], meanvar=[20, 30]),
+        network("small<b>", random=[100, 90], meanvar=[80, 80]),
+        lines=LINES,
     )
     data = json_of(found)
     assert json.loads(json.dumps(data, allow_nan=False)) == data
@@ -105,8 +103,9 @@ def test_page_markdown_terminal_and_json_hold_every_network(network: Callable[..
     assert "\n## small&lt;b>\n" in text
     for claim in found.all_claims:
         assert claim.claim.replace("<b>", "&lt;b>") in text
-    assert "3 tests were made here" in text  # one a network, one across
-    assert "3 tests were made here" in page
+    assert "the 3 claims of this page that were tested" in text  # one a network, one across
+    assert "the 3 claims of this page that were tested" in page
+    assert all(claim.holm == min(1, 3 * claim.p) for claim in found.all_claims if claim.p == 0.25)
     assert [str(table.title) for table in terminal_tables(found)] == ["deep", "small<b>"]
 
 

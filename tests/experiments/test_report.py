@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from wsurgery.errors import UsageError
+from wsurgery.experiments.claims import read_claims
 from wsurgery.experiments.report import as_json, read_report
 
 FAST = [{0: 0.5, 20: 0.92, 40: 0.95}, {0: 0.5, 20: 0.8, 40: 0.94}]
@@ -18,7 +19,8 @@ def experiment(make_experiment: Callable[..., Path]) -> Path:
 
 
 def test_the_numbers_are_those_of_the_files(experiment: Path) -> None:
-    data = as_json(read_report(experiment, threshold=0.9))
+    lines = read_claims(Path(__file__).parents[2] / "recipes" / "demo" / "claims.txt")
+    data = as_json(read_report(experiment, threshold=0.9, claims=lines))
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     random, transfer = data["arms"][:2]
     assert random["steps_to_threshold"] == [None, None]

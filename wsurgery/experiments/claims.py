@@ -1,142 +1,375 @@
-"""What runs do and do not show of the paper's claims, in words computed from the numbers."""
+"""Claims about an experiment: a file of them, one a line, and what runs and comparisons do and do not show of each.
 
-from collections.abc import Mapping
+A line is `KIND NAME NAME [KEY=VALUE] : SENTENCE`, `#` begins a comment. Kinds and their tests are here, claims are a recipe's.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from math import exp, log
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from wsurgery.experiments.runs import arm_order
+from wsurgery.errors import UsageError, printable
+from wsurgery.experiments.cca import AT_INIT, TO_INIT, Comparison, differences
 from wsurgery.experiments.summary import Arm
-from wsurgery.statistics.permutation import Significance, mann_whitney, two_sided, verdict, verdict_of_equality
+from wsurgery.statistics.pairs import centre_interval, equivalence, log_ratio
+from wsurgery.statistics.permutation import (
+    ALPHA,
+    NOT_SHOWN,
+    SHOWN,
+    Significance,
+    correlation,
+    holm,
+    in_all,
+    sign_flip,
+    verdict,
+)
+from wsurgery.untrusted import read_regular
+
+_MAX_FILE = 1 << 20  # bytes
+_LEVEL = 0.9  # of the intervals: one lies within a margin where `equivalence` shows it
+_ONE_PAIR = "suggestive only (1 pair of each kind)"
+FACTOR, MARGIN = 1.25, 0.01  # of steps, and of AUC: within which two arms are alike, where a line says no other margin
 
 
 class Claim(NamedTuple):
-    """A claim of the paper, the numbers found here, and the verdict on them.
+    """A claim, the numbers found here, and the verdict on it.
 
     Attributes:
         claim: one sentence.
-        evidence: one or more.
+        evidence: one or more: the effect, with its interval where there is one.
         verdict: in words.
         p: of the test behind the verdict; None where there was none.
-        tests: how many were made for it.
+        holm: p, corrected for all claims of the page that were tested.
     """
 
     claim: str
     evidence: str
     verdict: str
     p: float | None = None
-    tests: int = 0
+    holm: float | None = None
 
 
-_FASTER = (  # arm, than, claim
-    ("transfer", "random", "Transfer converges faster than random initialisation."),
-    ("meanvar", "random", "Pretrained scale alone (meanvar) converges faster than random initialisation."),
-    ("transfuse-conv1", "random", "Pretrained weights up to conv1 alone capture part of transfer's gain."),
-    ("transfuse-block1", "random", "Pretrained weights up to block1 alone capture part of transfer's gain."),
-    ("gabor", "random", "Gabor filters in the first layer converge faster than random initialisation."),
-    (
-        "bn-identity",
-        "bn-transfer",
-        "Under meanvar, batch norm at the identity converges faster than batch norm transferred.",
-    ),
-    (
-        "meanvar",
-        "bn-transfer",
-        "Under meanvar, batch norm at the identity converges faster than batch norm transferred.",
-    ),
-    (
-        "slim-transfuse-block2",
-        "slim-random",
-        "The slim hybrid converges faster than the slim network from random weights.",
-    ),
-)
-_AS_FAST = (
-    ("shuffle", "meanvar", "Shuffled weights converge as fast as meanvar."),
-    ("sample", "meanvar", "Sampled weights converge as fast as meanvar."),
-    ("slim-transfuse-block2", "transfer", "The slim hybrid converges as fast as transfer of the whole network."),
-)
+class Line(NamedTuple):
+    """A line of a file of claims.
+
+    Attributes:
+        kind: one of `KINDS`.
+        names: of arms or comparisons.
+        options: `margin` or `layers`.
+        sentence: the claim in words.
+        where: file and line, for a message.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    options: Mapping[str, str]
+    sentence: str
+    where: str
+
+    def margin(self, default: float) -> float:
+        """Return the margin that it says, or the default."""
+        return float(self.options.get("margin", default))
 
 
-def arm_claims(arms: Mapping[str, Arm], threshold: float) -> list[Claim]:
-    """Judge those claims on the arms that there are runs for.
+class Kind(NamedTuple):
+    """A kind of claim.
+
+    Attributes:
+        takes: what its names are, in words, for a message.
+        count: how many they are.
+        options: the keys that it has.
+        across: it is about several networks.
+    """
+
+    takes: str
+    count: int
+    options: tuple[str, ...] = ()
+    across: bool = False
+
+
+KINDS = {
+    "faster": Kind("ARM than ARM", 2),
+    "as-fast": Kind("ARM ARM", 2, ("margin",)),
+    "higher-auc": Kind("ARM than ARM", 2),
+    "as-high": Kind("ARM ARM", 2, ("margin",)),
+    "more-alike": Kind("COMPARISON than COMPARISON", 2, ("layers",)),
+    "most-alike-below": Kind("COMPARISON than COMPARISON", 2),
+    "moves-least-below": Kind("ARM", 1),
+    "stays-alike": Kind("COMPARISON", 1),
+    "larger-gain": Kind("ARM over ARM", 2, across=True),
+    "shrinking-gap": Kind("ARM over ARM", 2, across=True),
+}
+
+
+def read_claims(path: Path) -> list[Line]:
+    """Read a file of claims.
+
+    Raises:
+        UsageError: a line is none; the message says which, and what its kind takes.
+        OSError: the file cannot be read.
+    """
+    try:
+        text = read_regular(path, _MAX_FILE).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{printable(str(path))} is not UTF-8 text") from None
+    lines = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            lines.append(_read_line(line, f"{printable(str(path))}, line {number}"))
+    return lines
+
+
+def _read_line(line: str, where: str) -> Line:
+    words, colon, sentence = line.partition(" : ")
+    kind, *rest = words.split() or [""]
+    if kind not in KINDS:
+        raise UsageError(f"{where}: {printable(kind, 40)} is no kind of claim; there are {', '.join(KINDS)}")
+    names = tuple(word for word in rest if "=" not in word)
+    options = dict(word.split("=", 1) for word in rest if "=" in word)
+    known = KINDS[kind]
+    if not colon or not sentence.strip() or len(names) != known.count or not set(options) <= set(known.options):
+        keys = "".join(f" [{key}=VALUE]" for key in known.options)
+        raise UsageError(
+            f"{where}: a claim of this kind is `{kind} {known.takes.replace(' than', '').replace(' over', '')}{keys} : SENTENCE`"
+        )
+    found = Line(kind, names, options, sentence.strip(), where)
+    try:
+        sound = found.margin(MARGIN) > (1 if kind == "as-fast" and "margin" in options else 0)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UsageError(
+            f"{where}: margin={printable(options['margin'], 40)}: give a factor above 1 of steps, or an AUC above 0"
+        )
+    return found
+
+
+def judge(
+    lines: Sequence[Line], arms: Mapping[str, Arm], comparisons: Mapping[str, Comparison], threshold: float
+) -> list[Claim]:
+    """Judge those claims on one experiment that it has the runs and comparisons for.
 
     Args:
+        lines: the claims.
         arms: what `summarise` returned.
-        threshold: the AUC that the steps in `arms` are counted to.
+        comparisons: what `find_comparisons` did.
+        threshold: the validation AUC that steps in `arms` are counted to.
     """
-    found = [
-        _faster(text, arms[a], arms[b], arms, threshold)
-        for a, b, text in _FASTER
-        if a in arms and b in arms and not (b == "bn-transfer" and a == "meanvar" and "bn-identity" in arms)
-    ]  # meanvar is bn-identity by another name
-    found += [_as_fast(text, arms[a], arms[b], threshold) for a, b, text in _AS_FAST if a in arms and b in arms]
-    return found + _freeze_claims(arms)
+    found: list[Claim | None] = []
+    for line in lines:
+        if line.kind in _OF_ARMS and all(name in arms for name in line.names):
+            found.append(_OF_ARMS[line.kind](line, *(arms[name] for name in line.names), threshold))
+        elif line.kind in _OF_COMPARISONS:
+            names = _names_of(line)
+            if all(name in comparisons for name in names):
+                found.append(_OF_COMPARISONS[line.kind](line, *(comparisons[name] for name in names)))
+    return [claim for claim in found if claim]
 
 
-def _steps(a: Arm, b: Arm, threshold: float) -> str:
-    ratio = a.against(b)
+def corrected(claims: Sequence[Claim]) -> list[Claim]:
+    """Put the corrected p beside the own one of each claim, and into its verdict where there are several."""
+    tested = [claim.p for claim in claims if claim.p is not None]
+    adjusted = iter(holm(tested))
+    found = []
+    for claim in claims:
+        if claim.p is not None:
+            p = next(adjusted)
+            words = (
+                re.sub(r"\(p = [^,()]*", rf"\g<0>, Holm {p:.2g}", claim.verdict) if len(tested) > 1 else claim.verdict
+            )
+            claim = claim._replace(holm=p, verdict=words)
+        found.append(claim)
+    return found
+
+
+def log_ratios(a: Arm, b: Arm) -> dict[str, float]:
+    """Return the log of A's steps over B's, by each seed that both have."""
+    others = {run.seed: (steps, run.last_step) for run, steps in zip(b.runs, b.steps, strict=True)}
+    return {
+        run.seed: log_ratio(steps, others[run.seed][0], run.last_step, others[run.seed][1])
+        for run, steps in zip(a.runs, a.steps, strict=True)
+        if run.seed in others
+    }
+
+
+def evaluated(arm: Arm) -> dict[str, float]:
+    """Return the test AUC of each seed that was evaluated."""
+    return {run.seed: auc for run, auc in zip(arm.runs, arm.test_auc, strict=True) if auc is not None}
+
+
+def _faster(line: Line, a: Arm, b: Arm, threshold: float) -> Claim | None:
+    ratios = log_ratios(a, b)
+    if not ratios:
+        return None
+    test = sign_flip([-x for x in ratios.values()])
+    return Claim(line.sentence, _speed(a, b, ratios, threshold), verdict(test), test.p)
+
+
+def _as_fast(line: Line, a: Arm, b: Arm, threshold: float) -> Claim | None:
+    ratios = log_ratios(a, b)
+    if not ratios:
+        return None
+    evidence, factor = _speed(a, b, ratios, threshold), line.margin(FACTOR)
+    if None in (*a.steps, *b.steps):
+        return Claim(line.sentence, evidence, f"{NOT_SHOWN}: a run never passed, so its speed is not known")
+    test = equivalence([*ratios.values()], margin=log(factor))
+    return Claim(line.sentence, evidence, _alike(test, f"a factor of {factor:g}"), test.p)
+
+
+def _speed(a: Arm, b: Arm, ratios: Mapping[str, float], threshold: float) -> str:
+    bound = ", as if who never passed had at the next step" if None in (*a.steps, *b.steps) else ""
     return (
-        f"Steps to a validation AUC of {threshold:g}: {a.steps_in_words()} with {a.name}, "
-        f"{b.steps_in_words()} with {b.name} ({ratio}, by medians)."
+        f"Steps to a validation AUC of {threshold:g}, by seed: {a.steps_in_words()} with {a.name}, "
+        f"{b.steps_in_words()} with {b.name}; {_effect(ratios, lambda x: f'{exp(x):.2f}')} times as many{bound}."
     )
 
 
-def _faster(text: str, arm: Arm, other: Arm, arms: Mapping[str, Arm], threshold: float) -> Claim:
-    evidence = _steps(arm, other, threshold)
-    if arm.name.startswith("transfuse-") and "transfer" in arms:
-        full, part, none = arms["transfer"].median_steps, arm.median_steps, other.median_steps
-        if full.exact and part.exact and none.exact and full.steps < none.steps:
-            gain = (none.steps - part.steps) / (none.steps - full.steps)
-            evidence += f" That is {gain:.0%} of the steps that transfer saves."
-    if other.name == "bn-transfer" and "bn-meanvar" in arms:
-        evidence += f" With bn-meanvar: {arms['bn-meanvar'].steps_in_words()}."
-    test = mann_whitney(arm.latest_steps, other.earliest_steps)
-    return Claim(text, evidence, verdict(test), test.p, 1)
+def _higher_auc(line: Line, a: Arm, b: Arm, threshold: float) -> Claim | None:
+    gains = _gains(a, b)
+    if not gains:
+        return None
+    test = sign_flip([*gains.values()])
+    return Claim(line.sentence, _accuracy(a, b, gains), verdict(test), test.p)
 
 
-def _as_fast(text: str, arm: Arm, other: Arm, threshold: float) -> Claim:
-    test = two_sided(
-        mann_whitney(arm.latest_steps, other.earliest_steps), mann_whitney(other.latest_steps, arm.earliest_steps)
+def _as_high(line: Line, a: Arm, b: Arm, threshold: float) -> Claim | None:
+    gains = _gains(a, b)
+    if not gains:
+        return None
+    margin = line.margin(MARGIN)
+    test = equivalence([*gains.values()], margin=margin)
+    return Claim(line.sentence, _accuracy(a, b, gains), _alike(test, f"{margin:g} of AUC"), test.p)
+
+
+def _gains(a: Arm, b: Arm) -> dict[str, float]:
+    of_a, of_b = evaluated(a), evaluated(b)
+    return {seed: of_a[seed] - of_b[seed] for seed in of_a if seed in of_b}
+
+
+def _accuracy(a: Arm, b: Arm, gains: Mapping[str, float]) -> str:
+    of_a, of_b = (", ".join(f"{evaluated(arm)[seed]:.3f}" for seed in gains) for arm in (a, b))
+    return (
+        f"Test AUC, by seed: {of_a} with {a.name}, {of_b} with {b.name}; difference "
+        f"{_effect(gains, lambda x: f'{x:+.3f}')}."
     )
-    return Claim(text, _steps(arm, other, threshold), verdict_of_equality(test), test.p, 1)
 
 
-def _freeze_claims(arms: Mapping[str, Arm]) -> list[Claim]:
-    """Judge fixed features by test AUC, at the lowest and the highest block that they are frozen up to."""
-    evaluated = {name: [auc for auc in arm.test_auc if auc is not None] for name, arm in arms.items()}
-    aucs = {name: values for name, values in evaluated.items() if values}
-    variants = ("freeze-hybrid-", "freeze-random-")
-    frozen = sorted((x for x in aucs if x.startswith("freeze-") and not x.startswith(variants)), key=arm_order)
-    if not frozen:
-        return []
-    lowest, top = (name.removeprefix("freeze-") for name in (frozen[0], frozen[-1]))
-    claims = []
-
-    def judge(text: str, a: str, b: str, *, equal: bool) -> None:
-        if a not in aucs or b not in aucs:
-            return
-        lower, higher = mann_whitney(aucs[a], aucs[b]), mann_whitney(aucs[b], aucs[a])
-        test: Significance = two_sided(lower, higher) if equal else lower
-        words = verdict_of_equality(test) if equal else verdict(test)
-        evidence = (
-            f"Test AUC: {_list(aucs[a])} with {a}, {_list(aucs[b])} with {b}; "
-            f"difference of the means {fmean(aucs[a]) - fmean(aucs[b]):+.3f}."
-        )
-        claims.append(Claim(text, evidence, words, test.p, 1))
-
-    if lowest in ("conv1", "block1"):
-        judge(f"Freezing pretrained features up to {lowest} costs little.", frozen[0], "transfer", equal=True)
-        judge(
-            f"Above features frozen up to {lowest}, random weights do as well as pretrained ones.",
-            f"freeze-hybrid-{lowest}", frozen[0], equal=True,
-        )  # fmt: skip
-    if top != lowest or top not in ("conv1", "block1"):
-        judge(f"Freezing them up to {top} costs a lot.", frozen[-1], "transfer", equal=False)
-        judge(
-            f"Random features frozen up to {top} are worse than pretrained ones.",
-            f"freeze-random-{top}", frozen[-1], equal=False,
-        )  # fmt: skip
-    return claims
+def _effect(differences: Mapping[str, float], written: Callable[[float], str]) -> str:
+    """Write the mean of paired differences with its interval."""
+    values = [*differences.values()]
+    ci = centre_interval(values, level=_LEVEL)
+    interval = f" ({_LEVEL:.0%} interval {written(ci[0])} to {written(ci[1])})" if ci else ""
+    return f"{written(fmean(values))}{interval}"
 
 
-def _list(values: list[float]) -> str:
-    return ", ".join(f"{value:.3f}" for value in values)
+def _alike(test: Significance, margin: str) -> str:
+    if test.least >= ALPHA:
+        return f"too few seeds to show it (smallest possible p = {test.least:.2g})"
+    return f"{SHOWN if test.p < ALPHA else NOT_SHOWN}, within {margin} (p = {test.p:.2g}, {test.seeds})"
+
+
+def _more_alike(line: Line, a: Comparison, b: Comparison) -> Claim | None:
+    """Judge that `a` exceeds `b` in every layer of the choice."""
+    layers = differences(a, b)
+    chosen = line.options.get("layers", "all")
+    if chosen.startswith("top") and chosen[3:].isdecimal():
+        layers = layers[-int(chosen[3:]) :]
+    elif chosen != "all":
+        layers = [layer for layer in layers if layer.layer in chosen.split(",")]
+    if not layers:
+        return None
+    listed = ", ".join(f"{x.layer} {x.difference:+.3f}" for x in layers)
+    evidence = f"{a.name} less {b.name}, by layer: {listed}."
+    if len(a.by_seed) == len(b.by_seed) == 1:
+        everywhere = all(x.difference > 2 * (x.se or 0) for x in layers)
+        rule = " To count, each must exceed twice its standard error."
+        return Claim(line.sentence, evidence + rule, _ONE_PAIR if everywhere else NOT_SHOWN)
+    pairs = [_by_seed(a, b, x.layer) for x in layers]
+    if not all(pairs):
+        return Claim(line.sentence, evidence, f"{NOT_SHOWN}: no seed has both")
+    tests = [sign_flip(found) for found in pairs]
+    test = in_all(tests)
+    values = ", ".join(f"{x.layer} {own.p:.2g}" for x, own in zip(layers, tests, strict=True))
+    evidence += f" Each must be positive; p: {values}, of which the largest counts."
+    return Claim(line.sentence, evidence, verdict(test), test.p)
+
+
+def _by_seed(a: Comparison, b: Comparison, layer: str) -> list[float]:
+    x, y = a.values(layer), b.values(layer)
+    return [x[seed] - y[seed] for seed in x if seed in y]
+
+
+def _most_alike_below(line: Line, a: Comparison, b: Comparison) -> Claim | None:
+    """Judge that `a` exceeds `b` by more in the lowest layer than in the highest."""
+    layers = differences(a, b)
+    if len(layers) < 2:
+        return None
+    if len(a.by_seed) == len(b.by_seed) == 1:
+        largest = max(layers, key=lambda x: x.difference)
+        holds = largest is layers[0] and largest.difference > 2 * (largest.se or 0)
+        evidence = f"It is largest in {largest.layer}; the lowest is {layers[0].layer}."
+        return Claim(line.sentence, evidence, _ONE_PAIR if holds else NOT_SHOWN)
+    low, top = layers[0].layer, layers[-1].layer
+    values = [x.values(layer) for x in (a, b) for layer in (low, top)]
+    both = [seed for seed in values[0] if all(seed in each for each in values)]
+    if not both:
+        return None  # without pairs, no seed has a difference of its own
+    excess = [values[0][s] - values[2][s] - (values[1][s] - values[3][s]) for s in both]
+    evidence = f"{low} less {top}, by seed: {', '.join(f'{x:+.3f}' for x in excess)}."
+    test = sign_flip(excess)
+    return Claim(line.sentence, evidence, verdict(test), test.p)
+
+
+def _moves_least_below(line: Line, comparison: Comparison) -> Claim | None:
+    """Compare the lowest layer with the most alike of those above it, in each seed."""
+    results = comparison.results
+    fields = ("normalised", "value")
+    field = next((f for f in fields if all(getattr(x, f) is not None for scores in results for x in scores)), None)
+    if field is None or any(len(scores) < 2 for scores in results):
+        return None
+    lowest = [getattr(scores[0], field) for scores in results]
+    above = [max(getattr(x, field) for x in scores[1:]) for scores in results]
+    kind = "Similarity between floor and ceiling" if field == "normalised" else "Similarity"
+    evidence = (
+        f"{kind} of {comparison.name.removesuffix(TO_INIT)}'s {results[0][0].layer} to its own initialisation, by seed: "
+        f"{_list(lowest)}; the most alike of the layers above it: {_list(above)}."
+    )
+    test = sign_flip([x - y for x, y in zip(lowest, above, strict=True)])
+    return Claim(line.sentence, evidence, verdict(test), test.p)
+
+
+def _stays_alike(line: Line, before: Comparison, after: Comparison) -> Claim | None:
+    """Judge that pairs which are more alike than others when training begins are so when it ends, in the lowest layer."""
+    layer = after.layers[0]
+    x, y = before.values(layer), after.values(layer)
+    both = [seed for seed in x if seed in y]
+    if len(both) < 3 or any(len({values[seed] for seed in both}) == 1 for values in (x, y)):
+        return None
+    rho, test = correlation([x[seed] for seed in both], [y[seed] for seed in both])
+    pairs = ", ".join(f"{x[seed]:.3f} → {y[seed]:.3f}" for seed in both)
+    evidence = f"{after.name}, {layer}, by seed: {pairs}; Spearman's ρ {rho:+.2f}."
+    return Claim(line.sentence, evidence, verdict(test), test.p)
+
+
+def _names_of(line: Line) -> tuple[str, ...]:
+    """Name the comparisons that a claim is about."""
+    if line.kind == "moves-least-below":
+        return (f"{line.names[0]}{TO_INIT}",)
+    if line.kind == "stays-alike":
+        return (f"{line.names[0]}{AT_INIT}", line.names[0])
+    return line.names
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+_OF_ARMS: dict[str, Callable[..., Claim | None]] = {
+    "faster": _faster, "as-fast": _as_fast, "higher-auc": _higher_auc, "as-high": _as_high,
+}  # fmt: skip
+_OF_COMPARISONS: dict[str, Callable[..., Claim | None]] = {
+    "more-alike": _more_alike, "most-alike-below": _most_alike_below,
+    "moves-least-below": _moves_least_below, "stays-alike": _stays_alike,
+}  # fmt: skip

@@ -1,20 +1,18 @@
 """Several experiments side by side, one a network or one a size of training set, and claims across them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from math import exp, inf, log
+from dataclasses import dataclass, replace
+from math import exp, inf
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import comparisons_in
-from wsurgery.experiments.claims import Claim
+from wsurgery.experiments.claims import Claim, Line, corrected, evaluated, log_ratios
 from wsurgery.experiments.report import Report, as_json, read_report
 from wsurgery.experiments.runs import arms_in
 from wsurgery.experiments.summary import Arm, in_words
-from wsurgery.statistics.permutation import mann_whitney, verdict
+from wsurgery.statistics.permutation import sign_flip, verdict
 from wsurgery.statistics.spread import spread
 
 
@@ -37,12 +35,12 @@ class Networks:
 
 
 class Gap(NamedTuple):
-    """Test AUC of transfer less that of random by seed, for a network trained on `images` images, None for all."""
+    """Test AUC of one arm less that of another by seed, for a network trained on `images` images, None for all."""
 
     network: str
     images: int | None
-    random: Arm
-    transfer: Arm
+    other: Arm
+    arm: Arm
     by_seed: dict[str, float]
 
 
@@ -53,6 +51,7 @@ def read_experiments(
     arms: Sequence[str] | None = None,
     comparisons: Sequence[str] | None = None,
     baseline: str | None = None,
+    claims: Sequence[Line] = (),
 ) -> Report | Networks:
     """Read an experiment, or several side by side, of which the first is the deepest network.
 
@@ -61,6 +60,7 @@ def read_experiments(
         threshold: as for `read_report`.
         arms, comparisons: likewise; of several experiments each shows those that it has.
         baseline: likewise.
+        claims: what to judge, of each experiment and across them.
 
     Raises:
         UsageError: two folders have one name, or as for `read_report`.
@@ -75,16 +75,28 @@ def read_experiments(
             )
         named[name] = folder
     if len(named) == 1:
-        return read_report(folders[0], threshold=threshold, arms=arms, comparisons=comparisons, baseline=baseline)
+        return read_report(
+            folders[0], threshold=threshold, arms=arms, comparisons=comparisons, baseline=baseline, claims=claims
+        )
     arms_of = _shared_out(arms, {name: list(arms_in(folder)) for name, folder in named.items()}, "runs of")
     pairs_of = _shared_out(comparisons, {name: comparisons_in(folder) for name, folder in named.items()}, "comparison")
     reports = {
         name: read_report(
-            folder, threshold=threshold, arms=arms_of[name], comparisons=pairs_of[name], baseline=baseline
+            folder,
+            threshold=threshold,
+            arms=arms_of[name],
+            comparisons=pairs_of[name],
+            baseline=baseline,
+            claims=claims,
         )
         for name, folder in named.items()
     }
-    return Networks(reports, [*_meanvar_claims(reports), *_closing_claims(gaps(reports))])
+    across = _across(claims, reports)
+    judged = corrected([*(claim for report in reports.values() for claim in report.claims), *across])
+    for name, report in reports.items():
+        own, judged = judged[: len(report.claims)], judged[len(report.claims) :]
+        reports[name] = replace(report, claims=own)
+    return Networks(reports, judged)
 
 
 def _shared_out(
@@ -112,18 +124,17 @@ def json_of(found: Report | Networks) -> dict[str, Any]:
     }
 
 
-def gaps(reports: Mapping[str, Report]) -> list[Gap]:
-    """Return transfer's gain for every NET@N, and NET beside it, that has it, by network and size."""
+def gaps(reports: Mapping[str, Report], arm: str = "transfer", other: str = "random") -> list[Gap]:
+    """Return an arm's gain over another for every NET@N, and NET beside it, that has both, by network and size."""
     found = []
     subsets = {network for network, images in map(_parse, reports) if images is not None}
     for name, report in reports.items():
         network, images = _parse(name)
-        if network not in subsets or "random" not in report.arms or "transfer" not in report.arms:
+        if network not in subsets or other not in report.arms or arm not in report.arms:
             continue
-        random, transfer = report.arms["random"], report.arms["transfer"]
-        a, b = _test_auc(random), _test_auc(transfer)
+        a, b = evaluated(report.arms[other]), evaluated(report.arms[arm])
         if by_seed := {seed: b[seed] - a[seed] for seed in a if seed in b}:
-            found.append(Gap(network, images, random, transfer, by_seed))
+            found.append(Gap(network, images, report.arms[other], report.arms[arm], by_seed))
     order = list(dict.fromkeys(gap.network for gap in found))
     return sorted(found, key=lambda gap: (order.index(gap.network), gap.images or inf))
 
@@ -135,7 +146,7 @@ def gap_rows(reports: Mapping[str, Report]) -> list[list[str]]:
         [["network", "images", "random, test macro AUC", "transfer, test macro AUC", "gain, by seed"]] if found else []
     )
     for gap in found:
-        aucs = [in_words(gap.random.test_spread), in_words(gap.transfer.test_spread)]
+        aucs = [in_words(gap.other.test_spread), in_words(gap.arm.test_spread)]
         gain = spread(list(gap.by_seed.values()))
         listed = ", ".join(f"{value:+.3f}" for value in gap.by_seed.values())
         rows.append([printable(gap.network, 40), _size(gap), *aucs, f"{gain.mean:+.3f} ({listed})"])
@@ -147,88 +158,69 @@ def _parse(name: str) -> tuple[str, int | None]:
     return (network, int(images)) if network and images.isdecimal() and len(images) < 19 else (name, None)
 
 
-def _test_auc(arm: Arm) -> dict[str, float]:
-    return {run.seed: auc for run, auc in zip(arm.runs, arm.test_auc, strict=True) if auc is not None}
+def _across(lines: Sequence[Line], reports: Mapping[str, Report]) -> list[Claim]:
+    """Judge claims about several networks, or sizes of training sets."""
+    found = []
+    for line in lines:
+        if line.kind == "larger-gain":
+            found += _larger_gain(line, reports)
+        elif line.kind == "shrinking-gap":
+            found += _shrinking_gap(line, gaps(reports, *line.names))
+    return found
 
 
-def _meanvar_claims(reports: Mapping[str, Report]) -> list[Claim]:
-    """Compare the first network with each other network trained on as many images."""
+def _larger_gain(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
+    """Compare the first network's gain in steps with that of each other that was trained on as many images."""
+    a, b = line.names
     gains = {
-        name: _log_ratios(report.arms["random"], report.arms["meanvar"])
+        name: {seed: -x for seed, x in log_ratios(report.arms[a], report.arms[b]).items()}
         for name, report in reports.items()
-        if "random" in report.arms and "meanvar" in report.arms
+        if a in report.arms and b in report.arms
     }
     deep, *others = reports
     (network, images), claims = _parse(deep), []
     for other in others:
         other_network, other_images = _parse(other)
-        if network == other_network or images != other_images or not gains.get(deep) or not gains.get(other):
+        if network == other_network or images != other_images or deep not in gains or other not in gains:
             continue
-        test = mann_whitney([most for _, most in gains[other]], [least for least, _ in gains[deep]])
+        excess = {seed: gains[deep][seed] - gains[other][seed] for seed in gains[deep] if seed in gains[other]}
+        if not excess:
+            continue
         words = "; ".join(
-            f"{printable(name)} {', '.join(_in_words(*x) for x in gains[name])}" for name in (deep, other)
+            f"{printable(name)} {', '.join(f'{exp(x):.2g}×' for x in gains[name].values())}" for name in (deep, other)
         )
-        text = f"Meanvar's gain over random is larger on {printable(deep)} than on {printable(other)}."
-        evidence = f"Steps of random over steps of meanvar, by seed: {words}."
-        claims.append(Claim(text, evidence, verdict(test), test.p, 1))
+        censored = any(None in reports[name].arms[arm].steps for name in (deep, other) for arm in (a, b))
+        bound = ", as if who never passed had at the next step" if censored else ""
+        evidence = f"Steps of {b} over steps of {a}, by seed: {words}{bound}."
+        text = f"{line.sentence} ({printable(deep)}, {printable(other)})"
+        test = sign_flip([*excess.values()])
+        claims.append(Claim(text, evidence, verdict(test), test.p))
     return claims
 
 
-def _log_ratios(random: Arm, meanvar: Arm) -> list[tuple[float, float]]:
-    """Return the least and the most that log(steps of random / steps of meanvar) can be, for each seed that both have.
-
-    A network that passed before training counts as one that took one step: there is no ratio to nothing.
-    """
-    bounds = {
-        arm.name: {
-            run.seed: (max(least, 1), max(most, 1))
-            for run, least, most in zip(arm.runs, arm.earliest_steps, arm.latest_steps, strict=True)
-        }
-        for arm in (random, meanvar)
-    }
-    pairs = [(bounds[random.name][run.seed], bounds[meanvar.name].get(run.seed)) for run in random.runs]
-    return [(log(r[0]) - log(m[1]), log(r[1]) - log(m[0])) for r, m in pairs if m is not None]
-
-
-def _in_words(least: float, most: float) -> str:
-    if least == most:
-        return f"{exp(least):.2g}×"
-    if exp(least) == 0:
-        return "unknown" if most == inf else f"≤ {exp(most):.2g}×"
-    return f"≥ {exp(least):.2g}×"
-
-
-def _closing_claims(found: Sequence[Gap]) -> list[Claim]:
-    """Say for each network how transfer's gain goes with the size of the training set. Evidence only."""
+def _shrinking_gap(line: Line, found: Sequence[Gap]) -> list[Claim]:
+    """Judge for each network whether the gain in test AUC falls with the size of the training set, by each seed's slope."""
     claims = []
     for network in dict.fromkeys(gap.network for gap in found):
         sizes = [gap for gap in found if gap.network == network]
         seeds = [seed for seed in sizes[0].by_seed if all(seed in gap.by_seed for gap in sizes)]
         if len(sizes) < 2 or not seeds:
             continue
-        rhos = [_spearman([gap.by_seed[seed] for gap in sizes]) for seed in seeds]
-        known = [rho for rho in rhos if rho is not None]
+        slopes = [_slope([gap.by_seed[seed] for gap in sizes]) for seed in seeds]
         means = ", ".join(f"{spread(list(gap.by_seed.values())).mean:+.3f} at {_size(gap)}" for gap in sizes)
-        listed = ", ".join("undefined" if rho is None else f"{rho:+.2f}" for rho in rhos)
-        middle = f", median {median(known):+.2f}" if len(known) > 1 else ""
-        claims.append(
-            Claim(
-                f"Transfer's gain in test AUC closes as the training set of {printable(network)} grows.",
-                f"Mean gain: {means}. Spearman's ρ of gain with size, by seed: {listed}{middle} (-1: closes steadily).",
-                "evidence only, no test was made",
-            )
-        )
+        listed = ", ".join(f"{slope:+.3f}" for slope in slopes)
+        evidence = f"Mean gain: {means}. Slope of the gain from one size to the next larger, by seed: {listed}."
+        test = sign_flip([-slope for slope in slopes])
+        claims.append(Claim(f"{line.sentence} ({printable(network)})", evidence, verdict(test), test.p))
     return claims
+
+
+def _slope(values: Sequence[float]) -> float:
+    """Return the slope of the least squares line through values at 0, 1, …"""
+    from statistics import linear_regression
+
+    return linear_regression(range(len(values)), values).slope
 
 
 def _size(gap: Gap) -> str:
     return "all" if gap.images is None else f"{gap.images:,}"
-
-
-def _spearman(values: Sequence[float]) -> float | None:
-    """Return Spearman's ρ of values with their order; None where all are equal."""
-    from scipy.stats import spearmanr
-
-    if all(a == b for a, b in pairwise(values)):
-        return None
-    return float(spearmanr(range(len(values)), values).statistic)

@@ -7,8 +7,7 @@ from typing import Any
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, TO_INIT, Comparison, differences, find_comparisons
-from wsurgery.experiments.cca_claims import comparison_claims
-from wsurgery.experiments.claims import Claim, arm_claims
+from wsurgery.experiments.claims import Claim, Line, judge
 from wsurgery.experiments.runs import find_runs
 from wsurgery.experiments.summary import Arm, against_baseline, summarise
 
@@ -20,7 +19,7 @@ class Report:
     Attributes:
         arms: by name, in the order of the page.
         comparisons: by name, in the order of the page.
-        claims: the paper's claims that could be judged.
+        claims: those that could be judged.
         threshold: the validation macro AUC, 0 to 1, that steps are counted to.
         baseline: the arm that the others are held against; empty where there is none.
         selected: the reader chose arms or comparisons, so that those which are not here are not missing.
@@ -51,6 +50,7 @@ def read_report(
     arms: Sequence[str] | None = None,
     comparisons: Sequence[str] | None = None,
     baseline: str | None = None,
+    claims: Sequence[Line] = (),
 ) -> Report:
     """Read an experiment: runs in `folder`/runs/ARM/SEED, comparisons in `folder`/cca/NAME.json or cca/NAME/SEED.json.
 
@@ -61,6 +61,7 @@ def read_report(
         comparisons: likewise; ARM-to-init stands for runs/ARM/SEED/cca-init.json.
 
         baseline: the arm that the others are held against. Default: `random` where there is one, else the first.
+        claims: what to judge; those without their runs or comparisons are left out.
 
     Raises:
         UsageError: there is nothing, or not what was chosen, or the threshold is no AUC.
@@ -78,8 +79,8 @@ def read_report(
             f"--baseline {printable(baseline)}: {printable(str(folder))} has no such arm; there are: {there}"
         )
     baseline = baseline or next((arm for arm in ("random", *found) if arm in found), "")
-    claims = [*arm_claims(found, threshold), *comparison_claims(compared)]
-    return Report(found, compared, claims, threshold, baseline, arms is not None or comparisons is not None)
+    judged = judge(claims, found, compared, threshold)
+    return Report(found, compared, judged, threshold, baseline, arms is not None or comparisons is not None)
 
 
 def as_json(report: Report) -> dict[str, Any]:

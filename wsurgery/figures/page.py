@@ -112,8 +112,8 @@ def _sections(report: Report, level: str) -> str:
         sections["How far each layer moved"] = _moved(report)
     if report.pairs or not report.selected:
         sections["Are two networks alike?"] = _pairs(report)
-    if report.claims or not report.selected:
-        sections["What is and is not shown here"] = _claims(report)
+    if report.claims:
+        sections["What is and is not shown here"] = _claim_list(report.claims)
     return "\n".join(f"<{level}>{heading}</{level}>\n{content}" for heading, content in sections.items())
 
 
@@ -214,14 +214,6 @@ def _comparisons(shown: Mapping[str, Comparison], caption: str, heading: str) ->
             rows[-1].append(cell)
     note = "Below each value: its spread over the seeds, [floor, ceiling], and where it stands between those."
     return f"{figure}{_table([heading, *layers], rows)}<p class='note'>{note}</p>"
-
-
-def _claims(report: Report) -> str:
-    missing = [
-        name for name in ("random", "transfer", "meanvar", "transfuse-block1", "gabor") if name not in report.arms
-    ]
-    absent = f"<p class='missing'>Not judged, for there are no runs of {', '.join(missing)}.</p>"
-    return _claim_list(report.claims) + (absent if missing and not report.selected else "")
 
 
 def _claim_list(claims: Sequence[Claim]) -> str:

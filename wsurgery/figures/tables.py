@@ -69,21 +69,15 @@ def comparison_rows(comparisons: Mapping[str, Comparison]) -> Rows:
 
 
 def tests_note(claims: Iterable[Claim]) -> str:
-    """Say how many tests were made, and that nothing corrects for it; empty for none."""
-    claims = list(claims)
-    tests = sum(claim.tests for claim in claims)
-    if not tests:
+    """Say how claims were tested; empty where none was."""
+    tested = sum(claim.p is not None for claim in claims)
+    if not tested:
         return ""
-    several = (
-        f"{tests} tests were made here and p is not corrected for that: of claims that are false, about one in "
-        f"{round(1 / ALPHA)} comes out as shown. "
-        if tests > 1
-        else ""
-    )
+    several = f" Holm's correction is for the {tested} claims of this page that were tested." if tested > 1 else ""
     return (
-        f"{several}The tests are exact permutation tests of the seeds, one-sided for a claim that has a direction; shown "
-        f"is p < {ALPHA:g}. A run that never passed counts by the bound that speaks against the claim. Finding no "
-        "difference does not show that there is none."
+        "The tests are exact: signs of the differences by seed are flipped (Fisher 1935), for arms of one seed share a head "
+        f"and the order of images; one-sided, and shown is p < {ALPHA:g}. What is said to be alike is tested by two such "
+        f"tests against a margin (Schuirmann 1987).{several} A run that never passed counts as if it had at the next step."
     )
 
 

@@ -1,11 +1,10 @@
 """Exact permutation tests of a few seeds, and the words for what they show.
 
-With few seeds no approximation holds, so every relabelling counts (Fisher 1935; Mann and Whitney 1947). A run that never
-passed a threshold is only known within bounds: callers give the bound that speaks against the claim.
+With few seeds no approximation holds, so every relabelling counts (Fisher 1935).
 """
 
 from collections.abc import Sequence
-from math import comb, factorial
+from math import factorial
 from typing import NamedTuple
 
 import numpy as np
@@ -30,27 +29,6 @@ class Significance(NamedTuple):
     least: float
     seeds: str
     agrees: bool
-
-
-def mann_whitney(low: Sequence[float], high: Sequence[float]) -> Significance:
-    """Test that what gave `low` lies below what gave `high`: one-sided Mann–Whitney, exact, ties counted as half.
-
-    The p-value is the share of all C(n + m, n) relabellings whose U, or sum of ranks, is no larger than that observed.
-    They are counted by the shift algorithm of Streitberg and Röhmel (1986), which ties do not disturb.
-
-    Args:
-        low: (n,), one number a seed; infinite ones are allowed.
-        high: (m,).
-    """
-    n, m = len(low), len(high)
-    doubled = (2 * rankdata([*low, *high])).astype(int)  # ranks of ties are multiples of a half
-    counts = np.zeros((n + 1, doubled.sum() + 1))  # [k, s]: subsets of k runs whose doubled ranks sum to s
-    counts[0, 0] = 1
-    for rank in doubled:
-        counts[1:, rank:] += counts[:-1, :-rank]
-    ways = comb(n + m, n)
-    p = counts[n, : doubled[:n].sum() + 1].sum() / ways
-    return Significance(float(p), 1 / ways, f"{n} and {m} seeds", max(low) < min(high))
 
 
 def sign_flip(differences: Sequence[float]) -> Significance:
@@ -97,12 +75,6 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, Signific
     return rho, Significance(float(p), 1 / factorial(len(x)), f"{len(x)} pairs", rho > 0.999)
 
 
-def two_sided(one: Significance, other: Significance) -> Significance:
-    """Join the tests of both directions into that of a difference, whatever its direction: twice the smaller p."""
-    p = min(1.0, 2 * min(one.p, other.p))
-    return Significance(p, min(1.0, 2 * one.least), one.seeds, one.agrees or other.agrees)
-
-
 def in_all(tests: Sequence[Significance]) -> Significance:
     """Join tests of which all must succeed: the largest p holds for that, uncorrected (Berger 1982)."""
     return max(tests, key=lambda test: test.p)._replace(agrees=all(test.agrees for test in tests))
@@ -116,8 +88,10 @@ def verdict(test: Significance) -> str:
     return f"{SHOWN if test.p < ALPHA else NOT_SHOWN} (p = {test.p:.2g}, {test.seeds})"
 
 
-def verdict_of_equality(test: Significance) -> str:
-    """Say whether a two-sided test finds a difference. That it finds none does not show that there is none."""
-    if test.least >= ALPHA:
-        return f"too few seeds to find a difference (smallest possible p = {test.least:.2g})"
-    return f"{'a difference' if test.p < ALPHA else 'no difference'} found (p = {test.p:.2g}, {test.seeds})"
+def holm(ps: Sequence[float]) -> list[float]:
+    """Adjust p-values so that any of them is below α by chance in α of all such pages (Holm 1979)."""
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = largest
+    return adjusted
