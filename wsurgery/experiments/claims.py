@@ -78,13 +78,13 @@ class Kind(NamedTuple):
 
     Attributes:
         takes: what its names are, in words, for a message.
-        count: how many they are.
+        number: how many they are.
         options: the keys that it has.
         across: it is about several networks.
     """
 
     takes: str
-    count: int
+    number: int
     options: tuple[str, ...] = ()
     across: bool = False
 
@@ -129,7 +129,7 @@ def _read_line(line: str, where: str) -> Line:
     names = tuple(word for word in rest if "=" not in word)
     options = dict(word.split("=", 1) for word in rest if "=" in word)
     known = KINDS[kind]
-    if not colon or not sentence.strip() or len(names) != known.count or not set(options) <= set(known.options):
+    if not colon or not sentence.strip() or len(names) != known.number or not set(options) <= set(known.options):
         keys = "".join(f" [{key}=VALUE]" for key in known.options)
         raise UsageError(
             f"{where}: a claim of this kind is `{kind} {known.takes.replace(' than', '').replace(' over', '')}{keys} : SENTENCE`"
