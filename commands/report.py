@@ -49,7 +49,9 @@ def report(
     from wsurgery.figures.tables import markdown, terminal_tables
 
     if output.suffix not in (".html", ".htm", ".md"):
-        raise UsageError(f"-o {printable(str(output))}: a report is an .html page, which a browser prints as PDF, or .md")
+        raise UsageError(
+            f"-o {printable(str(output))}: a report is an .html page, which a browser prints as PDF, or .md"
+        )
     if any(path.suffix == ".md" for path in folders):
         if json or arms or cca or paper or output.suffix == ".md" or any(path.suffix != ".md" for path in folders):
             raise UsageError(

@@ -57,8 +57,10 @@ def test_where_there_is_room_the_table_is_the_same():
 def test_numbers_of_show_are_whole_on_a_terminal_of_80_columns(resnet, invoke):
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 80))
-    arguments = [sys.executable, "-m", "wsurgery", "show", str(resnet), "--stats"]
-    with subprocess.Popen(arguments, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}):
+    arguments = [sys.executable, "-m", "wsurgery", "show", resnet.name, "--stats"]
+    with subprocess.Popen(
+        arguments, cwd=resnet.parent, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    ):
         os.close(theirs)
         said = re.sub("\x1b\\[[0-9;]*m", "", said_on(ours).decode())
     assert max(map(len, said.splitlines())) <= 80
