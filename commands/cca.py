@@ -112,7 +112,9 @@ def cca(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the layers, or the matrix: .pdf, .svg or .png."),
+        typer.Option(
+            metavar="FILE", help="Draw the layers, or the matrix between floors and ceilings: .pdf, .svg or .png."
+        ),
     ] = None,
     force: Force = False,
     *,
