@@ -13,7 +13,7 @@ import typer
 
 from wsurgery.anatomy import MAX_BLOCK_MAP, Selection, parse_block_map
 from wsurgery.errors import WsurgeryError
-from wsurgery.similarity.names import METRICS
+from wsurgery.similarity.metric_names import METRICS
 from wsurgery.untrusted import read_regular
 
 _MODEL = r"^@register_model\n(?:@.*\n)*def (\w+)\("

@@ -22,8 +22,8 @@ def filters(
     Example: wsurgery filters run/init.safetensors run -o filters.png
     """
     from wsurgery.figures.filters import draw_filters, read_first_filters
-    from wsurgery.figures.networks import network_names
     from wsurgery.figures.style import save
+    from wsurgery.figures.titles import network_names
 
     checkpoints = of_run.of(checkpoints)
     names = [network_names([source]) for source in checkpoints]

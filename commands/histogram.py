@@ -32,8 +32,8 @@ def histogram(
     Example: wsurgery histogram pretrained.safetensors meanvar.safetensors random.safetensors -o conv1.pdf
     """
     from wsurgery.figures.histograms import draw_histograms, read_histograms
-    from wsurgery.figures.networks import network_names
     from wsurgery.figures.style import save
+    from wsurgery.figures.titles import network_names
 
     checkpoints = of_run.of(checkpoints)
     selection = part.selection if part.selection.arguments else None

@@ -476,14 +476,8 @@ def cca(
             say(note)
         result["layers"] = [asdict(layer) for layer in found]
         if figure is not None:
-            sides = (a, other) if data is not None else (a, b)
-            _draw(
-                found,
-                figure,
-                matrix=matrix,
-                force=force,
-                title=_pair_title([side for side in sides if side is not None]),
-            )
+            shown = (a, b if b is not None else find_initialisation(_path(a, "--with-init")))
+            _draw(found, figure, matrix=matrix, force=force, title=_pair_title(shown))
         if table:
             write_all(table, as_csv(found).encode())
         if stream:
@@ -823,7 +817,7 @@ def _versions() -> dict[str, str]:
 
 
 def _pair_title(sides: Sequence[Source]) -> str:
-    from wsurgery.figures.networks import network_names
+    from wsurgery.figures.titles import network_names
 
     known = network_names(side for side in sides if isinstance(side, (str, Path)))
     a, b = ("/".join(Path(_label(side)).parts[-3:]) for side in sides)

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.runs import Run, by_arm
-from wsurgery.figures.networks import networks_of_runs
 from wsurgery.figures.style import FAINT, WIDTH, add_legend, add_title, house_style, line_styles, plain_text
+from wsurgery.figures.titles import networks_of_runs
 from wsurgery.statistics.spread import SD_FROM, Spread, spread
 
 Metric = Literal["auc", "loss"]

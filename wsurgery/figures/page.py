@@ -23,10 +23,10 @@ from wsurgery.experiments.summary import against_random, in_words
 from wsurgery.figures.curves import band_caption, draw_curves
 from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
 from wsurgery.figures.gather import results_html
-from wsurgery.figures.networks import networks_of_runs
 from wsurgery.figures.similarities import draw_comparisons
 from wsurgery.figures.style import INK, PAGE_WIDTH, inline_svg, line_styles, marker_points
 from wsurgery.figures.tables import arms_note, tests_note
+from wsurgery.figures.titles import networks_of_runs
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 from wsurgery.statistics.spread import Spread
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from wsurgery.experiments.cca import Comparison, layer_names, standard_error
 from wsurgery.figures.style import WIDTH, add_legend, add_title, house_style, line_styles, plain_text
-from wsurgery.similarity.names import METRICS
+from wsurgery.similarity.metric_names import METRICS
 from wsurgery.statistics.spread import spread
 
 if TYPE_CHECKING:

@@ -88,7 +88,8 @@ def add_legend(figure: Figure, axes: Axes, title: str = "", *, columns: int = 3)
         columns: at most.
     """
     handles, labels = axes.get_legend_handles_labels()
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    canvas: Any = FigureCanvasAgg(figure)
+    renderer = canvas.get_renderer()
     sizes = ("medium", "small", "x-small", "xx-small")
     for size, n in product(sizes, range(min(columns, len(labels)), 0, -1)):
         if size != "medium" and n > 1:
@@ -120,7 +121,8 @@ def marker_points(marker: str, size: float) -> str:
     """Return a marker of matplotlib around 0, 0 as the points of an SVG polygon; `size` is that of matplotlib."""
     shape = MarkerStyle(marker)
     fine = shape.get_transform() + Affine2D().scale(100 * size, -100 * size)  # curves become lines of a unit's length
-    (points,) = shape.get_path().transformed(fine).to_polygons()
+    polygons: Any = shape.get_path().transformed(fine).to_polygons()
+    (points,) = polygons
     return " ".join(f"{x / 100:.2f},{y / 100:.2f}" for x, y in points[:: 1 + len(points) // 50])
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from wsurgery.entry_points import find, plug_ins
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.similarity.canonical import correlations_of, singular_values, whiten
+from wsurgery.similarity.metric_names import METRICS
 from wsurgery.similarity.moments import Pair
-from wsurgery.similarity.names import METRICS
 
 Scores = list[float | None]
 

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from wsurgery.figures.networks import network_names, networks_of_runs
+from wsurgery.figures.titles import network_names, networks_of_runs
 
 
 def test_each_network_is_named_once_and_what_says_none_is_passed_over(invoke, resnet, tmp_path: Path) -> None:
