@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import BadList, SkipBad
-from wsurgery.commands._shared import Force, Json, Threads, command, print_table, say
+from wsurgery.commands._shared import Force, Json, Threads, command, print_table, say, show_table
 from wsurgery.errors import UsageError, printable, printable_json
 
 if TYPE_CHECKING:
@@ -213,8 +213,6 @@ def data_show(
 
     Example: wsurgery init resnet18 --num-classes $(wsurgery data show m.csv --labels | wc -l) > init.safetensors
     """
-    from rich.console import Console
-
     from wsurgery.data.manifest import summarise
     from wsurgery.data.sources import open_data
 
@@ -228,7 +226,7 @@ def data_show(
     if json:
         typer.echo(printable_json(summary))
     else:
-        Console().print(_table(summary, manifest))
+        show_table(_table(summary, manifest))
 
 
 def _table(summary: dict[str, Any], manifest: "Manifest") -> "Table":
@@ -238,7 +236,7 @@ def _table(summary: dict[str, Any], manifest: "Manifest") -> "Table":
     splits = summary["splits"]
     beside = f"\nbeside: {printable(', '.join(manifest.metadata), 1000)}" if manifest.metadata else ""
     images = f"\nimages: {manifest.rendering.described}"
-    table = Table("", caption=Text(f"labels: positive / negative / unknown{beside}{images}"))
+    table = Table("", caption_justify="left", caption=Text(f"labels: positive / negative / unknown{beside}{images}"))
     for name in splits:
         table.add_column(Text(printable(name)), justify="right")
     for row in ("images", "patients"):
