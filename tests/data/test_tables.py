@@ -126,6 +126,16 @@ def test_unknown(read, word):
     np.testing.assert_array_equal(np.isnan(labels), [split == "test" for split in SPLITS])
 
 
+@pytest.mark.parametrize("word", ["nan", "NA", "n/a", "null", "<NA>"])
+def test_unknown_class_and_patient(read, word):
+    text = "path,patient,split,dx\n1,{},x,nv\n2,{},x,mel\n3,p,x,{}\n4,p,x,mel\n"
+    keys = {"class": "dx"}
+    blank, words = (read(text.format(*3 * [unknown]), **keys) for unknown in ("", word))
+    assert words.label_names == ("mel", "nv")
+    np.testing.assert_array_equal(words.labels, blank.labels)
+    assert words.patients == blank.patients == ("1", "2", "p", "p")
+
+
 def test_uncertain_as_in_chexpert(read):
     text = "path,split,a,b\n1,x,-1,-1\n2,x,1,\n3,x,0,0\n"
     labels = read(text, uncertain="ones,b=zeros", blank="zero").labels
