@@ -285,6 +285,18 @@ def test_images_are_found_by_their_names(read, tmp_path):
         read("id,ill\nISIC_1,1\n1.png,0\n", path="id", images="all")
 
 
+def test_images_may_lie_beside_the_tables_folder(read, tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "pictures/1.png")
+    text, name, place = "id,ill\n1,1\n", "tables/t.csv", (tmp_path / "pictures").as_posix()
+    for images in (place, "../pictures", "../tables/../pictures/"):
+        assert read(text, name, path="id", images=images, valid="0", test="0").paths == (f"{place}/1.png",)
+    assert read(text, path="id", images=place, valid="0", test="0").paths == ("pictures/1.png",)
+    with pytest.raises(UsageError, match=r"t\.csv: images=picture: there is no folder .*picture"):
+        read(text, "t.csv", path="id", images="picture")
+
+
 def test_parquet_with_images_and_lists_inside(tmp_path):
     table = pa.table(
         {
