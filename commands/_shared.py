@@ -197,8 +197,9 @@ def write_surgery(planned: "Planned", output: SurgeryOutput, *, exports: bool = 
         say(line)
     with output.destination(f"{planned.name}.safetensors") as path:
         named = str(path) if output.output is None and path else output.output
-        target = destination(named, output.shard_size, output.group, like=planned.flows)
-        if exports and isinstance(target, Path) and target.suffix in _EXPORTS:
+        known = _EXPORTS if exports else ()
+        target = destination(named, output.shard_size, output.group, like=planned.flows, exports=known)
+        if isinstance(target, Path) and target.suffix in known:
             from wsurgery.foreign.export import export
 
             export(planned, target, force=output.force, threads=output.threads)

@@ -107,7 +107,8 @@ def data_make(
         manifest = make_manifest(spec, output, force=force, threads=threads)
         alone = "" if manifest.has_patients else f": {ALONE}"
         say(f"{output}: {len(manifest)} images, {len(set(manifest.patients))} patients{alone}")
-        for note in (*manifest.notes, f"images: {manifest.rendering.described}"):
+        labels = f"labels: {printable(', '.join(manifest.label_names), 1000)}"
+        for note in (labels, *manifest.notes, f"images: {manifest.rendering.described}"):
             say(note)
         return
     made = make_data(spec, output, force=force, threads=threads)

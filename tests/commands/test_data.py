@@ -159,6 +159,7 @@ def test_make_writes_a_manifest_and_says_where_patients_are_not_known(run, tmp_p
     assert (made.exit_code, made.stdout) == (0, "")
     assert made.stderr.splitlines() == [
         f"{tmp_path / 'm.csv'}: 40 images, 40 patients: no patients are known, each image counts as one",
+        "labels: ill, well",
         f"images: {Rendering().described}",
     ]
     again = run("make", f"folder:{classes}?patient=p\\d+", "-o", tmp_path / "m.csv", "--force")
