@@ -27,6 +27,7 @@ class Fit(str, Enum):
     stretch = "stretch"
 
 
+_HELD_OUT = "or valid=0.15 and test=0.15 hold patients out"
 ALONE = "no patients are known, each image counts as one"
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="A manifest, or scheme:argument?key=value.")]
@@ -108,7 +109,11 @@ def data_make(
         alone = "" if manifest.has_patients else f": {ALONE}"
         say(f"{output}: {len(manifest)} images, {len(set(manifest.patients))} patients{alone}")
         labels = f"labels: {printable(', '.join(manifest.label_names), 1000)}"
-        for note in (labels, *manifest.notes, f"images: {manifest.rendering.described}"):
+        absent = [name for name in ("train", "valid") if name not in manifest.splits]
+        lacks = [
+            f"no image is in the split {name}, which train needs: split=COLUMN says it, {_HELD_OUT}" for name in absent
+        ]
+        for note in (labels, *manifest.notes, *lacks, f"images: {manifest.rendering.described}"):
             say(note)
         return
     made = make_data(spec, output, force=force, threads=threads)
