@@ -24,6 +24,7 @@ from wsurgery.untrusted import read_regular
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from wsurgery.operations.planning import Planned
 
@@ -196,8 +197,9 @@ def write_surgery(planned: "Planned", output: SurgeryOutput, *, exports: bool = 
         say(line)
     with output.destination(f"{planned.name}.safetensors") as path:
         named = str(path) if output.output is None and path else output.output
-        target = destination(named, output.shard_size, output.group, like=planned.flows)
-        if exports and isinstance(target, Path) and target.suffix in _EXPORTS:
+        known = _EXPORTS if exports else ()
+        target = destination(named, output.shard_size, output.group, like=planned.flows, exports=known)
+        if isinstance(target, Path) and target.suffix in known:
             from wsurgery.foreign.export import export
 
             export(planned, target, force=output.force, threads=output.threads)
@@ -251,17 +253,37 @@ def table_console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else 10_000, soft_wrap=True)
 
 
+def show_table(table: "Table", *, expendable: Sequence[str] = ()) -> None:
+    """Print a table on standard output, made to fit if that is a terminal, and say which columns had no room.
+
+    Args:
+        table: its columns at the left are words, the others numbers, which are never broken.
+        expendable: headings of columns that may be left out for want of room, the first one first.
+    """
+    from wsurgery.commands._tables import fitted
+
+    console = table_console()
+    parts, left_out = fitted(table, console, expendable=expendable)
+    for part in parts:
+        console.print(part, soft_wrap=not sys.stdout.isatty())
+    if left_out:
+        say(f"no room on {console.width} columns for: {', '.join(left_out)}")
+
+
 def _printable_column(cells: Sequence[str]) -> Sequence[str]:
     return cells if "".join(cells).isprintable() and max(map(len, cells)) <= 200 else list(map(printable, cells))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str]) -> None:
-    """Print a table: folded to a terminal's width, and into a file or pipe as wide as it needs.
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str], expendable: Sequence[str] = ()
+) -> None:
+    """Print a table: made to fit a terminal, and into a file or pipe as wide as it needs.
 
     Args:
         columns: their names.
         rows: cells.
         left: the columns that stand at the left; the others do at the right.
+        expendable: columns that a terminal may have no room for, the first one to go first.
     """
     from rich.cells import cell_len
     from rich.table import Table
@@ -274,7 +296,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: 
             table.add_column(name, justify="left" if name in left else "right", overflow="fold")
         for line in lines[1:]:
             table.add_row(*map(Text, line))
-        table_console().print(table)
+        show_table(table, expendable=expendable)
         return
 
     # By hand, column by column: rich takes a hundred times as long, and a file may have a million tensors.

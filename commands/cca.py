@@ -16,7 +16,7 @@ from wsurgery.commands._shared import (
     Seed,
     command,
     say,
-    table_console,
+    show_table,
 )
 from wsurgery.errors import printable
 
@@ -112,7 +112,9 @@ def cca(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the layers, or the matrix: .pdf, .svg or .png."),
+        typer.Option(
+            metavar="FILE", help="Draw the layers, or the matrix between floors and ceilings: .pdf, .svg or .png."
+        ),
     ] = None,
     force: Force = False,
     *,
@@ -217,7 +219,7 @@ def _print_table(found: "list[LayerSimilarity]", *, bias_corrected: bool) -> Non
         dead = f"{x.dead_a}" if x.dead_a == x.dead_b else f"{x.dead_a},{x.dead_b}"
         metric = [] if metrics == {"mean_cca"} else [x.metric]
         table.add_row(Text(printable(x.layer)), *map(Text, metric), *similarity, channels, str(x.p), dead)
-    table_console().print(table)
+    show_table(table, expendable=("rows", "channels", "± images", "± draws", "dead"))
 
 
 def _print_matrix(found: "list[LayerSimilarity]") -> None:
@@ -236,4 +238,4 @@ def _print_matrix(found: "list[LayerSimilarity]") -> None:
             table.add_row(
                 Text(printable(a)), *(f"{_number(results[a, b].value)} ± {_number(results[a, b].se)}" for b in in_b)
             )
-        table_console().print(table)
+        show_table(table)

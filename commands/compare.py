@@ -15,6 +15,7 @@ from wsurgery.commands._shared import (
     Seed,
     command,
     say,
+    show_table,
     table_console,
 )
 from wsurgery.errors import printable, printable_json
@@ -83,7 +84,7 @@ def compare(
         return
     console = table_console()
     console.print(f"A: {printable(str(a))}\nB: {printable(str(b))}\n", markup=False, highlight=False)
-    console.print(steps_table(steps))
+    show_table(steps_table(steps))
     if aucs:
         console.print()
-        console.print(auc_table(aucs))
+        show_table(auc_table(aucs))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsurgery.commands._images import BadList, SkipBad
-from wsurgery.commands._shared import Force, Json, Threads, command, print_table, say
+from wsurgery.commands._shared import Force, Json, Threads, command, print_table, say, show_table
 from wsurgery.errors import UsageError, printable, printable_json
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Fit(str, Enum):
     stretch = "stretch"
 
 
+_HELD_OUT = "or valid=0.15 and test=0.15 hold patients out"
 ALONE = "no patients are known, each image counts as one"
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="A manifest, or scheme:argument?key=value.")]
@@ -107,7 +108,12 @@ def data_make(
         manifest = make_manifest(spec, output, force=force, threads=threads)
         alone = "" if manifest.has_patients else f": {ALONE}"
         say(f"{output}: {len(manifest)} images, {len(set(manifest.patients))} patients{alone}")
-        for note in (*manifest.notes, f"images: {manifest.rendering.described}"):
+        labels = f"labels: {printable(', '.join(manifest.label_names), 1000)}"
+        absent = [name for name in ("train", "valid") if name not in manifest.splits]
+        lacks = [
+            f"no image is in the split {name}, which train needs: split=COLUMN says it, {_HELD_OUT}" for name in absent
+        ]
+        for note in (labels, *manifest.notes, *lacks, f"images: {manifest.rendering.described}"):
             say(note)
         return
     made = make_data(spec, output, force=force, threads=threads)
@@ -213,8 +219,6 @@ def data_show(
 
     Example: wsurgery init resnet18 --num-classes $(wsurgery data show m.csv --labels | wc -l) > init.safetensors
     """
-    from rich.console import Console
-
     from wsurgery.data.manifest import summarise
     from wsurgery.data.sources import open_data
 
@@ -228,7 +232,7 @@ def data_show(
     if json:
         typer.echo(printable_json(summary))
     else:
-        Console().print(_table(summary, manifest))
+        show_table(_table(summary, manifest))
 
 
 def _table(summary: dict[str, Any], manifest: "Manifest") -> "Table":
@@ -238,7 +242,7 @@ def _table(summary: dict[str, Any], manifest: "Manifest") -> "Table":
     splits = summary["splits"]
     beside = f"\nbeside: {printable(', '.join(manifest.metadata), 1000)}" if manifest.metadata else ""
     images = f"\nimages: {manifest.rendering.described}"
-    table = Table("", caption=Text(f"labels: positive / negative / unknown{beside}{images}"))
+    table = Table("", caption_justify="left", caption=Text(f"labels: positive / negative / unknown{beside}{images}"))
     for name in splits:
         table.add_column(Text(printable(name)), justify="right")
     for row in ("images", "patients"):

@@ -18,7 +18,7 @@ from wsurgery.commands._shared import (
     Seed,
     command,
     say,
-    table_console,
+    show_table,
 )
 from wsurgery.errors import UsageError
 
@@ -145,4 +145,4 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
         f"{lost if result['macro_left_out'] else ''}",
         "left",
     )
-    table_console().print(table)
+    show_table(table)

@@ -23,8 +23,10 @@ def filters(
     """
     from wsurgery.figures.filters import draw_filters, read_first_filters
     from wsurgery.figures.style import save
+    from wsurgery.figures.titles import network_names
 
     checkpoints = of_run.of(checkpoints)
-    labels = labels_of(checkpoints)
+    names = [network_names([source]) for source in checkpoints]
+    labels = [f"{label} ({name})" if name else label for label, name in zip(labels_of(checkpoints), names, strict=True)]
     labelled = [(label, read_first_filters(source)) for label, source in zip(labels, checkpoints, strict=True)]
     save(draw_filters(labelled), output, force=force)

@@ -1,12 +1,17 @@
 """`wsurgery histogram`: distributions of weights as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wsurgery.commands._pictures import labels_of
 from wsurgery.commands._shared import Force, OfRun, Part, command
+
+if TYPE_CHECKING:
+    from wsurgery.anatomy import Selection
+    from wsurgery.figures.histograms import Histogram
 
 
 @command
@@ -28,8 +33,19 @@ def histogram(
     """
     from wsurgery.figures.histograms import draw_histograms, read_histograms
     from wsurgery.figures.style import save
+    from wsurgery.figures.titles import network_names
 
     checkpoints = of_run.of(checkpoints)
     selection = part.selection if part.selection.arguments else None
     edges, found = read_histograms(checkpoints, selection=selection, bins=bins)
-    save(draw_histograms(edges, list(zip(labels_of(checkpoints), found, strict=True)), log=log), output, force=force)
+    labelled = list(zip(labels_of(checkpoints), found, strict=True))
+    names = network_names(checkpoints)
+    what = _what(found, selection)
+    save(draw_histograms(edges, labelled, log=log, title=f"{names}: {what}" if names else what), output, force=force)
+
+
+def _what(found: "Sequence[Histogram]", selection: "Selection | None") -> str:
+    if selection is None:
+        return f"the first convolution only ({', '.join(dict.fromkeys(name for one in found for name in one.tensors))})"
+    numbers = dict.fromkeys(len(one.tensors) for one in found)
+    return f"{' and '.join(map(str, numbers))} tensors: {' '.join(selection.arguments)}"

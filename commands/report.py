@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wsurgery.commands._shared import Force, Json, command, table_console
+from wsurgery.commands._shared import Force, Json, command, show_table
 from wsurgery.errors import UsageError, printable, printable_json
 
 
@@ -55,6 +55,10 @@ def report(
     from wsurgery.figures.page import render_page, render_results
     from wsurgery.figures.tables import markdown, terminal_tables
 
+    if output.suffix not in (".html", ".htm", ".md"):
+        raise UsageError(
+            f"-o {printable(str(output))}: a report is an .html page, which a browser prints as PDF, or .md"
+        )
     if any(path.suffix == ".md" for path in folders):
         if (
             json
@@ -91,7 +95,7 @@ def report(
         typer.echo(printable_json(json_of(found)))
     else:
         for table in terminal_tables(found):
-            table_console().print(table)
+            show_table(table)
 
 
 def _names(words: str | None) -> list[str] | None:

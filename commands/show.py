@@ -222,7 +222,9 @@ def _print_table(description: dict[str, Any], label: str, *, by_tensor: bool) ->
                 f"{frozen} of {len(rows)}" if frozen else "",
             ]
             lines.append(cells)
-    print_table((*columns, *shown), lines, left=("name", "block", "role", "dtype", "dtypes", "roles"))
+    words = ("name", "block", "role", "dtype", "dtypes", "roles")
+    expendable = ("role", "dtype", "block", "frozen", "shape") if by_tensor else ()
+    print_table((*columns, *shown), lines, left=words, expendable=expendable)
 
 
 def _number(value: float | None) -> str:

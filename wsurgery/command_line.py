@@ -98,7 +98,13 @@ class _Commands(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the help's list of subcommands, in groups."""
         versions = {name: f"{plug_in.package} {plug_in.version}" for name, plug_in in plug_ins().items()}
-        groups = {**_GROUPS, "Plug-ins": versions}
+        listed = {name for lines in _GROUPS.values() for name in lines}
+        others = {  # an edit is a file: it needs no line above
+            name: self.get_command(ctx, name).get_short_help_str(60)
+            for name in super().list_commands(ctx)
+            if name not in listed
+        }
+        groups = {**_GROUPS, "Surgery": dict(sorted({**_GROUPS["Surgery"], **others}.items())), "Plug-ins": versions}
         longest = max(len(name) for lines in groups.values() for name in lines)
         for title, lines in groups.items():
             if lines:

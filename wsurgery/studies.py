@@ -476,7 +476,8 @@ def cca(
             say(note)
         result["layers"] = [asdict(layer) for layer in found]
         if figure is not None:
-            _draw(found, figure, matrix=matrix, force=force)
+            shown = (a, b if b is not None else find_initialisation(_path(a, "--with-init")))
+            _draw(found, figure, matrix=matrix, force=force, title=_pair_title(shown))
         if table:
             write_all(table, as_csv(found).encode())
         if stream:
@@ -815,11 +816,19 @@ def _versions() -> dict[str, str]:
     return {"python": python_version(), **libraries}
 
 
-def _draw(found: list[LayerSimilarity], path: Path, *, matrix: bool, force: bool) -> None:
+def _pair_title(sides: Sequence[Source]) -> str:
+    from wsurgery.figures.titles import network_names
+
+    known = network_names(side for side in sides if isinstance(side, (str, Path)))
+    a, b = ("/".join(Path(_label(side)).parts[-3:]) for side in sides)
+    return f"A: {a}, B: {b}" + (f" ({known})" if known else "")
+
+
+def _draw(found: list[LayerSimilarity], path: Path, *, matrix: bool, force: bool, title: str) -> None:
     from wsurgery.figures.similarities import draw_layers, draw_matrix
     from wsurgery.figures.style import save
 
-    save(draw_matrix(found) if matrix else draw_layers(found), path, force=force)
+    save((draw_matrix if matrix else draw_layers)(found, title=title), path, force=force)
 
 
 def _predictions_beside(runs: Sequence[Run]) -> list[Predictions]:

@@ -159,6 +159,7 @@ def test_make_writes_a_manifest_and_says_where_patients_are_not_known(run, tmp_p
     assert (made.exit_code, made.stdout) == (0, "")
     assert made.stderr.splitlines() == [
         f"{tmp_path / 'm.csv'}: 40 images, 40 patients: no patients are known, each image counts as one",
+        "labels: ill, well",
         f"images: {Rendering().described}",
     ]
     again = run("make", f"folder:{classes}?patient=p\\d+", "-o", tmp_path / "m.csv", "--force")
@@ -196,6 +197,16 @@ def test_any_table(run, tmp_path):
     assert "no column 'sick': the columns, separated by semicolons, are image, subject, age, ill" in refused.stderr
     refused = run("make", spec, "-o", tmp_path / "folder")
     assert (refused.exit_code, "name a .csv or .parquet" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("values", "absent"), [("012", ["train", "valid"]), (["train", "test"], ["valid"])])
+def test_make_says_which_split_training_will_miss(values, absent, run, tmp_path):
+    rows = "".join(f"{i}.png,{values[i % len(values)]},{i % 2}\n" for i in range(12))
+    (tmp_path / "t.csv").write_text("path,split,ill\n" + rows)
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    said = run("make", tmp_path / "t.csv", "-o", tmp_path / "m.csv").stderr
+    assert [line.split(",")[0].split()[-1] for line in said.splitlines() if "which train needs" in line] == absent
+    assert said.count("valid=0.15 and test=0.15") == len(absent)
 
 
 def test_make_of_a_drawn_set_as_a_manifest(run, tmp_path):

@@ -66,6 +66,17 @@ def test_a_choice_that_is_not_there_ends_in_one_line_with_the_list(folder: Path,
     assert not (tmp_path / "a.html").exists()
 
 
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a"])
+def test_what_is_neither_a_page_nor_markdown_is_refused_by_name(folder: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "RESULTS.md").write_text("# R")
+    for what in (folder, tmp_path / "RESULTS.md"):
+        result = invoke(what, "-o", tmp_path / name)
+        assert result.exit_code == 2
+        assert f"{name}: a report is an .html page" in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert not (tmp_path / name).exists()
+
+
 def test_two_folders_are_one_page(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "other").symlink_to(folder)
     shutil.copytree(folder, tmp_path / "small")

@@ -228,6 +228,17 @@ def test_a_mistake_is_one_line_with_its_remedy(arguments, status, words, resnet,
     assert done.stdout == b""
 
 
+@pytest.mark.parametrize("ending", [".pth", ".npz", ".onnx", ".H5", ".pth.tar"])
+def test_no_safetensors_are_written_under_the_name_of_another_format(ending, resnet, wsurgery, tmp_path):
+    path = tmp_path / f"x{ending}"
+    done = wsurgery("shuffle", resnet, "-o", path, check=False)
+    told = done.stderr.decode()
+    assert done.returncode == 2
+    assert "end its name in .safetensors" in told
+    assert "wsurgery convert writes .pth" in told
+    assert not path.exists()
+
+
 def test_log_prints_a_pipeline_that_makes_the_same_bytes_again(resnet, shell, tmp_path):
     save_file(small_resnet(seed=1), tmp_path / "donor one.safetensors")
     made = shell(

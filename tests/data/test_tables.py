@@ -126,6 +126,16 @@ def test_unknown(read, word):
     np.testing.assert_array_equal(np.isnan(labels), [split == "test" for split in SPLITS])
 
 
+@pytest.mark.parametrize("word", ["nan", "NA", "n/a", "null", "<NA>"])
+def test_unknown_class_and_patient(read, word):
+    text = "path,patient,split,dx\n1,{},x,nv\n2,{},x,mel\n3,p,x,{}\n4,p,x,mel\n"
+    keys = {"class": "dx"}
+    blank, words = (read(text.format(*3 * [unknown]), **keys) for unknown in ("", word))
+    assert words.label_names == ("mel", "nv")
+    np.testing.assert_array_equal(words.labels, blank.labels)
+    assert words.patients == blank.patients == ("1", "2", "p", "p")
+
+
 def test_uncertain_as_in_chexpert(read):
     text = "path,split,a,b\n1,x,-1,-1\n2,x,1,\n3,x,0,0\n"
     labels = read(text, uncertain="ones,b=zeros", blank="zero").labels
@@ -273,6 +283,18 @@ def test_images_are_found_by_their_names(read, tmp_path):
         read("id,ill\nISIC_1,1\nISIC_3,0\n", path="id", images="all")
     with pytest.raises(WsurgeryError, match=r"1\.png is there twice, all/left/1\.png and all/right/1\.png"):
         read("id,ill\nISIC_1,1\n1.png,0\n", path="id", images="all")
+
+
+def test_images_may_lie_beside_the_tables_folder(read, tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "pictures/1.png")
+    text, name, place = "id,ill\n1,1\n", "tables/t.csv", (tmp_path / "pictures").as_posix()
+    for images in (place, "../pictures", "../tables/../pictures/"):
+        assert read(text, name, path="id", images=images, valid="0", test="0").paths == (f"{place}/1.png",)
+    assert read(text, path="id", images=place, valid="0", test="0").paths == ("pictures/1.png",)
+    with pytest.raises(UsageError, match=r"t\.csv: images=picture: there is no folder .*picture"):
+        read(text, "t.csv", path="id", images="picture")
 
 
 def test_parquet_with_images_and_lists_inside(tmp_path):

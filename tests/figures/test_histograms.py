@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -37,6 +39,13 @@ def test_equal_weights_and_a_pipe_can_be_drawn(invoke, shell, resnet, tmp_path):
     )
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "y.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figure_says_whose_weights_it_shows(resnet, invoke, tmp_path):
+    invoke("histogram", resnet, "-o", tmp_path / "x.svg")
+    assert "<!-- the first convolution only (conv1.weight) -->" in (tmp_path / "x.svg").read_text()
+    invoke("histogram", resnet, "-o", tmp_path / "x.svg", "--force", "--only", "fc.*")
+    assert re.search(r"<!-- 2 tensors: .*only fc\.\* -->", (tmp_path / "x.svg").read_text())
 
 
 def test_every_checkpoint_has_a_line_with_its_name():

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,7 @@ from wsurgery.errors import UsageError
 from wsurgery.experiments.claims import read_claims
 from wsurgery.experiments.networks import Networks, read_experiments
 from wsurgery.experiments.report import as_json, read_report
-from wsurgery.figures.page import render_page
+from wsurgery.figures.page import render_page, render_results
 from wsurgery.figures.tables import comparison_rows, markdown, table_rows, terminal_tables
 
 FAST = [{0: 0.5, 20: 0.92, 40: 0.95}, {0: 0.5, 20: 0.8, 40: 0.94}]
@@ -97,7 +98,7 @@ def test_sections_without_data_name_the_command_that_makes_it(make_experiment: C
     text = render(folder)
     for command in ("wsurgery eval", "wsurgery train", "wsurgery cca RUN --with-init", "wsurgery cca RUN_A RUN_B"):
         assert f"<code>{command}" in text
-    assert len([tag for tag, _ in Page(text).tags if tag == "svg"]) == 1
+    assert len([tag for tag, _ in Page(text).tags if tag == "svg"]) == 2  # a swatch and the curve
 
 
 def test_an_undefined_layer_is_a_dash(make_experiment: Callable[..., Path]) -> None:
@@ -158,7 +159,7 @@ def test_what_the_paper_says_stands_first_and_brings_nothing_from_outside(experi
     page = Page(text)
     assert "script" not in [tag for tag, _ in page.tags]
     assert "img" not in [tag for tag, a in page.tags if "base64" not in (a.get("src") or "")]
-    assert text.index("<strong>6</strong>") < text.index("<td>1</td>") < text.index("Accuracy and speed")
+    assert text.index("<strong>6</strong>") < text.index("<td class='number'>1</td>") < text.index("Accuracy and speed")
     assert markdown(found, title="T", paper=paper).startswith(f"# T\n\n## The paper\n\n{paper}")
 
 
@@ -207,3 +208,39 @@ def test_every_form_says_of_how_many_patients_the_test_aucs_are(make_experiment:
             "Test AUC: of 2,000 images of 222 patients or 9 images of 1 patients; its spread over seeds is no" in form
         )
         assert "interval for other patients" in form
+
+
+def test_a_number_stays_on_one_line_wherever_its_table_comes_from(make_experiment, tmp_path):
+    cells = ["0.782 ± 0.043", "+0.01 (-0.02 to 0.03)", "> 300, > 300"]
+    words = "3 of the seeds never came to the threshold, and one of them came to it and fell below it again"
+    (tmp_path / "RESULTS.md").write_text(f"| a | b | c | d |\n|---|---:|---|---|\n| {' | '.join(cells)} | {words} |\n")
+    text = render_results([tmp_path / "RESULTS.md"], title="T")
+    for cell in cells:
+        assert re.search(rf"<td class='number'[^>]*>{re.escape(cell.replace('>', '&gt;'))}</td>", text)
+    assert f"<td>{words}</td>" in text
+    text = render(make_experiment({"random": SLOW, "transfer": FAST}))
+    assert re.search(r"<td class='number'>0\.8\d\d<small>", text)
+    assert ".number, td small { white-space: nowrap; }" in text
+
+
+def test_no_letter_in_a_figure_is_smaller_than_10_pixels_on_a_phone(experiment: Path) -> None:
+    """The page is 390 pixels wide, and its margins are 16."""
+    figures = re.findall(r"<figure><svg viewBox=.0 0 ([\d.]+).*?</svg>", render(experiment), re.DOTALL)
+    letters = re.findall(r"font-size: ([\d.]+)px", render(experiment))
+    assert len(figures) >= 3
+    assert letters
+    assert min(map(float, letters)) * (390 - 2 * 16) / max(map(float, figures)) >= 10
+
+
+def test_each_arm_of_the_table_has_the_line_and_the_marker_of_its_figures(make_experiment):
+    names = [f"arm{i}" for i in range(11)]
+    page = Page(render(make_experiment(dict.fromkeys(names, FAST), bare=True)))
+    swatches = [attributes["aria-label"] for tag, attributes in page.tags if attributes.get("class") == "swatch"]
+    assert swatches == names
+    marks = [
+        (a["points"], b["stroke-dasharray"])
+        for (t, a), (_, b) in zip(page.tags[1:], page.tags, strict=False)
+        if t == "polygon"
+    ]
+    colours = [attributes["fill"] for _, attributes in page.tags if attributes.get("class") == "swatch"]
+    assert len(set(zip(colours, marks, strict=True))) == 11

@@ -13,7 +13,8 @@ def results(metric: str, pairs: list[tuple[str, str]], values: list[float | None
     return [
         LayerSimilarity(
             layer=a, layer_a=a, layer_b=b, metric=metric, value=value, se=0.05, se_images=0.04, se_channels=0.03,
-            bias_corrected=value, floor=0.1, ceiling=0.9, normalised=None, dead_a=0, dead_b=0, repeats=[], notes=[],
+            bias_corrected=value, floor=0.1, ceiling=0.9, normalised=None if value is None else (value - 0.1) / 0.8,
+            dead_a=0, dead_b=0, repeats=[], notes=[],
             **counts,
         )
         for (a, b), value in zip(pairs, values, strict=True)
@@ -36,18 +37,20 @@ def test_lines_whiskers_and_bands_are_the_data() -> None:
     lines = [container.lines[0].get_ydata(orig=False) for container in axes.containers]
     np.testing.assert_allclose(lines, [[0.5, np.nan], [0.4, 0.3]])
     np.testing.assert_allclose(sorted(axes.containers[1].lines[2][0].get_segments()[0][:, 1]), [0.35, 0.45])
-    band = axes.collections[0].get_paths()[0].vertices[:, 1]
-    assert {round(y, 9) for y in band} == {0.1, 0.9}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean_cca", "linear_cka"]
+    dotted = [line.get_ydata(orig=False) for line in axes.lines if line.get_linestyle() == ":"]
+    assert {round(float(y), 9) for ys in dotted for y in ys} == {0.1, 0.9}
+    assert all(container.lines[0].get_linestyle() == "-" for container in axes.containers)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean canonical correlation", "linear CKA"]
     figure.canvas.draw()
 
 
 def test_the_heat_map_is_the_matrix() -> None:
     pairs = [(a, b) for a in ("conv1", "block1") for b in ("conv1", "block1", "block2")]
-    figure = draw_matrix(results("mean_cca", pairs, [0.9, 0.5, 0.1, 0.4, None, 0.2]))
+    figure = draw_matrix(results("mean_cca", pairs, [0.9, 0.5, 0.1, 0.4, None, 0.2]), title="A: a, B: b")
+    assert figure.get_suptitle() == "A: a, B: b"
     axes = figure.axes[0]
     grid = axes.images[0].get_array().filled(np.nan)
-    np.testing.assert_allclose(grid, [[0.9, 0.5, 0.1], [0.4, np.nan, 0.2]])
+    np.testing.assert_allclose(grid, [[1.0, 0.5, 0.0], [0.375, np.nan, 0.125]])  # between the floors and the ceilings
     assert [label.get_text() for label in axes.get_yticklabels()] == ["conv1", "block1"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["conv1", "block1", "block2"]
     figure.canvas.draw()

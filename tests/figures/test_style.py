@@ -9,7 +9,7 @@ from PIL import Image
 from wsurgery.errors import UsageError
 from wsurgery.experiments.runs import Run
 from wsurgery.figures.curves import draw_curves
-from wsurgery.figures.style import PALETTE, inline_svg, line_styles, save
+from wsurgery.figures.style import PAGE_WIDTH, PALETTE, WIDTH, inline_svg, line_styles, save
 
 RUNS = [Run(Path(arm), arm, "1", {0: 0.5, 10: 0.75}, {}) for arm in ("random", "<b>&_$x$", "_hidden")]
 STARTS = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
@@ -59,6 +59,37 @@ def test_colours_keep_apart_for_the_colour_blind() -> None:
         seen = np.clip(linear @ np.array(matrix).T, 0, 1) ** (1 / 2.4)
         distances = np.linalg.norm(seen[:, None] - seen[None], axis=2)[~np.eye(len(seen), dtype=bool)]
         assert distances.min() > 0.12
+
+
+LONG = ["meanvar-of-the-whole-network-but-the-head", "transfuse-upto-block3-with-the-rest-fresh", "W" * 40]
+
+
+@pytest.mark.parametrize("names", [LONG, [f"arm-{i}" for i in range(11)], ["$äß$" * 8, *LONG], ["a"]], ids=len)
+@pytest.mark.parametrize("width", [WIDTH, PAGE_WIDTH])
+def test_a_legend_is_whole_and_covers_nothing(names: list[str], width: float) -> None:
+    """By matplotlib's own renderer."""
+    figure = draw_curves([Run(Path(arm), arm, "1", {0: 0.5, 10: 0.75}, {}) for arm in names], width=width)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    entries = [*legend.get_texts(), legend.get_title(), *legend.get_lines()]
+    assert len(legend.get_texts()) == len(legend.get_lines()) == len(names)
+    for entry in entries:
+        box = entry.get_window_extent()
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0
+    tight = figure.axes[0].get_tightbbox()
+    assert tight is not None
+    assert max(entry.get_window_extent().y1 for entry in entries) <= tight.y0
+    assert figure.axes[0].get_window_extent().height > 0.35 * width * figure.dpi
+
+
+def test_a_legend_shows_each_arms_line_and_marker() -> None:
+    names = [f"arm{i}" for i in range(11)]
+    figure = draw_curves([Run(Path(arm), arm, "1", {0: 0.5, 10: 0.75}, {}) for arm in names])
+    shown = [(line.get_color(), line.get_linestyle(), line.get_marker()) for line in figure.legends[0].get_lines()]
+    assert shown == [tuple(line_styles(names)[arm][key] for key in ("color", "linestyle", "marker")) for arm in names]
+    assert len({marks[1:] for marks in shown}) == 11  # and without colour
 
 
 def test_inline_svg_is_one_element_with_text_escaped() -> None:

@@ -67,6 +67,14 @@ def test_a_key_leads_through_entries_and_into_names(saved):
         read_all(path, "deep.a.b.x")
 
 
+def test_a_key_is_looked_for_in_the_wrapper_that_is_taken_without_one(saved):
+    both = {f"{name}.{part}": x for name, some in (("a", WEIGHTS), ("b", OTHERS)) for part, x in some.items()}
+    path = saved({"state_dict": both, "ema": OTHERS})
+    assert [first_number(path, key) for key in ("a", "b", "state_dict.a", "ema")] == [1, 7, 1, 7]
+    with pytest.raises(UsageError, match=r"under 'c': state_dict, ema, state_dict\.a, state_dict\.b"):
+        read_all(path, "c")
+
+
 def test_a_whole_network_has_the_names_of_its_state_dict(saved):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     network.register_buffer("passing", torch.ones(2), persistent=False)
@@ -96,6 +104,10 @@ def test_arrays_are_weights_where_there_is_no_tensor(saved):
     ("content", "key", "kind", "words"),
     [
         ({"generator": WEIGHTS, "discriminator": OTHERS}, None, UsageError, "--key, one of generator, discriminator"),
+        ({"generator": WEIGHTS, "critic": OTHERS, "mean": np.ones(3)}, None, UsageError, "one of generator, critic"),
+        ({"model": {"a": WEIGHTS, "b": OTHERS}}, None, UsageError, r"--key, one of model\.a, model\.b"),
+        ({"model": {"a": WEIGHTS, "b": OTHERS}}, "c", UsageError, r"under 'c': model\.a, model\.b"),
+        ({"model": {"a": WEIGHTS}, "mean": np.ones(3)}, None, UsageError, r"--key, one of model\.a"),
         ({"state_dict": WEIGHTS}, "ema", UsageError, "under 'ema': state_dict"),
         ({"epoch": 3}, None, WsurgeryError, "no dict of tensors"),
         ([WEIGHTS], None, WsurgeryError, "no dict of tensors"),

@@ -37,6 +37,7 @@ def test_what_torch_s_own_wrappers_add_is_taken_off() -> None:
     [
         (under("module._orig_mod.", RESNET), RESNET, "module._orig_mod.", ()),
         (under("_fsdp_wrapped_module.", RESNET), RESNET, "_fsdp_wrapped_module.", ()),
+        (under("_forward_module.model.", RESNET), RESNET, "_forward_module.model.", ()),
         (under("module._fsdp_wrapped_module._orig_mod.", RESNET), RESNET, "module._fsdp_wrapped_module._orig_mod.", ()),
         (
             [name.replace("layer1.0.", "layer1.0._checkpoint_wrapped_module.") for name in RESNET],

@@ -62,6 +62,11 @@ def test_arguments_that_build_no_network_are_the_users_error(name, args):
     assert "\n" not in str(caught.value)
 
 
+def test_an_argument_that_is_known_already_is_named():
+    with pytest.raises(UsageError, match="cbr_tiny: num_classes is 5 already: leave it out"):
+        create({"name": "cbr_tiny", "num_classes": 5, "args": {"num_classes": 2}})
+
+
 def test_the_architecture_in_the_metadata_builds_the_same_network(saved):
     model = load(saved)
     assert_same_bits(model.state_dict(), create(SMALL, seed=3).state_dict())

@@ -120,14 +120,26 @@ class Images:
     Args:
         scheme: for messages.
         folder: where they are.
-        below: only those below this folder in it.
+        below: only those below this folder, which is in it or, of a table, elsewhere.
+
+    Raises:
+        UsageError: there is no such folder.
     """
 
     def __init__(self, scheme: str, folder: Path, below: str = "") -> None:
         files = list_files(folder)
         self.scheme, self.folder, self.files = scheme, folder, files
-        start = f"{PurePosixPath(below)}/" if below not in ("", ".") else ""
-        self.paths = [file for file in files if is_image(file) and file.startswith(start)]
+        self.paths = [file for file in files if is_image(file)]
+        if below:
+            place = Path(os.path.abspath(folder / Path(below).expanduser()))
+            if not place.is_dir():
+                raise UsageError(f"{scheme}: images={printable(below)}: there is no folder {printable(str(place))}")
+            whole = Path(os.path.abspath(folder))
+            if place.is_relative_to(whole):
+                start = "".join(f"{part}/" for part in place.relative_to(whole).parts)
+                self.paths = [file for file in self.paths if file.startswith(start)]
+            else:
+                self.paths = [(place / file).as_posix() for file in list_files(place) if is_image(file)]
         self._by_end: list[dict[tuple[str, ...], list[str]]] = []
 
     def find(self, names: Sequence[str], table: Path, *, skip: bool = False) -> list[str | None]:

@@ -35,6 +35,12 @@ def label_of(text: str) -> float | None:
     return float(number[1]) if number else _WORDS.get(value)
 
 
+def known(text: str) -> str:
+    """What a field says that is no label: nothing where it is a word for what is not known, such as NA."""
+    value = label_of(text)
+    return "" if value is not None and np.isnan(value) else text
+
+
 def read_labels(table: Table, names: Sequence[str], *, uncertain: str, blank: str, scheme: str) -> NDArray[np.float32]:
     """The labels of some columns.
 

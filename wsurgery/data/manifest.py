@@ -25,7 +25,15 @@ from numpy.typing import NDArray
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.adapters import SPLIT_NAMES, SPLITS, Images, choose, hold_out, read_keys, split_name
-from wsurgery.data.labels import check_names, class_labels, guess_labels, merge_repeats, plain_number, read_labels
+from wsurgery.data.labels import (
+    check_names,
+    class_labels,
+    guess_labels,
+    known,
+    merge_repeats,
+    plain_number,
+    read_labels,
+)
 from wsurgery.data.rendering import DEFAULT, Rendering
 from wsurgery.data.rendering import KEYS as RENDERING_KEYS
 from wsurgery.data.splits import rank_patients
@@ -172,7 +180,7 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
         )
     else:
         ordinal = choose(scheme, "ordinal", keys["ordinal"], ("true", "false")) == "true"
-        values = [plain_number(value) for value in table[one_class]]
+        values = [plain_number(known(value)) for value in table[one_class]]
         labels, names, notes = class_labels(
             values, positive=keys["positive"], ordinal=ordinal, order=keys["order"], scheme=scheme
         )
@@ -181,8 +189,8 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
     paths = [value.replace("\\", "/") for value in table[path]]
     if "" in paths:
         raise table.wrong("the path is empty", paths.index(""))
-    patients = [""] * len(table) if patient is None else list(table[patient])
-    patients = [known or image for known, image in zip(patients, paths, strict=True)]
+    patients = [""] * len(table) if patient is None else list(map(known, table[patient]))
+    patients = [person or image for person, image in zip(patients, paths, strict=True)]
     splits = ["train"] * len(table) if split is None else [split_name(name) for name in table[split]]
     if len(set(splits)) > MAX_SPLITS:
         raise table.wrong(f"there are {len(set(splits)):,} splits: a manifest has train, valid and test, or some more")

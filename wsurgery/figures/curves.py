@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.runs import Run, by_arm
-from wsurgery.figures.style import FAINT, house_style, legend_height, line_styles, plain_text
+from wsurgery.figures.style import FAINT, WIDTH, add_legend, add_title, house_style, line_styles, plain_text
+from wsurgery.figures.titles import networks_of_runs
 from wsurgery.statistics.spread import SD_FROM, Spread, spread
 
 Metric = Literal["auc", "loss"]
@@ -39,24 +40,27 @@ def band_caption(runs: Sequence[Run]) -> str:
 
 
 @house_style
-def draw_curves(runs: Sequence[Run], *, metric: Metric = "auc", threshold: float | None = None) -> Figure:
+def draw_curves(
+    runs: Sequence[Run], *, metric: Metric = "auc", threshold: float | None = None, width: float = WIDTH
+) -> Figure:
     """Draw one line an arm: the mean over its seeds, with a band.
 
     Args:
         runs: any number of arms and seeds.
         metric: what to draw.
         threshold: an AUC at which to draw a dashed line.
+        width: in inches.
     """
     arms = by_arm(runs)
-    figure = Figure(figsize=(5.4, 3.6 + legend_height(len(arms))))
+    figure = Figure(figsize=(width, 0.6 * width))
     axes = figure.subplots()
     styles = line_styles(arms)
     for arm, members in arms.items():
         curve = seed_curve(members, metric)
         steps, points = list(curve), list(curve.values())
-        few = len(steps) <= 40  # markers on every logged loss would hide the line
-        style = styles[arm] if few else {**styles[arm], "marker": ""}
-        axes.plot(steps, [point.mean for point in points], label=plain_text(arm), **style)
+        every = 1 + len(steps) // 40  # markers on every logged loss would hide the line
+        means = [point.mean for point in points]
+        axes.plot(steps, means, label=plain_text(arm), markevery=every, **styles[arm])
         if len(members) > 1:
             low, high = [point.low for point in points], [point.high for point in points]
             axes.fill_between(steps, low, high, color=styles[arm]["color"], alpha=0.15, linewidth=0)
@@ -71,5 +75,6 @@ def draw_curves(runs: Sequence[Run], *, metric: Metric = "auc", threshold: float
         )
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel(_LABELS[metric])
-    figure.legend(loc="outside lower center", ncols=min(len(arms), 3), title=band_caption(runs), title_fontsize="small")
+    add_title(figure, networks_of_runs(run.folder for run in runs))
+    add_legend(figure, axes, band_caption(runs))
     return figure

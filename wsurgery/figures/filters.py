@@ -15,6 +15,9 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.figures.style import house_style
 from wsurgery.operations.scaled import require_unscaled
 
+_PIXELS = 64  # weights in an inch, at most: three dots each in a PNG file
+_WIDEST = 10.0  # inches, of several panels beside each other
+
 
 class FilterGrid(NamedTuple):
     """Filters of one checkpoint.
@@ -76,17 +79,25 @@ def draw_filters(labelled: Sequence[tuple[str, npt.NDArray[np.float64]]]) -> Fig
         labelled: for each checkpoint its label and its filters, (out, in, kh, kw).
     """
     grids = [(label, filter_grid(weight)) for label, weight in labelled]
-    columns = min(len(grids), 4)
+    shapes = [grid.pixels.shape for _, grid in grids]
+    wide = [max(2.2, columns / _PIXELS) for _, columns, _ in shapes]
+    columns = max(1, min(len(grids), 4, int(_WIDEST / max(wide))))
     rows = -(-len(grids) // columns)
-    tallest = max(grid.pixels.shape[0] / grid.pixels.shape[1] for _, grid in grids)
-    size = (2.2 * columns, (2.2 * tallest + 0.5) * rows)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.12))
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    widths = [max(wide[i::columns]) for i in range(columns)]
+    heights = [
+        max(wide[i] * shapes[i][0] / shapes[i][1] for i in range(row * columns, min((row + 1) * columns, len(grids))))
+        + 0.5
+        for row in range(rows)
+    ]
+    figure = Figure(figsize=(sum(widths), sum(heights)), layout=ConstrainedLayoutEngine(wspace=0.12))
+    ratios = {"width_ratios": widths, "height_ratios": heights}
+    panels = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=ratios).flat)
     for axes in panels:
         axes.set_axis_off()
+        axes.set_anchor("N")  # those of a row begin on one line
     for axes, (label, grid) in zip(panels, grids, strict=False):
         axes.imshow(grid.pixels, interpolation="nearest")
-        axes.set_title(f"{printable(label, 40)}\nblack to white: ±{grid.scale:.3g}".replace("$", r"\$"), fontsize=8)
+        axes.set_title(f"{printable(label, 60)}\nblack to white: ±{grid.scale:.3g}".replace("$", r"\$"), fontsize=8)
     return figure
 
 

@@ -14,7 +14,7 @@ from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.dtypes import BITS, is_float
 from wsurgery.checkpoint.spool import seekable
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.figures.style import PALETTE, house_style, plain_text
+from wsurgery.figures.style import PALETTE, WIDTH, add_legend, add_title, house_style, plain_text
 from wsurgery.operations.random_streams import chunk_slice, chunks
 from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.statistics import Moments, moments
@@ -27,12 +27,14 @@ class Histogram(NamedTuple):
         density: (bins,), integrates to 1 over the common edges.
         mean, std: of the weights.
         elements: how many there are.
+        tensors: whose they are.
     """
 
     density: npt.NDArray[np.float64]
     mean: float
     std: float
     elements: int
+    tensors: Sequence[str] = ()
 
 
 def read_histograms(
@@ -98,15 +100,15 @@ def _count(checkpoint: Checkpoint, names: Sequence[str], edges: npt.NDArray[np.f
         for chunk in chunks(flat.size):
             counts += np.histogram(flat[chunk_slice(chunk)].astype(np.float64), edges)[0]
     density = counts / (max(whole.count, 1) * np.diff(edges))
-    return Histogram(density, whole.mean, whole.std, whole.count)
+    return Histogram(density, whole.mean, whole.std, whole.count, tuple(names))
 
 
 @house_style
 def draw_histograms(
-    edges: npt.NDArray[np.float64], labelled: Sequence[tuple[str, Histogram]], *, log: bool = False
+    edges: npt.NDArray[np.float64], labelled: Sequence[tuple[str, Histogram]], *, log: bool = False, title: str = ""
 ) -> Figure:
     """Draw densities as steps on one axis, in the order given; `log` for a logarithmic density axis."""
-    figure = Figure(figsize=(5.4, 3.4))
+    figure = Figure(figsize=(WIDTH, 0.6 * WIDTH))
     axes = figure.subplots()
     for i, (label, histogram) in enumerate(labelled):
         lap, colour = divmod(i, len(PALETTE))
@@ -120,5 +122,6 @@ def draw_histograms(
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    figure.legend(loc="outside lower center", ncols=1, fontsize=8)
+    add_title(figure, title)
+    add_legend(figure, axes, columns=1)
     return figure

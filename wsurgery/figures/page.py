@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -23,12 +24,16 @@ from wsurgery.figures.curves import band_caption, draw_curves
 from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
 from wsurgery.figures.gather import results_html
 from wsurgery.figures.similarities import draw_comparisons
-from wsurgery.figures.style import INK, inline_svg, line_styles
+from wsurgery.figures.style import INK, PAGE_WIDTH, inline_svg, line_styles, marker_points
 from wsurgery.figures.tables import against_heading, arms_note, tests_note
+from wsurgery.figures.titles import networks_of_runs
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 from wsurgery.statistics.spread import Spread
 
 _FILTER_ARMS = ("random", "transfer", "meanvar", "gabor")
+# A cell that begins with a number and is no sentence, of our tables or of Markdown's: it stays on one line.
+_NUMBER = re.compile(r"<td( style=\"[^\"]*\")?>(?=(?:&[gl]t; ?)?[+−-]?\.?\d[^<]{0,60}<)")
+_MANY = 128  # weights beside each other, more than can be told apart in half a column
 _SIMILARITY_NOTE = (
     "In the figures of similarity, bands: smallest to largest seed, or ± one standard deviation from 4 seeds on; whiskers, "
     "for one seed: ± one standard error, of images and draws. Dotted in the same colour: the floor, what the same draws "
@@ -77,7 +82,7 @@ def render_page(report: Report | Networks, *, title: str, paper: str = "") -> st
 
 def _page(title: str, body: str) -> str:
     template = Template(files("wsurgery.figures").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(title=_text(title), body=body)
+    return template.substitute(title=_text(title), body=_NUMBER.sub(r"<td class='number'\1>", body))
 
 
 def _paper(text: str) -> str:
@@ -123,7 +128,7 @@ def _arm_table(report: Report) -> str:
     headings += [f"steps to validation AUC {report.threshold:g}, by seed", against_heading(report)]
     rows = []
     for arm in report.arms.values():
-        name = f"{_swatch(styles[arm.name]['color'])}{_text(arm.name)}<small>{_text(arm.description)}</small>"
+        name = f"{_swatch(arm.name, styles[arm.name])}{_text(arm.name)}<small>{_text(arm.description)}</small>"
         seeds = ", ".join(run.seed for run in arm.runs)
         steps, ratio = arm.steps_in_words(), against_baseline(arm, report.arms, report.baseline)
         accuracy = [_two_lines(arm.test_spread), _two_lines(arm.valid_spread)]
@@ -137,7 +142,7 @@ def _arm_table(report: Report) -> str:
 
 def _curves(report: Report) -> str:
     runs = _runs(report)
-    figure = draw_curves(runs, threshold=report.threshold)
+    figure = draw_curves(runs, threshold=report.threshold, width=PAGE_WIDTH)
     caption = f"Macro AUC on the validation split against optimiser steps: {band_caption(runs)}. Dashed: the threshold."
     return _figure(inline_svg(figure, _text(caption)), caption)
 
@@ -150,8 +155,12 @@ def _filters(report: Report) -> str:
         folder = next(usable, None)
         if folder is not None:
             panels = zip(("before", "after"), _ends(folder), strict=True)
-            images = "".join(_filter_image(f"{name} {when}", filter_grid(read_first_filters(p))) for when, p in panels)
-            sections.append(f"<section><h3>{_text(name)}, seed {_text(folder.name)}</h3><div>{images}</div></section>")
+            grids = [(when, filter_grid(read_first_filters(path))) for when, path in panels]
+            images = "".join(_filter_image(f"{name} {when}", grid) for when, grid in grids)
+            many = " class='many'" if max(grid.pixels.shape[1] for _, grid in grids) > _MANY else ""
+            sections.append(
+                f"<section{many}><h3>{_text(name)}, seed {_text(folder.name)}</h3><div>{images}</div></section>"
+            )
     if not sections:
         return _missing("checkpoints", "wsurgery train INIT --data SPEC -o RUN")
     note = "Mid-grey is zero; each picture has one scale for all of its filters, written below it."
@@ -176,7 +185,7 @@ def _moved(report: Report) -> str:
         command = "wsurgery cca RUN --with-init --data SPEC -o RUN/cca-init.json"
         return _missing("comparisons with the initialisation", command)
     what = "Similarity of each layer after training to the same layer as training began; the higher, the less it moved."
-    return _comparisons(report.to_init, what, "arm")
+    return _comparisons(report.to_init, what, "arm", _network(report))
 
 
 def _pairs(report: Report) -> str:
@@ -185,7 +194,7 @@ def _pairs(report: Report) -> str:
         return _missing(
             "comparisons of two networks", f"{command}` for the NAMEs `{PRETRAINED_PAIR}` and `{RANDOM_PAIR}"
         )
-    page = _comparisons(report.pairs, "Similarity of two networks, layer by layer.", "networks")
+    page = _comparisons(report.pairs, "Similarity of two networks, layer by layer.", "networks", _network(report))
     if PRETRAINED_PAIR in report.pairs and RANDOM_PAIR in report.pairs:
         rows = [
             [_text(x.layer), f"{x.difference:+.3f}" + (f" ± {x.se:.3f}" if x.se is not None else "")]
@@ -197,8 +206,13 @@ def _pairs(report: Report) -> str:
     return page
 
 
-def _comparisons(shown: Mapping[str, Comparison], caption: str, heading: str) -> str:
-    figure = _figure(inline_svg(draw_comparisons(shown), _text(caption)), caption)
+def _network(report: Report) -> str:
+    return networks_of_runs(run.folder for run in _runs(report))
+
+
+def _comparisons(shown: Mapping[str, Comparison], caption: str, heading: str, network: str) -> str:
+    drawn = draw_comparisons(shown, title=network, width=PAGE_WIDTH)
+    figure = _figure(inline_svg(drawn, _text(caption)), caption)
     layers = layer_names({name: comparison.results for name, comparison in shown.items()})
     rows = []
     for name, comparison in shown.items():
@@ -244,8 +258,15 @@ def _two_lines(summary: Spread | None) -> str:
     return f"{mean}<small>{detail}</small>" if detail else mean
 
 
-def _swatch(colour: str) -> str:
-    return f"<span class='swatch' style='background:{'currentColor' if colour == INK else colour}'></span>"
+def _swatch(arm: str, style: Mapping[str, str]) -> str:
+    """Draw an arm's line and marker as its figures do."""
+    colour = "currentColor" if style["color"] == INK else style["color"]
+    dashes = {"-": "none", "--": "6 3", ":": "2 3", "-.": "6 3 2 3"}[style["linestyle"]]
+    return (
+        f"<svg class='swatch' viewBox='-16 -5 32 10' fill='{colour}' stroke='{colour}' role='img' aria-label='{_text(arm)}'>"
+        f"<path d='M-15 0H15' stroke-width='2' stroke-dasharray='{dashes}'/>"
+        f"<polygon points='{marker_points(style['marker'], 8)}' stroke='none'/></svg>"
+    )
 
 
 def _figure(svg: str, caption: str) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from wsurgery.experiments.cca import Comparison, layer_names, standard_error
-from wsurgery.figures.style import house_style, legend_height, line_styles, plain_text
+from wsurgery.figures.style import WIDTH, add_legend, add_title, house_style, line_styles, plain_text
+from wsurgery.similarity.metric_names import METRICS
 from wsurgery.statistics.spread import spread
 
 if TYPE_CHECKING:
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 
 
 @house_style
-def draw_layers(found: "Sequence[LayerSimilarity]") -> Figure:
+def draw_layers(found: "Sequence[LayerSimilarity]", *, title: str = "") -> Figure:
     """Draw the similarity of two networks along their layers, a line a metric.
 
-    The whisker is ± 1 standard error. The band runs from the floor to the ceiling, in the metric's colour.
+    The whisker is ± 1 standard error. Dotted lines in its colour are its floor and ceiling.
     """
-    figure = Figure(figsize=(5.4, 3.8))
+    figure = Figure(figsize=(WIDTH, 0.6 * WIDTH))
     axes = figure.subplots()
     layers = list(dict.fromkeys(x.layer for x in found))
     metrics = list(dict.fromkeys(x.metric for x in found))
@@ -32,30 +33,34 @@ def draw_layers(found: "Sequence[LayerSimilarity]") -> Figure:
             [nan if y is None else y for y in ys]
             for ys in zip(*((x.floor, x.value, x.ceiling) for x in results), strict=True)
         )
-        axes.fill_between(at, floors, ceilings, color=styles[metric]["color"], alpha=0.12, linewidth=0)
         for bound in (floors, ceilings):
-            axes.plot(at, bound, color=styles[metric]["color"], linewidth=0.6)
+            axes.plot(at, bound, color=styles[metric]["color"], linestyle=":", linewidth=1)
         errors = [x.se or 0.0 for x in results]
-        axes.errorbar(at, values, yerr=errors, label=plain_text(metric), elinewidth=1, **styles[metric])
+        axes.errorbar(at, values, yerr=errors, label=_words(metric), elinewidth=1, **styles[metric])
     axes.set_xticks(range(len(layers)), [plain_text(layer) for layer in layers])
     if sum(map(len, layers)) > 60:  # characters that fit side by side
         axes.tick_params(axis="x", rotation=90)
     axes.set_ylim(min(axes.get_ylim()[0], 0.0), 1.02)  # two pictures can be compared; an unbiased score can be negative
-    axes.set_ylabel("similarity")
-    title = "whisker: ± 1 standard error; band: from floor to ceiling"
-    figure.legend(loc="outside lower center", ncols=min(len(metrics), 3), title=title, title_fontsize="small")
+    axes.set_ylabel(_words(metrics[0]) if len(metrics) == 1 else "similarity")
+    axes.set_xlabel("layer")
+    axes.grid(axis="x", visible=False)
+    add_title(figure, title)
+    add_legend(figure, axes, "dotted: floor and ceiling; whisker: ± 1 standard error")
     return figure
 
 
 @house_style
-def draw_matrix(found: "Sequence[LayerSimilarity]") -> Figure:
-    """Draw the similarity of every layer of A to every layer of B as a heat map, a panel a metric."""
+def draw_matrix(found: "Sequence[LayerSimilarity]", *, title: str = "") -> Figure:
+    """Draw the similarity of every layer of A to every layer of B as a heat map, a panel a metric.
+
+    It is the place of each value between its floor, 0, and its ceiling, 1: the floor is not the same for all layers.
+    """
     metrics = list(dict.fromkeys(x.metric for x in found))
     in_a, in_b = (list(dict.fromkeys(layers)) for layers in zip(*((x.layer_a, x.layer_b) for x in found), strict=True))
     wide, high = 1.6 + 0.42 * len(in_b), 1.2 + 0.42 * len(in_a)
-    figure = Figure(figsize=(max(wide, 2.8) * len(metrics), max(high, 2.4)))
+    figure = Figure(figsize=(max(wide, 3.4) * len(metrics), max(high, 3.2)))
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        values = {(x.layer_a, x.layer_b): x.value for x in found if x.metric == metric}
+        values = {(x.layer_a, x.layer_b): x.normalised for x in found if x.metric == metric}
         grid = [[nan if (y := values[a, b]) is None else y for b in in_b] for a in in_a]
         image = axes.imshow(grid, vmin=0, vmax=1, cmap="cividis", origin="lower")
         for row, scores in enumerate(grid):
@@ -66,23 +71,26 @@ def draw_matrix(found: "Sequence[LayerSimilarity]") -> Figure:
         axes.set_xticks(range(len(in_b)), [plain_text(layer) for layer in in_b], rotation=90)
         axes.set_yticks(range(len(in_a)), [plain_text(layer) for layer in in_a])
         axes.grid(visible=False)
-        axes.set_title(plain_text(metric), size="medium")
+        axes.set_title(_words(metric), size="medium")
         axes.set_xlabel("layer of B")
         axes.set_ylabel("layer of A")
-    figure.colorbar(image, ax=figure.axes, label="similarity", shrink=0.8)
+    figure.colorbar(image, ax=figure.axes, label="0: floor, 1: ceiling", shrink=0.8)
+    add_title(figure, title)
     return figure
 
 
 @house_style
-def draw_comparisons(shown: Mapping[str, Comparison]) -> Figure:
+def draw_comparisons(shown: Mapping[str, Comparison], *, title: str = "", width: float = WIDTH) -> Figure:
     """Draw the mean similarity of each comparison along the layers, a line each with a band over its seeds.
 
     Dotted lines in its colour are its floor and ceiling. Made once, it has whiskers of ± 1 standard error instead.
 
     Args:
         shown: label → comparison.
+        title: of the figure.
+        width: in inches.
     """
-    figure = Figure(figsize=(5.4, 3.6 + legend_height(len(shown))))
+    figure = Figure(figsize=(width, 0.6 * width))
     axes = figure.subplots()
     layers = layer_names({label: comparison.results for label, comparison in shown.items()})
     styles = line_styles(shown)
@@ -106,6 +114,10 @@ def draw_comparisons(shown: Mapping[str, Comparison]) -> Figure:
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("mean canonical correlation")
     axes.set_xlabel("layer")
-    title = "dotted: floor and ceiling"
-    figure.legend(loc="outside lower center", ncols=min(len(shown), 3), title=title, title_fontsize="small")
+    add_title(figure, title)
+    add_legend(figure, axes, "dotted: floor and ceiling")
     return figure
+
+
+def _words(metric: str) -> str:
+    return plain_text(METRICS.get(metric, metric))

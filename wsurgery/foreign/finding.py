@@ -32,11 +32,13 @@ def find_tensors(content: Any, key: str | None = None) -> tuple[dict[str, Stored
 
     Raises:
         WsurgeryError: there is none.
-        UsageError: there are several under names that are not known, or none under `key`.
+        UsageError: there are several under names that are not known, or deeper ones only, or none under `key`.
     """
     try:
         return _Search(arrays=False).find(content, key)
     except WsurgeryError as error:
+        if key is None and isinstance(error, UsageError):
+            raise
         try:
             return _Search(arrays=True).find(content, key)
         except WsurgeryError:
@@ -76,6 +78,10 @@ class _Search:
                 chosen = next(iter(inner), None)
             if chosen is None:
                 if not direct:
+                    if deeper := self._deeper(entries):
+                        raise UsageError(
+                            f"holds its tensors in dicts of dicts: choose with --key, one of {_listed(deeper)}"
+                        )
                     break
                 if pickled:
                     notes.append("took the tensors of a pickled object, whose code was not run")
@@ -90,8 +96,10 @@ class _Search:
             content, key = entries[chosen], None
         raise WsurgeryError("holds no dict of tensors: save the model's state_dict() with torch.save")
 
-    def _entry(self, content: Any, key: str) -> Any:
+    def _entry(self, content: Any, key: str, depth: int = 0) -> Any:
         """Return what stands under a key, `a.b.c` for an entry of an entry, or the tensors whose names begin so.
+
+        Where nothing does, the key is looked for in the wrapper that is taken without one.
 
         Raises:
             UsageError: nothing does.
@@ -107,8 +115,37 @@ class _Search:
         named = {name: tensor for name, tensor in tensors.items() if isinstance(name, str) and name.startswith(begin)}
         if named:
             return {name[len(begin) :]: tensor for name, tensor in named.items()}
-        inner = self._inner(entries) or sorted({str(name).partition(".")[0] for name in tensors})
+        inner = self._inner(entries)
+        wrapper = next((name for name in WRAPPERS if name in inner), None)
+        if wrapper is not None and depth < _DEPTH:
+            try:
+                return self._entry(entries[wrapper], key, depth + 1)
+            except UsageError:
+                inner += [f"{wrapper}.{name}" for name in self._beginnings(entries[wrapper])]
+        inner = inner or self._deeper(entries) or self._beginnings(entries)
         raise UsageError(f"has no dict of tensors under {printable(key)!r}: {_listed(inner) or 'there is none'}")
+
+    def _beginnings(self, content: Any) -> list[str]:
+        """What `--key` may say in a wrapper: its dicts of tensors, or else what the names in it begin with."""
+        entries = _entries(content)
+        return self._inner(entries) or sorted({str(name).partition(".")[0] for name in self._tensors(entries)})
+
+    def _deeper(self, entries: Mapping[Any, Any]) -> list[str]:
+        """The dicts of tensors in others, as `--key` names them."""
+        found: list[str] = []
+        seen: set[int] = set()
+        level: list[tuple[str, Any]] = [("", entries)]
+        for _ in range(_DEPTH):
+            inside = [
+                (f"{path}.{name}" if path else name, inner)
+                for path, value in level
+                for name, inner in _entries(value).items()
+                if isinstance(name, str) and isinstance(inner, (dict, Ignored))
+            ]
+            level = list({id(inner): (path, inner) for path, inner in inside if id(inner) not in seen}.values())
+            seen |= {id(inner) for _, inner in level}
+            found += [path for path, inner in level if self._tensors(_entries(inner))]
+        return found
 
     def _inner(self, entries: Mapping[Any, Any]) -> list[str]:
         return [name for name, value in entries.items() if isinstance(name, str) and self._holds(value)]

@@ -7,8 +7,10 @@ from functools import partial
 
 from wsurgery.anatomy.prefixes import common_prefix
 
-# Parts of names that only wrappers have: torch.compile, FSDP, activation checkpointing, fairscale.
-_INNER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module)\.")
+# Parts of names that only wrappers have: torch.compile, FSDP, activation checkpointing, fairscale, Lightning's strategies.
+_INNER = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module|_forward_module)\."
+)
 
 # What may hold the network while other tensors stand beside it.
 _TRUNKS = (

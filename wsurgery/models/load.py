@@ -66,6 +66,8 @@ def create(architecture: Architecture, *, model: Model | None = None, seed: int 
     if loading := sorted(_LOADS_FILES & args.keys()):
         raise UsageError(f"{printable(name)}: {loading[0]} would load another file, which no checkpoint may ask for")
     given = {key: architecture[key] for key in _SIZES if architecture.get(key) is not None}
+    if twice := sorted(given.keys() & args.keys()):
+        raise UsageError(f"{printable(name)}: {twice[0]} is {given[twice[0]]} already: leave it out of the arguments")
     images = _image_settings(architecture)
     if model is not None:
         own = find_model(model)

@@ -38,6 +38,9 @@ DEFAULT_SHARD_SIZE = 5_000_000_000  # bytes, the Hugging Face hub's
 _AHEAD = 8 << 20  # bytes of tensors of one chunk that may be in work at once
 _BATCH = 1 << 20  # bytes of small tensors that are one piece of work
 _OVERHEAD = 1024  # bytes that a tensor in work takes beside its own
+_OTHERS = (  # endings of formats that are not written here
+    ".pth", ".pt", ".bin", ".npz", ".npy", ".ckpt", ".pkl", ".pickle", ".th", ".tar", ".onnx", ".h5", ".hdf5", ".keras", ".gguf",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,12 @@ class Folder:
 
 
 def destination(
-    output: str | None, shard_size: int | str | None, part: str | None, *, like: Checkpoint | None
+    output: str | None,
+    shard_size: int | str | None,
+    part: str | None,
+    *,
+    like: Checkpoint | None,
+    exports: Sequence[str] = (),
 ) -> Path | Folder | None:
     """Say what is written: a file, a folder of shards (a name that ends in `/`, or a folder that exists), or (None) a stream.
 
@@ -84,9 +92,11 @@ def destination(
         shard_size: of a folder; a number of bytes, or as `5GB`.
         part: of a folder, `K/N`.
         like: what flows through, whose shards are kept.
+        exports: endings of other formats that the caller writes.
 
     Raises:
-        UsageError: `shard_size` or `part` of what is no folder, or a size that is none.
+        UsageError: `shard_size` or `part` of what is no folder, a size that is none, or a name that ends as another
+            format's does.
     """
     if output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir()):
         return Folder(
@@ -94,6 +104,11 @@ def destination(
         )
     if shard_size or part:
         raise UsageError("--shard-size and --part need a folder: -o DIR/")
+    if output is not None and (ending := Path(output).suffix) not in exports and ending.lower() in _OTHERS:
+        raise UsageError(
+            f"{printable(output)}: what is written is safetensors: end its name in .safetensors; wsurgery convert writes "
+            ".pth, .pt, .bin and .npz, too"
+        )
     return None if output is None else Path(output)
 
 

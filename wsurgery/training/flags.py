@@ -172,7 +172,7 @@ def _pairs(option: str, text: str, example: str) -> tuple[tuple[str, float], ...
     for word in text.split(","):
         name, _, number = word.strip().rpartition("=")
         if not name or not re.fullmatch(r"\d{1,15}(\.\d*)?(e-?\d{1,2})?|\.\d+", number):
-            raise UsageError(f"{option} {printable(text)}: write it as {example}")
+            raise UsageError(f"{option} {printable(text)}: write it as {example}, with numbers that are not negative")
         pairs.append((name.strip(), float(number)))
     return tuple(pairs)
 
