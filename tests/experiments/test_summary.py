@@ -35,17 +35,3 @@ def test_an_arm_of_which_one_seed_passed_is_not_said_to_have_none(make_arm: Call
     assert one.against(none) == none.against(one) == "unknown: too few seeds passed"
     assert none.against(make_arm("d", None, None)) == "unknown: neither passed"
     assert two.against(one) == "> 4.3× fewer steps"
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("freeze-conv1", "pretrained, frozen up to and with conv1"),
-        ("freeze-hybrid-block2", "pretrained up to and with block2, random above, frozen up to and with block2"),
-        ("freeze-random-block2", "random, frozen up to and with block2"),
-        ("slim-transfuse-block2", "pretrained up to and with block2, random above with half the channels"),
-        ("mine", ""),
-    ],
-)
-def test_the_longest_prefix_describes_an_arm(make_arm: Callable[..., Arm], name: str, words: str) -> None:
-    assert make_arm(name, 1).description == words

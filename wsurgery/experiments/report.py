@@ -93,6 +93,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "arms": [
             {
                 "arm": arm.name,
+                "origin": arm.origin or None,
                 "seeds": [run.seed for run in arm.runs],
                 "test_samples": [sample and sample._asdict() for sample in arm.samples],
                 "test_macro_auc": {"values": arm.test_auc, **(arm.test_spread._asdict() if arm.test_spread else {})},

@@ -6,29 +6,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
+from wsurgery.experiments.origins import origin
 from wsurgery.experiments.runs import Run, by_arm, read_evaluation
 from wsurgery.statistics.bootstrap import Sample
 from wsurgery.statistics.spread import Spread, spread
-
-_DESCRIPTIONS = {
-    "random": "random initialisation",
-    "transfer": "all pretrained weights, new head",
-    "meanvar": "each tensor Gaussian, with the pretrained mean and variance",
-    "shuffle": "each pretrained tensor's values in random order",
-    "sample": "each tensor drawn from the pretrained tensor's values",
-    "gabor": "Gabor filters in the first layer, the rest random",
-    "bn-identity": "meanvar, batch norm reset to the identity",
-    "bn-meanvar": "meanvar, batch norm drawn from its own means and variances",
-    "bn-transfer": "meanvar, batch norm as pretrained",
-    "slim-random": "half the channels in the upper blocks, random initialisation",
-}
-_PREFIXES = {  # the longer first
-    "freeze-hybrid-": "pretrained up to and with {0}, random above, frozen up to and with {0}",
-    "freeze-random-": "random, frozen up to and with {0}",
-    "freeze-": "pretrained, frozen up to and with {0}",
-    "slim-transfuse-": "pretrained up to and with {0}, random above with half the channels",
-    "transfuse-": "pretrained up to and with {0}, random above",
-}
 
 
 @dataclass(frozen=True)
@@ -41,6 +22,7 @@ class Arm:
         test_auc: macro AUC on the test split, one for each run; None where the run was not evaluated.
         steps: step at which the threshold was first passed, one for each run; None where it never was.
         samples: of what each of `test_auc` is, where it is known.
+        origin: what was done to the weights that the first run began with, where its checkpoint says it.
     """
 
     name: str
@@ -48,14 +30,7 @@ class Arm:
     test_auc: list[float | None]
     steps: list[int | None]
     samples: Sequence[Sample | None] = ()
-
-    @property
-    def description(self) -> str:
-        """What was done to the weights; empty for an arm that the paper does not have."""
-        for prefix, text in _PREFIXES.items():
-            if self.name.startswith(prefix):
-                return text.format(self.name.removeprefix(prefix))
-        return _DESCRIPTIONS.get(self.name, "")
+    origin: str = ""
 
     @property
     def test_spread(self) -> Spread | None:
@@ -128,6 +103,7 @@ def summarise(runs: Sequence[Run], threshold: float) -> dict[str, Arm]:
             test_auc=[x and x.macro_auc for x in found],
             steps=[run.steps_to(threshold) for run in members],
             samples=[x and x.sample for x in found],
+            origin=origin(members[0].folder),
         )
     return arms
 

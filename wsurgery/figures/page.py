@@ -128,7 +128,7 @@ def _arm_table(report: Report) -> str:
     headings += [f"steps to validation AUC {report.threshold:g}, by seed", against_heading(report)]
     rows = []
     for arm in report.arms.values():
-        name = f"{_swatch(arm.name, styles[arm.name])}{_text(arm.name)}<small>{_text(arm.description)}</small>"
+        name = f"{_swatch(arm.name, styles[arm.name])}{_text(arm.name)}<small>{_text(arm.origin)}</small>"
         seeds = ", ".join(run.seed for run in arm.runs)
         steps, ratio = arm.steps_in_words(), against_baseline(arm, report.arms, report.baseline)
         accuracy = [_two_lines(arm.test_spread), _two_lines(arm.valid_spread)]

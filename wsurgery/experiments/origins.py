@@ -1,0 +1,59 @@
+"""Where an arm's weights are from: the history of the checkpoint that its training began with, in words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsurgery.checkpoint import open_checkpoint
+from wsurgery.checkpoint.provenance import History, Record
+from wsurgery.errors import printable
+
+_MOST = 400  # characters
+_UNSAID = {"init": ("--num-classes",), "train": ("--data",)}  # options without which a record is understood
+
+
+def origin(run: Path) -> str:
+    """Say what was done to the weights that a run began with; empty where nobody knows.
+
+    Raises:
+        WsurgeryError: the checkpoint is broken.
+    """
+    path = run / "init.safetensors"
+    if not path.is_file():
+        return ""
+    with open_checkpoint(path) as checkpoint:
+        return printable(in_words(History.of(checkpoint).log), _MOST)
+
+
+def in_words(log: Sequence[Record]) -> str:
+    """Write a history as `init resnet18, then transfuse --upto 100% of (init resnet18, then train on m.csv)`."""
+    said = []
+    for i, record in enumerate(log):
+        inputs = record.get("inputs", [])
+        others = inputs[1:] if i else inputs  # the first is what the record before left
+        sources = [
+            f"({in_words(each['log'])})" if each.get("log") else str(each.get("name", each.get("url")))
+            for each in others
+        ]
+        words = [record["command"], *_options(record)]
+        if record["command"] == "train":
+            words += ["on", _value(record.get("arguments", []), "--data")]
+        said.append(" ".join([*words, *(["of", ", ".join(sources)] if sources else [])]))
+    return ", then ".join(said)
+
+
+def _options(record: Record) -> list[str]:
+    arguments, skipped = list(record.get("arguments", [])), _UNSAID.get(record["command"], ())
+    if record["command"] == "train":
+        return []
+    kept, i = [], 0
+    while i < len(arguments):
+        if arguments[i] in skipped:
+            i += 2
+            continue
+        kept.append(arguments[i])
+        i += 1
+    return kept
+
+
+def _value(arguments: Sequence[str], option: str) -> str:
+    return arguments[arguments.index(option) + 1] if option in arguments[:-1] else ""
