@@ -48,8 +48,8 @@ def test_tied_tensors_are_one_again(invoke, tmp_path):
     found = torch.load(tmp_path / "y.pth", weights_only=True)
     assert found["0.weight"].data_ptr() == found["1.weight"].data_ptr()
     network.load_state_dict(found)
-    arrays = np.load(tmp_path / "y.npz")
-    assert all(np.array_equal(arrays[name], value.numpy()) for name, value in network.state_dict().items())
+    with np.load(tmp_path / "y.npz") as arrays:
+        assert all(np.array_equal(arrays[name], value.numpy()) for name, value in network.state_dict().items())
 
 
 def test_numpy_reads_what_it_has_and_the_rest_is_named(tensors, invoke, tmp_path):
