@@ -120,7 +120,7 @@ class OfRun:
         """
         from wsurgery.checkpoint.opening import is_run, of_run
 
-        runs = [is_run(Path(source)) for source in sources]
+        runs = ["://" not in source and is_run(Path(source)) for source in sources]
         if self.which != "best" and not any(runs):
             raise UsageError(f"--{self.which} is for the folder of a run, and none is named")
         return [

@@ -104,7 +104,6 @@ COMPARED  := $(foreach net,$(NETS),$(foreach name,$(filter-out none,$(COMPARISON
 $(call stamp,data,$(DATA))
 $(call stamp,source-data,$(SOURCE_DATA))
 $(call stamp,source,$(PRETRAINING))
-$(call stamp,eval,$(IMAGE_SIZE))
 $(call stamp,cca,$(CCA))
 $(call stamp,page-$(RECIPE),$(RUNS) $(COMPARED) $(THRESHOLD))
 $(call stamp,slim,$(SLIM) $(CLASSES))
@@ -233,9 +232,9 @@ $(foreach net,$(NETS),\
 # One process evaluates all that were trained since: importing PyTorch takes longer than evaluating a toy.
 EVALUATIONS := $(RUNS:=/eval.json)
 STALE        = $(shell for run in $(RUNS); do \
-                 test $$run/eval.json -nt $$run/metrics.json -a $$run/eval.json -nt $(OUT)/settings/eval || echo $$run; done)
-EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1:=/best.safetensors) --data $(TARGET) --image-size $(IMAGE_SIZE) --beside eval.json --force $(LIMITS))
-$(OUT)/$(RECIPE).evaluated: $(RUNS:=/metrics.json) $(OUT)/settings/eval $(if $(filter-out $(wildcard $(EVALUATIONS)),$(EVALUATIONS)),always)
+                 test $$run/eval.json -nt $$run/metrics.json || echo $$run; done)
+EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1:=/best.safetensors) --data $(TARGET) --beside eval.json --force $(LIMITS))
+$(OUT)/$(RECIPE).evaluated: $(RUNS:=/metrics.json) $(if $(filter-out $(wildcard $(EVALUATIONS)),$(EVALUATIONS)),always)
 	$(call EVALUATE,$(STALE))
 	@touch $@
 

@@ -1,6 +1,7 @@
 """Real processes, small checkpoints that the reference library wrote, and a small training run."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,13 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from wsurgery.command_line import build_app
+
+for number in (
+    signal.SIGINT,
+    *(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as nohup, or a shell's background, hands it down
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 

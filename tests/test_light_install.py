@@ -43,6 +43,8 @@ keep net --upto block1 -o lower
 drop net --upto block1 -o upper
 join lower upper -o whole
 set-metadata net --set license=mit -o licensed
+recipe list
+recipe copy meanvar study
 convert weights.pth -o converted
 convert weights.npz -o from-numpy
 fetch org/net -o fetched
@@ -141,8 +143,8 @@ def test_the_base_does_all_surgery_and_the_rest_names_its_extra(tmp_path):
 
 def install(folder: Path) -> Path:
     """Install a copy of this repository in an environment of its own and return that one's Python."""
-    for name in ("wsurgery", "commands"):
-        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("wsurgery", "commands", "recipes"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__", "out"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder / "source")
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)

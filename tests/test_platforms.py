@@ -57,7 +57,8 @@ def made(system: str, folder: Path) -> dict[str, bytes]:
     assert b"identical\n" in done.stdout
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     cached = [name for name in files if name.startswith("cache")]  # named after times and places
-    return {"cached": b"".join(sorted(files.pop(name) for name in cached)), **files}
+    contents = [files.pop(name).replace(os.fsencode(folder), b"") for name in cached]
+    return {"cached": b"".join(sorted(contents)), **files}
 
 
 SYSTEMS = ["darwin", pytest.param("win32", marks=pytest.mark.slow)]

@@ -34,7 +34,7 @@ def test_a_command_whose_input_is_overwritten_fails_and_makes_nothing(line, resn
     invoke("keep", resnet, "--upto", "head", "-o", f"{tmp_path}/shards/", "--shard-size", "25kB")
     os.mkfifo(tmp_path / "fifo")
     with start([*line.split(), "-o", "out"], tmp_path) as process:
-        writer = wait_for_reader(tmp_path / "fifo")
+        writer = wait_for_reader(tmp_path / "fifo", process)
         content = resnet.read_bytes()
         os.set_blocking(writer, True)
         os.write(writer, content[:-1])  # the command has opened all of its inputs when it waits for the last byte

@@ -48,8 +48,8 @@ def test_tied_tensors_are_one_again(invoke, tmp_path):
     found = torch.load(tmp_path / "y.pth", weights_only=True)
     assert found["0.weight"].data_ptr() == found["1.weight"].data_ptr()
     network.load_state_dict(found)
-    arrays = np.load(tmp_path / "y.npz")
-    assert all(np.array_equal(arrays[name], value.numpy()) for name, value in network.state_dict().items())
+    with np.load(tmp_path / "y.npz") as arrays:
+        assert all(np.array_equal(arrays[name], value.numpy()) for name, value in network.state_dict().items())
 
 
 def test_numpy_reads_what_it_has_and_the_rest_is_named(tensors, invoke, tmp_path):
@@ -60,10 +60,10 @@ def test_numpy_reads_what_it_has_and_the_rest_is_named(tensors, invoke, tmp_path
     known = {n: t for n, t in tensors.items() if "float8" not in n and "bfloat16" not in n}
     save_file(known, tmp_path / "x.safetensors")
     invoke("convert", tmp_path / "x.safetensors", "-o", tmp_path / "y.npz")
-    found = np.load(tmp_path / "y.npz")
-    assert set(found) == set(known)
-    for name, tensor in known.items():
-        np.testing.assert_array_equal(found[name], tensor.numpy(), strict=True)
+    with np.load(tmp_path / "y.npz") as found:
+        assert set(found) == set(known)
+        for name, tensor in known.items():
+            np.testing.assert_array_equal(found[name], tensor.numpy(), strict=True)
 
 
 def test_the_same_input_gives_the_same_bytes_and_nothing_is_overwritten(tensors, invoke, tmp_path):

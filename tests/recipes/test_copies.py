@@ -88,7 +88,8 @@ def test_an_arm_a_seed_and_a_length_are_run_and_no_more(study, make, tmp_path):
     trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1 2", "STEPS=2"))["train"])
     trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1 2", "STEPS=4"))["train"])
     trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1 2", "STEPS=4"))["train"])
-    assert trained == [3, 1, 3, 6, 0]
+    trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1 2", "STEPS=4", "LR=0.01"))["train"])  # evaluated runs go
+    assert trained == [3, 1, 3, 6, 0, 7]
     page = (copy / "out/toy/mine.html").read_text()
     assert all(arm in page for arm in ("random", "transfer", "mine"))
 

@@ -13,6 +13,7 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("demo") / "out"
 
 
+@pytest.mark.slow
 def test_the_demo_runs_through_to_a_report_of_both_arms(out, make):
     printed = make("demo", "-j2", f"OUT={out}", *SMALL)
     page = (out / "report.html").read_text()

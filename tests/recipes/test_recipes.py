@@ -56,6 +56,7 @@ def test_every_line_is_a_command_that_a_user_can_type(recipe, make, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_through_and_shares_its_runs_with_the_next(make, tmp_path):
     out = f"OUT={tmp_path / 'out'}"
     make("meanvar", "-j2", out, *TINY)
@@ -112,7 +113,7 @@ def eyepacs_tree(folder: Path) -> None:
     ("recipe", "scheme", "tree", "preset"),
     [
         ("performance-chexpert", "chexpert", chexpert_tree, "chexpert"),
-        ("performance-retina", "eyepacs", eyepacs_tree, "retina"),
+        pytest.param("performance-retina", "eyepacs", eyepacs_tree, "retina", marks=pytest.mark.slow),
     ],
 )
 def test_at_the_papers_scale_on_a_tree_like_the_real_one(recipe, scheme, tree, preset, make, tmp_path, invoke):

@@ -22,6 +22,7 @@ from wsurgery.models.inputs import image_statistics
 from wsurgery.training.predict import predict
 
 SMALL = ["--threads", 1, "--json", "--bootstrap", 0]
+LAYERS = ["--layers", "block1", "-p", 200, "-d", 2, "--repeats", 1, "--images", 16, "--threads", 1]
 
 
 @pytest.fixture(scope="module")
@@ -95,22 +96,7 @@ def test_several_networks_meet_each_its_own_size(run, finished, invoke, fundus, 
 
 
 def test_cca_takes_the_size_that_is_recorded_and_asks_where_there_are_two(run, finished, invoke, fundus, fresh):
-    layers = [
-        "--data",
-        fundus,
-        "--layers",
-        "block1",
-        "-p",
-        200,
-        "-d",
-        2,
-        "--repeats",
-        1,
-        "--images",
-        16,
-        "--threads",
-        1,
-    ]
+    layers = ["--data", fundus, *LAYERS]
     for pair in ([run / "last.safetensors", "--with-init"], [fresh, run / "last.safetensors"]):
         assert json.loads(invoke("cca", *pair, *layers, "--json").stdout)["data"]["image_size"] == 16
     two = [run / "last.safetensors", finished / "last.safetensors", *layers]
@@ -206,22 +192,7 @@ def test_a_record_that_cannot_be_is_refused(change, finished, invoke, fundus, tm
 
 def test_a_runs_folder_stands_for_its_best_checkpoint(finished, invoke, wsurgery, fundus, fresh, tmp_path):
     given = ["--data", fundus, *SMALL]
-    layers = [
-        "--data",
-        fundus,
-        "--layers",
-        "block1",
-        "-p",
-        200,
-        "-d",
-        2,
-        "--repeats",
-        1,
-        "--images",
-        16,
-        "--threads",
-        1,
-    ]
+    layers = ["--data", fundus, *LAYERS]
     for option, which in ((["--last"], "last"), (["--init"], "init"), ([], "best")):
         file = finished / f"{which}.safetensors"
         assert invoke("eval", finished, *given, *option).stdout == invoke("eval", file, *given).stdout

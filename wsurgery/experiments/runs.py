@@ -141,13 +141,7 @@ def find_runs(folder: Path, arms: Sequence[str] | None = None) -> list[Run]:
         if arm not in folders:
             names = ", ".join(printable(name) for name in there)
             raise UsageError(f"{printable(str(folder))} has no runs of {printable(arm)}: there are {names}")
-    runs = [
-        replace(_read_finished(seed), arm=arm, seed=seed.name)
-        for arm in (there if arms is None else arms)
-        for seed in folders[arm]
-    ]
-    require_alike(runs)
-    return runs
+    return [run for arm in (there if arms is None else arms) for run in _read_arm(arm, folders[arm])]
 
 
 def arms_in(folder: Path) -> dict[str, list[Path]]:
@@ -233,7 +227,11 @@ def read_seeds(folder: Path) -> list[Run]:
     seeds = sorted((log.parent for log in folder.glob("*/log.jsonl")), key=lambda path: natural(path.name))
     if not seeds:
         raise UsageError(f"{printable(str(folder))} holds no runs: name a run's folder, or one of runs, as runs/ARM")
-    runs = [replace(_read_finished(seed), arm=folder.resolve().name, seed=seed.name) for seed in seeds]
+    return _read_arm(folder.resolve().name, seeds)
+
+
+def _read_arm(arm: str, seeds: Sequence[Path]) -> list[Run]:
+    runs = [replace(_read_finished(seed), arm=arm, seed=seed.name) for seed in seeds]
     require_alike(runs)
     return runs
 

@@ -12,12 +12,13 @@ from wsurgery.errors import WsurgeryError
 def network_names(checkpoints: Iterable[str | Path]) -> str:
     """Name the architectures of local checkpoints, each once; one that cannot be read, or says none, is passed over."""
     found: dict[str, None] = {}
-    for path in map(Path, checkpoints):
-        if not path.exists():
-            continue
-        with suppress(WsurgeryError, OSError), open_checkpoint(path) as checkpoint:
-            architecture = History.of(checkpoint).architecture
-            found |= {str(architecture["name"]): None} if architecture else {}
+    for source in checkpoints:
+        with suppress(WsurgeryError, OSError):
+            if not Path(source).exists():
+                continue
+            with open_checkpoint(source) as checkpoint:
+                architecture = History.of(checkpoint).architecture
+                found |= {str(architecture["name"]): None} if architecture else {}
     return ", ".join(found)
 
 

@@ -47,13 +47,14 @@ def float32_normals(words: NDArray[np.uint64], sizes: Sequence[int]) -> NDArray[
     halves = -(-counts // 2)
     own = np.arange(words.shape[1]) < halves[:, None]
     pairs = words[own].view(np.uint32)  # a generator's words, as 32 bits: the radii of its pairs, then their angles
-    first = np.repeat(2 * (np.cumsum(halves) - halves), halves) + _counted(halves)
-    x, y = _pairs(pairs[first], pairs[first + np.repeat(halves, halves)], np.empty((4, first.size), np.float32))
+    number, half = _counted(halves), np.repeat(halves, halves)  # of each pair in its generator
+    first = np.repeat(2 * (np.cumsum(halves) - halves), halves) + number
+    x, y = _pairs(pairs[first], pairs[first + half], np.empty((4, first.size), np.float32))
     drawn = np.empty(counts.sum(), np.float32)
-    place = np.repeat(np.cumsum(counts) - counts, halves) + _counted(halves)
+    place = np.repeat(np.cumsum(counts) - counts, halves) + number
     drawn[place] = x
-    paired = _counted(halves) < np.repeat(counts - halves, halves)
-    drawn[(place + np.repeat(halves, halves))[paired]] = y[paired]
+    paired = number < np.repeat(counts - halves, halves)
+    drawn[(place + half)[paired]] = y[paired]
     return drawn
 
 

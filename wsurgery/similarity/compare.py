@@ -79,7 +79,7 @@ def compare(
         channels: `independent` draws on each side (the paper), the `same` channels on both, or `all` of them.
         rows: `spatial` or `whole`.
         n_images: images to draw from `images`; all, if there are fewer.
-        metrics: names in `wsurgery.similarity.metrics.METRICS`; all are computed from the same rows and draws.
+        metrics: names in `wsurgery.similarity.metric_names.METRICS`; all are computed from the same rows and draws.
         groups: of images to leave out in turn, for the jackknife; fewer, where there are fewer images or where the
             moments of all groups would take too much memory. From about 160 channels on they are left out of the first
             repeats only, at least two, so that error bars take about as long as all else.

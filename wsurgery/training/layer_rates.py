@@ -57,8 +57,6 @@ def lr_scales(
 def _by_depth(blocks: Sequence[str], decay: float) -> dict[str, float]:
     """Return the factor of each block; they are given in the order in which data meets them."""
     trunk = [block for block in blocks if block not in (NECK, HEAD, UNPLACED)]
-    last = (
-        1 if HEAD in blocks else 0
-    )  # the exponent of the last block: without a head, as a user's map may be, it is the top
+    last = int(HEAD in blocks)  # its exponent: without a head, as a user's map may be, it is the top
     by_depth = {block: decay**exponent for exponent, block in enumerate(reversed(trunk), last)}
     return {HEAD: 1.0, NECK: decay**last, UNPLACED: 1.0, **by_depth}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -55,15 +55,7 @@ from wsurgery.training.optimisation import (
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import from_logits, require_exclusive
 from wsurgery.training.resume import Progress, read_state, write_state
-from wsurgery.training.run_folder import (
-    Entry,
-    OtherRun,
-    claim_folder,
-    clear_folder,
-    lengthen_folder,
-    summarise,
-    write_json,
-)
+from wsurgery.training.run_folder import Entry, claim_folder, lengthen_folder, summarise, write_json
 from wsurgery.training.run_log import read_metrics
 from wsurgery.training.settings import Settings
 from wsurgery.untrusted import open_own
@@ -153,17 +145,7 @@ def train(
         loop = _Loop(network, training, validation, settings, device, history.freeze, processes, history.blocks)
         if loop.pos_weight is not None:
             config["pos_weight"] = dict(zip(training.label_names, loop.pos_weight.tolist(), strict=True))
-
-        def claim() -> Settings | None:
-            try:
-                return claim_folder(run, config, checkpoint)
-            except OtherRun:
-                if not anew:
-                    raise
-            clear_folder(run)
-            return claim_folder(run, config, checkpoint)
-
-        shorter = processes.in_turn(claim)
+        shorter = processes.in_turn(lambda: claim_folder(run, config, checkpoint, anew=anew))
     processes.wait()  # nobody changes the folder before all have read it
     arguments = [*arguments, *(["--model", own["model"]] if own else [])]
     words = ["--data", portable_name(data, training.rendering), *arguments]
@@ -183,19 +165,8 @@ def train(
     if shorter is not None:
         length = replace(settings, steps=shorter.steps, epochs=shorter.epochs).length(len(training.images))
         every = settings.eval_every or length.epoch_steps
-
-        def lengthen() -> None:
-            try:
-                lengthen_folder(
-                    run, config, steps=loop.steps, before=length.steps, every=every, record_best=record_best
-                )
-            except OtherRun:
-                if not anew:
-                    raise
-                clear_folder(run, but=("init.safetensors",))  # which is the same: only the length is other
-                write_json(run / "config.json", config)
-
-        processes.in_turn(lambda: lengthen() if processes.is_first else None)
+        lengthen = partial(lengthen_folder, run, config, steps=loop.steps, before=length.steps, every=every, anew=anew)
+        processes.in_turn(lambda: lengthen(record_best=record_best) if processes.is_first else None)
     finished = run / "metrics.json"
     if processes.from_first(finished.exists()):
         if processes.is_first:

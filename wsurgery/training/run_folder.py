@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ FILES = (
     "config.json", "init.safetensors", "log.jsonl", "last.safetensors", "best.safetensors", "resume.pt", "metrics.json",
     "tensorboard", "wandb", "wandb.id",
 )  # fmt: skip
+_FOUND = ("eval.json", "predictions.csv", "cca-init.json")  # of a run, which report and compare read beside it
 _OTHERWISE = "choose another folder with -o, or replace it with --anew"
 _MAX_CONFIG = 1 << 24  # bytes
 THRESHOLDS = tuple(round(0.5 + 0.01 * i, 2) for i in range(50))  # of macro AUC, in metrics.json
@@ -28,19 +29,20 @@ class OtherRun(UsageError):
     """The folder holds a run that is not this one, and cannot become it."""
 
 
-def claim_folder(run: Path, config: Entry, init: Checkpoint) -> Settings | None:
+def claim_folder(run: Path, config: Entry, init: Checkpoint, *, anew: bool = False) -> Settings | None:
     """Make a run's folder with `init.safetensors` and `config.json`, or find that it is this run's.
 
     Args:
         run: the folder.
         config: what decides the run's result; `settings` among it.
         init: the checkpoint that the run starts from.
+        anew: replace a run with another configuration.
 
     Returns:
         None; or, where the run was begun with another length and all else is the same, the settings that say that length.
 
     Raises:
-        OtherRun: it was begun with another configuration.
+        OtherRun: it was begun with another configuration, and `anew` is not given.
         UsageError: the folder holds something else.
         WsurgeryError: its configuration is damaged, or one of its files is a link.
     """
@@ -49,14 +51,25 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint) -> Settings | None:
         refuse_link(run / name)
     settled = run / "config.json"
     as_read = json.loads(json.dumps(config))
-    if not settled.exists():
+    if settled.exists():
+        try:
+            return _begun_so(run, settled, as_read)
+        except OtherRun:
+            if not anew:
+                raise
+        _clear(run)
+    else:
         leftovers = [path.name for path in run.iterdir() if not path.name.startswith(".") and path.suffix != ".tmp"]
         if leftovers and leftovers != ["init.safetensors"]:
             raise UsageError(f"{printable(str(run))} holds {printable(leftovers[0])} and no run: choose another folder")
-        with AtomicFile(run / "init.safetensors", force=True) as target:
-            init.copy_whole_to(target)
-        write_json(settled, as_read)
-        return None
+    with AtomicFile(run / "init.safetensors", force=True) as target:
+        init.copy_whole_to(target)
+    write_json(settled, as_read)
+    return None
+
+
+def _begun_so(run: Path, settled: Path, as_read: Entry) -> Settings | None:
+    """Return what `claim_folder` does of a run that is there."""
     before = read_config(settled)
     # A run that began before there was a setting has its default.
     before["settings"] = {**json.loads(json.dumps(asdict(Settings()))), **before["settings"]}
@@ -81,7 +94,14 @@ def _is_length(length: Entry) -> bool:
 
 
 def lengthen_folder(
-    run: Path, config: Entry, *, steps: int, before: int, every: int, record_best: Callable[[], None]
+    run: Path,
+    config: Entry,
+    *,
+    steps: int,
+    before: int,
+    every: int,
+    record_best: Callable[[], None],
+    anew: bool = False,
 ) -> None:
     """Let a run go on to another length, as if it had been begun with it.
 
@@ -92,35 +112,47 @@ def lengthen_folder(
         before: steps that the run was begun with.
         every: steps between evaluations.
         record_best: writes `best.safetensors` again, with the record of the longer run.
+        anew: replace a run that would not become what one of that length is.
 
     Raises:
-        OtherRun: it would not become what a run of that length is.
+        OtherRun: it would not, and `anew` is not given.
     """
+    try:
+        _require_passed_through(run, steps=steps, before=before, every=every)
+    except OtherRun:
+        if not anew:
+            raise
+        _clear(run)
+    else:
+        (run / "metrics.json").unlink(missing_ok=True)  # first: whatever comes between, it is not the longer run's end
+        if (run / "resume.pt").exists():
+            record_best()
+    write_json(run / "config.json", json.loads(json.dumps(config)))
+
+
+def _require_passed_through(run: Path, *, steps: int, before: int, every: int) -> None:
     said = printable(str(run))
     if steps < before:
         raise OtherRun(
             f"{said} was begun with other settings: {_OTHERWISE} (it has {before} steps, and {steps} are fewer)"
         )
-    finished, state, log = (run / name for name in ("metrics.json", "resume.pt", "log.jsonl"))
-    if finished.exists() and not state.exists():
+    if (run / "metrics.json").exists() and not (run / "resume.pt").exists():
         raise OtherRun(f"{said} is finished and has no resume.pt, from which a longer run would go on: {_OTHERWISE}")
+    log = run / "log.jsonl"
     ended = log.exists() and any(entry["step"] == before and "macro_auc" in entry for entry in read_log(log))
     if steps > before and before % every and ended:
         raise OtherRun(
             f"{said} ended with an evaluation after step {before}, which a run of {steps} steps does not make with "
             f"--eval-every {every}, so it would not be that run: {_OTHERWISE}"
         )
-    finished.unlink(missing_ok=True)  # first: whatever comes between, it is not taken for the longer run's end
-    if state.exists():
-        record_best()
-    write_json(run / "config.json", json.loads(json.dumps(config)))
 
 
-def clear_folder(run: Path, *, but: Sequence[str] = ()) -> None:
-    """Remove a run, but for some of its files, and leave its folder."""
-    for path in (
-        run / name for name in reversed(FILES) if name not in but
-    ):  # config.json last: until then it is that run's
+def _clear(run: Path) -> None:
+    """Remove what a run left and what was found of it, up to the two files that the next one overwrites.
+
+    As long as config.json is there, the folder is known for that of a run.
+    """
+    for path in (run / name for name in (*_FOUND, *reversed(FILES)) if name not in ("config.json", "init.safetensors")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
