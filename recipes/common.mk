@@ -8,6 +8,7 @@
 #   make SCALE=paper DATA=chexpert:/data/CheXpert SOURCE_resnet50=resnet50.safetensors
 #   make -j64 RUN="srun --gres=gpu:1"               what goes before each train, eval and cca
 #   make RUN="torchrun --nproc-per-node 8 -m"       one job on 8 GPUs
+#   make SOURCES="1 2 3"                            seeds of the source networks, which the seeds take in turn
 #   make -n                                         the commands, to read or to type
 #
 # An arm of your own is a line above the include, and its name in ARMS:
@@ -21,6 +22,7 @@ include $(COMMON)make-4.3.mk $(COMMON)stamps.mk
 
 SCALE       ?= toy
 SEEDS       ?= 1 2 3 4 5
+SOURCES     ?= $(if $(filter toy,$(SCALE)),1 2 3 4 5,1)
 OUT         ?= $(or $(OUT_$(SCALE)),$(COMMON)out/$(SCALE))
 RUN         ?=
 NETS        ?= $(NETS_$(SCALE))
@@ -38,7 +40,7 @@ STEPS       ?= 300
 EVAL_EVERY  ?= 20
 PRETRAIN    ?= 2000
 LR          ?= 0.001
-THRESHOLD   ?= 0.75
+THRESHOLD   ?= 80%,90%,95%
 WIDTH       ?= 0.125
 IMAGE_SIZE  ?= 64
 DEVICE      ?= cpu
@@ -70,10 +72,11 @@ OWN         := $(if $(filter synthetic:fundus%,$(DATA)),,yes)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-# A network is an architecture, or ARCHITECTURE@N: trained on N images. Its source network, and its blocks:
+# A network is an architecture, or ARCHITECTURE@N: trained on N images. Its source network for a seed, and its blocks:
+SOURCE_OF := $(shell for seed in $(SEEDS); do set -- $(SOURCES); shift $$(((seed + $(words $(SOURCES)) - 1) % $(words $(SOURCES)))); echo $$seed:$$1; done)
 name    = $(firstword $(subst @, ,$(1)))
 arch    = $(call name,$(1))$(if $(filter toy,$(SCALE)), --width $(or $(WIDTH_$(call name,$(1))),$(WIDTH)))
-source  = $(or $(SOURCE_$(call name,$(1))),$(OUT)/sources/$(call name,$(1)).safetensors)
+source  = $(or $(SOURCE_$(call name,$(1))),$(OUT)/sources/$(call name,$(1))/$(patsubst $(2):%,%,$(filter $(2):%,$(SOURCE_OF))).safetensors)
 blocks  = $(if $(filter cbr%,$(1)),,conv1) block1 block2 block3 block4 $(if $(filter cbr_large_t%,$(1)),block5)
 lower   = $(filter-out $(lastword $(call blocks,$(1))),$(call blocks,$(1)))
 subset  = $(addprefix --subset ,$(word 2,$(subst @, ,$(1))))
@@ -86,18 +89,19 @@ RUNS     := $(foreach net,$(NETS),$(foreach arm,$(call ARMS,$(net)),$(SEEDS:%=$(
 comma    := ,
 list      = $(subst $() $(),$(comma),$(strip $(1)))
 unique    = $(if $(1),$(firstword $(1)) $(call unique,$(filter-out $(firstword $(1)),$(1))))
-ALL_ARMS  = $(call unique,$(foreach net,$(NETS),$(call ARMS,$(net))))
-REPORT    = wsurgery report $(FOLDERS) --arms $(call list,$(or $(strip $(ALL_ARMS)),none)) --cca $(call list,$(COMPARISONS)) \
-            --threshold $(THRESHOLD) $(addprefix --claims ,$(wildcard claims.txt)) --paper paper.md --title $(RECIPE) --force > /dev/null
+NAMES    := $(call unique,$(foreach net,$(NETS),$(call name,$(net))))
+ALL_ARMS  = $(strip $(call unique,$(foreach net,$(NETS),$(call ARMS,$(net)))))
+REPORT    = wsurgery report $(FOLDERS) --arms $(call list,$(or $(ALL_ARMS),none)) --cca $(call list,$(COMPARISONS)) \
+            $(if $(ALL_ARMS),--threshold $(THRESHOLD) $(addprefix --plateau ,$(PLATEAU))) $(addprefix --claims ,$(wildcard claims.txt)) --paper paper.md --title $(RECIPE) --force > /dev/null
 
 $(if $(ALL_ARMS)$(COMPARISONS:none=),$(if $(word 5,$(SEEDS)),,$(warning With $(words $(SEEDS)) seeds no test of a claim can be below .05: its smallest p is 1/2^seeds. Five are needed.)))
 
-# Pairs of trained networks: of one arm, each seed with the next, 1/2 2/3 3/1; of two arms, the same seed of both.
-FROM_NEXT := $(if $(word 3,$(SEEDS)),$(SEEDS),$(if $(word 2,$(SEEDS)),$(FIRST)))
-NEXT      := $(join $(FROM_NEXT:%=%/),$(wordlist 2,$(words $(SEEDS)),$(SEEDS)) $(if $(word 3,$(SEEDS)),$(FIRST)))
-seeds_of   = $(if $(filter random-pair% pretrained-pair%,$(1)),$(FROM_NEXT),$(SEEDS))
-COMPARED  := $(foreach net,$(NETS),$(foreach name,$(filter-out none,$(COMPARISONS)),\
-               $(patsubst %,$(OUT)/$(net)/cca/$(name)/%.json,$(call seeds_of,$(name)))))
+# An arm's twin is the same with another seed, 1000 higher: from the same source network, with another head, and images in
+# another order. Thresholds in percent are of what the twins of random come to, which no claim is about; and pairs of trained
+# networks that share no network with another pair, so that they are independent, are a run and its twin.
+PLATEAU   := $(if $(findstring %,$(THRESHOLD)),random-twin)
+PLATEAUS  := $(if $(ALL_ARMS),$(foreach net,$(NETS),$(foreach arm,$(PLATEAU),$(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%))))
+COMPARED  := $(foreach net,$(NETS),$(foreach name,$(filter-out none,$(COMPARISONS)),$(SEEDS:%=$(OUT)/$(net)/cca/$(name)/%.json)))
 
 # What each file depends on, besides other files.
 
@@ -105,17 +109,17 @@ $(call stamp,data,$(DATA))
 $(call stamp,source-data,$(SOURCE_DATA))
 $(call stamp,source,$(PRETRAINING))
 $(call stamp,cca,$(CCA))
-$(call stamp,page-$(RECIPE),$(RUNS) $(COMPARED) $(THRESHOLD))
+$(call stamp,page-$(RECIPE),$(RUNS) $(COMPARED) $(PLATEAUS) $(THRESHOLD))
 $(call stamp,slim,$(SLIM) $(CLASSES))
 $(foreach net,$(NETS),$(call stamp,network-$(net),$(call arch,$(net)) $(CLASSES)))
-$(foreach net,$(call unique,$(foreach net,$(NETS),$(call name,$(net)))),$(call stamp,source-$(net),$(call arch,$(net)) $(SOURCE_CLASSES)))
+$(foreach net,$(NAMES),$(call stamp,source-$(net),$(call arch,$(net)) $(SOURCE_CLASSES)))
 $(foreach net,$(NETS),$(call stamp,train-$(net),$(TRAIN) $(call subset,$(net)) --image-size $(IMAGE_SIZE)))
 
 PAGE     := $(if $(strip $(ALL_ARMS) $(filter-out none,$(COMPARISONS))),$(OUT)/$(RECIPE).html)
 
 all: $(PAGE) $(FIGURES)
 
-$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(if $(RUNS),$(OUT)/$(RECIPE).evaluated) $(COMPARED) $(OUT)/settings/page-$(RECIPE) paper.md $(wildcard claims.txt)
+$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(PLATEAUS:=/metrics.json) $(if $(RUNS),$(OUT)/$(RECIPE).evaluated) $(COMPARED) $(OUT)/settings/page-$(RECIPE) paper.md $(wildcard claims.txt)
 	$(REPORT) -o $@
 
 # What stands in the recipe's folder as its last result.
@@ -139,21 +143,25 @@ $(OUT)/data/source.csv: $(OUT)/settings/source-data
 	@mkdir -p $(@D)
 	wsurgery data make "$(or $(SOURCE_DATA),$(error $(NO_SOURCE)))" -o $@ --force
 
-$(OUT)/sources/%/init.safetensors: $(OUT)/settings/source-%
-	@mkdir -p $(@D)
-	wsurgery init $(call arch,$*) --num-classes $(SOURCE_CLASSES) --seed 9 -o $@ --force
-
 # Training writes last.safetensors as it goes on; the target appears when it has ended.
-$(OUT)/sources/%.safetensors: $(OUT)/sources/%/init.safetensors $(OUT)/data/source.csv $(OUT)/settings/source
-	$(RUN) wsurgery train $< --data $(OUT)/data/source.csv -o $(<D) --anew $(PRETRAINING) --seed 9 $(LIMITS)
-	ln -f $(<D)/last.safetensors $@ && touch $@
+define SOURCE_RULES
+$(OUT)/sources/$(1)/$(2)/init.safetensors: $(OUT)/settings/source-$(1)
+	@mkdir -p $$(@D)
+	wsurgery init $(call arch,$(1)) --num-classes $(SOURCE_CLASSES) --seed $(2) -o $$@ --force
+
+$(OUT)/sources/$(1)/$(2).safetensors: $(OUT)/sources/$(1)/$(2)/init.safetensors $(OUT)/data/source.csv $(OUT)/settings/source
+	$(RUN) wsurgery train $$< --data $(OUT)/data/source.csv -o $$(<D) --anew $(PRETRAINING) --seed $(2) $(LIMITS)
+	ln -f $$(<D)/last.safetensors $$@ && touch $$@
+endef
+
+seed = $(if $(findstring -twin/,$(1)),$$((1000 + $(notdir $(1)))),$(notdir $(1)))
 
 # How training starts, an arm a line. PRETRAINED is the source network, INITIAL a random network with the task's outputs,
 # and ONTO puts what comes through the pipe on all of INITIAL but its head.
 
 PRETRAINED = $<
 INITIAL    = $(word 2,$^)
-SEED       = $*
+SEED       = $(call seed,$(patsubst $(OUT)/$(NET)/init/%.safetensors,%,$@))
 NET        = $(notdir $(patsubst %/init/,%,$(dir $(patsubst %/,%,$(dir $@)))))
 ONTO       = wsurgery transfuse - --upto 100% --into $(INITIAL)
 UPTO       = wsurgery transfuse $(PRETRAINED) --upto $(1) --into $(INITIAL)
@@ -180,54 +188,58 @@ endef
 $(foreach block,conv1 block1 block2 block3 block4 block5,$(eval $(call BLOCK_ARMS,$(block))))
 
 define NET_RULES
-$(1)/init/random/%.safetensors: $(OUT)/settings/network-$(2) $(if $(OWN),$(TARGET))
+$(foreach arm,random random-twin,$(SEEDS:%=$(1)/init/$(arm)/%.safetensors)): $(OUT)/settings/network-$(2) $(if $(OWN),$(TARGET))
 	@mkdir -p $$(@D)
-	wsurgery init $(call arch,$(2)) --num-classes $$(CLASSES) --seed $$* -o $$@ --force
+	wsurgery init $(call arch,$(2)) --num-classes $$(CLASSES) --seed $$(SEED) -o $$@ --force
 
 # Train; compare. $* is ARM/SEED, or SEED. A run that was cut off goes on; with other settings, it begins anew.
 $(1)/runs/%/metrics.json: $(1)/init/%.safetensors $(TARGET) $(OUT)/settings/train-$(2)
-	$(RUN) wsurgery train $$< --data $(TARGET) -o $$(@D) --anew $(TRAIN) $(call subset,$(2)) --image-size $(IMAGE_SIZE) --seed $$(notdir $$*) $(LIMITS)
+	$(RUN) wsurgery train $$< --data $(TARGET) -o $$(@D) --anew $(TRAIN) $(call subset,$(2)) --image-size $(IMAGE_SIZE) --seed $$(call seed,$$*) $(LIMITS)
 
 $(1)/cca/transfer-to-init/%.json: $(1)/runs/transfer/%/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(<D)/last.safetensors --with-init --data $(TARGET) $(CCA) -o $$@ --force
+	$(RUN) wsurgery cca $$(<D) --with-init --data $(TARGET) $(CCA) -o $$@ --force
 
 $(1)/cca/random-to-init/%.json: $(1)/runs/random/%/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(<D)/last.safetensors --with-init --data $(TARGET) $(CCA) -o $$@ --force
+	$(RUN) wsurgery cca $$(<D) --with-init --data $(TARGET) $(CCA) -o $$@ --force
 endef
 
+arm_is = $(or $(ARM_$(1)),$(ARM_$(patsubst %-twin,%,$(1))))
+
+# $(4) is a seed; a twin stands on the twin of random.
 define ARM_RULES
-$(call stamp,arm-$(1)-$(4),$(ARM_$(1)))
-$(2)/init/$(1)/%.safetensors: $(3) $(2)/init/random/%.safetensors $(OUT)/settings/arm-$(1)-$(4) $(if $(filter slim%,$(1)),$(OUT)/settings/slim)
+$(2)/init/$(1)/$(4).safetensors: $(call source,$(3),$(4)) $(2)/init/random$(if $(filter %-twin,$(1)),-twin)/$(4).safetensors \
+    $(OUT)/settings/arm-$(1)-$(3) $(if $(filter slim%,$(1)),$(OUT)/settings/slim)
 	@mkdir -p $$(@D)
-	$$(or $$(ARM_$(1)),$$(error ARM_$(1) is not set: how does the arm $(1) start? See the top of common.mk)) -o $$@ --force
+	$$(or $$(call arm_is,$(1)),$$(error ARM_$(1) is not set: how does the arm $(1) start? See the top of common.mk)) -o $$@ --force
 endef
 
-# Two trained networks, A of seed $(5) and B of seed $(6), and the same two as training began.
+# Two trained networks, and the same two as training began.
 define PAIR_RULES
-$(1)/cca/$(4)/$(5).json: $(1)/runs/$(2)/$(5)/metrics.json $(1)/runs/$(3)/$(6)/metrics.json $(OUT)/settings/cca
+$(1)/cca/$(4)/%.json: $(1)/runs/$(2)/%/metrics.json $(1)/runs/$(3)/%/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(addsuffix last.safetensors,$$(dir $$(wordlist 1,2,$$^))) --data $(TARGET) $(CCA) -o $$@ --force
+	$(RUN) wsurgery cca $$(patsubst %/,%,$$(dir $$(wordlist 1,2,$$^))) --data $(TARGET) $(CCA) -o $$@ --force
 
-$(1)/cca/$(4)-at-init/$(5).json: $(1)/init/$(2)/$(5).safetensors $(1)/init/$(3)/$(6).safetensors $(TARGET) $(OUT)/settings/cca
+$(1)/cca/$(4)-at-init/%.json: $(1)/init/$(2)/%.safetensors $(1)/init/$(3)/%.safetensors $(TARGET) $(OUT)/settings/cca
 	@mkdir -p $$(@D)
 	$(RUN) wsurgery cca $$(wordlist 1,2,$$^) --data $(TARGET) $(CCA) -o $$@ --force
 endef
 
-all_arms = $(filter-out random,$(call unique,transfer meanvar $(call ARMS,$(1))))
+all_arms = $(filter-out random random-twin,$(call unique,transfer transfer-twin meanvar $(call ARMS,$(1))))
 
+$(foreach name,$(NAMES),$(foreach seed,$(SOURCES),$(eval $(call SOURCE_RULES,$(name),$(seed)))))
 $(foreach net,$(NETS),\
   $(eval $(call NET_RULES,$(OUT)/$(net),$(net)))\
-  $(foreach arm,$(call all_arms,$(net)),$(eval $(call ARM_RULES,$(arm),$(OUT)/$(net),$(call source,$(net)),$(net))))\
-  $(foreach seed,$(SEEDS),$(eval $(call PAIR_RULES,$(OUT)/$(net),transfer,random,transfer-random,$(seed),$(seed))))\
-  $(foreach pair,$(NEXT),\
-    $(eval $(call PAIR_RULES,$(OUT)/$(net),transfer,transfer,pretrained-pair,$(patsubst %/,%,$(dir $(pair))),$(notdir $(pair))))\
-    $(eval $(call PAIR_RULES,$(OUT)/$(net),random,random,random-pair,$(patsubst %/,%,$(dir $(pair))),$(notdir $(pair))))))
+  $(foreach arm,$(call all_arms,$(net)),$(call stamp,arm-$(arm)-$(net),$(call arm_is,$(arm)))\
+    $(foreach seed,$(SEEDS),$(eval $(call ARM_RULES,$(arm),$(OUT)/$(net),$(net),$(seed)))))\
+  $(eval $(call PAIR_RULES,$(OUT)/$(net),transfer,random,transfer-random))\
+  $(eval $(call PAIR_RULES,$(OUT)/$(net),transfer,transfer-twin,pretrained-pair))\
+  $(eval $(call PAIR_RULES,$(OUT)/$(net),random,random-twin,random-pair)))
 
 # What make would take for an intermediate file, and delete.
-.SECONDARY: $(foreach net,$(NETS),$(foreach arm,random $(call all_arms,$(net)),$(SEEDS:%=$(OUT)/$(net)/init/$(arm)/%.safetensors) \
-  $(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%/metrics.json)) $(OUT)/sources/$(call name,$(net)).safetensors $(OUT)/sources/$(call name,$(net))/init.safetensors)
+.SECONDARY: $(foreach net,$(NETS),$(foreach arm,random random-twin $(call all_arms,$(net)),$(SEEDS:%=$(OUT)/$(net)/init/$(arm)/%.safetensors) \
+  $(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%/metrics.json)))
 
 # One process evaluates all that were trained since: importing PyTorch takes longer than evaluating a toy.
 EVALUATIONS := $(RUNS:=/eval.json)
@@ -241,12 +253,12 @@ $(OUT)/$(RECIPE).evaluated: $(RUNS:=/metrics.json) $(if $(filter-out $(wildcard 
 # Pictures, of the first seed where they show one.
 
 $(OUT)/curves-$(RECIPE)-%.png: $(RUNS:=/metrics.json) $(OUT)/settings/page-$(RECIPE)
-	wsurgery curves $(filter $(OUT)/$*/%,$(RUNS)) -o $@ --threshold $(THRESHOLD) --force --quiet
+	wsurgery curves $(filter $(OUT)/$*/%,$(RUNS)) -o $@ --force --quiet
 
 $(OUT)/filters-%.png: $(OUT)/%/runs/random/$(FIRST)/metrics.json $(OUT)/%/runs/transfer/$(FIRST)/metrics.json
-	wsurgery filters $(foreach run,$(^D),$(run)/init.safetensors $(run)/last.safetensors) -o $@ --force --quiet
+	wsurgery filters $(foreach run,$(^D),$(run)/init.safetensors $(run)) -o $@ --force --quiet
 
-FIRST_LAYERS = $$(call source,$$*) $(foreach arm,meanvar random,$(OUT)/%/init/$(arm)/$(FIRST).safetensors)
+FIRST_LAYERS = $$(call source,$$*,$(FIRST)) $(foreach arm,meanvar random,$(OUT)/%/init/$(arm)/$(FIRST).safetensors)
 .SECONDEXPANSION:
 $(OUT)/conv1-%.png: $(FIRST_LAYERS)
 	wsurgery filters $^ -o $@ --force --quiet
