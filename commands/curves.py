@@ -26,5 +26,5 @@ def curves(
 
     found = told_apart([read_run(run) for run in runs])
     require_alike(found)
-    figure = draw_curves(found, metric=metric, threshold=threshold)
+    figure = draw_curves(found, metric=metric, thresholds=[] if threshold is None else [threshold])
     save(figure, output, force=force)

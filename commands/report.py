@@ -24,7 +24,18 @@ def report(
     cca: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="These comparisons, ARM-to-init among them; or none.")
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Count steps to this validation macro AUC.")] = 0.9,
+    threshold: Annotated[
+        str,
+        typer.Option(
+            metavar="T,...", help="Count steps to this validation macro AUC; or to three: tested at the middle one."
+        ),
+    ] = "0.9",
+    plateau: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARM", help="Thresholds such as 90% are shares of where its runs end; no claim is about it."
+        ),
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="ARM", help="Hold the others against it. Default: random, else the first.")
     ] = None,
@@ -42,7 +53,9 @@ def report(
 
     Several folders are networks, the deepest first, each with its section, and claims across them at the end.
 
-    Example: wsurgery report demo/ -o report.html --threshold 0.85
+    Example: wsurgery report demo/ -o report.html --threshold 0.8,0.85,0.9
+
+    Example: wsurgery report demo/ -o report.html --threshold 80%,90%,95% --plateau random-twin --claims claims.txt
 
     Example: wsurgery report out/resnet50 out/cbr_small --arms random,meanvar --cca none -o meanvar.html
 
@@ -65,6 +78,7 @@ def report(
             or arms
             or cca
             or baseline
+            or plateau
             or paper
             or output.suffix == ".md"
             or any(path.suffix != ".md" for path in folders)
@@ -83,6 +97,7 @@ def report(
     found = read_experiments(
         folders,
         threshold=threshold,
+        plateau=plateau,
         arms=_names(arms),
         comparisons=_names(cca),
         baseline=baseline,

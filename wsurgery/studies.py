@@ -66,7 +66,7 @@ class Trained(NamedTuple):
     Attributes:
         folder: the run's folder; the best network is `best.safetensors` there, the last one `last.safetensors`.
         metrics: what `metrics.json` holds: `steps`, `best` and `last` (each with `step` and `macro_auc`, 0 to 1 or None),
-            and `steps_to_auc` (threshold → first evaluated step that reaches it, or None).
+            and `steps_to_auc` (threshold → step from which three evaluations in a row reach it, or None).
     """
 
     folder: Path

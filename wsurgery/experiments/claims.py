@@ -5,15 +5,15 @@ A line is `KIND NAME NAME [KEY=VALUE] : SENTENCE`, `#` begins a comment. Kinds a
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from math import exp, log
+from math import log
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import AT_INIT, TO_INIT, Comparison, differences
-from wsurgery.experiments.summary import Arm
-from wsurgery.statistics.pairs import centre_interval, equivalence, log_ratio
+from wsurgery.experiments.summary import Arm, effect, log_ratios, times
+from wsurgery.experiments.thresholds import Thresholds
+from wsurgery.statistics.pairs import equivalence, unit_means
 from wsurgery.statistics.permutation import (
     ALPHA,
     NOT_SHOWN,
@@ -28,7 +28,6 @@ from wsurgery.statistics.permutation import (
 from wsurgery.untrusted import read_regular
 
 _MAX_FILE = 1 << 20  # bytes
-_LEVEL = 0.9  # of the intervals: one lies within a margin where `equivalence` shows it
 _ONE_PAIR = "suggestive only (1 pair of each kind)"
 FACTOR, MARGIN = 1.25, 0.01  # of steps, and of AUC: within which two arms are alike, where a line says no other margin
 
@@ -146,8 +145,24 @@ def _read_line(line: str, where: str) -> Line:
     return found
 
 
+class Basis(NamedTuple):
+    """What claims on an experiment are judged by.
+
+    Attributes:
+        thresholds: the validation AUCs that steps are counted to; those of the arms are at the tested one.
+        units: seed → its source network, as `source_units` returns them.
+    """
+
+    thresholds: Thresholds
+    units: Mapping[str, str]
+
+    def independent(self, by_seed: Mapping[str, float]) -> list[float]:
+        """Return what is independent: the values of the seeds, or the means of those that share a source network."""
+        return unit_means(by_seed, self.units)
+
+
 def judge(
-    lines: Sequence[Line], arms: Mapping[str, Arm], comparisons: Mapping[str, Comparison], threshold: float
+    lines: Sequence[Line], arms: Mapping[str, Arm], comparisons: Mapping[str, Comparison], basis: Basis
 ) -> list[Claim]:
     """Judge those claims on one experiment that it has the runs and comparisons for.
 
@@ -155,16 +170,16 @@ def judge(
         lines: the claims.
         arms: what `summarise` returned.
         comparisons: what `find_comparisons` did.
-        threshold: the validation AUC that steps in `arms` are counted to.
+        basis: what they are judged by.
     """
     found: list[Claim | None] = []
     for line in lines:
         if line.kind in _OF_ARMS and all(name in arms for name in line.names):
-            found.append(_OF_ARMS[line.kind](line, *(arms[name] for name in line.names), threshold))
+            found.append(_OF_ARMS[line.kind](line, *(arms[name] for name in line.names), basis))
         elif line.kind in _OF_COMPARISONS:
             names = _names_of(line)
             if all(name in comparisons for name in names):
-                found.append(_OF_COMPARISONS[line.kind](line, *(comparisons[name] for name in names)))
+                found.append(_OF_COMPARISONS[line.kind](line, *(comparisons[name] for name in names), basis))
     return [claim for claim in found if claim]
 
 
@@ -184,63 +199,58 @@ def corrected(claims: Sequence[Claim]) -> list[Claim]:
     return found
 
 
-def log_ratios(a: Arm, b: Arm) -> dict[str, float]:
-    """Return the log of A's steps over B's, by each seed that both have."""
-    others = {run.seed: (steps, run.last_step) for run, steps in zip(b.runs, b.steps, strict=True)}
-    return {
-        run.seed: log_ratio(steps, others[run.seed][0], run.last_step, others[run.seed][1])
-        for run, steps in zip(a.runs, a.steps, strict=True)
-        if run.seed in others
-    }
-
-
 def evaluated(arm: Arm) -> dict[str, float]:
     """Return the test AUC of each seed that was evaluated."""
     return {run.seed: auc for run, auc in zip(arm.runs, arm.test_auc, strict=True) if auc is not None}
 
 
-def _faster(line: Line, a: Arm, b: Arm, threshold: float) -> Claim | None:
+def _faster(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     ratios = log_ratios(a, b)
     if not ratios:
         return None
-    test = sign_flip([-x for x in ratios.values()])
-    return Claim(line.sentence, _speed(a, b, ratios, threshold), verdict(test), test.p)
+    test = sign_flip([-x for x in basis.independent(ratios)])
+    return Claim(line.sentence, _speed(a, b, basis), verdict(test), test.p)
 
 
-def _as_fast(line: Line, a: Arm, b: Arm, threshold: float) -> Claim | None:
+def _as_fast(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     ratios = log_ratios(a, b)
     if not ratios:
         return None
-    evidence, factor = _speed(a, b, ratios, threshold), line.margin(FACTOR)
+    evidence, factor = _speed(a, b, basis), line.margin(FACTOR)
     if None in (*a.steps, *b.steps):
         return Claim(line.sentence, evidence, f"{NOT_SHOWN}: a run never passed, so its speed is not known")
-    test = equivalence([*ratios.values()], margin=log(factor))
+    test = equivalence(basis.independent(ratios), margin=log(factor))
     return Claim(line.sentence, evidence, _alike(test, f"a factor of {factor:g}"), test.p)
 
 
-def _speed(a: Arm, b: Arm, ratios: Mapping[str, float], threshold: float) -> str:
-    bound = ", as if who never passed had at the next step" if None in (*a.steps, *b.steps) else ""
+def _speed(a: Arm, b: Arm, basis: Basis) -> str:
+    """Say by how much A is faster: steps at the threshold, the ratio at the others, and the area under the curve."""
+    thresholds = basis.thresholds
+    beside = ", ".join(f"{times(a.at(auc), b.at(auc), basis.units)} at {auc:g}" for auc in thresholds.others)
+    seeds = {run.seed: run.area for run in b.runs}
+    areas = {run.seed: run.area - seeds[run.seed] for run in a.runs if run.seed in seeds}
     return (
-        f"Steps to a validation AUC of {threshold:g}, by seed: {a.steps_in_words()} with {a.name}, "
-        f"{b.steps_in_words()} with {b.name}; {_effect(ratios, lambda x: f'{exp(x):.2f}')} times as many{bound}."
+        f"Steps to a validation AUC of {thresholds.tested:g}, by seed: {a.steps_in_words()} with {a.name}, "
+        f"{b.steps_in_words()} with {b.name}; {times(a, b, basis.units)} times as many{f'; {beside}' if beside else ''}. "
+        f"Mean AUC along training: {effect(basis.independent(areas), lambda x: f'{x:+.3f}')}."
     )
 
 
-def _higher_auc(line: Line, a: Arm, b: Arm, threshold: float) -> Claim | None:
+def _higher_auc(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     gains = _gains(a, b)
     if not gains:
         return None
-    test = sign_flip([*gains.values()])
-    return Claim(line.sentence, _accuracy(a, b, gains), verdict(test), test.p)
+    test = sign_flip(basis.independent(gains))
+    return Claim(line.sentence, _accuracy(a, b, gains, basis), verdict(test), test.p)
 
 
-def _as_high(line: Line, a: Arm, b: Arm, threshold: float) -> Claim | None:
+def _as_high(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     gains = _gains(a, b)
     if not gains:
         return None
     margin = line.margin(MARGIN)
-    test = equivalence([*gains.values()], margin=margin)
-    return Claim(line.sentence, _accuracy(a, b, gains), _alike(test, f"{margin:g} of AUC"), test.p)
+    test = equivalence(basis.independent(gains), margin=margin)
+    return Claim(line.sentence, _accuracy(a, b, gains, basis), _alike(test, f"{margin:g} of AUC"), test.p)
 
 
 def _gains(a: Arm, b: Arm) -> dict[str, float]:
@@ -248,20 +258,10 @@ def _gains(a: Arm, b: Arm) -> dict[str, float]:
     return {seed: of_a[seed] - of_b[seed] for seed in of_a if seed in of_b}
 
 
-def _accuracy(a: Arm, b: Arm, gains: Mapping[str, float]) -> str:
+def _accuracy(a: Arm, b: Arm, gains: Mapping[str, float], basis: Basis) -> str:
     of_a, of_b = (", ".join(f"{evaluated(arm)[seed]:.3f}" for seed in gains) for arm in (a, b))
-    return (
-        f"Test AUC, by seed: {of_a} with {a.name}, {of_b} with {b.name}; difference "
-        f"{_effect(gains, lambda x: f'{x:+.3f}')}."
-    )
-
-
-def _effect(differences: Mapping[str, float], written: Callable[[float], str]) -> str:
-    """Write the mean of paired differences with its interval."""
-    values = [*differences.values()]
-    ci = centre_interval(values, level=_LEVEL)
-    interval = f" ({_LEVEL:.0%} interval {written(ci[0])} to {written(ci[1])})" if ci else ""
-    return f"{written(fmean(values))}{interval}"
+    difference = effect(basis.independent(gains), lambda x: f"{x:+.3f}")
+    return f"Test AUC, by seed: {of_a} with {a.name}, {of_b} with {b.name}; difference {difference}."
 
 
 def _alike(test: Significance, margin: str) -> str:
@@ -270,7 +270,7 @@ def _alike(test: Significance, margin: str) -> str:
     return f"{SHOWN if test.p < ALPHA else NOT_SHOWN}, within {margin} (p = {test.p:.2g}, {test.seeds})"
 
 
-def _more_alike(line: Line, a: Comparison, b: Comparison) -> Claim | None:
+def _more_alike(line: Line, a: Comparison, b: Comparison, basis: Basis) -> Claim | None:
     """Judge that `a` exceeds `b` in every layer of the choice."""
     layers = differences(a, b)
     chosen = line.options.get("layers", "all")
@@ -289,19 +289,19 @@ def _more_alike(line: Line, a: Comparison, b: Comparison) -> Claim | None:
     pairs = [_by_seed(a, b, x.layer) for x in layers]
     if not all(pairs):
         return Claim(line.sentence, evidence, f"{NOT_SHOWN}: no seed has both")
-    tests = [sign_flip(found) for found in pairs]
+    tests = [sign_flip(basis.independent(found)) for found in pairs]
     test = in_all(tests)
     values = ", ".join(f"{x.layer} {own.p:.2g}" for x, own in zip(layers, tests, strict=True))
     evidence += f" Each must be positive; p: {values}, of which the largest counts."
     return Claim(line.sentence, evidence, verdict(test), test.p)
 
 
-def _by_seed(a: Comparison, b: Comparison, layer: str) -> list[float]:
+def _by_seed(a: Comparison, b: Comparison, layer: str) -> dict[str, float]:
     x, y = a.values(layer), b.values(layer)
-    return [x[seed] - y[seed] for seed in x if seed in y]
+    return {seed: x[seed] - y[seed] for seed in x if seed in y}
 
 
-def _most_alike_below(line: Line, a: Comparison, b: Comparison) -> Claim | None:
+def _most_alike_below(line: Line, a: Comparison, b: Comparison, basis: Basis) -> Claim | None:
     """Judge that `a` exceeds `b` by more in the lowest layer than in the highest."""
     layers = differences(a, b)
     if len(layers) < 2:
@@ -316,13 +316,13 @@ def _most_alike_below(line: Line, a: Comparison, b: Comparison) -> Claim | None:
     both = [seed for seed in values[0] if all(seed in each for each in values)]
     if not both:
         return None  # without pairs, no seed has a difference of its own
-    excess = [values[0][s] - values[2][s] - (values[1][s] - values[3][s]) for s in both]
-    evidence = f"{low} less {top}, by seed: {', '.join(f'{x:+.3f}' for x in excess)}."
-    test = sign_flip(excess)
+    excess = {s: values[0][s] - values[2][s] - (values[1][s] - values[3][s]) for s in both}
+    evidence = f"{low} less {top}, by seed: {', '.join(f'{x:+.3f}' for x in excess.values())}."
+    test = sign_flip(basis.independent(excess))
     return Claim(line.sentence, evidence, verdict(test), test.p)
 
 
-def _moves_least_below(line: Line, comparison: Comparison) -> Claim | None:
+def _moves_least_below(line: Line, comparison: Comparison, basis: Basis) -> Claim | None:
     """Compare the lowest layer with the most alike of those above it, in each seed."""
     results = comparison.results
     fields = ("normalised", "value")
@@ -336,18 +336,19 @@ def _moves_least_below(line: Line, comparison: Comparison) -> Claim | None:
         f"{kind} of {comparison.name.removesuffix(TO_INIT)}'s {results[0][0].layer} to its own initialisation, by seed: "
         f"{_list(lowest)}; the most alike of the layers above it: {_list(above)}."
     )
-    test = sign_flip([x - y for x, y in zip(lowest, above, strict=True)])
+    excess = [x - y for x, y in zip(lowest, above, strict=True)]
+    test = sign_flip(basis.independent(dict(zip(comparison.by_seed, excess, strict=True))))
     return Claim(line.sentence, evidence, verdict(test), test.p)
 
 
-def _stays_alike(line: Line, before: Comparison, after: Comparison) -> Claim | None:
+def _stays_alike(line: Line, before: Comparison, after: Comparison, basis: Basis) -> Claim | None:
     """Judge that pairs which are more alike than others when training begins are so when it ends, in the lowest layer."""
     layer = after.layers[0]
     x, y = before.values(layer), after.values(layer)
     both = [seed for seed in x if seed in y]
     if len(both) < 3 or any(len({values[seed] for seed in both}) == 1 for values in (x, y)):
         return None
-    rho, test = correlation([x[seed] for seed in both], [y[seed] for seed in both])
+    rho, test = correlation(*(basis.independent({seed: values[seed] for seed in both}) for values in (x, y)))
     pairs = ", ".join(f"{x[seed]:.3f} → {y[seed]:.3f}" for seed in both)
     evidence = f"{after.name}, {layer}, by seed: {pairs}; Spearman's ρ {rho:+.2f}."
     return Claim(line.sentence, evidence, verdict(test), test.p)

@@ -30,7 +30,7 @@ class Bounds(NamedTuple):
     def of(cls, run: Run, threshold: float) -> "Bounds":
         """Return the steps that a run takes to a validation macro AUC: past its last one, where it never got there."""
         steps = run.steps_to(threshold)
-        return cls(run.last_step + 1, math.inf) if steps is None else cls(steps, steps)
+        return cls(run.last_start + 1, math.inf) if steps is None else cls(steps, steps)
 
     @classmethod
     def median(cls, values: Sequence["Bounds"]) -> "Bounds":
@@ -159,7 +159,7 @@ def compare_steps(a: Sequence[Run], b: Sequence[Run], threshold: float) -> Steps
     steps_a, steps_b = ([Bounds.of(run, threshold) for run in runs] for runs in (a, b))
     pairs, by_seed = pairs_of(a, b)
     reached_a, reached_b = ([run.steps_to(threshold) for run in runs] for runs in (a, b))
-    ends_a, ends_b = ([run.last_step for run in runs] for runs in (a, b))
+    ends_a, ends_b = ([run.last_start for run in runs] for runs in (a, b))
     if by_seed:
         differences = [steps_a[i].less(steps_b[j]) for i, j in pairs]
         tested = paired_test([log_ratio(reached_a[i], reached_b[j], ends_a[i], ends_b[j]) for i, j in pairs])
@@ -245,7 +245,7 @@ def as_json(steps: Steps, aucs: Aucs | None, pairs: Sequence[tuple[int, int]]) -
 
     def side(runs: Sequence[Run]) -> list[dict[str, Any]]:
         reached = [run.steps_to(steps.threshold) for run in runs]
-        ends = [run.last_step if at is None else None for run, at in zip(runs, reached, strict=True)]
+        ends = [run.last_start if at is None else None for run, at in zip(runs, reached, strict=True)]
         return [
             {"run": str(run.folder), "seed": run.seed, "steps": at, "censored_at": end}
             for run, at, end in zip(runs, reached, ends, strict=True)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import comparisons_in
-from wsurgery.experiments.claims import Claim, Line, corrected, evaluated, log_ratios
+from wsurgery.experiments.claims import Claim, Line, corrected, evaluated
 from wsurgery.experiments.report import Report, as_json, read_report
 from wsurgery.experiments.runs import arms_in
-from wsurgery.experiments.summary import Arm, in_words
+from wsurgery.experiments.summary import Arm, in_words, log_ratios
+from wsurgery.statistics.pairs import unit_means
 from wsurgery.statistics.permutation import sign_flip, verdict
 from wsurgery.statistics.spread import spread
 
@@ -39,6 +40,7 @@ class Gap(NamedTuple):
 
     network: str
     images: int | None
+    report: Report
     other: Arm
     arm: Arm
     by_seed: dict[str, float]
@@ -47,7 +49,8 @@ class Gap(NamedTuple):
 def read_experiments(
     folders: Sequence[Path],
     *,
-    threshold: float,
+    threshold: str,
+    plateau: str | None = None,
     arms: Sequence[str] | None = None,
     comparisons: Sequence[str] | None = None,
     baseline: str | None = None,
@@ -57,7 +60,7 @@ def read_experiments(
 
     Args:
         folders: one experiment each; of several, the folder's name is the network's.
-        threshold: as for `read_report`.
+        threshold, plateau: as for `read_report`; a share is of each network's own.
         arms, comparisons: likewise; of several experiments each shows those that it has.
         baseline: likewise.
         claims: what to judge, of each experiment and across them.
@@ -76,7 +79,13 @@ def read_experiments(
         named[name] = folder
     if len(named) == 1:
         return read_report(
-            folders[0], threshold=threshold, arms=arms, comparisons=comparisons, baseline=baseline, claims=claims
+            folders[0],
+            threshold=threshold,
+            plateau=plateau,
+            arms=arms,
+            comparisons=comparisons,
+            baseline=baseline,
+            claims=claims,
         )
     arms_of = _shared_out(arms, {name: list(arms_in(folder)) for name, folder in named.items()}, "runs of")
     pairs_of = _shared_out(comparisons, {name: comparisons_in(folder) for name, folder in named.items()}, "comparison")
@@ -84,6 +93,7 @@ def read_experiments(
         name: read_report(
             folder,
             threshold=threshold,
+            plateau=plateau,
             arms=arms_of[name],
             comparisons=pairs_of[name],
             baseline=baseline,
@@ -134,7 +144,7 @@ def gaps(reports: Mapping[str, Report], arm: str = "transfer", other: str = "ran
             continue
         a, b = evaluated(report.arms[other]), evaluated(report.arms[arm])
         if by_seed := {seed: b[seed] - a[seed] for seed in a if seed in b}:
-            found.append(Gap(network, images, report.arms[other], report.arms[arm], by_seed))
+            found.append(Gap(network, images, report, report.arms[other], report.arms[arm], by_seed))
     order = list(dict.fromkeys(gap.network for gap in found))
     return sorted(found, key=lambda gap: (order.index(gap.network), gap.images or inf))
 
@@ -193,7 +203,7 @@ def _larger_gain(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
         bound = ", as if who never passed had at the next step" if censored else ""
         evidence = f"Steps of {b} over steps of {a}, by seed: {words}{bound}."
         text = f"{line.sentence} ({printable(deep)}, {printable(other)})"
-        test = sign_flip([*excess.values()])
+        test = sign_flip(unit_means(excess, _joined(reports[deep], reports[other])))
         claims.append(Claim(text, evidence, verdict(test), test.p))
     return claims
 
@@ -206,13 +216,24 @@ def _shrinking_gap(line: Line, found: Sequence[Gap]) -> list[Claim]:
         seeds = [seed for seed in sizes[0].by_seed if all(seed in gap.by_seed for gap in sizes)]
         if len(sizes) < 2 or not seeds:
             continue
-        slopes = [_slope([gap.by_seed[seed] for gap in sizes]) for seed in seeds]
+        slopes = {seed: _slope([gap.by_seed[seed] for gap in sizes]) for seed in seeds}
         means = ", ".join(f"{spread(list(gap.by_seed.values())).mean:+.3f} at {_size(gap)}" for gap in sizes)
-        listed = ", ".join(f"{slope:+.3f}" for slope in slopes)
+        listed = ", ".join(f"{slope:+.3f}" for slope in slopes.values())
         evidence = f"Mean gain: {means}. Slope of the gain from one size to the next larger, by seed: {listed}."
-        test = sign_flip([-slope for slope in slopes])
+        units = _joined(*(gap.report for gap in sizes))
+        test = sign_flip([-slope for slope in unit_means(slopes, units)])
         claims.append(Claim(f"{line.sentence} ({printable(network)})", evidence, verdict(test), test.p))
     return claims
+
+
+def _joined(*reports: Report) -> dict[str, str]:
+    """Join seeds that share a source network in one of the reports."""
+    units: dict[str, str] = {}
+    for report in reports:
+        for seed, unit in report.basis.units.items():
+            mine, theirs = units.setdefault(seed, seed), units.setdefault(unit, unit)
+            units = {name: theirs if of == mine else of for name, of in units.items()}
+    return units
 
 
 def _slope(values: Sequence[float]) -> float:

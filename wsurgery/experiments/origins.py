@@ -1,11 +1,13 @@
-"""Where an arm's weights are from: the history of the checkpoint that its training began with, in words."""
+"""Where an arm's weights are from: the history of the checkpoint that its training began with, in words, and its sources."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wsurgery.checkpoint import open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record
 from wsurgery.errors import printable
+from wsurgery.experiments.runs import arms_in
 
 _MOST = 400  # characters
 _UNSAID = {"init": ("--num-classes",), "train": ("--data",)}  # options without which a record is understood
@@ -17,11 +19,46 @@ def origin(run: Path) -> str:
     Raises:
         WsurgeryError: the checkpoint is broken.
     """
+    return printable(in_words(_log(run)), _MOST)
+
+
+def source_units(folder: Path) -> dict[str, str]:
+    """Tell which seeds of an experiment, runs/ARM/SEED, share a source network: seed → the first seed that shares it.
+
+    A source network is a trained one, or a file that wsurgery did not make. Seeds share theirs where any arm says so.
+
+    Raises:
+        WsurgeryError: a checkpoint is broken.
+    """
+    first: dict[tuple[str, str], str] = {}
+    units: dict[str, str] = {}
+    for arm, seeds in arms_in(folder).items():
+        for run in seeds:
+            unit = units.setdefault(run.name, run.name)
+            for source in _sources(_log(run)):
+                other = units[first.setdefault((arm, source), run.name)]
+                units = {seed: other if of == unit else of for seed, of in units.items()}
+                unit = other
+    return units
+
+
+def _log(run: Path) -> Sequence[Record]:
     path = run / "init.safetensors"
     if not path.is_file():
-        return ""
+        return ()
     with open_checkpoint(path) as checkpoint:
-        return printable(in_words(History.of(checkpoint).log), _MOST)
+        return History.of(checkpoint).log
+
+
+def _sources(log: Sequence[Record]) -> Iterator[str]:
+    for record in log:
+        if record["command"] == "train":
+            yield json.dumps(record, sort_keys=True)
+        for given in record.get("inputs", []):
+            if given.get("log"):
+                yield from _sources(given["log"])
+            elif "blake3" in given:
+                yield given["blake3"]
 
 
 def in_words(log: Sequence[Record]) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, TO_INIT, Comparison, differences, find_comparisons
-from wsurgery.experiments.claims import Claim, Line, judge
-from wsurgery.experiments.runs import find_runs
-from wsurgery.experiments.summary import Arm, against_baseline, summarise
+from wsurgery.experiments.claims import Basis, Claim, Line, judge
+from wsurgery.experiments.origins import source_units
+from wsurgery.experiments.runs import arm_order, arms_in, find_runs
+from wsurgery.experiments.summary import Arm, summarise, times
+from wsurgery.experiments.thresholds import Thresholds, read_thresholds, resolve
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Report:
         arms: by name, in the order of the page.
         comparisons: by name, in the order of the page.
         claims: those that could be judged.
-        threshold: the validation macro AUC, 0 to 1, that steps are counted to.
+        basis: what claims are judged by.
         baseline: the arm that the others are held against; empty where there is none.
         selected: the reader chose arms or comparisons, so that those which are not here are not missing.
     """
@@ -28,9 +30,22 @@ class Report:
     arms: Mapping[str, Arm]
     comparisons: Mapping[str, Comparison]
     claims: Sequence[Claim]
-    threshold: float
+    basis: Basis
     baseline: str
     selected: bool
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The validation macro AUCs that steps are counted to."""
+        return self.basis.thresholds
+
+    def against_baseline(self, arm: Arm, threshold: float | None = None) -> str:
+        """Say how many times the baseline's steps an arm takes; empty where there is none, or it is the arm."""
+        other = self.arms.get(self.baseline)
+        if other is None or arm is other:
+            return ""
+        at = self.thresholds.tested if threshold is None else threshold
+        return times(arm.at(at), other.at(at), self.basis.units)
 
     @property
     def to_init(self) -> dict[str, Comparison]:
@@ -46,7 +61,8 @@ class Report:
 def read_report(
     folder: Path,
     *,
-    threshold: float,
+    threshold: str,
+    plateau: str | None = None,
     arms: Sequence[str] | None = None,
     comparisons: Sequence[str] | None = None,
     baseline: str | None = None,
@@ -56,10 +72,10 @@ def read_report(
 
     Args:
         folder: the experiment.
-        threshold: the validation macro AUC, 0 to 1, to count steps to.
+        threshold: the validation macro AUCs to count steps to, as `read_thresholds` reads them.
+        plateau: the arm whose end shares in `threshold` are of; it does not come on the page.
         arms: which, in the order of the page; None for all.
         comparisons: likewise; ARM-to-init stands for runs/ARM/SEED/cca-init.json.
-
         baseline: the arm that the others are held against. Default: `random` where there is one, else the first.
         claims: what to judge; those without their runs or comparisons are left out.
 
@@ -67,9 +83,17 @@ def read_report(
         UsageError: there is nothing, or not what was chosen, or the threshold is no AUC.
         WsurgeryError: a run has not ended, or a file is broken.
     """
-    if not 0 < threshold <= 1:
-        raise UsageError(f"--threshold {threshold:g} is no AUC: give a number from 0 to 1, such as 0.9")
-    found = summarise(find_runs(folder, arms), threshold)
+    chosen = arms is not None or comparisons is not None
+    asked = read_thresholds(threshold)
+    present = sorted(arms_in(folder), key=arm_order)
+    if plateau is not None and plateau in (arms or []):
+        raise UsageError(f"--plateau {printable(plateau)} is on the page: name an arm that no claim is about")
+    if arms is None and plateau in present:
+        arms = [arm for arm in present if arm != plateau]
+    runs = find_runs(folder, arms)
+    ends = find_runs(folder, [plateau]) if plateau and runs else []
+    thresholds = resolve(asked, ends) if runs else Thresholds([auc for auc, _ in asked])
+    found = summarise(runs, thresholds.tested)
     compared = find_comparisons(folder, list(found), comparisons)
     if not found and not compared:
         raise UsageError(f"nothing of {printable(str(folder))} is left to report: choose arms or comparisons")
@@ -79,8 +103,9 @@ def read_report(
             f"--baseline {printable(baseline)}: {printable(str(folder))} has no such arm; there are: {there}"
         )
     baseline = baseline or next((arm for arm in ("random", *found) if arm in found), "")
-    judged = judge(claims, found, compared, threshold)
-    return Report(found, compared, judged, threshold, baseline, arms is not None or comparisons is not None)
+    basis = Basis(thresholds, source_units(folder))
+    judged = judge(claims, found, compared, basis)
+    return Report(found, compared, judged, basis, baseline, chosen)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -88,7 +113,8 @@ def as_json(report: Report) -> dict[str, Any]:
     pairs, to_init = report.pairs, report.to_init
     both = PRETRAINED_PAIR in pairs and RANDOM_PAIR in pairs
     return {
-        "threshold": report.threshold,
+        "threshold": report.thresholds.tested,
+        "thresholds": list(report.thresholds.aucs),
         "baseline": report.baseline or None,
         "arms": [
             {
@@ -98,9 +124,11 @@ def as_json(report: Report) -> dict[str, Any]:
                 "test_samples": [sample and sample._asdict() for sample in arm.samples],
                 "test_macro_auc": {"values": arm.test_auc, **(arm.test_spread._asdict() if arm.test_spread else {})},
                 "valid_macro_auc": {"values": arm.last_auc, **arm.valid_spread._asdict()},
+                "mean_auc_along_training": {"values": [run.area for run in arm.runs], **arm.area_spread._asdict()},
                 "steps_to_threshold": arm.steps,
-                "last_step": [run.last_step for run in arm.runs],
-                "against_baseline": against_baseline(arm, report.arms, report.baseline) or None,
+                "steps_to": {f"{auc:g}": arm.at(auc).steps for auc in report.thresholds.aucs},
+                "watched_until": [run.last_start for run in arm.runs],
+                "against_baseline": report.against_baseline(arm) or None,
                 "cca_init": [
                     [asdict(layer) for layer in scores]
                     for scores in (to_init[arm.name].results if arm.name in to_init else [])

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
+import numpy as np
+
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.statistics.bootstrap import Sample
 from wsurgery.training.run_folder import read_config
-from wsurgery.training.run_log import read_log, require_auc
+from wsurgery.training.run_log import SUSTAINED, read_log, require_auc, steps_to
 from wsurgery.untrusted import parse_json, read_regular
 
 MAX_RESULT = 1 << 28  # bytes of eval.json, or of a result of cca
@@ -54,9 +56,21 @@ class Run:
         """The last step at which the network was evaluated."""
         return max(self.auc)
 
+    @property
+    def last_start(self) -> int:
+        """The last step from which on three evaluations are known: until there a run was watched that never passed."""
+        return list(self.auc)[-min(SUSTAINED, len(self.auc))]
+
+    @property
+    def area(self) -> float:
+        """The area under the curve of `auc` over the steps, by their number: the mean AUC along training, 0 to 1."""
+        steps, values = list(self.auc), list(self.auc.values())
+        between = (np.add(values[:-1], values[1:])) / 2
+        return float(np.average(between, weights=np.diff(steps))) if len(steps) > 1 else values[0]
+
     def steps_to(self, threshold: float) -> int | None:
-        """Return the first evaluated step with a macro AUC of at least `threshold`; None (censored) if none."""
-        return next((step for step, auc in self.auc.items() if auc >= threshold), None)
+        """Return the step from which three evaluations in a row have at least `threshold`; None (censored) if none."""
+        return steps_to(self.auc, threshold)
 
 
 @dataclass(frozen=True)

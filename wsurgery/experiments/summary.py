@@ -1,15 +1,17 @@
 """What the runs of an arm come to: accuracy, steps to a threshold, and how they stand against a baseline."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import exp
+from statistics import fmean
 
 from wsurgery.experiments.origins import origin
 from wsurgery.experiments.runs import Run, by_arm, read_evaluation
 from wsurgery.statistics.bootstrap import Sample
+from wsurgery.statistics.pairs import centre_interval, log_ratio, unit_means
 from wsurgery.statistics.spread import Spread, spread
+
+LEVEL = 0.9  # of the intervals: one lies within a margin where `equivalence` shows it
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Arm:
         name: the arm.
         runs: its runs.
         test_auc: macro AUC on the test split, one for each run; None where the run was not evaluated.
-        steps: step at which the threshold was first passed, one for each run; None where it never was.
+        steps: step at which the threshold was passed, one for each run; None where it never was.
         samples: of what each of `test_auc` is, where it is known.
         origin: what was done to the weights that the first run began with, where its checkpoint says it.
     """
@@ -49,39 +51,20 @@ class Arm:
         return spread(self.last_auc)
 
     @property
-    def latest_steps(self) -> list[float]:
-        """The steps taken if a run that never passed the threshold never would have."""
-        return [math.inf if steps is None else steps for steps in self.steps]
+    def area_spread(self) -> Spread:
+        """The mean AUC along training over the seeds."""
+        return spread([run.area for run in self.runs])
 
-    @property
-    def earliest_steps(self) -> list[float]:
-        """The steps taken if a run that never passed the threshold would have at the very next step."""
-        return [run.last_step + 1 if steps is None else steps for run, steps in zip(self.runs, self.steps, strict=True)]
-
-    @property
-    def median_steps(self) -> "Median":
-        """The median steps over the seeds."""
-        at_least = [run.last_step if steps is None else steps for run, steps in zip(self.runs, self.steps, strict=True)]
-        return Median(median(at_least), exact=math.isfinite(median(self.latest_steps)))
-
-    def against(self, other: "Arm") -> str:
-        """Say how many times fewer or more steps it takes than another arm."""
-        some_passed = any(steps is not None for steps in (*self.steps, *other.steps))
-        return against(self.median_steps, other.median_steps, other.name, some_passed=some_passed)
+    def at(self, threshold: float) -> "Arm":
+        """Return the arm with its steps counted to another threshold."""
+        return replace(self, steps=[run.steps_to(threshold) for run in self.runs])
 
     def steps_in_words(self) -> str:
         """List the steps to the threshold, seed by seed: `60, > 200`."""
         return ", ".join(
-            f"> {run.last_step}" if steps is None else f"{steps}"
+            f"> {run.last_start}" if steps is None else f"{steps}"
             for run, steps in zip(self.runs, self.steps, strict=True)
         )
-
-
-class Median(NamedTuple):
-    """Median steps; not `exact` where a run that never passed decides it, and it is only known to be larger."""
-
-    steps: float
-    exact: bool
 
 
 def summarise(runs: Sequence[Run], threshold: float) -> dict[str, Arm]:
@@ -108,32 +91,36 @@ def summarise(runs: Sequence[Run], threshold: float) -> dict[str, Arm]:
     return arms
 
 
-def against(arm: Median, random: Median, name: str = "random", *, some_passed: bool = False) -> str:
-    """Say how many times fewer or more steps an arm takes: `2.1× fewer steps`, `> 1.5× fewer steps`, or `unknown`.
+def log_ratios(a: Arm, b: Arm) -> dict[str, float]:
+    """Return the log of A's steps over B's, by each seed that both have."""
+    others = {run.seed: (steps, run.last_start) for run, steps in zip(b.runs, b.steps, strict=True)}
+    return {
+        run.seed: log_ratio(steps, others[run.seed][0], run.last_start, others[run.seed][1])
+        for run, steps in zip(a.runs, a.steps, strict=True)
+        if run.seed in others
+    }
 
-    Args:
-        arm: the median of the arm.
-        random: that of what it is compared to.
-        name: of that.
-        some_passed: whether a seed of either passed, though too few did for a median.
+
+def times(a: Arm, b: Arm, units: Mapping[str, str]) -> str:
+    """Say how many times B's steps A takes: `0.48 (0.40 to 0.61)`, the mean of the seeds and its interval.
+
+    `≤` stands before it where a run of B never passed, `≥` where one of A never did, `~` for both.
     """
-    if not arm.exact and not random.exact:
-        return "unknown: too few seeds passed" if some_passed else "unknown: neither passed"
-    if arm.exact and arm.steps == 0:
-        return "passed before training" if random.steps else "both passed before training"
-    if random.exact and random.steps == 0:
-        return f"{name} passed before training"
-    ratio = random.steps / arm.steps
-    bound = "" if arm.exact and random.exact else "> "
-    if ratio > 1 and arm.exact:
-        words = f"{bound}{ratio:.1f}× fewer steps"
-    elif ratio < 1 and random.exact:
-        words = f"{bound}{1 / ratio:.1f}× more steps"
-    elif bound:
-        words = "unknown: too few steps to say"
-    else:
-        words = "as many steps"
-    return words
+    ratios = log_ratios(a, b)
+    if not ratios:
+        return "no seed has both"
+    if not any(steps is not None for steps in (*a.steps, *b.steps)):
+        return "unknown: neither passed"
+    bound = {(False, False): "", (True, False): "≥ ", (False, True): "≤ ", (True, True): "~ "}[
+        None in a.steps, None in b.steps
+    ]
+    return bound + effect(unit_means(ratios, units), lambda x: f"{exp(x):.2f}")
+
+
+def effect(differences: Sequence[float], written: Callable[[float], str]) -> str:
+    """Write the mean of paired differences with its interval, where so many have one."""
+    ci = centre_interval(differences, level=LEVEL)
+    return f"{written(fmean(differences))}{f' ({written(ci[0])} to {written(ci[1])})' if ci else ''}"
 
 
 def in_words(summary: Spread | None) -> str:
@@ -145,9 +132,3 @@ def in_words(summary: Spread | None) -> str:
         "sd": f" ± {summary.high - summary.mean:.3f}",
     }
     return f"{summary.mean:.3f}{detail.get(summary.kind, '')}"
-
-
-def against_baseline(arm: Arm, arms: Mapping[str, Arm], baseline: str) -> str:
-    """Compare an arm with the baseline; empty where that is not there, or is the arm itself."""
-    other = arms.get(baseline)
-    return arm.against(other) if other and arm is not other else ""

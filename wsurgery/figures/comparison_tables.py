@@ -17,7 +17,7 @@ def steps_table(steps: Steps) -> Table:
     """Show the steps of each run to the threshold, the median, the difference, and its test."""
     table = _table(f"steps to a validation AUC of {steps.threshold:g}", ["", "seed by seed", "median"])
     for name, runs, middle in zip("AB", (steps.runs_a, steps.runs_b), steps.medians, strict=True):
-        reached = [(run.steps_to(steps.threshold), run.last_step) for run in runs]
+        reached = [(run.steps_to(steps.threshold), run.last_start) for run in runs]
         table.add_row(
             name, ", ".join(f"> {last}" if at is None else f"{at}" for at, last in reached), middle.in_words()
         )

@@ -41,14 +41,14 @@ def band_caption(runs: Sequence[Run]) -> str:
 
 @house_style
 def draw_curves(
-    runs: Sequence[Run], *, metric: Metric = "auc", threshold: float | None = None, width: float = WIDTH
+    runs: Sequence[Run], *, metric: Metric = "auc", thresholds: Sequence[float] = (), width: float = WIDTH
 ) -> Figure:
     """Draw one line an arm: the mean over its seeds, with a band.
 
     Args:
         runs: any number of arms and seeds.
         metric: what to draw.
-        threshold: an AUC at which to draw a dashed line.
+        thresholds: values at which to draw a dashed line.
         width: in inches.
     """
     arms = by_arm(runs)
@@ -64,10 +64,10 @@ def draw_curves(
         if len(members) > 1:
             low, high = [point.low for point in points], [point.high for point in points]
             axes.fill_between(steps, low, high, color=styles[arm]["color"], alpha=0.15, linewidth=0)
-    if threshold is not None:
+    for threshold in thresholds:
         axes.axhline(threshold, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
         axes.annotate(
-            f"{threshold:.2f}",
+            f"{threshold:g}",
             (0.01, threshold),
             xycoords=("axes fraction", "data"),
             va="bottom",

@@ -19,13 +19,13 @@ from wsurgery.experiments.claims import Claim
 from wsurgery.experiments.networks import Networks, gap_rows
 from wsurgery.experiments.report import Report
 from wsurgery.experiments.runs import Run
-from wsurgery.experiments.summary import against_baseline, in_words
+from wsurgery.experiments.summary import in_words
 from wsurgery.figures.curves import band_caption, draw_curves
 from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
 from wsurgery.figures.gather import results_html
 from wsurgery.figures.similarities import draw_comparisons
 from wsurgery.figures.style import INK, PAGE_WIDTH, inline_svg, line_styles, marker_points
-from wsurgery.figures.tables import against_heading, arms_note, tests_note
+from wsurgery.figures.tables import arms_note, speed_note, speed_rows, tests_note
 from wsurgery.figures.titles import networks_of_runs
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 from wsurgery.statistics.spread import Spread
@@ -124,17 +124,18 @@ def _sections(report: Report, level: str) -> str:
 
 def _arm_table(report: Report) -> str:
     styles = line_styles(report.arms)
-    headings = ["arm", "seeds", "test macro AUC", "validation AUC at end"]
-    headings += [f"steps to validation AUC {report.threshold:g}, by seed", against_heading(report)]
+    headings = ["arm", "seeds", "test macro AUC", "validation AUC at end", "mean along training"]
     rows = []
     for arm in report.arms.values():
         name = f"{_swatch(arm.name, styles[arm.name])}{_text(arm.name)}<small>{_text(arm.origin)}</small>"
         seeds = ", ".join(run.seed for run in arm.runs)
-        steps, ratio = arm.steps_in_words(), against_baseline(arm, report.arms, report.baseline)
-        accuracy = [_two_lines(arm.test_spread), _two_lines(arm.valid_spread)]
-        rows.append([name, _text(seeds), *accuracy, _text(steps), _text(ratio)])
-    against = f" {against_heading(report).replace('a', 'A', 1)}: ratio of the medians." if report.baseline else ""
-    page = _table(headings, rows) + f"<p class='note'>{_text(arms_note(report) + against)}</p>"
+        rows.append([name, _text(seeds), *map(_two_lines, (arm.test_spread, arm.valid_spread, arm.area_spread))])
+    page = _table(headings, rows) + f"<p class='note'>{_text(arms_note(report))}</p>"
+    head, *steps = speed_rows(report)
+    page += (
+        _table(head, [[_text(cell) for cell in row] for row in steps])
+        + f"<p class='note'>{_text(speed_note(report))}</p>"
+    )
     if all(arm.test_spread is None for arm in report.arms.values()):
         page += _missing("test AUC", "wsurgery eval RUN --data SPEC --split test --json > RUN/eval.json")
     return page
@@ -142,8 +143,9 @@ def _arm_table(report: Report) -> str:
 
 def _curves(report: Report) -> str:
     runs = _runs(report)
-    figure = draw_curves(runs, threshold=report.threshold, width=PAGE_WIDTH)
-    caption = f"Macro AUC on the validation split against optimiser steps: {band_caption(runs)}. Dashed: the threshold."
+    figure = draw_curves(runs, thresholds=report.thresholds.aucs, width=PAGE_WIDTH)
+    dashed = "the thresholds" if report.thresholds.others else "the threshold"
+    caption = f"Macro AUC on the validation split against optimiser steps: {band_caption(runs)}. Dashed: {dashed}."
     return _figure(inline_svg(figure, _text(caption)), caption)
 
 

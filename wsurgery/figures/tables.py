@@ -11,14 +11,14 @@ from wsurgery.experiments.cca import Comparison, layer_names
 from wsurgery.experiments.claims import Claim
 from wsurgery.experiments.networks import Networks, gap_rows
 from wsurgery.experiments.report import Report
-from wsurgery.experiments.summary import against_baseline, in_words
+from wsurgery.experiments.summary import LEVEL, in_words
 from wsurgery.statistics.permutation import ALPHA
 from wsurgery.statistics.spread import SD_FROM
 
 Rows = list[list[str]]  # the head first
 SPREAD_NOTE = (
     f"In brackets the range over the seeds; from {SD_FROM} seeds on, ± one standard deviation instead. "
-    "> N: never passed in N steps."
+    "Mean along training: the area under the validation AUC's curve, by steps."
 )
 COMPARISON_NOTE = (
     "Mean canonical correlation by layer: mean over the seeds, with their spread; in square brackets the floor and the "
@@ -39,18 +39,50 @@ def arms_note(report: Report) -> str:
 
 
 def table_rows(report: Report) -> Rows:
-    """Return the table of arms in words."""
-    steps = f"steps to AUC {report.threshold:g}, by seed"
-    rows = [["arm", "seeds", "test macro AUC", "valid. AUC at end", steps, against_heading(report)]]
+    """Return the table of arms in words: their accuracy."""
+    rows = [["arm", "seeds", "test macro AUC", "valid. AUC at end", "mean along training"]]
     for arm in report.arms.values():
-        cells = [printable(arm.name, 40), f"{len(arm.runs)}", in_words(arm.test_spread), in_words(arm.valid_spread)]
-        rows.append([*cells, arm.steps_in_words(), against_baseline(arm, report.arms, report.baseline)])
+        accuracy = [in_words(each) for each in (arm.test_spread, arm.valid_spread, arm.area_spread)]
+        rows.append([printable(arm.name, 40), f"{len(arm.runs)}", *accuracy])
     return rows
 
 
-def against_heading(report: Report) -> str:
-    """Name the column that holds the arms against the baseline."""
-    return f"against {printable(report.baseline, 40)}" if report.baseline else ""
+def speed_rows(report: Report) -> Rows:
+    """Return the table of speed in words: steps at the tested threshold, and against the baseline at each."""
+    thresholds = report.thresholds
+    base = printable(report.baseline, 40)
+    rows = [
+        [
+            "arm",
+            f"steps to AUC {thresholds.tested:g}, by seed",
+            *(f"times {base}'s, to {auc:g}" for auc in thresholds.aucs),
+        ]
+    ]
+    for arm in report.arms.values():
+        against = [report.against_baseline(arm, auc) for auc in thresholds.aucs]
+        rows.append([printable(arm.name, 40), arm.steps_in_words(), *against])
+    return rows
+
+
+def speed_note(report: Report) -> str:
+    """Say what the steps are counted to, and what the ratios are."""
+    thresholds, units = report.thresholds, set(report.basis.units.values())
+    seeds = len(report.basis.units)
+    from_where = f" The thresholds are {thresholds.origin}." if thresholds.origin else ""
+    beside = f" Claims are tested at {thresholds.tested:g}." if thresholds.others else ""
+    if not any(arm.origin and " of " in arm.origin for arm in report.arms.values()) or seeds < 2:
+        sources = ""
+    elif len(units) == 1:
+        sources = " All seeds have one source network; another may differ from it by more than the intervals say."
+    elif len(units) == seeds:
+        sources = " Each seed has a source network of its own, for which the intervals and tests speak, too."
+    else:
+        sources = f" {len(units)} source networks: intervals and tests are of the means of the seeds of each."
+    return (
+        "Steps: to the first of three evaluations in a row above the threshold; > N: there was none from a step up to N on."
+        f"{from_where}{beside} Against {printable(report.baseline, 40)}: the geometric mean over the seeds, with its {LEVEL:.0%} "
+        f"interval; ≤ where a run of it never passed, ≥ where one of the arm did not, ~ for both.{sources}"
+    )
 
 
 def comparison_rows(comparisons: Mapping[str, Comparison]) -> Rows:
@@ -90,7 +122,9 @@ def terminal_tables(report: Report | Networks) -> list[Table]:
 
 
 def _terminal(report: Report, title: str | None = None) -> list[Table]:
-    tables = [_table(table_rows(report), arms_note(report))] if report.arms else []
+    tables = []
+    if report.arms:
+        tables = [_table(table_rows(report), arms_note(report)), _table(speed_rows(report), speed_note(report))]
     tables += [_table(comparison_rows(report.comparisons), COMPARISON_NOTE)] if report.comparisons else []
     tables[0].title = Text(title) if title else None
     return tables
@@ -132,7 +166,10 @@ def markdown(report: Report | Networks, *, title: str, paper: str = "") -> str:
 
 
 def _sections(report: Report) -> list[str]:
-    parts = [*_markdown_table(table_rows(report)), arms_note(report), ""] if report.arms else []
+    parts = []
+    if report.arms:
+        parts = [*_markdown_table(table_rows(report)), arms_note(report), ""]
+        parts += [*_markdown_table(speed_rows(report)), speed_note(report), ""]
     if report.comparisons:
         parts += [*_markdown_table(comparison_rows(report.comparisons)), COMPARISON_NOTE, ""]
     return parts + _list(report.claims)

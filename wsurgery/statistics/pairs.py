@@ -4,7 +4,7 @@ All of it is of sign flips (Fisher 1935): where the differences are symmetric ab
 that do not differ, each pattern of signs is as likely as that observed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from math import floor, log
 from statistics import fmean
@@ -83,6 +83,20 @@ def equivalence(differences: Sequence[float], *, margin: float) -> Significance:
         The test whose p is the larger. `agrees`: all differences are smaller than the margin.
     """
     return in_all([sign_flip([margin + x for x in differences]), sign_flip([margin - x for x in differences])])
+
+
+def unit_means(by_seed: Mapping[str, float], units: Mapping[str, str]) -> list[float]:
+    """Average the values of those seeds that are of one unit, such as a source network, whose effect they share.
+
+    Args:
+        by_seed: seed → value.
+        units: seed → unit. A seed that is not there is a unit of its own; seeds of all one unit are taken one by one: what
+            is then tested is that unit.
+    """
+    of = {seed: units.get(seed, seed) for seed in by_seed}
+    if len(set(of.values())) == 1:
+        return list(by_seed.values())
+    return [fmean(by_seed[seed] for seed in by_seed if of[seed] == unit) for unit in dict.fromkeys(of.values())]
 
 
 def log_ratio(a: int | None, b: int | None, last_a: int, last_b: int) -> float:

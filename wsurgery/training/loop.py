@@ -41,6 +41,7 @@ from wsurgery.models.load import architecture_of, create_for, load_into
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
 from wsurgery.statistics.auc import macro
+from wsurgery.training.environment import environment
 from wsurgery.training.evaluation import aucs_of, top1_accuracy
 from wsurgery.training.interruption import Interrupted, signals_noted
 from wsurgery.training.layer_rates import lr_scales
@@ -105,7 +106,7 @@ def train(
 
     Returns:
         What `metrics.json` holds: `steps`, `best` and `last` (each with `step` and `macro_auc`), and `steps_to_auc`
-        (threshold → first evaluated step that reaches it, or null).
+        (threshold → step from which three evaluations in a row reach it, or null).
 
     Raises:
         UsageError: the run folder belongs to other settings or another checkpoint, and `anew` is not given.
@@ -216,7 +217,7 @@ def train(
         if not loop.ended:
             loop.ended = True
             loop.save(run)
-        write_json(finished, metrics)
+        write_json(finished, {**metrics, "environment": environment(device, processes, training, validation)})
     return metrics
 
 

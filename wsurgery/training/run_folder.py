@@ -10,7 +10,7 @@ from typing import Any
 from wsurgery.checkpoint import AtomicFile, Checkpoint
 from wsurgery.data.rendering import Rendering
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.training.run_log import LogEntry, read_log
+from wsurgery.training.run_log import LogEntry, read_log, steps_to
 from wsurgery.training.settings import Settings
 from wsurgery.untrusted import parse_json, read_regular, refuse_link
 
@@ -193,10 +193,8 @@ def summarise(log: Path) -> Entry:
     if not evaluated:
         raise WsurgeryError(f"{printable(str(log))} holds no evaluation: remove the run to begin again")
     scored = [(entry, auc) for entry in evaluated if (auc := entry["macro_auc"]) is not None]
+    aucs = {entry["step"]: auc for entry, auc in scored}
     best, _ = max(scored, key=lambda pair: pair[1], default=(evaluated[0], None))
-
-    def first(threshold: float) -> int | None:
-        return next((entry["step"] for entry, auc in scored if auc >= threshold), None)
 
     def scored_entry(entry: LogEntry) -> Entry:
         return {key: entry[key] for key in ("step", "macro_auc", "top1") if key in entry}
@@ -205,7 +203,7 @@ def summarise(log: Path) -> Entry:
         "steps": evaluated[-1]["step"],
         "best": scored_entry(best),
         "last": scored_entry(evaluated[-1]),
-        "steps_to_auc": {f"{threshold:.2f}": first(threshold) for threshold in THRESHOLDS},
+        "steps_to_auc": {f"{threshold:.2f}": steps_to(aucs, threshold) for threshold in THRESHOLDS},
     }
 
 

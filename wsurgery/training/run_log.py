@@ -1,6 +1,7 @@
 """What a run's folder says of its course: `log.jsonl`, a line an entry, and `metrics.json`. Both may be a stranger's."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
 
@@ -11,6 +12,9 @@ from wsurgery.untrusted import parse_json, read_regular
 
 MAX_LOG = 1 << 28  # bytes: a million entries
 MAX_METRICS = 1 << 20
+SUSTAINED = (
+    3  # evaluations in a row: of single ones above a threshold, a third to a half are below it again at the next
+)
 
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -38,7 +42,7 @@ class Metrics(TypedDict):
     steps: Step
     best: _Scored
     last: _Scored
-    steps_to_auc: dict[str, Step | None]
+    steps_to_auc: dict[str, Step | None]  # threshold → what `steps_to` returns
 
 
 def read_log(path: Path) -> list[LogEntry]:
@@ -86,6 +90,18 @@ def require_auc(value: float | None, where: str) -> None:
     """
     if value is not None and not 0 <= value <= 1:
         raise WsurgeryError(f"{printable(where)}: a macro AUC of {value:g}, which is not from 0 to 1")
+
+
+def steps_to(auc: Mapping[int, float], threshold: float) -> int | None:
+    """Return the step from which three evaluations in a row have at least an AUC; None where there is none.
+
+    Args:
+        auc: evaluated step → macro AUC, in the order of training. Of fewer than three, all must have it.
+        threshold: the AUC, 0 to 1.
+    """
+    steps, above = list(auc), [value >= threshold for value in auc.values()]
+    row = min(SUSTAINED, len(above))
+    return next((steps[i] for i in range(len(above) - row + 1) if all(above[i : i + row])), None)
 
 
 def _finite(value: float | None) -> float | None:
