@@ -35,7 +35,7 @@ from wsurgery.data.sources import said_rendering
 from wsurgery.devices import choose_device, choose_precision, memory_errors, threads_used
 from wsurgery.ending import temporary_folder
 from wsurgery.errors import UsageError, WsurgeryError, printable, printable_json
-from wsurgery.experiments.comparison import Aucs, Steps, as_json, compare_aucs, compare_steps, pairs_of
+from wsurgery.experiments.comparison import Aucs, Steps, as_json, compare_aucs, compare_steps, pairs_of, units_of
 from wsurgery.experiments.runs import Run, read_seeds
 from wsurgery.models import load, models_for
 from wsurgery.models.own import Model
@@ -590,7 +590,10 @@ def compare_runs(
         )
         return Comparison(steps, None, pairs)
     n = len(runs_a)
-    return Comparison(steps, compare_aucs(found[:n], found[n:], pairs, resamples=bootstrap, seed=seed), pairs)
+    shared = units_of(runs_a, runs_b)
+    units = [shared.get(runs_a[i].seed, f"{i}") for i, _ in pairs]
+    aucs = compare_aucs(found[:n], found[n:], pairs, resamples=bootstrap, seed=seed, units=units)
+    return Comparison(steps, aucs, pairs)
 
 
 def load_images(

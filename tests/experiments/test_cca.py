@@ -6,10 +6,12 @@ import pytest
 
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.experiments.cca import Comparison, differences, find_comparisons
-from wsurgery.experiments.claims import Line, judge
+from wsurgery.experiments.claims import Basis, Line, judge
 from wsurgery.experiments.runs import LayerScore
+from wsurgery.experiments.thresholds import Thresholds
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 
+BASIS = Basis(Thresholds([0.9]), {})
 WriteCca = Callable[..., Path]
 
 
@@ -38,7 +40,7 @@ LINES = [
 
 
 def judged(*comparisons: Comparison) -> dict[str, str]:
-    return {claim.claim: claim.verdict for claim in judge(LINES, {}, {x.name: x for x in comparisons}, 0.9)}
+    return {claim.claim: claim.verdict for claim in judge(LINES, {}, {x.name: x for x in comparisons}, BASIS)}
 
 
 def test_comparisons_are_found_in_their_three_places_and_chosen_in_order(tmp_path: Path, write_cca: WriteCca) -> None:

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 
 from wsurgery.errors import UsageError
-from wsurgery.experiments.claims import KINDS, Claim, Line, corrected, judge, read_claims
+from wsurgery.experiments.claims import KINDS, Basis, Claim, Line, corrected, judge, read_claims
 from wsurgery.experiments.summary import Arm
+from wsurgery.experiments.thresholds import Thresholds
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 
+BASIS = Basis(Thresholds([0.9]), {})
 MakeArm = Callable[..., Arm]
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def judged(kind: str, *arms: Arm, **options: str) -> Claim:
     line = Line(kind, tuple(arm.name for arm in arms[:2]), options, "So it is.", "here")
-    (claim,) = judge([line], {arm.name: arm for arm in arms}, {}, 0.9)
+    (claim,) = judge([line], {arm.name: arm for arm in arms}, {}, BASIS)
     assert claim.claim == "So it is."
     return claim
 
@@ -46,7 +48,7 @@ def test_speed_is_compared_within_seeds(make_arm: MakeArm) -> None:
     assert f"{mean:.2f} (90% interval 0.80 to 0.97) times as many" in claim.evidence
     others = make_arm("b", *slow)
     others.runs[:] = [run.__class__(run.folder, run.arm, f"other{run.seed}", run.auc, run.loss) for run in others.runs]
-    assert judge([Line("faster", ("a", "b"), {}, "x", "")], {"a": make_arm("a", *slow), "b": others}, {}, 0.9) == []
+    assert judge([Line("faster", ("a", "b"), {}, "x", "")], {"a": make_arm("a", *slow), "b": others}, {}, BASIS) == []
 
 
 def test_as_fast_needs_steps_within_the_margin_and_all_known(make_arm: MakeArm) -> None:
@@ -73,7 +75,7 @@ def test_auc_is_compared_within_seeds_and_against_a_margin(make_arm: MakeArm) ->
     assert judged("as-high", b, a).verdict.startswith(SHOWN)  # it has no direction
     assert judged("higher-auc", arm("a", 0.9, None), arm("b", 0.8, 0.9)).verdict.startswith("too few seeds")
     lines = [Line("higher-auc", ("a", "b"), {}, "x", "")]
-    assert judge(lines, {"a": arm("a", None), "b": b}, {}, 0.9) == []
+    assert judge(lines, {"a": arm("a", None), "b": b}, {}, BASIS) == []
 
 
 @pytest.mark.parametrize("kind", ["faster", "higher-auc"])

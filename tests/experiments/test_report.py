@@ -20,13 +20,16 @@ def experiment(make_experiment: Callable[..., Path]) -> Path:
 
 def test_the_numbers_are_those_of_the_files(experiment: Path) -> None:
     lines = read_claims(Path(__file__).parents[2] / "recipes" / "demo" / "claims.txt")
-    data = as_json(read_report(experiment, threshold=0.9, claims=lines))
+    data = as_json(read_report(experiment, threshold="0.9", claims=lines))
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     random, transfer = data["arms"][:2]
     assert random["steps_to_threshold"] == [None, None]
-    assert random["last_step"] == [40, 40]
+    assert random["watched_until"] == [40, 40]
     assert transfer["steps_to_threshold"] == [20, 40]
-    assert transfer["against_baseline"] == "> 1.3× fewer steps"  # medians: 30 against more than 40
+    ratio = ((20 / 41) * (40 / 41)) ** 0.5  # as if random had passed at the next step
+    assert transfer["against_baseline"] == f"≤ {ratio:.2f}"
+    areas = [(0.71 + 0.935) / 2, (0.65 + 0.87) / 2]  # trapezia of 20 steps each
+    assert transfer["mean_auc_along_training"]["values"] == pytest.approx(areas)
     assert transfer["test_macro_auc"]["values"] == pytest.approx([0.81, 0.82])
     assert transfer["test_macro_auc"]["mean"] == pytest.approx(0.815)
     assert transfer["valid_macro_auc"]["mean"] == pytest.approx(0.945)
@@ -40,27 +43,27 @@ def test_the_numbers_are_those_of_the_files(experiment: Path) -> None:
 
 def test_the_baseline_is_random_or_the_first_or_the_chosen(experiment: Path) -> None:
     def against(**chosen: object) -> dict[str, str | None]:
-        data = as_json(read_report(experiment, threshold=0.9, **chosen))
+        data = as_json(read_report(experiment, threshold="0.9", **chosen))
         return {"baseline": data["baseline"], **{x["arm"]: x["against_baseline"] for x in data["arms"]}}
 
     assert against(arms=["transfer", "random"])["baseline"] == "random"
     assert against(arms=["transfer", "meanvar"]) == {
-        "baseline": "transfer", "transfer": None, "meanvar": "as many steps",
+        "baseline": "transfer", "transfer": None, "meanvar": "1.00",
     }  # fmt: skip
-    assert against(baseline="meanvar")["transfer"] == "as many steps"
+    assert against(baseline="meanvar")["transfer"] == "1.00"
     with pytest.raises(UsageError, match=r"--baseline nobody: .*; there are: random, transfer"):
         against(baseline="nobody")
 
 
 def test_a_threshold_outside_an_auc_is_refused(experiment: Path) -> None:
     with pytest.raises(UsageError, match="--threshold 90"):
-        read_report(experiment, threshold=90)
+        read_report(experiment, threshold="90")
 
 
 def test_json_of_a_comparison_is_complete(tmp_path: Path, write_cca: Callable[..., Path]) -> None:
     for seed, values in (("1", [0.5, 0.25]), ("2", [0.75, None])):
         write_cca(tmp_path / "cca" / "a" / f"{seed}.json", values)
-    data = as_json(read_report(tmp_path, threshold=0.9, arms=[]))
+    data = as_json(read_report(tmp_path, threshold="0.9", arms=[]))
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     (found,) = data["comparisons"]
     assert (found["name"], found["seeds"]) == ("a", ["1", "2"])

@@ -1,10 +1,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.experiments.runs import (
+    Run,
     arm_order,
     by_arm,
     find_runs,
@@ -40,12 +43,39 @@ def test_a_log_read_by_hand(tmp_path: Path) -> None:
     assert run.last_step == 20
 
 
-@pytest.mark.parametrize(("threshold", "steps"), [(0.4, 0), (0.6, 10), (0.8, 10), (0.81, None)])
-def test_steps_to_a_threshold_is_the_first_evaluated_step_at_or_above_it(
+@pytest.mark.parametrize(("threshold", "steps"), [(0.4, 0), (0.6, 50), (0.7, 50), (0.75, 60), (0.81, None)])
+def test_a_threshold_is_passed_where_three_evaluations_in_a_row_are_at_or_above_it(
     tmp_path: Path, threshold: float, steps: int | None
 ) -> None:
-    log = [{"step": s, "macro_auc": a} for s, a in ((0, 0.5), (10, 0.8), (20, 0.55), (30, 0.7))]
-    assert read_run(write_log(tmp_path / "a" / "1", *log)).steps_to(threshold) == steps
+    values = (0.5, 0.8, 0.55, 0.7, 0.5, 0.7, 0.75, 0.8, 0.8, 0.9)
+    run = read_run(write_log(tmp_path / "a" / "1", *({"step": 10 * i, "macro_auc": a} for i, a in enumerate(values))))
+    assert run.steps_to(threshold) == steps
+    assert run.last_start == 70
+
+
+@pytest.mark.parametrize(("evaluations", "row"), [(1, 1), (5, 1), (6, 2), (8, 2), (9, 3), (1000, 3)])
+def test_of_few_evaluations_a_third_is_enough(evaluations: int, row: int) -> None:
+    run = Run(Path("x"), "x", "1", {step: 0.9 for step in range(evaluations)}, {})
+    assert (run.steps_to(0.9), run.last_start) == (0, evaluations - row)
+    run.auc[evaluations - row] = 0.5  # what remains is too short
+    assert run.steps_to(0.9) == (None if evaluations < 2 * row else 0)
+
+
+def test_noise_alone_passes_sooner_the_more_often_it_is_looked_at_but_not_three_times_in_a_row() -> None:
+    """Two arms of one level, 1.5 standard deviations below the threshold: a single passage says nothing of them."""
+    rng = np.random.default_rng(0)
+    curves = [dict(enumerate(0.7 + 0.02 * rng.normal(size=30))) for _ in range(200)]
+    first = [next((step for step, auc in curve.items() if auc >= 0.73), None) for curve in curves]
+    sustained = [Run(Path("x"), "x", "1", curve, {}).steps_to(0.73) for curve in curves]
+    assert sum(step is not None for step in first) > 150
+    assert sum(step is not None for step in sustained) < 10
+
+
+def test_the_area_is_the_integral_of_the_curve_over_the_steps() -> None:
+    steps, values = [0, 5, 20, 25], [0.5, 0.7, 0.8, 0.75]
+    expected = trapezoid(values, steps) / 25
+    assert Run(Path("x"), "x", "1", dict(zip(steps, values, strict=True)), {}).area == pytest.approx(expected)
+    assert Run(Path("x"), "x", "1", {7: 0.6}, {}).area == 0.6
 
 
 @pytest.mark.parametrize(

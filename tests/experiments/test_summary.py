@@ -2,36 +2,35 @@ from collections.abc import Callable
 
 import pytest
 
-from wsurgery.experiments.summary import Arm, Median, against
+from wsurgery.experiments.summary import Arm, times
+
+MakeArm = Callable[..., Arm]
 
 
 @pytest.mark.parametrize(
-    ("mine", "random", "words"),
+    ("mine", "theirs", "words"),
     [
-        (Median(100, True), Median(210, True), "2.1× fewer steps"),
-        (Median(210, True), Median(100, True), "2.1× more steps"),
-        (Median(100, True), Median(100, True), "as many steps"),
-        (Median(100, True), Median(200, False), "> 2.0× fewer steps"),
-        (Median(200, True), Median(100, False), "unknown: too few steps to say"),
-        (Median(200, False), Median(100, True), "> 2.0× more steps"),
-        (Median(50, False), Median(100, True), "unknown: too few steps to say"),
-        (Median(200, False), Median(200, False), "unknown: neither passed"),
-        (Median(0, True), Median(100, True), "passed before training"),
-        (Median(100, True), Median(0, True), "random passed before training"),
+        ([50, 20], [100, 80], "0.35"),  # the geometric mean of 1/2 and 1/4
+        ([100], [100], "1.00"),
+        ([50], [None], "≤ 0.25"),  # it passed at 201 at the earliest
+        ([None], [100], "≥ 2.01"),
+        ([None, 50], [100, None], "~ 0.71"),
+        ([None], [None], "unknown: neither passed"),
+        ([0], [100], "0.01"),  # before training counts as the first step
+        ([10, 20, 30, 40, 50], [100] * 5, "0.26 (0.10 to 0.50)"),
     ],
 )
-def test_ratio_to_random_in_words(mine: Median, random: Median, words: str) -> None:
-    assert against(mine, random) == words
+def test_the_ratio_of_steps_in_words(
+    mine: list[int | None], theirs: list[int | None], words: str, make_arm: MakeArm
+) -> None:
+    assert times(make_arm("a", *mine), make_arm("random", *theirs), {}) == words
 
 
-def test_median_steps_with_runs_that_never_passed(make_arm: Callable[..., Arm]) -> None:
-    assert make_arm("a", 20, None, 40).median_steps == (40, True)  # the middle one is known
-    assert make_arm("a", 20, None).median_steps == (110, False)  # at least (20 + 200) / 2
+def test_without_a_common_seed_there_is_no_ratio(make_arm: MakeArm) -> None:
+    other = make_arm("b", 10, 20)
+    other.runs[:] = [run.__class__(run.folder, run.arm, f"9{run.seed}", run.auc, run.loss) for run in other.runs]
+    assert times(make_arm("a", 10, 20), other, {}) == "no seed has both"
+
+
+def test_who_never_passed_is_listed_with_the_step_up_to_which_it_was_watched(make_arm: MakeArm) -> None:
     assert make_arm("a", 20, None).steps_in_words() == "20, > 200"
-
-
-def test_an_arm_of_which_one_seed_passed_is_not_said_to_have_none(make_arm: Callable[..., Arm]) -> None:
-    none, one, two = make_arm("random", None, None), make_arm("b", None, 60), make_arm("c", 20, 40)
-    assert one.against(none) == none.against(one) == "unknown: too few seeds passed"
-    assert none.against(make_arm("d", None, None)) == "unknown: neither passed"
-    assert two.against(one) == "> 4.3× fewer steps"

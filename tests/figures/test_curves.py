@@ -18,7 +18,7 @@ def test_the_lines_and_bands_are_those_of_the_logs() -> None:
         run("random", {0: 0.4, 10: 0.8}),  # stopped early: its curve ends where a mean over all seeds does
         run("transfer", {0: 0.5, 20: 0.9}),
     ]
-    axes = draw_curves(runs, threshold=0.75).axes[0]
+    axes = draw_curves(runs, thresholds=[0.75]).axes[0]
     random, transfer, threshold = axes.get_lines()
     np.testing.assert_allclose(random.get_xydata(), [[0, 0.45], [10, 0.7]])
     np.testing.assert_allclose(transfer.get_xydata(), [[0, 0.5], [20, 0.9]])

@@ -59,7 +59,7 @@ def experiment(make_experiment: Callable[..., Path]) -> Path:
 
 
 def render(folder: Path) -> str:
-    return render_page(read_report(folder, threshold=0.9), title="A & B <i>")
+    return render_page(read_report(folder, threshold="0.9"), title="A & B <i>")
 
 
 def test_the_page_needs_nothing_from_outside(experiment: Path) -> None:
@@ -108,11 +108,14 @@ def test_an_undefined_layer_is_a_dash(make_experiment: Callable[..., Path]) -> N
     content["layers"][1].update(value=None, normalised=None, floor=None)
     path.write_text(json.dumps(content))
     assert "<td>–</td>" in render(folder)
-    assert [x["layer"] for x in as_json(read_report(folder, threshold=0.9))["pair_differences"]] == ["block1", "block3"]
+    assert [x["layer"] for x in as_json(read_report(folder, threshold="0.9"))["pair_differences"]] == [
+        "block1",
+        "block3",
+    ]
 
 
 def test_markdown_holds_the_rows_of_the_terminal_and_every_claim(make_experiment):
-    found = read_report(make_experiment({"random": SLOW, "transfer": FAST}), threshold=0.9, claims=CLAIMS)
+    found = read_report(make_experiment({"random": SLOW, "transfer": FAST}), threshold="0.9", claims=CLAIMS)
     text = markdown(found, title="T")
     for row in table_rows(found):
         assert "| " + " | ".join(row) + " |" in text
@@ -128,30 +131,30 @@ def test_markdown_holds_the_rows_of_the_terminal_and_every_claim(make_experiment
 def test_chosen_arms_come_in_their_order_and_the_others_are_not_looked_at(make_experiment):
     folder = make_experiment({"random": SLOW, "transfer": FAST, "gabor": FAST})
     (folder / "runs" / "random" / "1" / "metrics.json").unlink()  # still training
-    found = read_report(folder, threshold=0.9, arms=["gabor", "transfer"], comparisons=["transfer-to-init"])
+    found = read_report(folder, threshold="0.9", arms=["gabor", "transfer"], comparisons=["transfer-to-init"])
     assert list(found.arms) == ["gabor", "transfer"]
     assert list(found.comparisons) == ["transfer-to-init"]
     text = render_page(found, title="T")
     assert "Are two networks alike?" not in text  # left out, not missing
     assert "Not judged" not in text
     with pytest.raises(UsageError, match="has no runs of meanvar: there are random, transfer, gabor"):
-        read_report(folder, threshold=0.9, arms=["meanvar"])
+        read_report(folder, threshold="0.9", arms=["meanvar"])
 
 
 def test_a_report_of_comparisons_alone(make_experiment):
     folder = make_experiment({"transfer": FAST})
-    found = read_report(folder, threshold=0.9, arms=[], comparisons=["pretrained-pair", "random-pair"])
+    found = read_report(folder, threshold="0.9", arms=[], comparisons=["pretrained-pair", "random-pair"])
     text = render_page(found, title="T")
     assert "Convergence" not in text
     assert text.count("<svg") == 1
     assert len(terminal_tables(found)) == 1
     assert markdown(found, title="T").count("|---") == 5
     with pytest.raises(UsageError, match="is left to report"):
-        read_report(folder, threshold=0.9, arms=[], comparisons=[])
+        read_report(folder, threshold="0.9", arms=[], comparisons=[])
 
 
 def test_what_the_paper_says_stands_first_and_brings_nothing_from_outside(experiment):
-    found = read_report(experiment, threshold=0.9)
+    found = read_report(experiment, threshold="0.9")
     paper = (
         "Figure **6**.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n<script>x</script> ![picture](https://example.org/a.png)\n"
     )
@@ -165,12 +168,12 @@ def test_what_the_paper_says_stands_first_and_brings_nothing_from_outside(experi
 
 def test_the_page_says_once_how_claims_were_tested(experiment):
     folder = experiment
-    found = read_experiments([folder], threshold=0.9, claims=CLAIMS)
+    found = read_experiments([folder], threshold="0.9", claims=CLAIMS)
     tested = sum(claim.p is not None for claim in found.claims)
     assert tested == 3  # transfer, meanvar, and the lowest layer; the pairs are not tested
     for text in (render_page(found, title="T"), markdown(found, title="T")):
         assert text.count(f"the {tested} claims of this page that were tested") == 1
-    assert "claims" not in markdown(read_report(folder, threshold=0.9), title="T")
+    assert "claims" not in markdown(read_report(folder, threshold="0.9"), title="T")
 
 
 def test_names_in_markdown_are_text_to_whoever_shows_it(make_experiment):
@@ -180,7 +183,7 @@ def test_names_in_markdown_are_text_to_whoever_shows_it(make_experiment):
         content = json.loads(path.read_text())
         content["layers"][0]["layer"] = HOSTILE
         path.write_text(json.dumps(content))
-    text = markdown(Networks({HOSTILE: (found := read_report(folder, threshold=0.9))}, []), title="<b>T")
+    text = markdown(Networks({HOSTILE: (found := read_report(folder, threshold="0.9"))}, []), title="<b>T")
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     inside = [child for token in tokens for child in token.children or ()]
     assert {token.type for token in [*tokens, *inside]}.isdisjoint(
@@ -195,7 +198,7 @@ def test_every_form_says_of_how_many_patients_the_test_aucs_are(make_experiment:
     folder = make_experiment({"random": SLOW, "transfer": FAST})
 
     def forms() -> list[str]:
-        report = read_report(folder, threshold=0.9)
+        report = read_report(folder, threshold="0.9")
         return [render_page(report, title=""), markdown(report, title=""), str(terminal_tables(report)[0].caption)]
 
     assert all("Test AUC" not in form for form in forms())  # files of an older version do not say it

@@ -6,7 +6,7 @@ from math import log
 import numpy as np
 import pytest
 
-from wsurgery.statistics.pairs import centre_interval, equivalence, log_ratio, paired_test
+from wsurgery.statistics.pairs import centre_interval, equivalence, log_ratio, paired_test, unit_means
 from wsurgery.statistics.permutation import sign_flip
 
 
@@ -28,9 +28,9 @@ def test_both_directions_count_every_pattern_of_signs(n: int) -> None:
 
 
 def test_five_seeds_that_agree_are_one_in_32_and_two_never_show_anything() -> None:
-    assert paired_test([0.01, 0.02, 0.03, 0.01, 0.02])[3:] == (1 / 32, 1, 1 / 32)
-    assert paired_test([-0.01, -0.02])[3:] == (1, 1 / 4, 1 / 4)
-    assert paired_test([0.0] * 5)[3:5] == (1, 1)
+    assert paired_test([0.01, 0.02, 0.03, 0.01, 0.02])[4:] == (1 / 32, 1, 1 / 32)
+    assert paired_test([-0.01, -0.02])[4:] == (1, 1 / 4, 1 / 4)
+    assert paired_test([0.0] * 5)[4:6] == (1, 1)
 
 
 @pytest.mark.parametrize(("n", "level"), [(5, 0.9), (6, 0.9), (7, 0.95), (9, 0.8)])
@@ -44,6 +44,27 @@ def test_the_interval_holds_the_shifts_that_no_test_rejects(n: int, level: float
             inside, outside = ([x - bound - step for x in differences] for step in (inwards, -inwards))
             p = [min(sign_flip(x).p, sign_flip([-d for d in x]).p) for x in (inside, outside)]
             assert p[0] > alpha >= p[1]
+
+
+def test_what_shares_a_source_network_is_averaged_first() -> None:
+    by_seed = {"1": 1.0, "2": 3.0, "3": 10.0, "x": 7.0}
+    assert unit_means(by_seed, {"1": "1", "2": "1", "3": "3"}) == [2, 10, 7]
+    assert unit_means(by_seed, dict.fromkeys(by_seed, "1")) == [1, 3, 10, 7]  # one source: it is what is tested
+    assert unit_means({}, {}) == []
+
+
+def test_seeds_that_share_a_source_network_err_unless_it_is_the_unit() -> None:
+    """Five networks, three seeds of each, no effect but that of the network, on either side of nothing."""
+    rng, draws = np.random.default_rng(3), 300
+    units = {f"{seed}": f"{seed % 5}" for seed in range(15)}
+    naive = fair = 0
+    for _ in range(draws):
+        sources = rng.normal(size=5)
+        values = {seed: sources[int(unit)] + 0.3 * rng.normal() for seed, unit in units.items()}
+        naive += sign_flip([*values.values()]).p < 0.05
+        fair += sign_flip(unit_means(values, units)).p < 0.05
+    assert fair <= draws * 0.05 + 3 * np.sqrt(draws * 0.05 * 0.95)
+    assert naive > draws * 0.15
 
 
 def test_too_few_pairs_have_no_interval() -> None:

@@ -226,12 +226,14 @@ def _as_fast(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
 def _speed(a: Arm, b: Arm, basis: Basis) -> str:
     """Say by how much A is faster: steps at the threshold, the ratio at the others, and the area under the curve."""
     thresholds = basis.thresholds
+    bound = ", as if who never passed had at the next step" if None in (*a.steps, *b.steps) else ""
+    ratio = f"{times(a, b, basis.units, named=True)} times as many{bound}"
     beside = ", ".join(f"{times(a.at(auc), b.at(auc), basis.units)} at {auc:g}" for auc in thresholds.others)
     seeds = {run.seed: run.area for run in b.runs}
     areas = {run.seed: run.area - seeds[run.seed] for run in a.runs if run.seed in seeds}
     return (
         f"Steps to a validation AUC of {thresholds.tested:g}, by seed: {a.steps_in_words()} with {a.name}, "
-        f"{b.steps_in_words()} with {b.name}; {times(a, b, basis.units)} times as many{f'; {beside}' if beside else ''}. "
+        f"{b.steps_in_words()} with {b.name}; {ratio}{f'; {beside}' if beside else ''}. "
         f"Mean AUC along training: {effect(basis.independent(areas), lambda x: f'{x:+.3f}')}."
     )
 

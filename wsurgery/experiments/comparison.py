@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wsurgery.experiments.origins import source_units
 from wsurgery.experiments.runs import Run
 from wsurgery.statistics.bootstrap import bootstrap_aucs, percentile_interval, resampling_unit
 from wsurgery.statistics.delong import AucDifference, paired_delong
-from wsurgery.statistics.pairs import PairedTest, log_ratio, paired_test
+from wsurgery.statistics.pairs import PairedTest, log_ratio, paired_test, unit_means
 from wsurgery.statistics.permutation import EXACT
 from wsurgery.statistics.spread import Spread, spread
 from wsurgery.statistics.survival import log_rank_test
@@ -154,6 +155,11 @@ def pairs_of(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[tuple[int, int]],
     return list(product(range(len(a)), range(len(b)))), False
 
 
+def units_of(a: Sequence[Run], b: Sequence[Run]) -> dict[str, str]:
+    """Tell which seeds of two arms share a source network, as `source_units` does."""
+    return source_units({name: [run.folder for run in runs] for name, runs in (("a", a), ("b", b))})
+
+
 def compare_steps(a: Sequence[Run], b: Sequence[Run], threshold: float) -> Steps:
     """Compare the steps that runs take to a validation macro AUC; a run that never got there counts as censored."""
     steps_a, steps_b = ([Bounds.of(run, threshold) for run in runs] for runs in (a, b))
@@ -162,8 +168,9 @@ def compare_steps(a: Sequence[Run], b: Sequence[Run], threshold: float) -> Steps
     ends_a, ends_b = ([run.last_start for run in runs] for runs in (a, b))
     if by_seed:
         differences = [steps_a[i].less(steps_b[j]) for i, j in pairs]
-        tested = paired_test([log_ratio(reached_a[i], reached_b[j], ends_a[i], ends_b[j]) for i, j in pairs])
-        p, exact = min(1.0, 2 * min(tested.p_greater, tested.p_less)), 2 ** len(pairs) <= EXACT
+        ratios = {a[i].seed: log_ratio(reached_a[i], reached_b[j], ends_a[i], ends_b[j]) for i, j in pairs}
+        tested = paired_test(unit_means(ratios, units_of(a, b)))
+        p, exact = min(1.0, 2 * min(tested.p_greater, tested.p_less)), 2**tested.n <= EXACT
         overall = Bounds.median(differences)
         return Steps(threshold, a, b, steps_a, steps_b, differences, overall, "sign-flip", p, exact, tested)
     overall = Bounds.median(steps_a).less(Bounds.median(steps_b))
@@ -178,6 +185,7 @@ def compare_aucs(
     *,
     resamples: int,
     seed: int,
+    units: Sequence[str] = (),
 ) -> Aucs:
     """Compare the AUCs of networks on the same images.
 
@@ -187,6 +195,7 @@ def compare_aucs(
         pairs: which to compare, as indices of A and B.
         resamples: of the bootstrap; 0 for none.
         seed: of the bootstrap.
+        units: of each pair, by seed, what it shares with others, such as its source network. Default: nothing.
 
     Raises:
         WsurgeryError: predictions are not of the same images with the same labels.
@@ -204,7 +213,7 @@ def compare_aucs(
             scores_a, scores_b = runs[i].scores[:, columns], runs[j].scores[:, columns]
             tests.append(paired_delong(labels, scores_a, scores_b, patients=images.patients))
             differences += (drawn[i] - drawn[j])[:, columns].mean(axis=1) / len(pairs)
-        return _row(tests, differences, by_seed=by_seed)
+        return _row(tests, differences, units if by_seed and units else [f"{i}" for i, _ in pairs], by_seed=by_seed)
 
     kinds = [[column] if _has_both(images.labels[:, column]) else [] for column in range(len(images.names))]
     count = images.count
@@ -223,14 +232,16 @@ def _has_both(labels: NDArray[np.float64]) -> bool:
     return bool((labels == 0).any() and (labels == 1).any())
 
 
-def _row(tests: list[AucDifference], drawn: NDArray[np.float64], *, by_seed: bool) -> AucRow:
+def _row(tests: list[AucDifference], drawn: NDArray[np.float64], units: Sequence[str], *, by_seed: bool) -> AucRow:
     differences = [test.difference for test in tests]
+    numbered = [f"{i}" for i in range(len(tests))]
+    by_unit = unit_means(dict(zip(numbered, differences, strict=True)), dict(zip(numbered, units, strict=True)))
     return AucRow(
         a=fmean(test.a for test in tests),
         b=fmean(test.b for test in tests),
         difference=fmean(differences),
         seeds=spread(differences),
-        over_seeds=paired_test(differences) if by_seed and len(tests) > 1 else None,
+        over_seeds=paired_test(by_unit) if by_seed and len(tests) > 1 else None,
         ci=percentile_interval(drawn),
         left_out=int(np.isnan(drawn).sum()),
         tests=tests,

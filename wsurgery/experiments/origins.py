@@ -1,13 +1,12 @@
 """Where an arm's weights are from: the history of the checkpoint that its training began with, in words, and its sources."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wsurgery.checkpoint import open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record
 from wsurgery.errors import printable
-from wsurgery.experiments.runs import arms_in
 
 _MOST = 400  # characters
 _UNSAID = {"init": ("--num-classes",), "train": ("--data",)}  # options without which a record is understood
@@ -22,17 +21,20 @@ def origin(run: Path) -> str:
     return printable(in_words(_log(run)), _MOST)
 
 
-def source_units(folder: Path) -> dict[str, str]:
-    """Tell which seeds of an experiment, runs/ARM/SEED, share a source network: seed → the first seed that shares it.
+def source_units(arms: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """Tell which seeds share a source network: seed → the first seed that shares it.
 
     A source network is a trained one, or a file that wsurgery did not make. Seeds share theirs where any arm says so.
+
+    Args:
+        arms: the folders of the runs of each arm, named by their seeds.
 
     Raises:
         WsurgeryError: a checkpoint is broken.
     """
     first: dict[tuple[str, str], str] = {}
     units: dict[str, str] = {}
-    for arm, seeds in arms_in(folder).items():
+    for arm, seeds in arms.items():
         for run in seeds:
             unit = units.setdefault(run.name, run.name)
             for source in _sources(_log(run)):

@@ -12,6 +12,7 @@ from wsurgery.experiments.origins import source_units
 from wsurgery.experiments.runs import arm_order, arms_in, find_runs
 from wsurgery.experiments.summary import Arm, summarise, times
 from wsurgery.experiments.thresholds import Thresholds, read_thresholds, resolve
+from wsurgery.experiments.what_ran import WhatRan, what_ran
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Report:
         claims: those that could be judged.
         basis: what claims are judged by.
         baseline: the arm that the others are held against; empty where there is none.
+        ran: what the runs say of themselves.
         selected: the reader chose arms or comparisons, so that those which are not here are not missing.
     """
 
@@ -32,6 +34,7 @@ class Report:
     claims: Sequence[Claim]
     basis: Basis
     baseline: str
+    ran: WhatRan
     selected: bool
 
     @property
@@ -103,9 +106,9 @@ def read_report(
             f"--baseline {printable(baseline)}: {printable(str(folder))} has no such arm; there are: {there}"
         )
     baseline = baseline or next((arm for arm in ("random", *found) if arm in found), "")
-    basis = Basis(thresholds, source_units(folder))
+    basis = Basis(thresholds, source_units(arms_in(folder)))
     judged = judge(claims, found, compared, basis)
-    return Report(found, compared, judged, basis, baseline, chosen)
+    return Report(found, compared, judged, basis, baseline, what_ran(found), chosen)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -141,6 +144,7 @@ def as_json(report: Report) -> dict[str, Any]:
         if both
         else [],
         "claims": [claim._asdict() for claim in report.claims],
+        "what_ran": asdict(report.ran),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.statistics.bootstrap import Sample
 from wsurgery.training.run_folder import read_config
-from wsurgery.training.run_log import SUSTAINED, read_log, require_auc, steps_to
+from wsurgery.training.run_log import in_a_row, read_log, require_auc, steps_to
 from wsurgery.untrusted import parse_json, read_regular
 
 MAX_RESULT = 1 << 28  # bytes of eval.json, or of a result of cca
@@ -58,8 +58,8 @@ class Run:
 
     @property
     def last_start(self) -> int:
-        """The last step from which on three evaluations are known: until there a run was watched that never passed."""
-        return list(self.auc)[-min(SUSTAINED, len(self.auc))]
+        """The last step from which on enough evaluations are known: until there a run was watched that never passed."""
+        return list(self.auc)[-in_a_row(len(self.auc))]
 
     @property
     def area(self) -> float:
@@ -69,7 +69,10 @@ class Run:
         return float(np.average(between, weights=np.diff(steps))) if len(steps) > 1 else values[0]
 
     def steps_to(self, threshold: float) -> int | None:
-        """Return the step from which three evaluations in a row have at least `threshold`; None (censored) if none."""
+        """Return the step from which three evaluations in a row have at least `threshold`; None (censored) if none.
+
+        Of fewer than nine evaluations, a third.
+        """
         return steps_to(self.auc, threshold)
 
 

@@ -101,10 +101,10 @@ def log_ratios(a: Arm, b: Arm) -> dict[str, float]:
     }
 
 
-def times(a: Arm, b: Arm, units: Mapping[str, str]) -> str:
+def times(a: Arm, b: Arm, units: Mapping[str, str], *, named: bool = False) -> str:
     """Say how many times B's steps A takes: `0.48 (0.40 to 0.61)`, the mean of the seeds and its interval.
 
-    `≤` stands before it where a run of B never passed, `≥` where one of A never did, `~` for both.
+    `≤` stands before it where a run of B never passed, `≥` where one of A never did, `~` for both. `named` as in `effect`.
     """
     ratios = log_ratios(a, b)
     if not ratios:
@@ -114,13 +114,14 @@ def times(a: Arm, b: Arm, units: Mapping[str, str]) -> str:
     bound = {(False, False): "", (True, False): "≥ ", (False, True): "≤ ", (True, True): "~ "}[
         None in a.steps, None in b.steps
     ]
-    return bound + effect(unit_means(ratios, units), lambda x: f"{exp(x):.2f}")
+    return bound + effect(unit_means(ratios, units), lambda x: f"{exp(x):.2f}", named=named)
 
 
-def effect(differences: Sequence[float], written: Callable[[float], str]) -> str:
-    """Write the mean of paired differences with its interval, where so many have one."""
+def effect(differences: Sequence[float], written: Callable[[float], str], *, named: bool = True) -> str:
+    """Write the mean of paired differences with its interval, where so many have one; `named`: and say what it is."""
     ci = centre_interval(differences, level=LEVEL)
-    return f"{written(fmean(differences))}{f' ({written(ci[0])} to {written(ci[1])})' if ci else ''}"
+    name = f"{LEVEL:.0%} interval " if named else ""
+    return f"{written(fmean(differences))}{f' ({name}{written(ci[0])} to {written(ci[1])})' if ci else ''}"
 
 
 def in_words(summary: Spread | None) -> str:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.runs import Run
-from wsurgery.training.run_log import SUSTAINED
+from wsurgery.training.run_log import in_a_row
 
 _CHANCE = 0.5  # the AUC of no network at all, from which shares are counted
 
@@ -73,7 +73,7 @@ def resolve(asked: Sequence[tuple[float, bool]], plateau: Sequence[Run]) -> Thre
             f"--threshold {asked[0][0]:.0%}: of what? Name with --plateau an arm that is not on the page, the baseline with "
             "other seeds: a threshold that is taken from the runs that it is to judge is no fair one"
         )
-    end = fmean(fmean(islice(reversed(run.auc.values()), SUSTAINED)) for run in plateau)
+    end = fmean(fmean(islice(reversed(run.auc.values()), in_a_row(len(run.auc)))) for run in plateau)
     if end <= _CHANCE:
         raise UsageError(
             f"--plateau {printable(plateau[0].arm)}: its runs end at a validation AUC of {end:.3f}: no better than chance"

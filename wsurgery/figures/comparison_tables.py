@@ -9,6 +9,7 @@ from rich.text import Text
 from wsurgery.errors import printable
 from wsurgery.experiments.comparison import AucRow, Aucs, Steps
 from wsurgery.statistics.bootstrap import Sample
+from wsurgery.statistics.pairs import PairedTest
 
 _NONE = "–"
 
@@ -30,10 +31,10 @@ def steps_table(steps: Steps) -> Table:
         censored = any(run.low < run.high for run in (*steps.a, *steps.b))
         bound = ", a run that never got there taken for just past the end" if censored else ""
         table.caption = (
-            f"pairs of one seed: n = {n}; A sooner in {a}, B in {b}, undecided {undecided}; A takes "
+            f"pairs of one seed: n = {n}{_of_sources(tested.n, n)}; A sooner in {a}, B in {b}, undecided {undecided}; A takes "
             f"{exp(tested.mean):.2f} times the steps of B{interval}{bound}\n"
             f"sign flips of log steps, {kind}, one-sided: p = {_p(tested.p_less)} that A is sooner, {_p(tested.p_greater)} "
-            f"that B is; {n} pair{'s' if n > 1 else ''} can give {_p(tested.least)} at least"
+            f"that B is; {_least(tested)}"
         )
     else:
         sizes = f"{len(steps.runs_a)} and {len(steps.runs_b)} runs"
@@ -63,14 +64,23 @@ def auc_table(aucs: Aucs) -> Table:
     of_images = f"of these networks on other {aucs.unit}, not of other seeds"
     if over_seeds:
         note += (
-            f"\nmeans of {pairs} pairs of runs; p: sign flips, one-sided for the sign of A − B, so double it if that was not "
-            f"named before; {pairs} pairs can give {_p(over_seeds.least)} at least\nthe bootstrap speaks {of_images}"
+            f"\nmeans of {pairs} pairs of runs{_of_sources(over_seeds.n, pairs)}; p: sign flips, one-sided for the sign of "
+            f"A − B, so double it if that was not named before; {_least(over_seeds)}\nthe bootstrap speaks {of_images}"
         )
     else:
         more = f"means of {pairs} pairs of runs; p: smallest to largest of the pairs\n" if pairs > 1 else ""
         note += f"\n{more}intervals and p speak {of_images}"
     table.caption = note
     return table
+
+
+def _least(test: PairedTest) -> str:
+    return f"{test.n} {'pair' if test.n == 1 else 'pairs'} can give {_p(test.least)} at least"
+
+
+def _of_sources(units: int, pairs: int) -> str:
+    """Say that several pairs share a source network, whose mean is what is tested."""
+    return f" of {units} source networks, whose means are tested" if units < pairs else ""
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

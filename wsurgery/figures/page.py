@@ -63,8 +63,9 @@ def render_page(report: Report | Networks, *, title: str, paper: str = "") -> st
         WsurgeryError: a checkpoint of a run is broken.
     """
     parts = ["<h2>The paper</h2>" + _paper(paper)] if paper else []
+    reports = report.reports if isinstance(report, Networks) else {"": report}
     if isinstance(report, Networks):
-        parts += [_introduction(report.reports)]
+        parts += [_introduction(reports)]
         for name, one in report.reports.items():
             parts += [f"<h2 class='network'>{_text(name)}</h2>", _sections(one, "h3")]
         rows = [[_text(cell) for cell in row] for row in gap_rows(report.reports)]
@@ -72,11 +73,14 @@ def render_page(report: Report | Networks, *, title: str, paper: str = "") -> st
             parts += ["<h2>Across networks</h2>", _table(rows[0], rows[1:]) if rows else "", _claim_list(report.claims)]
         claims, compared = report.all_claims, any(one.comparisons for one in report.reports.values())
     else:
-        parts += [_introduction({"": report}), _sections(report, "h2")]
+        parts += [_introduction(reports), _sections(report, "h2")]
         claims, compared = list(report.claims), bool(report.comparisons)
     notes = [_SIMILARITY_NOTE] * compared + [note for note in (tests_note(claims),) if note]
+    ran = "".join(_what_ran(name, one) for name, one in reports.items())
     if notes:
         parts += ["<h2>How to read this</h2>", *(f"<p>{_text(note)}</p>" for note in notes)]
+    if ran:
+        parts.append(f"<details><summary>What was run</summary>{ran}</details>")
     return _page(title, "\n".join(parts))
 
 
@@ -230,6 +234,24 @@ def _comparisons(shown: Mapping[str, Comparison], caption: str, heading: str, ne
             rows[-1].append(cell)
     note = "Below each value: its spread over the seeds, [floor, ceiling], and where it stands between those."
     return f"{figure}{_table([heading, *layers], rows)}<p class='note'>{note}</p>"
+
+
+def _what_ran(name: str, report: Report) -> str:
+    """Write what was run of one experiment: facts, then the commands of each arm's first run."""
+    ran = report.ran
+    if not ran.facts and not ran.commands:
+        return ""
+    rows = [[_text(heading), "<br>".join(map(_text, said))] for heading, said in ran.facts.items()]
+    page = f"<h3>{_text(name)}</h3>" if name else ""
+    page += _table(["", "as the runs say it"], rows) if rows else ""
+    for arm, commands in ran.commands.items():
+        seed = report.arms[arm].runs[0].seed
+        page += f"<p>{_text(arm)}{f', seed {_text(seed)}' if seed else ''}:</p><pre>{_lines(commands)}</pre>"
+    return page
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(_text, text.splitlines()))
 
 
 def _claim_list(claims: Sequence[Claim]) -> str:

@@ -12,6 +12,7 @@ from wsurgery.experiments.claims import Claim
 from wsurgery.experiments.networks import Networks, gap_rows
 from wsurgery.experiments.report import Report
 from wsurgery.experiments.summary import LEVEL, in_words
+from wsurgery.experiments.what_ran import WhatRan
 from wsurgery.statistics.permutation import ALPHA
 from wsurgery.statistics.spread import SD_FROM
 
@@ -79,7 +80,8 @@ def speed_note(report: Report) -> str:
     else:
         sources = f" {len(units)} source networks: intervals and tests are of the means of the seeds of each."
     return (
-        "Steps: to the first of three evaluations in a row above the threshold; > N: there was none from a step up to N on."
+        "Steps: to the first of three evaluations in a row above the threshold, of a third of them where there are fewer than "
+        "nine; > N: there was none from a step up to N on."
         f"{from_where}{beside} Against {printable(report.baseline, 40)}: the geometric mean over the seeds, with its {LEVEL:.0%} "
         f"interval; ≤ where a run of it never passed, ≥ where one of the arm did not, ~ for both.{sources}"
     )
@@ -172,7 +174,15 @@ def _sections(report: Report) -> list[str]:
         parts += [*_markdown_table(speed_rows(report)), speed_note(report), ""]
     if report.comparisons:
         parts += [*_markdown_table(comparison_rows(report.comparisons)), COMPARISON_NOTE, ""]
-    return parts + _list(report.claims)
+    parts += _list(report.claims)
+    if report.ran.facts:
+        parts += ["What was run:", "", *(f"- {_markdown(fact)}" for fact in facts_in_words(report.ran)), ""]
+    return parts
+
+
+def facts_in_words(ran: WhatRan) -> list[str]:
+    """Write what was run, a sentence a heading."""
+    return [printable(f"{heading}: {'; '.join(said)}", 2000) for heading, said in ran.facts.items()]
 
 
 def _list(claims: Sequence[Claim]) -> list[str]:

@@ -20,7 +20,8 @@ class PairedTest(NamedTuple):
     """What the differences of pairs show.
 
     Attributes:
-        mean: of the differences.
+        n: how many differences.
+        mean: of them.
         ci: interval of their centre; None where so few pairs have none of that level.
         level: the least coverage of `ci`.
         p_greater: one-sided, that they are positive.
@@ -28,6 +29,7 @@ class PairedTest(NamedTuple):
         least: the smallest that either p can be with so many pairs: 1 / 2^n.
     """
 
+    n: int
     mean: float
     ci: Interval | None
     level: float
@@ -45,7 +47,7 @@ def paired_test(differences: Sequence[float], *, level: float = 0.9) -> PairedTe
     """
     greater, less = sign_flip(differences), sign_flip([-x for x in differences])
     ci = centre_interval(differences, level=level)
-    return PairedTest(fmean(differences), ci, level, greater.p, less.p, greater.least)
+    return PairedTest(len(differences), fmean(differences), ci, level, greater.p, less.p, greater.least)
 
 
 def centre_interval(differences: Sequence[float], *, level: float) -> Interval | None:

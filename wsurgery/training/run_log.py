@@ -12,9 +12,7 @@ from wsurgery.untrusted import parse_json, read_regular
 
 MAX_LOG = 1 << 28  # bytes: a million entries
 MAX_METRICS = 1 << 20
-SUSTAINED = (
-    3  # evaluations in a row: of single ones above a threshold, a third to a half are below it again at the next
-)
+_SUSTAINED = 3  # evaluations in a row: at the one after a first passage, a third to a half are below again
 
 Step = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -92,15 +90,19 @@ def require_auc(value: float | None, where: str) -> None:
         raise WsurgeryError(f"{printable(where)}: a macro AUC of {value:g}, which is not from 0 to 1")
 
 
+def in_a_row(evaluations: int) -> int:
+    """Return how many evaluations in a row must be above a threshold: three, or a third of fewer than nine, at least one."""
+    return min(_SUSTAINED, max(1, evaluations // _SUSTAINED))
+
+
 def steps_to(auc: Mapping[int, float], threshold: float) -> int | None:
-    """Return the step from which three evaluations in a row have at least an AUC; None where there is none.
+    """Return the step from which enough evaluations in a row have at least an AUC, see `in_a_row`; None if none.
 
     Args:
-        auc: evaluated step → macro AUC, in the order of training. Of fewer than three, all must have it.
+        auc: evaluated step → macro AUC, in the order of training.
         threshold: the AUC, 0 to 1.
     """
-    steps, above = list(auc), [value >= threshold for value in auc.values()]
-    row = min(SUSTAINED, len(above))
+    steps, above, row = list(auc), [value >= threshold for value in auc.values()], in_a_row(len(auc))
     return next((steps[i] for i in range(len(above) - row + 1) if all(above[i : i + row])), None)
 
 
