@@ -17,7 +17,7 @@ import typer
 
 from wsurgery.anatomy import MAX_BLOCK_MAP, Selection, parse_block_map
 from wsurgery.commands._completion import offered
-from wsurgery.ending import unwound
+from wsurgery.ending import has_the_word, unwound
 from wsurgery.errors import UsageError, WsurgeryError, printable, redacted
 from wsurgery.progress import be_quiet, is_quiet
 from wsurgery.untrusted import read_regular
@@ -365,7 +365,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             except (WsurgeryError, OSError, MemoryError, KeyboardInterrupt) as error:
                 if debug:
                     raise
-                typer.echo(printable(redacted(f"wsurgery {title}: {_one_line(error)}"), _LONGEST), err=True)
+                if not isinstance(error, KeyboardInterrupt) or has_the_word():
+                    typer.echo(printable(redacted(f"wsurgery {title}: {_one_line(error)}"), _LONGEST), err=True)
                 if isinstance(error, BrokenPipeError):
                     # Python flushes stdout again at exit.
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -28,7 +28,7 @@ _heeded = False
 _unwinds = False  # whether a command is at work, which has something to leave in good order
 _raised = False
 _signal = 0  # the one that ends this process
-_ends = False  # whether the main thread has come to its end, and said so
+_word = threading.Lock()  # whoever holds it says that the process was interrupted, and nobody else
 
 
 def heed_signals() -> None:
@@ -55,13 +55,17 @@ def unwound() -> Iterator[None]:
 
 def end_if_told() -> None:
     """End the process with status 128 + the signal's number if one came, and wait for no thread."""
-    global _ends
     if _signal:
-        _ends = True
+        has_the_word()
         with suppress(OSError, ValueError):
             sys.stdout.flush()
         _end_processes()
         os._exit(128 + _signal)
+
+
+def has_the_word() -> bool:
+    """Return whether to say that the process was interrupted: True once, for the main thread or for who waits for it."""
+    return _word.acquire(blocking=False)
 
 
 @contextmanager
@@ -133,7 +137,7 @@ def _leave() -> None:
     for take_back in list(half_done.values()):
         with suppress(OSError):
             take_back()
-    if _signal == signal.SIGINT and not _ends:
+    if _signal == signal.SIGINT and has_the_word():
         with suppress(OSError):
             os.write(2, b"wsurgery: interrupted\n")
     os._exit(128 + _signal)
