@@ -10,7 +10,16 @@ import pytest
 from wsurgery.errors import UsageError
 from wsurgery.recipe import copy_recipe, recipes
 
-TINY = ["NETS=cbr_tiny", "WIDTH=0.05", "IMAGES=48", "EVAL_EVERY=2", "PRETRAIN=2", "IMAGE_SIZE=32", "DEVICE=cpu"]
+TINY = [
+    "NETS=cbr_tiny",
+    "WIDTH=0.05",
+    "IMAGES=48",
+    "EVAL_EVERY=2",
+    "PRETRAIN=2",
+    "IMAGE_SIZE=32",
+    "DEVICE=cpu",
+    "THRESHOLD=0.6",
+]
 MINE = "ARM_mine = wsurgery scale $(PRETRAINED) --by 0.5 | $(ONTO)\nARMS = random transfer mine\n"
 
 
@@ -36,7 +45,12 @@ def study(tmp_path_factory, make):
     ("changed", "expected"),
     [
         (["SEEDS=1", "STEPS=2"], {}),
-        (["SEEDS=1 2", "STEPS=2"], {"init": 1, "train": 2, "eval": 1, "report": 1}),
+        (
+            ["SEEDS=1 2", "STEPS=2"],
+            {"init": 2, "train": 3, "eval": 1, "report": 1},
+        ),  # the second seed has its own source
+        (["SEEDS=1 2", "SOURCES=1", "STEPS=2"], {"init": 1, "train": 2, "eval": 1, "report": 1}),
+        (["SEEDS=1", "STEPS=2", "SOURCES=7"], {"init": 1, "train": 2, "report": 1}),
         (["SEEDS=1", "STEPS=4"], {"train": 2, "report": 1}),
         (["SEEDS=1", "STEPS=2", "LR=0.1"], {"train": 3, "report": 1}),
         (["SEEDS=1", "STEPS=2", "CLASSES=6"], {"init": 1, "train": 2, "report": 1}),
@@ -45,7 +59,11 @@ def study(tmp_path_factory, make):
         (["SEEDS=1", "STEPS=2", "SOURCE_DATA=synthetic:textures?n=32"], {"data make": 1, "train": 2, "report": 1}),
         (["SEEDS=1", "STEPS=2", "DATA=synthetic:fundus?n=32"], {"data make": 1, "train": 2, "report": 1}),
         (["SEEDS=1", "STEPS=2", "IMAGE_SIZE=48"], {"train": 2, "report": 1}),
-        (["SEEDS=1", "STEPS=2", "THRESHOLD=0.6"], {"report": 1}),
+        (["SEEDS=1", "STEPS=2", "THRESHOLD=0.7"], {"report": 1}),
+        (
+            ["SEEDS=1", "STEPS=2", "THRESHOLD=90%"],
+            {"init": 1, "train": 1, "report": 1},
+        ),  # a twin of random, to be 90% of
         (["SEEDS=1", "STEPS=2", "ARMS=random"], {"report": 1}),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -61,7 +79,7 @@ def test_what_is_said_is_what_is_done(study, make, tmp_path):
     run = copy / "out/toy/cbr_tiny/runs/transfer/1"
     assert json.loads((run / "metrics.json").read_text())["steps"] == 4
     make(copy, "-q", *TINY, "SEEDS=1", "STEPS=4")
-    (copy / "out/toy/sources/cbr_tiny.safetensors").touch()  # newer, and the same
+    (copy / "out/toy/sources/cbr_tiny/1.safetensors").touch()  # newer, and the same
     ran = commands(make(copy, *TINY, "SEEDS=1", "STEPS=4"))
     assert ran == {"train": 1, "eval": 1, "report": 1}
     make(copy, "-q", *TINY, "SEEDS=1", "STEPS=4")
@@ -73,7 +91,9 @@ def test_an_arm_of_ones_own_is_a_line(study, make, tmp_path):
     makefile.write_text(makefile.read_text().replace("ARMS = random transfer\n", MINE))
     planned = make(copy, "-n", *TINY, "SEEDS=1", "STEPS=2")
     assert re.findall(r"wsurgery train .*/runs/(\w+)/1 ", planned) == ["mine"]
-    assert re.search(r"^wsurgery scale .*cbr_tiny.safetensors --by 0.5 \| wsurgery transfuse - ", planned, re.MULTILINE)
+    assert re.search(
+        r"^wsurgery scale .*cbr_tiny/1.safetensors --by 0.5 \| wsurgery transfuse - ", planned, re.MULTILINE
+    )
 
 
 @pytest.mark.slow
@@ -89,9 +109,27 @@ def test_an_arm_a_seed_and_a_length_are_run_and_no_more(study, make, tmp_path):
     trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1 2", "STEPS=4"))["train"])
     trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1 2", "STEPS=4"))["train"])
     trained.append(commands(make(copy, "-j2", *TINY, "SEEDS=1 2", "STEPS=4", "LR=0.01"))["train"])  # evaluated runs go
-    assert trained == [3, 1, 3, 6, 0, 7]
+    assert trained == [3, 1, 4, 6, 0, 8]
     page = (copy / "out/toy/mine.html").read_text()
     assert all(arm in page for arm in ("random", "transfer", "mine"))
+
+
+def test_pairs_share_no_network_and_a_twin_has_its_seeds_source(make, tmp_path):
+    copy_recipe("cca-seeds", tmp_path / "pairs")
+    planned = make(tmp_path / "pairs", "-n", *TINY, "SEEDS=1 2 3", "SOURCES=4 5", "FIGURES=")
+    pairs = re.findall(r"wsurgery cca (\S+) (\S+) .*/cca/(\S+)/(\d).json", planned)
+    assert len(pairs) == 6
+    networks = [network for a, b, *_ in pairs for network in (a, b)]
+    assert len(set(networks)) == len(networks)
+    seeds = dict(re.findall(r"wsurgery train \S+/init/(\S+).safetensors .* --seed (\$\(\(.*?\)\)|\S+) ", planned))
+    assert (seeds["transfer/2"], seeds["transfer-twin/2"]) == ("2", "$((1000 + 2))")
+    started = re.findall(
+        r"wsurgery transfuse \S+/sources/cbr_tiny/(\d).safetensors .* -o \S+/init/(\S+).safetensors", planned
+    )
+    expected = {
+        f"transfer{twin}/{seed}": source for seed, source in zip("123", "454", strict=True) for twin in ("", "-twin")
+    }
+    assert {arm: source for source, arm in started} == expected
 
 
 def test_an_arm_that_nobody_described_is_named(study, make):

@@ -10,6 +10,7 @@ from wsurgery.experiments.runs import Run
 from wsurgery.training.run_log import in_a_row
 
 _CHANCE = 0.5  # the AUC of no network at all, from which shares are counted
+_LEAST = 0.55  # where the baseline is taken to end at least: shares of nothing would be passed by noise
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def resolve(asked: Sequence[tuple[float, bool]], plateau: Sequence[Run]) -> Thre
     """Return the AUCs that were asked for; a share is one of the way from chance to where the runs of `plateau` end.
 
     Raises:
-        UsageError: there is no such way.
+        UsageError: shares were asked for, of nothing.
     """
     if not asked[0][1]:
         return Thresholds([auc for auc, _ in asked])
@@ -74,14 +75,9 @@ def resolve(asked: Sequence[tuple[float, bool]], plateau: Sequence[Run]) -> Thre
             "other seeds: a threshold that is taken from the runs that it is to judge is no fair one"
         )
     end = fmean(fmean(islice(reversed(run.auc.values()), in_a_row(len(run.auc)))) for run in plateau)
-    if end <= _CHANCE:
-        raise UsageError(
-            f"--plateau {printable(plateau[0].arm)}: its runs end at a validation AUC of {end:.3f}: no better than chance"
-        )
-    aucs = [round(_CHANCE + share * (end - _CHANCE), 3) for share, _ in asked]
+    way = max(end, _LEAST)
+    aucs = [round(_CHANCE + share * (way - _CHANCE), 3) for share, _ in asked]
     shares = ", ".join(f"{share:.0%}" for share, _ in asked)
-    runs = f"{len(plateau)} run{'s' if len(plateau) > 1 else ''}"
-    return Thresholds(
-        aucs,
-        f"{shares} of the way from chance to {end:.3f}, where {runs} of {plateau[0].arm} end that no claim is about",
-    )
+    runs = f"{len(plateau)} run{'s' if len(plateau) > 1 else ''} of {plateau[0].arm}, which no claim is about,"
+    to = f"{end:.3f}, where {runs} end" if end >= _LEAST else f"{way:g}, for {runs} end at {end:.3f}, hardly above it"
+    return Thresholds(aucs, f"{shares} of the way from chance to {to}")
