@@ -1,5 +1,6 @@
 """`wsurgery init`."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from wsurgery.commands._shared import ModelOption, key_value
@@ -19,6 +20,12 @@ def init(
         float | None, Option(min=0, help="Factor on the widths of a CBR network, or of a ResNet's stages.")
     ] = None,
     arg: Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="More arguments of the model.")] = None,
+    no_zero_init_last: Annotated[
+        bool,
+        Option(
+            "--no-zero-init-last", help="Start each residual block's last norm at 1, where the network has 0: open."
+        ),
+    ] = False,
     random: RandomStream,
 ) -> Result:
     """Make a fresh random network, with timm's distributions, or as the callable of --model makes it.
@@ -40,7 +47,7 @@ def init(
             raise UsageError(
                 "--width is for networks that wsurgery knows: write --arg KEY=VALUE, as the callable takes it"
             )
-        return _own(model, num_classes, in_chans, args, random)
+        return _own(model, num_classes, in_chans, args, random, opened=no_zero_init_last)
     if width is not None:
         widths = width_arguments(arch, width)
         if twice := sorted(widths.keys() & args.keys()):
@@ -48,10 +55,14 @@ def init(
         args |= widths
     architecture = {"name": arch, "num_classes": num_classes, "in_chans": in_chans, "args": args}
     if layout := find_layout(architecture):
+        layout = replace(layout, zeros=frozenset()) if no_zero_init_last else layout
         return Result(random_network(layout, random), History(layout.architecture), name=f"{arch}.init")
     from wsurgery.models import as_checkpoint, create
+    from wsurgery.models.load import open_branches
 
     network = create(architecture, seed=random.seed)
+    if no_zero_init_last:
+        open_branches(network)
     architecture |= {
         "num_classes": int(getattr(network, "num_classes", num_classes or 0)),
         "in_chans": in_chans or int(getattr(network, "in_chans", 3)),
@@ -62,10 +73,17 @@ def init(
 
 
 def _own(
-    model: Any, num_classes: int | None, in_chans: int | None, args: dict[str, Any], random: RandomStream
+    model: Any,
+    num_classes: int | None,
+    in_chans: int | None,
+    args: dict[str, Any],
+    random: RandomStream,
+    *,
+    opened: bool,
 ) -> Result:
     """Make a network that timm does not know; what is recorded is what its callable is given again."""
     from wsurgery.models import as_checkpoint, create
+    from wsurgery.models.load import open_branches
     from wsurgery.models.own import find_model
 
     own = find_model(model)
@@ -73,6 +91,8 @@ def _own(
     given = {"num_classes": num_classes, "in_chans": in_chans}
     architecture |= {key: value for key, value in given.items() if value is not None}
     network = create(architecture, model=model, seed=random.seed)
+    if opened:
+        open_branches(network)
     if own.takes("num_classes"):
         architecture["num_classes"] = network.num_classes
     return Result(

@@ -165,7 +165,11 @@ SEED       = $(call seed,$(patsubst $(OUT)/$(NET)/init/%.safetensors,%,$@))
 NET        = $(notdir $(patsubst %/init/,%,$(dir $(patsubst %/,%,$(dir $@)))))
 ONTO       = wsurgery transfuse - --upto 100% --into $(INITIAL)
 UPTO       = wsurgery transfuse $(PRETRAINED) --upto $(1) --into $(INITIAL)
-FRESH_SLIM = wsurgery init $(SLIM) --num-classes $(CLASSES) --seed $(SEED)
+FRESH_SLIM = wsurgery init $(SLIM) --num-classes $(CLASSES) --no-zero-init-last --seed $(SEED)
+
+# Random weights have residual branches as open as the edited ones have them, of which batch norm is the identity too: else
+# each comparison were also one of open against closed branches. timm closes them (zero_init_last); that is an arm of its own.
+ARM_random-timm = wsurgery init $(call arch,$(NET)) --num-classes $(CLASSES) --seed $(SEED)
 
 ARM_transfer    = $(call UPTO,100%)
 ARM_meanvar     = wsurgery meanvar $(PRETRAINED) --seed $(SEED) | $(ONTO)
@@ -190,7 +194,7 @@ $(foreach block,conv1 block1 block2 block3 block4 block5,$(eval $(call BLOCK_ARM
 define NET_RULES
 $(foreach arm,random random-twin,$(SEEDS:%=$(1)/init/$(arm)/%.safetensors)): $(OUT)/settings/network-$(2) $(if $(OWN),$(TARGET))
 	@mkdir -p $$(@D)
-	wsurgery init $(call arch,$(2)) --num-classes $$(CLASSES) --seed $$(SEED) -o $$@ --force
+	wsurgery init $(call arch,$(2)) --num-classes $$(CLASSES) --no-zero-init-last --seed $$(SEED) -o $$@ --force
 
 # Train; compare. $* is ARM/SEED, or SEED. A run that was cut off goes on; with other settings, it begins anew.
 $(1)/runs/%/metrics.json: $(1)/init/%.safetensors $(TARGET) $(OUT)/settings/train-$(2)

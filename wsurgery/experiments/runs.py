@@ -21,6 +21,7 @@ _LARGEST = 1e15  # of a similarity: normalised, it may be anything
 
 _ARM_ORDER: tuple[str, ...] = (
     "random",
+    "random-timm",
     "transfer",
     "meanvar",
     "shuffle",

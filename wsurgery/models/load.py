@@ -250,6 +250,18 @@ def load_checkpoint(checkpoint: Checkpoint, arch: str | None = None, *, model: M
     return network.eval()
 
 
+def open_branches(network: nn.Module) -> None:
+    """Set the weights of norms that are all zero to 1: those that close residual blocks as training begins.
+
+    timm's `zero_init_last` (Goyal et al. 2017, section 5.1). A network that has none stays as it is.
+    """
+    for module in network.modules():
+        if "norm" in type(module).__name__.lower():
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "weight" and not parameter.any():
+                    nn.init.ones_(parameter)
+
+
 def create_for(checkpoint: Checkpoint, architecture: Architecture, *, model: Model | None = None) -> nn.Module:
     """Build the network of a checkpoint and copy its tensors into it.
 
