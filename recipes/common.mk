@@ -182,12 +182,13 @@ ARM_gabor       = wsurgery transfuse $(PRETRAINED) --only $(if $(filter cbr%,$(N
 ARM_slim-random = $(FRESH_SLIM)
 ARM_slim-transfuse-block2 = $(FRESH_SLIM) | wsurgery transfuse $(PRETRAINED) --upto block2
 
-# Pretrained up to a block; pretrained or random features that are frozen up to it.
+# Pretrained up to a block; pretrained or random features that are frozen up to it. A frozen batch norm goes on with its running
+# statistics: pretrained ones for pretrained features, and for random ones those of the target's images, or they would be 0 and 1.
 define BLOCK_ARMS
 ARM_transfuse-$(1)     = $$(call UPTO,$(1))
 ARM_freeze-$(1)        = $$(call UPTO,100%) | wsurgery freeze-spec --upto $(1)
 ARM_freeze-hybrid-$(1) = $$(call UPTO,$(1)) | wsurgery freeze-spec --upto $(1)
-ARM_freeze-random-$(1) = wsurgery freeze-spec $$(INITIAL) --upto $(1)
+ARM_freeze-random-$(1) = wsurgery recalibrate-bn $$(INITIAL) --data $$(TARGET) --image-size $$(IMAGE_SIZE) | wsurgery freeze-spec --upto $(1)
 endef
 $(foreach block,conv1 block1 block2 block3 block4 block5,$(eval $(call BLOCK_ARMS,$(block))))
 
@@ -214,7 +215,7 @@ arm_is = $(or $(ARM_$(1)),$(ARM_$(patsubst %-twin,%,$(1))))
 # $(4) is a seed; a twin stands on the twin of random.
 define ARM_RULES
 $(2)/init/$(1)/$(4).safetensors: $(call source,$(3),$(4)) $(2)/init/random$(if $(filter %-twin,$(1)),-twin)/$(4).safetensors \
-    $(OUT)/settings/arm-$(1)-$(3) $(if $(filter slim%,$(1)),$(OUT)/settings/slim)
+    $(OUT)/settings/arm-$(1)-$(3) $(if $(filter slim%,$(1)),$(OUT)/settings/slim) $(if $(findstring recalibrate-bn,$(call arm_is,$(1))),$(TARGET))
 	@mkdir -p $$(@D)
 	$$(or $$(call arm_is,$(1)),$$(error ARM_$(1) is not set: how does the arm $(1) start? See the top of common.mk)) -o $$@ --force
 endef

@@ -258,6 +258,23 @@ class Pipeline:
         Example: wsurgery new-head resnet50.safetensors --num-classes 5 --seed 1 > five.safetensors
         """
 
+    def recalibrate_bn(
+        self,
+        *,
+        data: str,
+        split: str = "train",
+        images: int = 512,
+        image_size: int | None = None,
+        model: str | None = None,
+    ) -> Pipeline:
+        """Set batch norm's running mean and variance to those of images, as they come through the network.
+
+        A frozen batch norm normalises by its running statistics, which after `init`, `meanvar` or `reset-bn` are 0 and 1, and after
+        `average` or `lerp` belong to none of the weights. Weights and biases stay as they are.
+
+        Example: wsurgery recalibrate-bn random.safetensors --data manifest.csv | wsurgery freeze-spec --upto block4 > f.safetensors
+        """
+
     def rename(
         self,
         pattern: str,
@@ -462,6 +479,7 @@ def init(
     in_chans: int | None = None,
     width: float | None = None,
     arg: list[str] | None = None,
+    no_zero_init_last: bool = False,
     seed: int = 0,
 ) -> Pipeline:
     """Make a fresh random network, with timm's distributions, or as the callable of --model makes it.

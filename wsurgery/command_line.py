@@ -34,6 +34,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "lerp": "Interpolate linearly between two checkpoints.",
         "meanvar": "Resample each tensor from a Gaussian of its mean and variance.",
         "new-head": "A fresh classifier for another number of classes.",
+        "recalibrate-bn": "Set batch norm's statistics to those of images.",
         "rename": "Rename tensors by a pattern.",
         "replay": "Run a checkpoint's history again: does every byte agree?",
         "reset-bn": "Set batch norm to the identity.",

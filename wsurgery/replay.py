@@ -243,6 +243,8 @@ def _obstacle(log: Sequence[Record], remote: bool) -> str | None:
             return f"its history has the command {command}, which is not run again: {why}"
         if command == "fetch" and not remote:
             return f"its history fetched {printable(' '.join(arguments), 120)}: add --remote to fetch it again"
+        if any(word.partition("=")[0] == "--data" for word in arguments):
+            return f"its history has the command {command}, which is not run again: it needs data"
         if any(word.partition("=")[0] == "--model" for word in arguments):
             return f"its history has {printable(' '.join((command, *arguments)))}, and replay imports nobody's code"
         for word in arguments:

@@ -1,0 +1,81 @@
+"""`wsurgery recalibrate-bn`."""
+
+from functools import partial
+from typing import Annotated
+
+from wsurgery.checkpoint.dtypes import numpy_dtype
+from wsurgery.commands._shared import ModelOption
+from wsurgery.operations.cast import cast
+from wsurgery.plugin import (
+    Array,
+    Checkpoint,
+    History,
+    Map,
+    Option,
+    Result,
+    TensorEdit,
+    TensorInfo,
+    UsageError,
+    copies,
+    edit,
+)  # fmt: skip
+
+
+@edit()
+def recalibrate_bn(
+    checkpoint: Checkpoint,
+    *,
+    data: Annotated[str, Option(metavar="SPEC", help="A manifest, or scheme:argument?key=value.")],
+    split: Annotated[str, Option(help="The split that the images are of.")] = "train",
+    images: Annotated[
+        int, Option(min=2, help="How many, in whole patients; up to 512 at once, more in batches.")
+    ] = 512,
+    image_size: Annotated[int | None, Option(min=1, help="Pixels a side. Default: as in training.")] = None,
+    model: ModelOption = None,
+) -> Result:
+    """Set batch norm's running mean and variance to those of images, as they come through the network.
+
+    A frozen batch norm normalises by its running statistics, which after `init`, `meanvar` or `reset-bn` are 0 and 1, and after
+    `average` or `lerp` belong to none of the weights. Weights and biases stay as they are.
+
+    Example: wsurgery recalibrate-bn random.safetensors --data manifest.csv | wsurgery freeze-spec --upto block4 > f.safetensors
+    """
+    import torch
+
+    from wsurgery.checkpoint.spool import spooled
+    from wsurgery.data.dataset import load_dataset
+    from wsurgery.data.sources import open_data, portable_name
+    from wsurgery.models import as_checkpoint
+    from wsurgery.models.load import load_checkpoint
+    from wsurgery.training.recalibration import recalibrate
+    from wsurgery.training.recorded import record_of, rendering_of
+
+    again = spooled(checkpoint)
+    again.reopen()
+    network = load_checkpoint(again, model=model)
+    trained = record_of(network)
+    size = image_size or (trained.image_size if trained else None)
+    count = len(open_data(data).where(split))
+    if count < 2:
+        raise UsageError(f"--split {split} has {count} images: batch norm's statistics need two at least")
+    few = load_dataset(data, split=split, image_size=size, subset=min(images, count), trained=rendering_of(trained))
+    recalibrate(network, few, device=torch.device("cpu"))
+    made = as_checkpoint(network.state_dict(), checkpoint.label)
+    statistics = {
+        name
+        for name, tensor in again.tensors.items()
+        if name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") and name in made.tensors
+    }
+
+    def measured(tensor: TensorInfo) -> TensorEdit:
+        origin = made.tensors[tensor.name]
+        compute = partial(_cast, dtype=tensor.dtype) if tensor.dtype != origin.dtype else None
+        return TensorEdit(tensor, made, origin, compute)
+
+    edits = [measured(each.tensor) if each.tensor.name in statistics else each for each in copies(again)]
+    said = f"{len(few.images):,} images, digest {few.digest[:12]}"
+    return Result(edits, History.of(checkpoint), recorded={"data": portable_name(data, few.rendering)}, says=[said])
+
+
+def _cast(x: Array, run: Map, *, dtype: str) -> Array:
+    return cast(x, dtype=numpy_dtype(dtype), run=run)

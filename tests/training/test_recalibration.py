@@ -1,0 +1,123 @@
+"""Batch norm's statistics from images: those that the images have there, and torch's own way of finding them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+import wsurgery
+from wsurgery.data.augment import normalise, to_float
+from wsurgery.data.dataset import Dataset, load_dataset
+from wsurgery.errors import UsageError
+from wsurgery.models import load
+from wsurgery.models.inputs import image_statistics
+from wsurgery.training.recalibration import recalibrate
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset(fundus: str) -> Dataset:
+    return load_dataset(fundus, split="train")  # 60 images
+
+
+@pytest.fixture
+def network(invoke: Callable[..., object], tmp_path: Path) -> nn.Module:
+    path = tmp_path / "fresh.safetensors"
+    invoke("init", "resnet18", "--width", 0.1, "--num-classes", 5, "--no-zero-init-last", "-o", path)
+    return load(path)
+
+
+def batches(network: nn.Module, dataset: Dataset, size: int) -> list[torch.Tensor]:
+    images = normalise(to_float(torch.from_numpy(np.array(dataset.images))), *image_statistics(network))
+    return list(images.split(size))
+
+
+def statistics(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: x.clone() for name, x in network.named_buffers()}
+
+
+def test_of_one_batch_each_layer_has_the_exact_moments_of_what_reaches_it(network: nn.Module, dataset: Dataset) -> None:
+    """As each norm below normalises by the images, too; in evaluation that differs by n / (n - 1) in the variances."""
+    recalibrate(network, dataset, device=CPU)
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train().momentum = 0.0  # its statistics stay
+            module.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0].double()}))
+    (images,) = batches(network, dataset, 60)
+    with torch.inference_mode():
+        network(images)
+    assert len(seen) == sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    for name, x in seen.items():
+        norm = network.get_submodule(name)
+        torch.testing.assert_close(norm.running_mean.double(), x.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var.double(), x.var((0, 2, 3)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [60, 20])
+def test_of_batches_they_are_what_torch_finds(size: int, network: nn.Module, dataset: Dataset) -> None:
+    recalibrate(network, dataset, device=CPU, batch_size=size)
+    found = statistics(network)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    update_bn(batches(network, dataset, size), network)
+    for name, expected in statistics(network).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
+    assert found["bn1.num_batches_tracked"] == 60 // size
+
+
+def test_modes_and_momenta_are_put_back_and_weights_left(network: nn.Module, dataset: Dataset) -> None:
+    before = {name: x.clone() for name, x in network.named_parameters()}
+    network.layer1.train()
+    recalibrate(network, dataset, device=CPU)
+    assert not network.training
+    assert all(module.training for module in network.layer1.modules())
+    assert {module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
+    assert all(torch.equal(before[name], x) for name, x in network.named_parameters())
+    with pytest.raises(UsageError, match="no batch norm"):
+        recalibrate(nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)), dataset, device=CPU)
+
+
+def test_the_command_changes_the_statistics_alone_in_file_pipe_and_python(
+    wsurgery_in: Callable[..., bytes], fundus: str, tmp_path: Path
+) -> None:
+    source, data = tmp_path / "a.safetensors", ("--data", fundus, "--images", "20")
+    wsurgery_in("init", "resnet18", "--width", 0.1, "--num-classes", 5, "-o", source)
+    wsurgery_in("recalibrate-bn", source, *data, "-o", tmp_path / "b.safetensors")
+    before, after = load_file(source), load_file(tmp_path / "b.safetensors")
+    assert list(before) == list(after)
+    changed = {name.rpartition(".")[2] for name in before if (before[name] != after[name]).any()}
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+    piped = wsurgery_in("recalibrate-bn", "-", *data, stdin=source.read_bytes())
+    assert load_bytes(piped, tmp_path).keys() == after.keys()
+    assert all((load_bytes(piped, tmp_path)[name] == after[name]).all() for name in after)
+    wsurgery.open(source).recalibrate_bn(data=fundus, images=20).write(tmp_path / "c.safetensors")
+    assert (tmp_path / "c.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def load_bytes(data: bytes, folder: Path) -> dict[str, np.ndarray]:
+    (folder / "piped.safetensors").write_bytes(data)
+    return load_file(folder / "piped.safetensors")
+
+
+@pytest.fixture
+def wsurgery_in(wsurgery: Callable[..., object]) -> Callable[..., bytes]:
+    def run(*arguments: object, stdin: bytes | None = None) -> bytes:
+        return wsurgery(*arguments, stdin=stdin).stdout
+
+    return run
+
+
+def test_a_history_with_images_in_it_is_not_run_again(invoke, fundus: str, tmp_path: Path) -> None:
+    invoke("init", "resnet18", "--width", 0.1, "--num-classes", 5, "-o", tmp_path / "a.safetensors")
+    invoke("recalibrate-bn", tmp_path / "a.safetensors", "--data", fundus, "-o", tmp_path / "b.safetensors")
+    done = invoke("replay", tmp_path / "b.safetensors", check=False)
+    assert done.exit_code == 2
+    assert "recalibrate-bn, which is not run again: it needs data" in done.stderr

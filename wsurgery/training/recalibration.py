@@ -1,0 +1,53 @@
+"""Batch norm's running statistics from images, for weights that they do not belong to: averaged, frozen or fresh ones."""
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from wsurgery.data.augment import normalise, to_float
+from wsurgery.data.dataset import Dataset
+from wsurgery.devices import memory_errors, memory_format
+from wsurgery.errors import UsageError
+from wsurgery.models.inputs import fit_channels, image_statistics, run
+
+
+def recalibrate(network: nn.Module, dataset: Dataset, *, device: torch.device, batch_size: int = 512) -> None:
+    """Set the running statistics of every batch norm to those of the images, and its counter to the batches of them.
+
+    The images pass once, each batch norm normalising by its batch as in training, everything else as in evaluation. Of up to
+    `batch_size` images the statistics are exactly theirs; of more the mean over the batches, as
+    `torch.optim.swa_utils.update_bn` has it (Izmailov et al. 2018, section 3.3), the last of which may be smaller.
+
+    Args:
+        network: its mode is put back, and it stays on the device.
+        dataset: n images, at least 2.
+        device: where it runs.
+        batch_size: images at a time.
+
+    Raises:
+        UsageError: the network has no batch norm with running statistics.
+        WsurgeryError: it cannot take the images, or memory ends.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        raise UsageError("the network has no batch norm with running statistics: nothing to recalibrate")
+    mean, std = image_statistics(network)
+    was_training = [module for module in network.modules() if module.training]
+    momenta = [norm.momentum for norm in norms]
+    network.to(device).to(memory_format=memory_format(device)).eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = cast(float, None)  # the mean over the batches
+        norm.training = True
+    with torch.inference_mode(), memory_errors(device, "use fewer --images"):
+        for start in range(0, len(dataset.images), batch_size):
+            batch = torch.from_numpy(np.array(dataset.images[start : start + batch_size])).to(device)
+            run(network, fit_channels(normalise(to_float(batch), mean, std), network))
+    network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for module in was_training:
+        module.training = True
