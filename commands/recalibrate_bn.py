@@ -35,10 +35,10 @@ def recalibrate_bn(
 ) -> Result:
     """Set batch norm's running mean and variance to those of images, as they come through the network.
 
-    A frozen batch norm normalises by its running statistics, which after `init`, `meanvar` or `reset-bn` are 0 and 1, and after
-    `average` or `lerp` belong to none of the weights. Weights and biases stay as they are.
+    A frozen batch norm normalises by its running statistics: after `init`, `meanvar` or `reset-bn` these are 0 and 1, and
+    after `average` or `lerp` they belong to none of the weights. Weights and biases stay as they are.
 
-    Example: wsurgery recalibrate-bn random.safetensors --data manifest.csv | wsurgery freeze-spec --upto block4 > f.safetensors
+    Example: wsurgery recalibrate-bn random.safetensors --data manifest.csv -o calibrated.safetensors
     """
     import torch
 

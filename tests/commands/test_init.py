@@ -107,3 +107,18 @@ def test_an_existing_file_is_replaced_by_force_only(invoke, fresh, tmp_path):
     assert (tmp_path / "x").read_bytes() == b"something"
     invoke(*given, "--force")
     assert (tmp_path / "x").read_bytes() == fresh.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet18", "resnet26", "resnetv2_50", "efficientnet_lite0"]
+)  # ours, and three of timm's
+def test_open_branches_are_the_same_draws_with_norms_at_the_identity(arch, invoke, tmp_path):
+    opened, reset = tmp_path / "opened.safetensors", tmp_path / "reset.safetensors"
+    invoke("init", arch, "--num-classes", 3, "--seed", 5, "--no-zero-init-last", "-o", opened)
+    invoke("init", arch, "--num-classes", 3, "--seed", 5, "-o", tmp_path / "own.safetensors")
+    invoke("reset-bn", tmp_path / "own.safetensors", "-o", reset)
+    a, b, own = load_file(opened), load_file(reset), load_file(tmp_path / "own.safetensors")
+    assert list(a) == list(b)
+    assert all((a[name] == b[name]).all() for name in a)
+    closed = [name for name in own if name.endswith("weight") and not own[name].any()]
+    assert len(closed) == {"resnet18": 8, "resnet26": 8, "resnetv2_50": 0, "efficientnet_lite0": 0}[arch]
