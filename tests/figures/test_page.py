@@ -199,7 +199,7 @@ def test_every_form_says_of_how_many_patients_the_test_aucs_are(make_experiment:
 
     def forms() -> list[str]:
         report = read_report(folder, threshold="0.9")
-        return [render_page(report, title=""), markdown(report, title=""), str(terminal_tables(report)[0].caption)]
+        return [render_page(report, title=""), markdown(report, title=""), str(terminal_tables(report)[1].caption)]
 
     assert all("Test AUC" not in form for form in forms())  # files of an older version do not say it
     for arm, n in (("random", 2000), ("transfer", 9)):
@@ -214,9 +214,11 @@ def test_every_form_says_of_how_many_patients_the_test_aucs_are(make_experiment:
 
 
 def test_a_number_stays_on_one_line_wherever_its_table_comes_from(make_experiment, tmp_path):
-    cells = ["0.782 ± 0.043", "+0.01 (-0.02 to 0.03)", "> 300, > 300"]
+    cells = ["0.782 ± 0.043", "+0.01 (-0.02 to 0.03)", "> 300, > 300", "≤ 0.56 (0.31 to 0.91)"]
     words = "3 of the seeds never came to the threshold, and one of them came to it and fell below it again"
-    (tmp_path / "RESULTS.md").write_text(f"| a | b | c | d |\n|---|---:|---|---|\n| {' | '.join(cells)} | {words} |\n")
+    (tmp_path / "RESULTS.md").write_text(
+        f"| a | b | c | d | e |\n|---|---:|---|---|---|\n| {' | '.join(cells)} | {words} |\n"
+    )
     text = render_results([tmp_path / "RESULTS.md"], title="T")
     for cell in cells:
         assert re.search(rf"<td class='number'[^>]*>{re.escape(cell.replace('>', '&gt;'))}</td>", text)

@@ -22,7 +22,7 @@ def origin(run: Path) -> str:
 
 
 def source_units(arms: Mapping[str, Sequence[Path]]) -> dict[str, str]:
-    """Tell which seeds share a source network: seed → the first seed that shares it.
+    """Tell which seeds share a source network: seed → the first seed that shares it; seeds without any are left out.
 
     A source network is a trained one, or a file that wsurgery did not make. Seeds share theirs where any arm says so.
 
@@ -36,11 +36,10 @@ def source_units(arms: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     units: dict[str, str] = {}
     for arm, seeds in arms.items():
         for run in seeds:
-            unit = units.setdefault(run.name, run.name)
             for source in _sources(_log(run)):
+                unit = units.setdefault(run.name, run.name)
                 other = units[first.setdefault((arm, source), run.name)]
                 units = {seed: other if of == unit else of for seed, of in units.items()}
-                unit = other
     return units
 
 

@@ -25,14 +25,14 @@ from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
 from wsurgery.figures.gather import results_html
 from wsurgery.figures.similarities import draw_comparisons
 from wsurgery.figures.style import INK, PAGE_WIDTH, inline_svg, line_styles, marker_points
-from wsurgery.figures.tables import arms_note, speed_note, speed_rows, tests_note
+from wsurgery.figures.tables import arms_note, notes_of, speed_rows
 from wsurgery.figures.titles import networks_of_runs
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
 from wsurgery.statistics.spread import Spread
 
 _FILTER_ARMS = ("random", "transfer", "meanvar", "gabor")
 # A cell that begins with a number and is no sentence, of our tables or of Markdown's: it stays on one line.
-_NUMBER = re.compile(r"<td( style=\"[^\"]*\")?>(?=(?:&[gl]t; ?)?[+−-]?\.?\d[^<]{0,60}<)")
+_NUMBER = re.compile(r"<td( style=\"[^\"]*\")?>(?=(?:(?:&[gl]t;|[≤≥~]) ?)?[+−-]?\.?\d[^<]{0,60}<)")
 _MANY = 128  # weights beside each other, more than can be told apart in half a column
 _SIMILARITY_NOTE = (
     "In the figures of similarity, bands: smallest to largest seed, or ± one standard deviation from 4 seeds on; whiskers, "
@@ -75,7 +75,7 @@ def render_page(report: Report | Networks, *, title: str, paper: str = "") -> st
     else:
         parts += [_introduction(reports), _sections(report, "h2")]
         claims, compared = list(report.claims), bool(report.comparisons)
-    notes = [_SIMILARITY_NOTE] * compared + [note for note in (tests_note(claims),) if note]
+    notes = [_SIMILARITY_NOTE] * compared + notes_of(reports.values(), claims)
     ran = "".join(_what_ran(name, one) for name, one in reports.items())
     if notes:
         parts += ["<h2>How to read this</h2>", *(f"<p>{_text(note)}</p>" for note in notes)]
@@ -134,12 +134,9 @@ def _arm_table(report: Report) -> str:
         name = f"{_swatch(arm.name, styles[arm.name])}{_text(arm.name)}<small>{_text(arm.origin)}</small>"
         seeds = ", ".join(run.seed for run in arm.runs)
         rows.append([name, _text(seeds), *map(_two_lines, (arm.test_spread, arm.valid_spread, arm.area_spread))])
-    page = _table(headings, rows) + f"<p class='note'>{_text(arms_note(report))}</p>"
     head, *steps = speed_rows(report)
-    page += (
-        _table(head, [[_text(cell) for cell in row] for row in steps])
-        + f"<p class='note'>{_text(speed_note(report))}</p>"
-    )
+    page = _table(headings, rows) + _table(head, [[_text(cell) for cell in row] for row in steps])
+    page += f"<p class='note'>{_text(note)}</p>" if (note := arms_note(report)) else ""
     if all(arm.test_spread is None for arm in report.arms.values()):
         page += _missing("test AUC", "wsurgery eval RUN --data SPEC --split test --json > RUN/eval.json")
     return page

@@ -17,9 +17,12 @@ from wsurgery.statistics.permutation import ALPHA
 from wsurgery.statistics.spread import SD_FROM
 
 Rows = list[list[str]]  # the head first
-SPREAD_NOTE = (
-    f"In brackets the range over the seeds; from {SD_FROM} seeds on, ± one standard deviation instead. "
-    "Mean along training: the area under the validation AUC's curve, by steps."
+ARMS_NOTE = (
+    f"In brackets the range over the seeds; from {SD_FROM} seeds on, ± one standard deviation instead. Mean along training: "
+    "the area under the validation AUC's curve, by steps. Steps: to the first of three evaluations in a row above the "
+    "threshold, of a third of them where there are fewer than nine; > N: there was none from a step up to N on. Times the "
+    f"baseline's steps: the geometric mean over the seeds, with its {LEVEL:.0%} interval; ≤ where a run of the baseline never "
+    "passed, ≥ where one of the arm did not, ~ for both."
 )
 COMPARISON_NOTE = (
     "Mean canonical correlation by layer: mean over the seeds, with their spread; in square brackets the floor and the "
@@ -28,15 +31,28 @@ COMPARISON_NOTE = (
 
 
 def arms_note(report: Report) -> str:
-    """Say what the spreads in the table of arms are, and of how many images and patients its test AUCs."""
+    """Say of how many images and patients test AUCs are, what thresholds are, and of how many source networks it speaks."""
     samples = dict.fromkeys(sample for arm in report.arms.values() for sample in arm.samples if sample)
-    if not samples:
-        return SPREAD_NOTE
-    whose = " and ".join(dict.fromkeys(sample.independent for sample in samples))
-    return (
-        f"{SPREAD_NOTE} Test AUC: of {' or '.join(sample.in_words() for sample in samples)}; its spread over seeds is no "
-        f"interval for other {whose}, which eval and compare give."
-    )
+    thresholds, units = report.thresholds, report.basis.units
+    said = []
+    if samples:
+        whose = " and ".join(dict.fromkeys(sample.independent for sample in samples))
+        said.append(
+            f"Test AUC: of {' or '.join(sample.in_words() for sample in samples)}; its spread over seeds is no interval for "
+            f"other {whose}, which eval and compare give."
+        )
+    if thresholds.origin:
+        said.append(f"The thresholds are {thresholds.origin}.")
+    if thresholds.others:
+        said.append(f"Claims are tested at {thresholds.tested:g}.")
+    sources = len(set(units.values()))
+    if 1 < sources < len(units):
+        said.append(f"{sources} source networks: intervals and tests are of the means of the seeds of each.")
+    elif sources > 1:
+        said.append("Each seed has a source network of its own, for which the intervals and tests speak, too.")
+    elif sources:
+        said.append("One source network: another may differ from it by more than intervals and tests say.")
+    return " ".join(said)
 
 
 def table_rows(report: Report) -> Rows:
@@ -56,35 +72,13 @@ def speed_rows(report: Report) -> Rows:
         [
             "arm",
             f"steps to AUC {thresholds.tested:g}, by seed",
-            *(f"times {base}'s, to {auc:g}" for auc in thresholds.aucs),
+            *(f"times {base}'s, to {auc:g}" for auc in thresholds.aucs if report.baseline),
         ]
     ]
     for arm in report.arms.values():
-        against = [report.against_baseline(arm, auc) for auc in thresholds.aucs]
+        against = [report.against_baseline(arm, auc) for auc in thresholds.aucs if report.baseline]
         rows.append([printable(arm.name, 40), arm.steps_in_words(), *against])
     return rows
-
-
-def speed_note(report: Report) -> str:
-    """Say what the steps are counted to, and what the ratios are."""
-    thresholds, units = report.thresholds, set(report.basis.units.values())
-    seeds = len(report.basis.units)
-    from_where = f" The thresholds are {thresholds.origin}." if thresholds.origin else ""
-    beside = f" Claims are tested at {thresholds.tested:g}." if thresholds.others else ""
-    if not any(arm.origin and " of " in arm.origin for arm in report.arms.values()) or seeds < 2:
-        sources = ""
-    elif len(units) == 1:
-        sources = " All seeds have one source network; another may differ from it by more than the intervals say."
-    elif len(units) == seeds:
-        sources = " Each seed has a source network of its own, for which the intervals and tests speak, too."
-    else:
-        sources = f" {len(units)} source networks: intervals and tests are of the means of the seeds of each."
-    return (
-        "Steps: to the first of three evaluations in a row above the threshold, of a third of them where there are fewer than "
-        "nine; > N: there was none from a step up to N on."
-        f"{from_where}{beside} Against {printable(report.baseline, 40)}: the geometric mean over the seeds, with its {LEVEL:.0%} "
-        f"interval; ≤ where a run of it never passed, ≥ where one of the arm did not, ~ for both.{sources}"
-    )
 
 
 def comparison_rows(comparisons: Mapping[str, Comparison]) -> Rows:
@@ -126,7 +120,8 @@ def terminal_tables(report: Report | Networks) -> list[Table]:
 def _terminal(report: Report, title: str | None = None) -> list[Table]:
     tables = []
     if report.arms:
-        tables = [_table(table_rows(report), arms_note(report)), _table(speed_rows(report), speed_note(report))]
+        note = f"{ARMS_NOTE} {arms_note(report)}".rstrip()
+        tables = [_table(table_rows(report), ""), _table(speed_rows(report), note)]
     tables += [_table(comparison_rows(report.comparisons), COMPARISON_NOTE)] if report.comparisons else []
     tables[0].title = Text(title) if title else None
     return tables
@@ -159,19 +154,25 @@ def markdown(report: Report | Networks, *, title: str, paper: str = "") -> str:
         rows = gap_rows(report.reports)
         if rows or report.claims:
             parts += ["## Across networks", "", *_markdown_table(rows), *_list(report.claims)]
-        note = tests_note(report.all_claims)
+        notes = notes_of(report.reports.values(), report.all_claims)
     else:
         parts += ["## Here", ""] if paper else []
         parts += _sections(report)
-        note = tests_note(report.claims)
-    return "\n".join([*parts, *([note] if note else [])]).rstrip("\n") + "\n"
+        notes = notes_of([report], report.claims)
+    return "\n".join([*parts, "\n\n".join(notes)]).rstrip("\n") + "\n"
+
+
+def notes_of(reports: Iterable[Report], claims: Iterable[Claim]) -> list[str]:
+    """Say how to read tables and claims, once for all networks of a page."""
+    arms = [ARMS_NOTE] if any(report.arms for report in reports) else []
+    return [*arms, *([note] if (note := tests_note(claims)) else [])]
 
 
 def _sections(report: Report) -> list[str]:
     parts = []
     if report.arms:
-        parts = [*_markdown_table(table_rows(report)), arms_note(report), ""]
-        parts += [*_markdown_table(speed_rows(report)), speed_note(report), ""]
+        parts = [*_markdown_table(table_rows(report)), *_markdown_table(speed_rows(report))]
+        parts += [note, ""] if (note := arms_note(report)) else []
     if report.comparisons:
         parts += [*_markdown_table(comparison_rows(report.comparisons)), COMPARISON_NOTE, ""]
     parts += _list(report.claims)
