@@ -136,6 +136,9 @@ def test_p_is_corrected_for_the_claims_of_the_page() -> None:
     # Holm's own words: p ordered, times what is left, and never below the one before.
     assert [claim.holm for claim in found] == pytest.approx([0.03, 0.06, None, 0.06])
     assert found[0].verdict == f"{SHOWN} (p = 0.01, Holm 0.03, 5 pairs)"
+    assert found[1].verdict.endswith(
+        "(p = 0.04, Holm 0.06, 5 pairs); not once p is corrected for the 3 claims of this page"
+    )
     (alone,) = corrected([Claim("c", "e", f"{SHOWN} (p = 0.01, 5 pairs)", 0.01)])
     assert (alone.holm, alone.verdict) == (0.01, f"{SHOWN} (p = 0.01, 5 pairs)")
 

@@ -29,6 +29,7 @@ from wsurgery.untrusted import read_regular
 
 _MAX_FILE = 1 << 20  # bytes
 _ONE_PAIR = "suggestive only (1 pair of each kind)"
+NOT_CORRECTED = "not once p is corrected"
 FACTOR, MARGIN = 1.25, 0.01  # of steps, and of AUC: within which two arms are alike, where a line says no other margin
 
 
@@ -187,13 +188,15 @@ def corrected(claims: Sequence[Claim]) -> list[Claim]:
     """Put the corrected p beside the own one of each claim, and into its verdict where there are several."""
     tested = [claim.p for claim in claims if claim.p is not None]
     adjusted = iter(holm(tested))
+    lost = f"; {NOT_CORRECTED} for the {len(tested)} claims of this page"
     found = []
     for claim in claims:
         if claim.p is not None:
             p = next(adjusted)
-            words = (
-                re.sub(r"\(p = [^,()]*", rf"\g<0>, Holm {p:.2g}", claim.verdict) if len(tested) > 1 else claim.verdict
-            )
+            words = claim.verdict
+            if len(tested) > 1:
+                words = re.sub(r"\(p = [^,()]*", rf"\g<0>, Holm {p:.2g}", words)
+                words += lost if words.startswith(SHOWN) and p >= ALPHA else ""
             claim = claim._replace(holm=p, verdict=words)
         found.append(claim)
     return found

@@ -78,7 +78,7 @@ def read_experiments(
             )
         named[name] = folder
     if len(named) == 1:
-        return read_report(
+        report = read_report(
             folders[0],
             threshold=threshold,
             plateau=plateau,
@@ -87,6 +87,7 @@ def read_experiments(
             baseline=baseline,
             claims=claims,
         )
+        return replace(report, claims=corrected(report.claims))
     arms_of = _shared_out(arms, {name: list(arms_in(folder)) for name, folder in named.items()}, "runs of")
     pairs_of = _shared_out(comparisons, {name: comparisons_in(folder) for name, folder in named.items()}, "comparison")
     reports = {

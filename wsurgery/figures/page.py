@@ -15,7 +15,7 @@ from PIL import Image
 
 from wsurgery.errors import printable
 from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, Comparison, differences, layer_names
-from wsurgery.experiments.claims import Claim
+from wsurgery.experiments.claims import NOT_CORRECTED, Claim
 from wsurgery.experiments.networks import Networks, gap_rows
 from wsurgery.experiments.report import Report
 from wsurgery.experiments.runs import Run
@@ -135,7 +135,10 @@ def _arm_table(report: Report) -> str:
         seeds = ", ".join(run.seed for run in arm.runs)
         rows.append([name, _text(seeds), *map(_two_lines, (arm.test_spread, arm.valid_spread, arm.area_spread))])
     head, *steps = speed_rows(report)
-    page = _table(headings, rows) + _table(head, [[_text(cell) for cell in row] for row in steps])
+    page = _table(headings, rows)
+    page += _table(
+        head, [[_text(name), _text(by_seed), *map(_on_two_lines, ratios)] for name, by_seed, *ratios in steps]
+    )
     page += f"<p class='note'>{_text(note)}</p>" if (note := arms_note(report)) else ""
     if all(arm.test_spread is None for arm in report.arms.values()):
         page += _missing("test AUC", "wsurgery eval RUN --data SPEC --split test --json > RUN/eval.json")
@@ -256,7 +259,7 @@ def _claim_list(claims: Sequence[Claim]) -> str:
     for claim in claims:
         kind = (
             "yes"
-            if claim.verdict.startswith(SHOWN)
+            if claim.verdict.startswith(SHOWN) and NOT_CORRECTED not in claim.verdict
             else "no"
             if claim.verdict.startswith(NOT_SHOWN) or claim.verdict.endswith("not suggested")
             else "maybe"
@@ -277,6 +280,12 @@ def _text(text: str) -> str:
 def _two_lines(summary: Spread | None) -> str:
     mean, _, detail = in_words(summary).partition(" ")
     return f"{mean}<small>{detail}</small>" if detail else mean
+
+
+def _on_two_lines(ratio: str) -> str:
+    """Put the interval of a ratio below it."""
+    value, bracket, interval = _text(ratio).partition(" (")
+    return f"{value}<small>({interval}</small>" if bracket else value
 
 
 def _swatch(arm: str, style: Mapping[str, str]) -> str:
