@@ -250,7 +250,7 @@ $(foreach net,$(NETS),\
 EVALUATIONS := $(RUNS:=/eval.json)
 STALE        = $(shell for run in $(RUNS); do \
                  test $$run/eval.json -nt $$run/metrics.json || echo $$run; done)
-EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1:=/best.safetensors) --data $(TARGET) --beside eval.json --force $(LIMITS))
+EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1) --data $(TARGET) --beside eval.json --force $(LIMITS))
 $(OUT)/$(RECIPE).evaluated: $(RUNS:=/metrics.json) $(if $(filter-out $(wildcard $(EVALUATIONS)),$(EVALUATIONS)),always)
 	$(call EVALUATE,$(STALE))
 	@touch $@

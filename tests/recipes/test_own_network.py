@@ -24,7 +24,7 @@ def test_the_recipe_runs_through(make, tmp_path):
     assert shown == ["conv1", "block1", "block2", "block3", "head"]
     for arm in ("transfuse", "random"):
         assert json.loads((out / "runs" / arm / "metrics.json").read_text())["steps"] == 1
-        assert f"runs/{arm}/last.safetensors" in (out / "eval.txt").read_text()
+        assert f"runs/{arm}/best.safetensors" in (out / "eval.txt").read_text()
     assert "block3" in (out / "cca.txt").read_text()
     make("own-network", "-q", f"OUT={out}", *given)  # fails if anything would be made again
 
