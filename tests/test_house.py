@@ -60,7 +60,7 @@ def parse() -> dict[str, ast.Module]:
 
 
 MODULES = parse()
-PACKAGES = {path.parent.name for path in (ROOT / "wsurgery").glob("*/__init__.py")} | {TOP}
+PACKAGES = {path.parent.name for path in (ROOT / "wsurgery").glob("*/__init__.py")} - {"studies"} | {TOP}
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -80,7 +80,7 @@ IMPORTS = {name: set(imported(tree)) for name, tree in MODULES.items()}
 
 def room_of(module: str) -> str | None:
     """Return the room of a module; None for one that lies beside them."""
-    if module in ABOVE_ALL:
+    if module in ABOVE_ALL or module.rpartition(".")[0] in ABOVE_ALL:
         return TOP
     if module in DOORS:
         return DOORS[module]

@@ -1,0 +1,113 @@
+"""The images of a study, and what networks say of them."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from wsurgery.checkpoint.trained import TrainedOn
+from wsurgery.data.dataset import Dataset, load_dataset, report_skipped
+from wsurgery.data.rendering import Rendering
+from wsurgery.data.sources import said_rendering
+from wsurgery.errors import UsageError
+from wsurgery.processes import ALONE, Processes
+from wsurgery.studies._checkpoints import Say, warn
+from wsurgery.training.predict import predict
+from wsurgery.training.predictions import Predictions, from_logits
+from wsurgery.training.recorded import match_labels, record_of, rendering_of, say_other_images
+
+
+def load_images(
+    data: str | Path | Dataset,
+    *,
+    split: str = "test",
+    image_size: int | None = None,
+    skip_bad: bool = False,
+    bad_list: str | Path | None = None,
+    trained: TrainedOn | None = None,
+    say: Say = warn,
+    processes: Processes = ALONE,
+) -> Dataset:
+    """Load the images of a split, as `evaluate` does for a network trained so; what is loaded already is returned as it is.
+
+    Raises:
+        UsageError: no such data or split.
+        WsurgeryError: a broken manifest or image.
+    """
+    if isinstance(data, Dataset):
+        return data
+    spec, skip_bad = str(data), skip_bad or bad_list is not None
+    size, rendering = image_size or (trained.image_size if trained else None), rendering_of(trained)
+    dataset = processes.in_turn(
+        lambda: load_dataset(spec, split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
+    )
+    if processes.is_first:
+        report_skipped({split: dataset.skipped}, say, bad_list)
+    return dataset
+
+
+class Images:
+    """The images of a split, decoded once for each size and fit that networks were trained with.
+
+    Args:
+        data, split, image_size, skip_bad, bad_list, say, processes: as `load_images` takes them.
+    """
+
+    def __init__(
+        self,
+        data: str | Path,
+        *,
+        split: str = "test",
+        image_size: int | None = None,
+        skip_bad: bool = False,
+        bad_list: str | Path | None = None,
+        say: Say = warn,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._load = partial(
+            load_images, data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say,
+            processes=processes,
+        )  # fmt: skip
+        self._loaded: dict[object, Dataset] = {}
+
+    def at(self, trained: TrainedOn | None) -> Dataset:
+        """Return them as they were given, or else as they were for a training; without either as they are."""
+        key = trained and (trained.image_size, trained.fit, trained.window)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(trained=trained)
+        return self._loaded[key]
+
+
+def predictions_of(
+    source: str, network: nn.Module, data: Dataset | Images, where: torch.device, say: Say, processes: Processes
+) -> tuple[Predictions, int]:
+    """Return what a network says of images, with the labels matched by name, and the images' size."""
+    trained = record_of(network)
+    dataset = data.at(trained) if isinstance(data, Images) else data
+    say = say if processes.is_first else lambda line: None
+    say_other_images(source, trained, dataset, say)
+    logits = predict(network, dataset, device=where, processes=processes)
+    dataset, logits = match_labels(source, trained, dataset, logits, say)
+    exclusive = trained is not None and trained.loss == "softmax"
+    return from_logits(source, dataset, logits, exclusive=exclusive), dataset.images.shape[1]
+
+
+def common_images(data: str, image_size: int | None, *networks: nn.Module) -> tuple[int | None, Rendering | None]:
+    """Return the size and the rendering of the images that networks were trained on; None where no record says it.
+
+    Raises:
+        UsageError: they were trained on different ones, and none is chosen.
+    """
+    known = [trained for network in networks if (trained := record_of(network))]
+    sizes, fits = {trained.image_size for trained in known}, {trained.fit for trained in known}
+    if image_size is None and len(sizes) > 1:
+        raise UsageError(
+            f"A and B were trained on images of different sizes ({' and '.join(map(str, sorted(sizes)))} pixels a side): "
+            "choose one with --image-size"
+        )
+    if len(fits) > 1 and "fit" not in said_rendering(data):
+        raise UsageError(
+            f"A and B were trained with fit={' and fit='.join(sorted(fits))}: choose one, as in SPEC?fit=crop"
+        )
+    return image_size or (sizes.pop() if sizes else None), rendering_of(known[0]) if known else None
