@@ -61,6 +61,7 @@ data make synthetic:fundus?n=20&size=32 -o manifest.csv
 data cache manifest.csv --image-size 32
 data show manifest.csv
 train net --data manifest.csv -o run
+recalibrate-bn net --data manifest.csv -o calibrated
 eval net --data manifest.csv
 compare run run
 cca net meanvar --data manifest.csv

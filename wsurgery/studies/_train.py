@@ -30,7 +30,8 @@ class Trained(NamedTuple):
     Attributes:
         folder: the run's folder; the best network is `best.safetensors` there, the last one `last.safetensors`.
         metrics: what `metrics.json` holds: `steps`, `best` and `last` (each with `step` and `macro_auc`, 0 to 1 or None),
-            and `steps_to_auc` (threshold → step from which three evaluations in a row reach it, or None).
+            and `steps_to_auc` (threshold → step from which three evaluations in a row reach it, or None);
+            and the `environment`: versions, the machine, and how large the splits were.
     """
 
     folder: Path

@@ -106,7 +106,7 @@ def train(
 
     Returns:
         What `metrics.json` holds: `steps`, `best` and `last` (each with `step` and `macro_auc`), and `steps_to_auc`
-        (threshold → step from which three evaluations in a row reach it, or null).
+        (threshold → step from which three evaluations in a row reach it, or null), and the `environment`.
 
     Raises:
         UsageError: the run folder belongs to other settings or another checkpoint, and `anew` is not given.
@@ -212,12 +212,12 @@ def train(
             os.fsync(log.fileno())
             loop.save(run)
             raise Interrupted(loop.signal, loop.progress.step, loop.steps)
-    metrics = summarise(run / "log.jsonl")
+    metrics = summarise(run / "log.jsonl") | {"environment": environment(device, processes, training, validation)}
     if first:
         if not loop.ended:
             loop.ended = True
             loop.save(run)
-        write_json(finished, {**metrics, "environment": environment(device, processes, training, validation)})
+        write_json(finished, metrics)
     return metrics
 
 

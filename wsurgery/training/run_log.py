@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
 
@@ -41,6 +41,7 @@ class Metrics(TypedDict):
     best: _Scored
     last: _Scored
     steps_to_auc: dict[str, Step | None]  # threshold → what `steps_to` returns
+    environment: NotRequired[dict[str, Any]]
 
 
 def read_log(path: Path) -> list[LogEntry]:
