@@ -5,6 +5,7 @@
 #
 #   make SEEDS="1 2 3"                              fewer seeds, or more: what is there stays
 #   make DATA=my.csv                                a table of your own, or any specification of `wsurgery data make`
+#   make NETS=mine MODEL_mine=net.py:make SOURCE_mine=weights.pth    a network of your own, and its pretrained weights
 #   make SCALE=paper DATA=chexpert:/data/CheXpert SOURCE_resnet50=resnet50.safetensors
 #   make -j64 RUN="srun --gres=gpu:1"               what goes before each train, eval and cca
 #   make RUN="torchrun --nproc-per-node 8 -m"       one job on 8 GPUs
@@ -72,12 +73,15 @@ OWN         := $(if $(filter synthetic:fundus%,$(DATA)),,yes)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-# A network is an architecture, or ARCHITECTURE@N: trained on N images. Its source network for a seed, and its blocks:
+# A network is an architecture, or ARCHITECTURE@N: trained on N images; or any name, with MODEL_NAME=FILE.py:CALLABLE, and
+# BLOCKS_NAME if `show` names others than these. Its source network for a seed is SOURCE_NAME, or is trained, and its blocks:
 SOURCE_OF := $(shell for seed in $(SEEDS); do set -- $(SOURCES); shift $$(((seed + $(words $(SOURCES)) - 1) % $(words $(SOURCES)))); echo $$seed:$$1; done)
 name    = $(firstword $(subst @, ,$(1)))
-arch    = $(call name,$(1))$(if $(filter toy,$(SCALE)), --width $(or $(WIDTH_$(call name,$(1))),$(WIDTH)))
-source  = $(or $(SOURCE_$(call name,$(1))),$(OUT)/sources/$(call name,$(1))/$(patsubst $(2):%,%,$(filter $(2):%,$(SOURCE_OF))).safetensors)
-blocks  = $(if $(filter cbr%,$(1)),,conv1) block1 block2 block3 block4 $(if $(filter cbr_large_t%,$(1)),block5)
+own     = $(addprefix --model ,$(MODEL_$(call name,$(1))))
+arch    = $(or $(call own,$(1)),$(call name,$(1))$(if $(filter toy,$(SCALE)), --width $(or $(WIDTH_$(call name,$(1))),$(WIDTH))))
+source  = $(or $(if $(filter %.safetensors,$(SOURCE_$(call name,$(1)))),$(SOURCE_$(call name,$(1)))),\
+            $(if $(SOURCE_$(call name,$(1))),$(OUT)/sources/$(call name,$(1))/given.safetensors),$(OUT)/sources/$(call name,$(1))/$(patsubst $(2):%,%,$(filter $(2):%,$(SOURCE_OF))).safetensors)
+blocks  = $(or $(BLOCKS_$(call name,$(1))),$(if $(filter cbr%,$(1)),,conv1) block1 block2 block3 $(if $(call own,$(1)),,block4) $(if $(filter cbr_large_t%,$(1)),block5))
 lower   = $(filter-out $(lastword $(call blocks,$(1))),$(call blocks,$(1)))
 subset  = $(addprefix --subset ,$(word 2,$(subst @, ,$(1))))
 
@@ -87,6 +91,10 @@ FIRST    := $(firstword $(SEEDS))
 FOLDERS  := $(addprefix $(OUT)/,$(NETS))
 RUNS     := $(foreach net,$(NETS),$(foreach arm,$(call ARMS,$(net)),$(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%)))
 comma    := ,
+define newline
+
+
+endef
 list      = $(subst $() $(),$(comma),$(strip $(1)))
 unique    = $(if $(1),$(firstword $(1)) $(call unique,$(filter-out $(firstword $(1)),$(1))))
 NAMES    := $(call unique,$(foreach net,$(NETS),$(call name,$(net))))
@@ -113,7 +121,7 @@ $(call stamp,page-$(RECIPE),$(RUNS) $(COMPARED) $(PLATEAUS) $(THRESHOLD))
 $(call stamp,slim,$(SLIM) $(CLASSES))
 $(foreach net,$(NETS),$(call stamp,network-$(net),$(call arch,$(net)) $(CLASSES)))
 $(foreach net,$(NAMES),$(call stamp,source-$(net),$(call arch,$(net)) $(SOURCE_CLASSES)))
-$(foreach net,$(NETS),$(call stamp,train-$(net),$(TRAIN) $(call subset,$(net)) --image-size $(IMAGE_SIZE)))
+$(foreach net,$(NETS),$(call stamp,train-$(net),$(TRAIN) $(call own,$(net)) $(call subset,$(net)) --image-size $(IMAGE_SIZE)))
 
 PAGE     := $(if $(strip $(ALL_ARMS) $(filter-out none,$(COMPARISONS))),$(OUT)/$(RECIPE).html)
 
@@ -150,8 +158,15 @@ $(OUT)/sources/$(1)/$(2)/init.safetensors: $(OUT)/settings/source-$(1)
 	wsurgery init $(call arch,$(1)) --num-classes $(SOURCE_CLASSES) --seed $(2) -o $$@ --force
 
 $(OUT)/sources/$(1)/$(2).safetensors: $(OUT)/sources/$(1)/$(2)/init.safetensors $(OUT)/data/source.csv $(OUT)/settings/source
-	$(RUN) wsurgery train $$< --data $(OUT)/data/source.csv -o $$(<D) --anew $(PRETRAINING) --seed $(2) $(LIMITS)
+	$(RUN) wsurgery train $$< $(call own,$(1)) --data $(OUT)/data/source.csv -o $$(<D) --anew $(PRETRAINING) --seed $(2) $(LIMITS)
 	ln -f $$(<D)/last.safetensors $$@ && touch $$@
+endef
+
+# Weights as they were downloaded.
+define GIVEN_RULE
+$(OUT)/sources/$(1)/given.safetensors: $(SOURCE_$(1))
+	@mkdir -p $$(@D)
+	wsurgery convert $$< -o $$@ --force
 endef
 
 seed = $(if $(findstring -twin/,$(1)),$$((1000 + $(notdir $(1)))),$(notdir $(1)))
@@ -188,7 +203,7 @@ define BLOCK_ARMS
 ARM_transfuse-$(1)     = $$(call UPTO,$(1))
 ARM_freeze-$(1)        = $$(call UPTO,100%) | wsurgery freeze-spec --upto $(1)
 ARM_freeze-hybrid-$(1) = $$(call UPTO,$(1)) | wsurgery freeze-spec --upto $(1)
-ARM_freeze-random-$(1) = wsurgery recalibrate-bn $$(INITIAL) --data $$(TARGET) --image-size $$(IMAGE_SIZE) | wsurgery freeze-spec --upto $(1)
+ARM_freeze-random-$(1) = wsurgery recalibrate-bn $$(INITIAL) $$(call own,$$(NET)) --data $$(TARGET) --image-size $$(IMAGE_SIZE) | wsurgery freeze-spec --upto $(1)
 endef
 $(foreach block,conv1 block1 block2 block3 block4 block5,$(eval $(call BLOCK_ARMS,$(block))))
 
@@ -199,15 +214,15 @@ $(foreach arm,random random-twin,$(SEEDS:%=$(1)/init/$(arm)/%.safetensors)): $(O
 
 # Train; compare. $* is ARM/SEED, or SEED. A run that was cut off goes on; with other settings, it begins anew.
 $(1)/runs/%/metrics.json: $(1)/init/%.safetensors $(TARGET) $(OUT)/settings/train-$(2)
-	$(RUN) wsurgery train $$< --data $(TARGET) -o $$(@D) --anew $(TRAIN) $(call subset,$(2)) --image-size $(IMAGE_SIZE) --seed $$(call seed,$$*) $(LIMITS)
+	$(RUN) wsurgery train $$< $(call own,$(2)) --data $(TARGET) -o $$(@D) --anew $(TRAIN) $(call subset,$(2)) --image-size $(IMAGE_SIZE) --seed $$(call seed,$$*) $(LIMITS)
 
 $(1)/cca/transfer-to-init/%.json: $(1)/runs/transfer/%/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(<D) --with-init --data $(TARGET) $(CCA) -o $$@ --force
+	$(RUN) wsurgery cca $$(<D) $(call own,$(2)) --with-init --data $(TARGET) $(CCA) -o $$@ --force
 
 $(1)/cca/random-to-init/%.json: $(1)/runs/random/%/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(<D) --with-init --data $(TARGET) $(CCA) -o $$@ --force
+	$(RUN) wsurgery cca $$(<D) $(call own,$(2)) --with-init --data $(TARGET) $(CCA) -o $$@ --force
 endef
 
 arm_is = $(or $(ARM_$(1)),$(ARM_$(patsubst %-twin,%,$(1))))
@@ -224,16 +239,16 @@ endef
 define PAIR_RULES
 $(1)/cca/$(4)/%.json: $(1)/runs/$(2)/%/metrics.json $(1)/runs/$(3)/%/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(patsubst %/,%,$$(dir $$(wordlist 1,2,$$^))) --data $(TARGET) $(CCA) -o $$@ --force
+	$(RUN) wsurgery cca $$(patsubst %/,%,$$(dir $$(wordlist 1,2,$$^))) $(call own,$(notdir $(1))) --data $(TARGET) $(CCA) -o $$@ --force
 
 $(1)/cca/$(4)-at-init/%.json: $(1)/init/$(2)/%.safetensors $(1)/init/$(3)/%.safetensors $(TARGET) $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(wordlist 1,2,$$^) --data $(TARGET) $(CCA) -o $$@ --force
+	$(RUN) wsurgery cca $$(wordlist 1,2,$$^) $(call own,$(notdir $(1))) --data $(TARGET) $(CCA) -o $$@ --force
 endef
 
 all_arms = $(filter-out random random-twin,$(call unique,transfer transfer-twin meanvar $(call ARMS,$(1))))
 
-$(foreach name,$(NAMES),$(foreach seed,$(SOURCES),$(eval $(call SOURCE_RULES,$(name),$(seed)))))
+$(foreach name,$(NAMES),$(eval $(call GIVEN_RULE,$(name)))$(foreach seed,$(SOURCES),$(eval $(call SOURCE_RULES,$(name),$(seed)))))
 $(foreach net,$(NETS),\
   $(eval $(call NET_RULES,$(OUT)/$(net),$(net)))\
   $(foreach arm,$(call all_arms,$(net)),$(call stamp,arm-$(arm)-$(net),$(call arm_is,$(arm)))\
@@ -246,13 +261,16 @@ $(foreach net,$(NETS),\
 .SECONDARY: $(foreach net,$(NETS),$(foreach arm,random random-twin $(call all_arms,$(net)),$(SEEDS:%=$(OUT)/$(net)/init/$(arm)/%.safetensors) \
   $(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%/metrics.json)))
 
-# One process evaluates all that were trained since: importing PyTorch takes longer than evaluating a toy.
+# One process evaluates all that were trained since, but for networks of your own, which have one each: importing PyTorch takes
+# longer than evaluating a toy.
+OWN_NETS    := $(foreach net,$(NETS),$(if $(call own,$(net)),$(net)))
 EVALUATIONS := $(RUNS:=/eval.json)
 STALE        = $(shell for run in $(RUNS); do \
                  test $$run/eval.json -nt $$run/metrics.json || echo $$run; done)
-EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1) --data $(TARGET) --beside eval.json --force $(LIMITS))
+EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1) $(call own,$(2)) --data $(TARGET) --beside eval.json --force $(LIMITS))
 $(OUT)/$(RECIPE).evaluated: $(RUNS:=/metrics.json) $(if $(filter-out $(wildcard $(EVALUATIONS)),$(EVALUATIONS)),always)
-	$(call EVALUATE,$(STALE))
+	$(call EVALUATE,$(filter-out $(addsuffix /%,$(addprefix $(OUT)/,$(OWN_NETS))),$(STALE)))
+	$(foreach net,$(OWN_NETS),$(call EVALUATE,$(filter $(OUT)/$(net)/%,$(STALE)),$(net))$(newline))
 	@touch $@
 
 # Pictures, of the first seed where they show one.

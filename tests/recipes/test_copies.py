@@ -6,6 +6,8 @@ import shutil
 from collections import Counter
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from wsurgery.errors import UsageError
 from wsurgery.recipe import copy_recipe, recipes
@@ -167,3 +169,28 @@ def test_a_copy_runs_on_a_table_of_ones_own(tmp_path, make, invoke):
     make(tmp_path / "study", "-j2", *TINY, data, "SEEDS=1", "STEPS=2", "ARMS=random")
     found = json.loads((tmp_path / "study/out/toy/cbr_tiny/runs/random/1/eval.json").read_text())
     assert list(found["labels"]) == rows[0][3:5]
+
+
+@pytest.mark.parametrize(
+    "recipe", ["meanvar", "transfuse", pytest.param("freeze", marks=pytest.mark.slow), "cca-to-init", "cca-seeds"]
+)
+def test_a_network_and_weights_of_ones_own_are_three_variables(recipe, tmp_path, make, invoke):
+    """A ResNet-20 that timm does not know, its weights as PyTorch writes them, and a table."""
+    copy_recipe("own-network", tmp_path / "other")
+    copy_recipe(recipe, tmp_path / "study")
+    model = f"{tmp_path / 'other' / 'cifar_resnet.py'}:resnet20"
+    invoke("init", "--model", model, "--num-classes", 10, "--seed", 3, "-o", tmp_path / "w.safetensors")
+    torch.save({"state_dict": load_file(tmp_path / "w.safetensors")}, tmp_path / "w.pth")
+    given = ["NETS=mine", f"MODEL_mine={model}", f"SOURCE_mine={tmp_path / 'w.pth'}", "FIGURES="]
+    if recipe == "freeze":
+        make(tmp_path / "study", "-j2", *TINY, *given, "SEEDS=1", "STEPS=2")
+        page = (tmp_path / "study/out/toy/study.html").read_text()
+        assert "freeze-random-block3" in page
+    planned = make(tmp_path / "study", "-n", *TINY, *given, "SEEDS=1", "STEPS=4")
+    for line in planned.splitlines():
+        if line.startswith(("wsurgery init", "wsurgery train", "wsurgery eval", "wsurgery cca")):
+            assert f"--model {model}" in line
+    assert "sources/mine/1.safetensors" not in planned  # they are trained already
+    if recipe == "transfuse":
+        assert "runs/transfuse-block2/1" in planned
+        assert "block3/1" not in planned  # which is all but the head
