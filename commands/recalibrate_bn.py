@@ -3,9 +3,7 @@
 from functools import partial
 from typing import Annotated
 
-from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.commands._shared import ModelOption
-from wsurgery.operations.cast import cast
 from wsurgery.plugin import (
     Array,
     Checkpoint,
@@ -18,7 +16,7 @@ from wsurgery.plugin import (
     UsageError,
     copies,
     edit,
-)  # fmt: skip
+)
 
 
 @edit()
@@ -78,4 +76,7 @@ def recalibrate_bn(
 
 
 def _cast(x: Array, run: Map, *, dtype: str) -> Array:
+    from wsurgery.checkpoint.dtypes import numpy_dtype
+    from wsurgery.operations.cast import cast
+
     return cast(x, dtype=numpy_dtype(dtype), run=run)
