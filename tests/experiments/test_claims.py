@@ -59,6 +59,7 @@ def test_as_fast_needs_steps_within_the_margin_and_all_known(make_arm: MakeArm) 
     assert judged("as-fast", make_arm("a", 100, 100), make_arm("b", 100, 100)).verdict.startswith("too few seeds")
     never = judged("as-fast", make_arm("a", *[None] * 5), make_arm("b", *[None] * 5))
     assert (never.verdict.startswith(NOT_SHOWN), never.p) == (True, None)
+    assert "> 200 with b; neither passed. Mean AUC" in never.evidence
 
 
 def test_auc_is_compared_within_seeds_and_against_a_margin(make_arm: MakeArm) -> None:

@@ -15,7 +15,7 @@ MakeArm = Callable[..., Arm]
         ([50], [None], "≤ 0.25"),  # it passed at 201 at the earliest
         ([None], [100], "≥ 2.01"),
         ([None, 50], [100, None], "~ 0.71"),
-        ([None], [None], "unknown: neither passed"),
+        ([None], [None], "neither passed"),
         ([0], [100], "0.01"),  # before training counts as the first step
         ([10, 20, 30, 40, 50], [100] * 5, "0.26 (0.10 to 0.50)"),
     ],

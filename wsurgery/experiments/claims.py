@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import AT_INIT, TO_INIT, Comparison, differences
-from wsurgery.experiments.summary import Arm, effect, log_ratios, times
+from wsurgery.experiments.summary import NEITHER, Arm, effect, log_ratios, times
 from wsurgery.experiments.thresholds import Thresholds
 from wsurgery.statistics.pairs import equivalence, unit_means
 from wsurgery.statistics.permutation import (
@@ -230,7 +230,8 @@ def _speed(a: Arm, b: Arm, basis: Basis) -> str:
     """Say by how much A is faster: steps at the threshold, the ratio at the others, and the area under the curve."""
     thresholds = basis.thresholds
     bound = ", as if who never passed had at the next step" if None in (*a.steps, *b.steps) else ""
-    ratio = f"{times(a, b, basis.units, named=True)} times as many{bound}"
+    ratio = times(a, b, basis.units, named=True)
+    ratio = ratio if ratio == NEITHER else f"{ratio} times as many{bound}"
     beside = ", ".join(f"{times(a.at(auc), b.at(auc), basis.units)} at {auc:g}" for auc in thresholds.others)
     seeds = {run.seed: run.area for run in b.runs}
     areas = {run.seed: run.area - seeds[run.seed] for run in a.runs if run.seed in seeds}

@@ -11,6 +11,7 @@ from wsurgery.statistics.bootstrap import Sample
 from wsurgery.statistics.pairs import centre_interval, log_ratio, unit_means
 from wsurgery.statistics.spread import Spread, spread
 
+NEITHER = "neither passed"
 LEVEL = 0.9  # of the intervals: one lies within a margin where `equivalence` shows it
 
 
@@ -110,7 +111,7 @@ def times(a: Arm, b: Arm, units: Mapping[str, str], *, named: bool = False) -> s
     if not ratios:
         return "no seed has both"
     if not any(steps is not None for steps in (*a.steps, *b.steps)):
-        return "unknown: neither passed"
+        return NEITHER
     bound = {(False, False): "", (True, False): "≥ ", (False, True): "≤ ", (True, True): "~ "}[
         None in a.steps, None in b.steps
     ]
