@@ -40,6 +40,7 @@ def recalibrate_bn(
     """
     import torch
 
+    from wsurgery.anatomy.roles import BATCH_NORM_STATISTICS
     from wsurgery.checkpoint.spool import spooled
     from wsurgery.data.dataset import load_dataset
     from wsurgery.data.sources import open_data, portable_name
@@ -60,9 +61,7 @@ def recalibrate_bn(
     recalibrate(network, few, device=torch.device("cpu"))
     made = as_checkpoint(network.state_dict(), checkpoint.label)
     statistics = {
-        name
-        for name, tensor in again.tensors.items()
-        if name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") and name in made.tensors
+        name for name in again.tensors if name.rpartition(".")[2] in BATCH_NORM_STATISTICS and name in made.tensors
     }
 
     def measured(tensor: TensorInfo) -> TensorEdit:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsurgery.anatomy.roles import BATCH_NORM_STATISTICS
 from wsurgery.commands._shared import BlockMap, Input, Json, Part, Threads, command, print_table, say, table_console
 from wsurgery.errors import UsageError, printable, table_cell
 
@@ -122,8 +123,7 @@ def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads
 
 
 def _is_parameter(name: str, role: str) -> bool:
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    return role != "integer" and not (role == "batch_norm" and name.endswith(buffers))
+    return role != "integer" and not (role == "batch_norm" and name.endswith(BATCH_NORM_STATISTICS))
 
 
 def _statistics(checkpoint: "Checkpoint", threads: int | None) -> Iterator[dict[str, Any]]:

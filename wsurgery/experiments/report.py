@@ -88,11 +88,11 @@ def read_report(
     """
     chosen = arms is not None or comparisons is not None
     asked = read_thresholds(threshold)
-    present = sorted(arms_in(folder), key=arm_order)
+    there = arms_in(folder)
     if plateau is not None and plateau in (arms or []):
         raise UsageError(f"--plateau {printable(plateau)} is on the page: name an arm that no claim is about")
-    if arms is None and plateau in present:
-        arms = [arm for arm in present if arm != plateau]
+    if arms is None and plateau in there:
+        arms = [arm for arm in sorted(there, key=arm_order) if arm != plateau]
     runs = find_runs(folder, arms)
     ends = find_runs(folder, [plateau]) if plateau and runs else []
     thresholds = resolve(asked, ends) if runs else Thresholds([auc for auc, _ in asked])
@@ -101,12 +101,12 @@ def read_report(
     if not found and not compared:
         raise UsageError(f"nothing of {printable(str(folder))} is left to report: choose arms or comparisons")
     if baseline is not None and baseline not in found:
-        there = ", ".join(map(printable, found)) or "none"
+        known = ", ".join(map(printable, found)) or "none"
         raise UsageError(
-            f"--baseline {printable(baseline)}: {printable(str(folder))} has no such arm; there are: {there}"
+            f"--baseline {printable(baseline)}: {printable(str(folder))} has no such arm; there are: {known}"
         )
     baseline = baseline or next((arm for arm in ("random", *found) if arm in found), "")
-    basis = Basis(thresholds, source_units(arms_in(folder)))
+    basis = Basis(thresholds, source_units(there))
     judged = judge(claims, found, compared, basis)
     return Report(found, compared, judged, basis, baseline, what_ran(found), chosen)
 
