@@ -144,14 +144,15 @@ def test_every_value_of_a_preset_has_a_flag(invoke, fresh, fundus, tmp_path):
         "--preset", "chexpert", "--epochs", 2, "--global-batch", 20, "--lr", 0.1, "--optimizer", "adamw",
         "--weight-decay", 0.1, "--warmup-epochs", 0, "--decay-epochs", "1", "--image-size", 16, "--crop", 0, "--hue", 0,
         "--contrast", 0.5, "--flip", "vertical", "--grad-clip", 2, "--ema", 0.5, "--patience", 7, "--eval-every", 1,
-        "--subset", 50, "--precision", "fp32", "--threads", 1, "--loss", "bce", "--pos-weight", "none=3,mild=.5",
-        "--lr-scale", "block1=0.1,*.bias=2e-1", "--lr-decay", 0.5,
+        "--subset", 50, "--eval-subset", 9, "--precision", "fp32", "--threads", 1, "--loss", "bce",
+        "--pos-weight", "none=3,mild=.5", "--lr-scale", "block1=0.1,*.bias=2e-1", "--lr-decay", 0.5,
     ]  # fmt: skip
     invoke("train", fresh, "--data", fundus, "-o", tmp_path, *given)
     assert settings(tmp_path) == {
         "steps": None, "epochs": 2, "batch_size": 20, "lr": 0.1, "optimizer": "adamw", "weight_decay": 0.1,
-        "warmup_epochs": 0, "decay_epochs": [1], "image_size": 16, "subset": 50, "eval_every": 1, "until_auc": None,
-        "seed": 0, "grad_clip": 2, "ema": 0.5, "patience": 7, "precision": "fp32", "compile": False, "sync_bn": False,
+        "warmup_epochs": 0, "decay_epochs": [1], "image_size": 16, "subset": 50, "eval_subset": 9, "eval_every": 1,
+        "until_auc": None, "seed": 0, "grad_clip": 2, "ema": 0.5, "patience": 7, "precision": "fp32", "compile": False,
+        "sync_bn": False,
         "augmentation": {
             "crop": 0, "flip_horizontal": False, "flip_vertical": True, "hue": 0, "contrast": 0.5
         },

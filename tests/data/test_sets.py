@@ -277,6 +277,31 @@ def test_odir_labels_are_each_eyes(tree, kind):
     assert never_split(manifest)
 
 
+def test_one_label_against_another_leaves_the_others_out(tree):
+    root = tree([f"Training Images/{i}_{side}.jpg" for i in range(4) for side in ("left", "right")])
+    lines = [f"{i},60,Male,{i}_left.jpg,{i}_right.jpg,{','.join(ODIR[i])},0,1,0,0,0,0,0,0" for i in range(4)]
+    table(root / "ODIR-5K_Training_Annotations.csv", "\n".join([HEADER, *lines]))
+    every = open_data(f"odir:{root}")
+    chosen = open_data(f"odir:{root}?labels=diabetes&against=normal,cataract")
+    known = {
+        path: dict(zip(every.label_names, row, strict=True))
+        for path, row in zip(every.paths, every.labels, strict=True)
+    }
+    counted = {path: row for path, row in known.items() if row["diabetes"] or row["normal"] or row["cataract"]}
+    assert 0 < len(counted) < len(known)
+    assert dict(zip(chosen.paths, chosen.labels[:, 0], strict=True)) == {
+        path: row["diabetes"] for path, row in counted.items()
+    }
+    assert chosen.label_names == ("diabetes",)
+    for query, words in (
+        ("against=normal", "against= needs labels="),
+        ("labels=diabetes&against=x", "against=x is not one of normal"),
+        ("labels=myopia&against=myopia", "no image has myopia or myopia"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            open_data(f"odir:{root}?{query}")
+
+
 def test_idrid_has_names_twice(tree):
     where = "B. Disease Grading/1. Original Images"
     root = tree(

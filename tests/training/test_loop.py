@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from tests.conftest import TRAINING
 from wsurgery.data.dataset import load_dataset
-from wsurgery.data.sources import make_data
+from wsurgery.data.sources import make_data, open_data
 from wsurgery.models import load
 from wsurgery.statistics.auc import auc_per_label, macro
 from wsurgery.training.predict import predict
@@ -144,6 +144,26 @@ def test_epochs_are_passes_over_the_subset(invoke, fresh, fundus, tmp_path):
     entries = read_log(tmp_path / "run")
     assert [entry["step"] for entry in entries if "auc" in entry] == [0, 5, 10, 15]  # once an epoch
     assert entries[-1]["epoch"] == 3
+
+
+@pytest.mark.parametrize("most", [8, 10_000])
+def test_evaluation_on_a_part_is_on_its_first_patients_alone(most, invoke, fresh, fundus, tmp_path):
+    invoke("data", "make", fundus, "-o", tmp_path / "data")
+    every = tmp_path / "data" / "manifest.csv"
+    whole = open_data(str(every)).where("valid")
+    part = set(whole.subset(min(most, len(whole))).paths)
+    assert (len(part) < len(whole)) == (most == 8)
+    head, *rows = every.read_text().splitlines()
+    kept = [row for row in rows if ",valid," not in row or row.partition(",")[0] in part]
+    assert sum(",valid," in row for row in kept) == len(part)
+    (every.parent / "part.csv").write_text("\n".join([head, *kept]) + "\n")
+    given = ["--steps", 8, "--eval-every", 4, "--batch-size", 8, "--threads", 1]
+    invoke("train", fresh, "--data", every, *given, "--eval-subset", most, "-o", tmp_path / "a")
+    invoke("train", fresh, "--data", every.parent / "part.csv", *given, "-o", tmp_path / "b")
+    logs = [[entry.get("auc") for entry in read_log(tmp_path / name)] for name in "ab"]
+    assert logs[0] == logs[1]
+    assert any(logs[0])
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["environment"]["validation"]["n"] == len(part)
 
 
 def test_a_batch_larger_than_the_data_is_all_of_it(invoke, fresh, fundus, tmp_path):

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
 from wsurgery.data.rendering import KEYS
@@ -15,8 +16,9 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".jp2", ".j2k", ".dcm", ".dicom",
 )  # fmt: skip
 _MAX_KINDS = 10  # of files in a message
+_MAX_FOLDS = 1000
 MAX_LINKS, MAX_LINKS_ABOVE = 20_000, 8  # to folders: two in each of forty are a million million paths
-SPLITS = {"valid": "0.15", "test": "0.15", "seed": "0"}  # the keys that hold_out takes, and their defaults
+SPLITS = {"valid": "0.15", "test": "0.15", "seed": "0", "fold": ""}  # the keys that hold_out takes, and their defaults
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "valid", "valid": "valid", "validate": "valid", "validation": "valid",
     "dev": "valid", "test": "test", "testing": "test",
@@ -203,7 +205,8 @@ def hold_out(
         scheme: for messages.
         splits: (n,), as the data has them: train for all images where it has none.
         patients: (n,).
-        keys: `valid` and `test`, parts of the patients, and `seed`.
+        keys: `valid` and `test`, parts of the patients, and `seed`; or `fold`, K/N: the K-th of N parts of the patients is
+            the test split, and the next one valid.
         given: the keys that the user gave.
 
     Returns:
@@ -217,22 +220,41 @@ def hold_out(
     for patient, split in zip(patients, splits, strict=True):
         if split_of.setdefault(patient, split) != split:
             raise WsurgeryError(f"{scheme}: patient {printable(patient)} is in both {split_of[patient]} and {split}")
-    fractions = {}
-    for name in ("valid", "test"):
-        if name not in splits:
-            fractions[name] = _number(scheme, name, keys[name])
-        elif name in given:
-            raise UsageError(f"{scheme}: the data has a {name} split of its own: leave {name}= out")
-    rest = 1 - sum(fractions.values())
-    if rest < -1e-9:
-        raise UsageError(f"{scheme}: valid and test are more than all patients")
     seed = int(_number(scheme, "seed", keys["seed"], whole=True))
     rows = [row for row, split in enumerate(splits) if split == "train"]
-    drawn = split_patients([patients[row] for row in rows], {"train": max(rest, 0.0), **fractions}, seed)
+    people = [patients[row] for row in rows]
+    for name in ("valid", "test"):
+        if name in splits and given.keys() & {name, "fold"}:
+            key = "fold" if keys["fold"] else name
+            raise UsageError(f"{scheme}: the data has a {name} split of its own: leave {key}= out")
+    if keys["fold"]:
+        drawn = _fold(scheme, people, keys["fold"], given, seed)
+    else:
+        fractions = {name: _number(scheme, name, keys[name]) for name in ("valid", "test") if name not in splits}
+        rest = 1 - sum(fractions.values())
+        if rest < -1e-9:
+            raise UsageError(f"{scheme}: valid and test are more than all patients")
+        drawn = split_patients(people, {"train": max(rest, 0.0), **fractions}, seed)
     result = list(splits)
     for row, split in zip(rows, drawn, strict=True):
         result[row] = split
     return result
+
+
+def _fold(scheme: str, patients: Sequence[str], text: str, given: Mapping[str, str], seed: int) -> list[str]:
+    fold, _, folds = text.partition("/")
+    if not (fold.isdecimal() and folds.isdecimal() and 1 <= int(fold) <= int(folds) <= _MAX_FOLDS and int(folds) > 1):
+        raise UsageError(f"{scheme}: fold={printable(text)} is not K/N, as 1/5 to 5/5, with N from 2 to {_MAX_FOLDS}")
+    if "test" in given:
+        raise UsageError(f"{scheme}: fold={text} says how much is test: leave test= out")
+    if len(set(patients)) < int(folds):
+        raise UsageError(f"{scheme}: {len(set(patients))} patients do not make {folds} folds")
+    part = Fraction(1, int(folds))
+    valid = Fraction(str(_number(scheme, "valid", given["valid"]))) if "valid" in given else part
+    if part + valid > 1:
+        raise UsageError(f"{scheme}: valid and a fold of {folds} are more than all patients")
+    parts = {"test": part, "valid": valid, "train": 1 - part - valid}
+    return split_patients(patients, parts, seed, (int(fold) - 1) * part)
 
 
 def _number(scheme: str, key: str, text: str, *, whole: bool = False) -> float:

@@ -91,6 +91,7 @@ def load_dataset(
     split: str | None,
     image_size: int | None = None,
     subset: int | None = None,
+    at_most: int | None = None,
     skip_bad: bool = False,
     trained: Rendering | None = None,
     threads: int | None = None,
@@ -102,6 +103,7 @@ def load_dataset(
         split: None for all splits together.
         image_size: pixels a side. None: the shorter side of the first image.
         subset: only as many whole patients as it takes for this many images; smaller subsets are part of larger ones.
+        at_most: a subset likewise, and all images where there are no more.
         skip_bad: leave out what cannot be read, instead of raising.
         trained: how images were rendered for the network that is to meet these. Its fit is taken where `spec` says none, and
             its window where the data have none of their own, for that belongs to their values.
@@ -121,6 +123,8 @@ def load_dataset(
         manifest = manifest.where(split)
     if subset is not None:
         manifest = manifest.subset(subset)
+    if at_most is not None and at_most < len(manifest):
+        manifest = manifest.subset(at_most)
     size = image_size or native_size(manifest, skip_bad=skip_bad)
     skipped: dict[str, str] = {}
     if skip_bad:

@@ -216,11 +216,14 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
         )
     if split is None:
         splits = hold_out(scheme, splits, patients, keys, given)
-        notes += (f"no column says the splits: {keys['valid']} of the patients are valid, {keys['test']} test",)
-    elif given.keys() & {"valid", "test"}:
-        splits = hold_out(
-            scheme, splits, patients, {**dict.fromkeys(("valid", "test"), "0"), "seed": "0", **given}, given
+        parts = (
+            f"fold {keys['fold']}"
+            if keys["fold"]
+            else f"{keys['valid']} of the patients are valid, {keys['test']} test"
         )
+        notes += (f"no column says the splits: {parts}",)
+    elif given.keys() & {"valid", "test", "fold"}:
+        splits = hold_out(scheme, splits, patients, {**keys, **dict.fromkeys(("valid", "test"), "0"), **given}, given)
     rendering = _rendering_of(table)
     beside = [name for name in beside if name.removeprefix(RENDERING) not in rendering]
     metadata = {name.removeprefix(META): tuple(table[name]) for name in beside}

@@ -29,7 +29,7 @@ from wsurgery.data.table import Table, read_table
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.untrusted import parse_json, read_regular, short_lines, text_of
 
-KEYS = {"labels": "", "images": "", "missing": "error", **SPLITS}
+KEYS = {"labels": "", "against": "", "images": "", "missing": "error", **SPLITS}
 _MAX_JSON = 1 << 27
 
 
@@ -93,8 +93,10 @@ class Place:
 def listed(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
     """List the images of a set.
 
-    `labels` chooses among its labels, `images=FOLDER` where an image is there twice, and `missing=skip` leaves out what is
-    not there. Splits that the set does not have are held out by patient: `valid` and `test` are their parts.
+    `labels` chooses among its labels, and with `against` only images count that have one of them, or one of those that
+    `against` names: `labels=diabetes&against=normal` is diabetes against normal. `images=FOLDER` says which where an image
+    is there twice, and `missing=skip` leaves out what is not there. Splits that the set does not have are held out by
+    patient: `valid` and `test` are their parts, or `fold`.
 
     Raises:
         UsageError: no such folder or table, or a key or value that is not there.
@@ -105,9 +107,19 @@ def listed(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
     place = Place(scheme, argument, keys["images"])
     rows = read(place, keys)
     rendering = Rendering(fit=FIT.get(scheme, "crop"))
+    names = [*rows.names]
+    chosen = _choose_labels(scheme, "labels", keys["labels"], names)
     images, labels, order = rows.images, rows.labels, [*range(len(rows.images))]
     if rows.repeats:
         order, labels = merge_repeats(images, labels, rows.repeats)
+    if keys["against"]:
+        if not keys["labels"]:
+            raise UsageError(f"{scheme}: against= needs labels=, what is against it")
+        others = _choose_labels(scheme, "against", keys["against"], names)
+        counted = np.flatnonzero((labels[:, chosen + others] == 1).any(1))
+        order, labels = [order[row] for row in counted], labels[counted]
+        if not order:
+            raise UsageError(f"{scheme}: no image has {keys['labels']} or {keys['against']}")
     skip = choose(scheme, "missing", keys["missing"], ("error", "skip")) == "skip"
     found = place.images.find([images[row] for row in order], rows.file, skip=skip)
     there = [i for i, path in enumerate(found) if path is not None]
@@ -120,10 +132,7 @@ def listed(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
     patients = [patient or path for patient, path in zip(patients, paths, strict=True)]
     splits = ["train" if rows.splits is None else split_name(rows.splits[row]) for row in order]
     splits = hold_out(scheme, splits, patients, keys, given)
-    names = [*rows.names]
-    if keys["labels"]:
-        chosen = [choose(scheme, "labels", name.strip(), names) for name in keys["labels"].split(",")]
-        labels, names = labels[:, [names.index(name) for name in chosen]], chosen
+    labels, names = labels[:, chosen], [names[i] for i in chosen]
     metadata = {name: tuple(values[row] for row in order) for name, values in rows.metadata.items()}
     left_out = (f"{len(found) - len(paths)} of {len(found)} images are not there",) if len(paths) < len(found) else ()
     return Manifest(
@@ -137,6 +146,11 @@ def listed(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
         rows.notes + left_out,
         rendering,
     )
+
+
+def _choose_labels(scheme: str, key: str, text: str, names: Sequence[str]) -> list[int]:
+    chosen = text.split(",") if text else names
+    return [names.index(choose(scheme, key, name.strip(), names)) for name in chosen]
 
 
 def _beside(table: Table, **names: str) -> dict[str, Sequence[str]]:

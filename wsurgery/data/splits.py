@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from hashlib import blake2b
 
 
@@ -14,13 +15,17 @@ def rank_patients(patients: Sequence[str], key: str) -> list[str]:
     return sorted(set(patients), key=rank)
 
 
-def split_patients(patients: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
+def split_patients(
+    patients: Sequence[str], fractions: Mapping[str, float | Fraction], seed: int, start: Fraction = Fraction(0)
+) -> list[str]:
     """Give every patient one split.
 
     Args:
         patients: the patient of each image, (n,); an image more of a patient changes nothing.
         fractions: the part of the patients in each split; they sum to 1.
         seed: another seed is another, independent assignment.
+        start: where in the order of the patients the first split begins; what goes beyond the end goes on at the beginning.
+            Of first splits of 1/N, those that start at 0, 1/N, 2/N, … have each patient once.
 
     Returns:
         The split of each image, (n,).
@@ -32,8 +37,10 @@ def split_patients(patients: Sequence[str], fractions: Mapping[str, float], seed
         raise ValueError(f"fractions must be at least 0 and sum to 1, not {dict(fractions)}")
     ranked = rank_patients(patients, f"split {seed}")
     split_of: dict[str, str] = {}
-    below = 0.0
+    first = round(start * len(ranked))
+    below: float | Fraction = start
     for split, fraction in fractions.items():
-        start, below = round(below * len(ranked)), below + fraction
-        split_of.update(dict.fromkeys(ranked[start : round(below * len(ranked))], split))
+        begin, below = round(below * len(ranked)), below + fraction
+        end = min(round(below * len(ranked)), first + len(ranked))
+        split_of.update(dict.fromkeys((ranked[i % len(ranked)] for i in range(begin, end)), split))
     return [split_of[patient] for patient in patients]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,9 +127,8 @@ def train(
         arguments += ["--precision", settings.precision] if settings.precision != "fp32" else []
 
         def both() -> tuple[Dataset, Dataset]:
-            size = settings.image_size
-            training = load_dataset(data, split="train", image_size=size, subset=settings.subset, skip_bad=skip_bad)
-            return training, load_dataset(data, split=eval_split, image_size=size, skip_bad=skip_bad)
+            load = partial(load_dataset, data, image_size=settings.image_size, skip_bad=skip_bad)
+            return load(split="train", subset=settings.subset), load(split=eval_split, at_most=settings.eval_subset)
 
         training, validation = processes.in_turn(both)
         if processes.is_first:

@@ -97,6 +97,10 @@ class Flags:
     eval_every: Annotated[
         int | None, typer.Option(min=1, metavar="STEPS", help="Evaluate this often. Default: once an epoch.")
     ] = None
+    eval_subset: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Evaluate on at most N images, in whole patients. Default: all."),
+    ] = None
     until_auc: Annotated[float | None, typer.Option(min=0, max=1, help="Stop at this macro AUC.")] = None
     patience: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Stop after N evaluations without a better macro AUC.")

@@ -23,6 +23,7 @@ class Settings:
         decay_epochs: epochs at which the learning rate is divided by 10.
         image_size: side of the square image in pixels; None is the images' own.
         subset: number of training images, in whole patients; None is all.
+        eval_subset: number of images to evaluate on at most, in whole patients; None is all of the split.
         eval_every: steps between evaluations; None is once an epoch.
         until_auc: stop once the macro AUC reaches this; None never.
         seed: of the order of images and the augmentation.
@@ -52,6 +53,7 @@ class Settings:
     decay_epochs: tuple[int, ...] = ()
     image_size: int | None = None
     subset: int | None = None
+    eval_subset: int | None = None
     eval_every: int | None = None
     until_auc: float | None = None
     seed: int = 0
