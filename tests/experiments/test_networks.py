@@ -24,7 +24,7 @@ def network(tmp_path: Path, write_run: WriteRun) -> Callable[..., Path]:
         for arm, seeds in steps.items():
             for seed, step in enumerate(seeds, 1):
                 curve = {0: 0.5, 200: 0.6} if step is None else {0: 0.5, step: 0.95, 200: 0.95}
-                auc = test_auc + (arm == "transfer") * (0.1 - int(name.partition("@")[2] or 0) / 1e5) + seed / 1000
+                auc = test_auc + (arm == "transfer") * (0.1 - int([*name.split("@"), 0][1]) / 1e5) + seed / 1000
                 write_run(tmp_path / name / "runs" / arm / f"{seed}", curve, test_auc=auc)
         return tmp_path / name
 
@@ -78,6 +78,22 @@ def test_the_gap_by_size_is_a_table_and_a_slope(network: Callable[..., Path]) ->
     for text in (markdown(found, title="T"), render_page(found, title="T")):
         assert all(cell in text for cell in (*head, *rows[0]))
         assert claim.verdict in text
+
+
+def test_equal_epochs_are_no_sizes_of_equal_steps(network: Callable[..., Path]) -> None:
+    arms = {"random": [100] * 5, "transfer": [50] * 5}
+    found = read(*(network(name, **arms) for name in ("net@500", "net@1000", "net@500@5", "net@1000@5")))
+    assert [row[:2] for row in gap_rows(found.reports)[1:]] == [
+        ["net", "500"], ["net", "1,000"], ["net, 5 epochs", "500"], ["net, 5 epochs", "1,000"],
+    ]  # fmt: skip
+    assert [claim.claim for claim in found.claims] == ["The gap closes. (net)", "The gap closes. (net, 5 epochs)"]
+
+
+def test_a_network_that_is_no_smaller_one_is_left_out(network: Callable[..., Path]) -> None:
+    arms = {"random": [100] * 5, "meanvar": [20] * 5}
+    line = LINES[1]._replace(options={"except": "other,third"})
+    folders = [network(name, **arms) for name in ("deep", "small", "other", "third")]
+    assert [claim.claim for claim in read(*folders, lines=[line]).claims] == ["It gains more. (deep, small)"]
 
 
 def test_sizes_of_one_network_are_no_two_networks(network: Callable[..., Path]) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from wsurgery.models import create
 
-NETWORK = Path(__file__).parents[2] / "recipes" / "own-network" / "cifar_resnet.py"
+NETWORK = Path(__file__).parents[2] / "recipes" / "cifar_resnet.py"
 pytestmark = pytest.mark.slow
 
 SMALL = ["ARMS=transfuse random", "IMAGES=64", "STEPS=1"]
@@ -31,6 +31,6 @@ def test_the_recipe_runs_through(make, tmp_path):
 
 def test_without_weights_it_trains_its_own(make, tmp_path):
     lines = make("own-network", "-n", f"OUT={tmp_path / 'out'}").replace("\\\n", " ").splitlines()
-    assert any("init --model cifar_resnet.py:resnet20 --num-classes 16" in line for line in lines)
+    assert any("init --model ../cifar_resnet.py:resnet20 --num-classes 16" in line for line in lines)
     assert any(line.startswith("wsurgery train") and "textures" in line for line in lines)
     assert all(stage.split()[0] in ("wsurgery", "mkdir", "ln", "tee") for line in lines for stage in line.split(" | "))

@@ -57,7 +57,7 @@ class Line(NamedTuple):
     Attributes:
         kind: one of `KINDS`.
         names: of arms or comparisons.
-        options: `margin` or `layers`.
+        options: `margin`, `layers` or `except`.
         sentence: the claim in words.
         where: file and line, for a message.
     """
@@ -98,7 +98,7 @@ KINDS = {
     "most-alike-below": Kind("COMPARISON than COMPARISON", 2),
     "moves-least-below": Kind("ARM", 1),
     "stays-alike": Kind("COMPARISON", 1),
-    "larger-gain": Kind("ARM over ARM", 2, across=True),
+    "larger-gain": Kind("ARM over ARM", 2, ("except",), across=True),
     "shrinking-gap": Kind("ARM over ARM", 2, across=True),
 }
 

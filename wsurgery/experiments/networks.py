@@ -1,5 +1,6 @@
 """Several experiments side by side, one a network or one a size of training set, and claims across them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, inf
@@ -22,7 +23,7 @@ class Networks:
     """Experiments side by side.
 
     Attributes:
-        reports: by the name of their folders, NET or NET@N: NET trained on N images.
+        reports: by the name of their folders, NET, NET@N or NET@N@E: NET trained on N images, for E epochs.
         claims: those across the experiments.
     """
 
@@ -165,8 +166,10 @@ def gap_rows(reports: Mapping[str, Report]) -> list[list[str]]:
 
 
 def _parse(name: str) -> tuple[str, int | None]:
-    network, _, images = name.rpartition("@")
-    return (network, int(images)) if network and images.isdecimal() and len(images) < 19 else (name, None)
+    found = re.fullmatch(r"(.+?)@(\d{1,18})(?:@(\d{1,18}))?", name, re.ASCII | re.DOTALL)
+    if found is None:
+        return name, None
+    return found[1] + (f", {found[3]} epochs" if found[3] else ""), int(found[2])
 
 
 def _across(lines: Sequence[Line], reports: Mapping[str, Report]) -> list[Claim]:
@@ -190,9 +193,16 @@ def _larger_gain(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
     }
     deep, *others = reports
     (network, images), claims = _parse(deep), []
+    left_out = line.options.get("except", "").split(",")
     for other in others:
         other_network, other_images = _parse(other)
-        if network == other_network or images != other_images or deep not in gains or other not in gains:
+        if (
+            other_network in left_out
+            or network == other_network
+            or images != other_images
+            or deep not in gains
+            or other not in gains
+        ):
             continue
         excess = {seed: gains[deep][seed] - gains[other][seed] for seed in gains[deep] if seed in gains[other]}
         if not excess:

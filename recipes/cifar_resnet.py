@@ -19,15 +19,15 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Three stages of `blocks` blocks, of 16, 32 and 64 channels: (b, in_chans, h, w) → (b, num_classes)."""
+    """Three stages of `blocks` blocks, of 16, 32 and `top` channels: (b, in_chans, h, w) → (b, num_classes)."""
 
-    def __init__(self, blocks: int, num_classes: int = 10, in_chans: int = 3) -> None:
+    def __init__(self, blocks: int, num_classes: int = 10, in_chans: int = 3, top: int = 64) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        for i, (inside, outside) in enumerate([(16, 16), (16, 32), (32, 64)], 1):
+        for i, (inside, outside) in enumerate([(16, 16), (16, 32), (32, top)], 1):
             rest = [Block(outside, outside, 1) for _ in range(blocks - 1)]
             self.add_module(f"layer{i}", nn.Sequential(Block(inside, outside, 1 if i == 1 else 2), *rest))
-        self.linear = nn.Linear(64, num_classes)
+        self.linear = nn.Linear(top, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(relu(self.bn1(self.conv1(x))))))
@@ -42,3 +42,8 @@ def resnet20(num_classes: int = 10, in_chans: int = 3) -> ResNet:
 def resnet56(num_classes: int = 10, in_chans: int = 3) -> ResNet:
     """56 layers."""
     return ResNet(9, num_classes, in_chans)
+
+
+def resnet20_slim(num_classes: int = 10, in_chans: int = 3) -> ResNet:
+    """20 layers, of which those of the last stage have half of the channels."""
+    return ResNet(3, num_classes, in_chans, top=32)
