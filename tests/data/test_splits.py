@@ -35,7 +35,7 @@ def test_seeds_are_independent():
     assert abs(agree - 0.5) < 4 * 0.5 / np.sqrt(1000)
 
 
-@pytest.mark.parametrize(("patients", "folds"), [(200, 8), (103, 7), (5, 5), (2, 2)])
+@pytest.mark.parametrize(("patients", "folds"), [(200, 8), (103, 7), (5, 5), (3, 3)])
 def test_folds_have_each_patient_in_test_once(patients, folds, tmp_path):
     rows = "".join(f"{i}.png,p{i % patients},{i % 2}\n" for i in range(3 * patients))
     (tmp_path / "t.csv").write_text("image,who,ill\n" + rows)
@@ -66,7 +66,8 @@ def test_folds_have_each_patient_in_test_once(patients, folds, tmp_path):
         ("fold=2", "fold=2 is not K/N"),
         ("fold=a/b", "is not K/N"),
         ("fold=1/5&test=0.2", "fold=1/5 says how much is test: leave test= out"),
-        ("fold=1/5&valid=0.9", "more than all patients"),
+        ("fold=1/5&valid=0.9", "a fold of 5 and a valid part of 0.9 leave no patient to train on"),
+        ("fold=1/2", "a fold of 2 and a valid part of 0.5 leave no patient to train on"),
         ("fold=1/9", "8 patients do not make 9 folds"),
         ("fold=1/4&split=part", "the data has a valid split of its own: leave fold= out"),
     ],
