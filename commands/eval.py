@@ -21,6 +21,7 @@ from wsurgery.commands._shared import (
     show_table,
 )
 from wsurgery.errors import UsageError
+from wsurgery.training.baseline_names import WORDS, Name
 
 if TYPE_CHECKING:
     from wsurgery.statistics.bootstrap import Interval
@@ -48,6 +49,10 @@ def eval(
         int, typer.Option(min=0, max=1_000_000, metavar="N", help="Samples of the bootstrap; 0 for none.")
     ] = 2000,
     seed: Seed = 0,
+    baseline: Annotated[
+        Name | None,
+        typer.Option(help="Hold the AUC against a logistic regression on these features of the split train's images."),
+    ] = None,
     force: Force = False,
     json: Json = False,
     *,
@@ -57,6 +62,8 @@ def eval(
 
     One interval is DeLong's, the other a bootstrap's; both take patients as independent, and not the images of one, or
     images where no patient is known. The predictions hold each probability and its logit, from which the AUC is.
+    A baseline is fitted to the images that a run was trained on, 16 x 16 pixels or histograms of 16 bins a channel: a network
+    that does not beat it tells apart what needs no network. DeLong's paired test says so, with the interval of the difference.
     Where the labels are the five grades of retinopathy, also for the eyes to be referred: moderate or worse.
 
     Started by torchrun, the processes share the images, and the result is one process's.
@@ -97,6 +104,7 @@ def eval(
                 threads=threads,
                 bootstrap=bootstrap,
                 seed=seed,
+                baseline=baseline,
                 force=force,
                 say=say,
                 processes=processes,
@@ -136,13 +144,33 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
     mean = result["macro_auc"]
     intervals = words(result["macro_delong_ci"]), words(result["macro_ci"])
     table.add_row(Text("macro"), "–" if mean is None else f"{mean:.4f}", *intervals)
+    beaten = result.get("baseline")
+    if beaten:
+        shown = f"macro, {beaten['name']}s", f"{beaten['macro_auc']:.4f}", words(beaten["macro_delong_ci"]), ""
+        table.add_row(*shown)
     unit = result["independent"]
     clustered = ": clustered DeLong (Obuchowski 1997)" if unit == "patients" else ""
     drawn = f"; the bootstrap draws {unit} {result['bootstrap']:,} times" if result["bootstrap"] else ""
     lost = f", {result['macro_left_out']:,} samples without both classes of each label left out of the macro AUC's"
     table.caption, table.caption_justify = (
         f"{Sample(result['n'], unit, result['units']).in_words()}, taken as independent{clustered}{drawn}"
-        f"{lost if result['macro_left_out'] else ''}",
+        f"{lost if result['macro_left_out'] else ''}{_against(beaten) if beaten else ''}",
         "left",
     )
     show_table(table)
+
+
+def _against(baseline: dict[str, Any]) -> str:
+    """Say how a network stands against a baseline, and where it does not beat it, what that means."""
+    chosen = f"chosen on {baseline['penalty_chosen_on']}" if baseline["penalty_chosen_on"] else "not chosen"
+    what = (
+        f". Macro less that of a logistic regression on {WORDS[baseline['name']]} of {baseline['trained_on']:,} training images "
+        f"(penalty {baseline['penalty']:g}, {chosen}): {baseline['difference']:+.4f}"
+    )
+    interval, p = baseline["ci"], baseline["p"]
+    tested = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else ", of too few for an interval"
+    tested += f", p = {p:.2g}, DeLong's paired test" if p is not None else ""
+    beats = interval is not None and interval[0] > 0
+    return f"{what}{tested}." + (
+        "" if beats else " That the network beats it is not shown: a claim about this network is worth little."
+    )

@@ -144,10 +144,10 @@ def test_evaluation_is_optional_and_checked(tmp_path: Path) -> None:
     with pytest.raises(WsurgeryError, match=r"eval\.json is not what wsurgery writes"):
         read_evaluation(tmp_path)
     (tmp_path / "eval.json").write_text('{"macro_auc": 0.75}')
-    assert read_evaluation(tmp_path) == (0.75, None)
+    assert read_evaluation(tmp_path) == (0.75, None, None)
     (tmp_path / "eval.json").write_text('{"macro_auc": 0.75, "n": 1234, "independent": "patients", "units": 40}')
     found = read_evaluation(tmp_path)
-    assert found == (0.75, (1234, "patients", 40))
+    assert found == (0.75, (1234, "patients", 40), None)
     assert found.sample.in_words() == "1,234 images of 40 patients"
     (tmp_path / "eval.json").write_text('{"macro_auc": 0.75, "n": 9, "independent": "\\u001b[2J", "units": 9}')
     with pytest.raises(WsurgeryError, match=r"eval\.json is not what wsurgery writes"):

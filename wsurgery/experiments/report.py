@@ -126,6 +126,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "seeds": [run.seed for run in arm.runs],
                 "test_samples": [sample and sample._asdict() for sample in arm.samples],
                 "test_macro_auc": {"values": arm.test_auc, **(arm.test_spread._asdict() if arm.test_spread else {})},
+                "baseline": _baseline_json(arm),
                 "valid_macro_auc": {"values": arm.last_auc, **arm.valid_spread._asdict()},
                 "mean_auc_along_training": {"values": [run.area for run in arm.runs], **arm.area_spread._asdict()},
                 "steps_to_threshold": arm.steps,
@@ -146,6 +147,14 @@ def as_json(report: Report) -> dict[str, Any]:
         "claims": [claim._asdict() for claim in report.claims],
         "what_ran": asdict(report.ran),
     }
+
+
+def _baseline_json(arm: Arm) -> dict[str, Any] | None:
+    """Return what the networks of an arm were held against, seed by seed; None where none was."""
+    if not any(arm.baselines):
+        return None
+    fields = {"name": "names", "macro_auc": "values", "difference": "differences", "p": "p"}
+    return {key: [x and getattr(x, field) for x in arm.baselines] for field, key in fields.items()}
 
 
 def _comparison_json(comparison: Comparison) -> dict[str, Any]:

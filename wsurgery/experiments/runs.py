@@ -12,6 +12,7 @@ import numpy as np
 
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.statistics.bootstrap import Sample
+from wsurgery.training.baseline_names import Name
 from wsurgery.training.run_folder import read_config
 from wsurgery.training.run_log import in_a_row, read_log, require_auc, steps_to
 from wsurgery.untrusted import parse_json, read_regular
@@ -98,8 +99,26 @@ class LayerScore:
     normalised: float | None = None
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """A classifier without a network on the images of a run, as its `eval.json` has it.
+
+    Attributes:
+        name: of what features.
+        macro_auc: its own, 0 to 1.
+        difference: the network's macro AUC less that.
+        p: of the difference, DeLong's, two-sided; None where there is no test.
+    """
+
+    name: Name
+    macro_auc: float
+    difference: float
+    p: float | None
+
+
 class _EvaluationFile(TypedDict, total=False):
     macro_auc: float | None
+    baseline: Baseline
     n: int
     independent: Literal["patients", "images"]
     units: int
@@ -111,10 +130,12 @@ class Evaluation(NamedTuple):
     Attributes:
         macro_auc: 0 to 1; None where no label has both classes.
         sample: of what it is; None where the file does not say.
+        baseline: what it was held against; None where nothing was.
     """
 
     macro_auc: float | None
     sample: Sample | None
+    baseline: Baseline | None
 
 
 class _Similarities(TypedDict):
@@ -270,7 +291,11 @@ def arm_order(arm: str) -> tuple[int, bool, list[tuple[int, str, str]]]:
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
-    """Return what a run's `eval.json` says; None where there is none."""
+    """Return what a run's `eval.json` says; None where there is none.
+
+    Raises:
+        WsurgeryError: it is no such file, or holds what is no AUC or p.
+    """
     path = folder / "eval.json"
     try:
         found = parse_json(read_regular(path, MAX_RESULT), _EvaluationFile, str(path))
@@ -280,7 +305,14 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     auc = auc if auc is not None and math.isfinite(auc) else None
     require_auc(auc, str(path))
     whole = "n" in found and "independent" in found and "units" in found
-    return Evaluation(auc, Sample(found["n"], found["independent"], found["units"]) if whole else None)
+    sample = Sample(found["n"], found["independent"], found["units"]) if whole else None
+    if baseline := found.get("baseline"):
+        require_auc(baseline.macro_auc, str(path))
+        if not -1 <= baseline.difference <= 1 or not 0 <= (baseline.p or 0) <= 1:
+            raise WsurgeryError(
+                f"{printable(str(path))} has a baseline with numbers that cannot be: make the file again"
+            )
+    return Evaluation(auc, sample, baseline)
 
 
 def read_similarities(path: Path) -> list[LayerScore]:

@@ -6,7 +6,7 @@ from math import exp
 from statistics import fmean
 
 from wsurgery.experiments.origins import origin
-from wsurgery.experiments.runs import Run, by_arm, read_evaluation
+from wsurgery.experiments.runs import Baseline, Run, by_arm, read_evaluation
 from wsurgery.statistics.bootstrap import Sample
 from wsurgery.statistics.pairs import centre_interval, log_ratio, unit_means
 from wsurgery.statistics.spread import Spread, spread
@@ -25,6 +25,7 @@ class Arm:
         test_auc: macro AUC on the test split, one for each run; None where the run was not evaluated.
         steps: step at which the threshold was passed, one for each run; None where it never was.
         samples: of what each of `test_auc` is, where it is known.
+        baselines: what each of `test_auc` was held against, where it was.
         origin: what was done to the weights that the first run began with, where its checkpoint says it.
     """
 
@@ -33,6 +34,7 @@ class Arm:
     test_auc: list[float | None]
     steps: list[int | None]
     samples: Sequence[Sample | None] = ()
+    baselines: Sequence[Baseline | None] = ()
     origin: str = ""
 
     @property
@@ -87,6 +89,7 @@ def summarise(runs: Sequence[Run], threshold: float) -> dict[str, Arm]:
             test_auc=[x and x.macro_auc for x in found],
             steps=[run.steps_to(threshold) for run in members],
             samples=[x and x.sample for x in found],
+            baselines=[x and x.baseline for x in found],
             origin=origin(members[0].folder),
         )
     return arms

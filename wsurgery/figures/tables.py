@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wsurgery.errors import printable
+from wsurgery.experiments.baselines import baseline_notes
 from wsurgery.experiments.cca import Comparison, layer_names
 from wsurgery.experiments.claims import Claim
 from wsurgery.experiments.networks import Networks, gap_rows
@@ -45,6 +46,7 @@ def arms_note(report: Report) -> str:
         said.append(f"The thresholds are {thresholds.origin}.")
     if thresholds.others:
         said.append(f"Claims are tested at {thresholds.tested:g}.")
+    said += baseline_notes(report.arms.values())
     sources = len(set(units.values()))
     if 1 < sources < len(units):
         said.append(f"{sources} source networks: intervals and tests are of the means of the seeds of each.")

@@ -1,16 +1,29 @@
 """`wsurgery.evaluate`."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from wsurgery.data.dataset import Dataset
 from wsurgery.devices import choose_device, threads_used
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
-from wsurgery.studies._checkpoints import Say, Source, label, network_of, require_at_least, unedited, warn
+from wsurgery.studies._baseline import beside, require_train
+from wsurgery.studies._checkpoints import (
+    Say,
+    Source,
+    label,
+    network_of,
+    require_at_least,
+    require_one_of,
+    unedited,
+    warn,
+)
 from wsurgery.studies._images import Images, predictions_of
+from wsurgery.training.baseline_names import NAMES, Name
 from wsurgery.training.evaluation import evaluate as evaluate_predictions
 from wsurgery.training.predictions import write_predictions
+from wsurgery.training.recorded import record_of
 
 
 def evaluate(
@@ -28,6 +41,7 @@ def evaluate(
     threads: int | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
+    baseline: str | None = None,
     force: bool = False,
     say: Say = warn,
     processes: Processes = ALONE,
@@ -49,6 +63,8 @@ def evaluate(
         threads: default all cores. Another number may round otherwise.
         bootstrap: samples of the bootstrap; 0 for none.
         seed: of the bootstrap.
+        baseline: `thumbnail` or `histogram`: a logistic regression on those features of the images of the split `train` (of a
+            run with `subset`, on its subset), to hold the network's macro AUC against.
         force: overwrite a file of predictions.
         say: takes a message for people.
         processes: which share the images, from `wsurgery.processes.joined`.
@@ -56,15 +72,18 @@ def evaluate(
     Returns:
         What `eval --json` prints: `labels` (name → `auc`, 0 to 1 or None, `ci` by DeLong, `bootstrap_ci`, `left_out`),
         `macro_auc`, `macro_ci` by the bootstrap, `macro_delong_ci`, `n` (images), what is taken as `independent` (patients or
-        images) and how many `units` of it there are, `split` and what the bootstrap did. In any but the first process,
-        nothing.
+        images) and how many `units` of it there are, `split` and what the bootstrap did; with a baseline, `baseline`: its
+        `name`, `macro_auc`, `macro_delong_ci`, `labels`, `penalty`, `trained_on` (images), and the `difference` of the
+        network's macro AUC less its own, with `ci` and `p` of the paired test. In any but the first process, nothing.
 
     Raises:
-        UsageError: an option that cannot be, no such data or split, or the file of predictions exists.
+        UsageError: an option that cannot be, no such data or split, the file of predictions exists, or there is nothing
+            that a baseline could learn from.
         WsurgeryError: checkpoint, data and network do not fit together.
     """
     require_at_least(0, bootstrap=bootstrap, seed=seed)
     require_at_least(1, threads=threads)
+    require_one_of("--baseline", baseline, [None, *NAMES])
     checkpoint = unedited(checkpoint)
     with threads_used(threads):
         where = choose_device(device, processes)
@@ -78,12 +97,15 @@ def evaluate(
                 say=say,
                 processes=processes,
             )
-        found, size = predictions_of(
-            label(checkpoint), network_of(checkpoint, arch, model), data, where, say, processes
-        )
+        if baseline is not None:
+            processes.in_turn(partial(require_train, data, baseline))
+        network = network_of(checkpoint, arch, model)
+        found, size = predictions_of(label(checkpoint), network, data, where, say, processes)
         if not processes.is_first:
             return {}
         result = {**evaluate_predictions(found, resamples=bootstrap, seed=seed), "split": split, "image_size": size}
+        if baseline is not None:
+            result["baseline"] = beside(cast(Name, baseline), found, checkpoint, record_of(network), data, say)
         if predictions is not None:
             write_predictions(Path(predictions), found, force=force)
     return result

@@ -1,6 +1,6 @@
 """The images of a study, and what networks say of them."""
 
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -9,10 +9,11 @@ from torch import nn
 from wsurgery.checkpoint.trained import TrainedOn
 from wsurgery.data.dataset import Dataset, load_dataset, report_skipped
 from wsurgery.data.rendering import Rendering
-from wsurgery.data.sources import said_rendering
+from wsurgery.data.sources import open_data, said_rendering
 from wsurgery.errors import UsageError
 from wsurgery.processes import ALONE, Processes
 from wsurgery.studies._checkpoints import Say, warn
+from wsurgery.training.baseline import Baseline
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import Predictions, from_logits
 from wsurgery.training.recorded import match_labels, record_of, rendering_of, say_other_images
@@ -69,7 +70,9 @@ class Images:
             load_images, data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say,
             processes=processes,
         )  # fmt: skip
+        self._data, self._skip_bad, self._say = str(data), skip_bad or bad_list is not None, say
         self._loaded: dict[object, Dataset] = {}
+        self.baselines: dict[object, Baseline] = {}  # what was fitted to their other splits
 
     def at(self, trained: TrainedOn | None) -> Dataset:
         """Return them as they were given, or else as they were for a training; without either as they are."""
@@ -77,6 +80,20 @@ class Images:
         if key not in self._loaded:
             self._loaded[key] = self._load(trained=trained)
         return self._loaded[key]
+
+    @cached_property
+    def splits(self) -> set[str]:
+        """Which splits the data have."""
+        return set(open_data(self._data).splits)
+
+    def other(self, split: str, like: Dataset, *, subset: int | None = None) -> Dataset:
+        """Load another split, or whole patients of it, with images of the size and rendering of `like`, in this process."""
+        dataset = load_dataset(
+            self._data, split=split, image_size=like.images.shape[1], subset=subset, skip_bad=self._skip_bad,
+            trained=like.rendering,
+        )  # fmt: skip
+        report_skipped({split: dataset.skipped}, self._say)
+        return dataset
 
 
 def predictions_of(
