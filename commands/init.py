@@ -85,6 +85,7 @@ def _own(
     from wsurgery.models import as_checkpoint, create
     from wsurgery.models.load import open_branches
     from wsurgery.models.own import find_model
+    from wsurgery.models.traced import traced_blocks
 
     own = find_model(model)
     architecture: dict[str, Any] = {"name": own.name, "args": args, "model": own.said}
@@ -97,7 +98,7 @@ def _own(
         architecture["num_classes"] = network.num_classes
     return Result(
         copies(as_checkpoint(network.state_dict(), "a fresh network")),
-        History(architecture),
+        History(architecture, blocks=traced_blocks(network)),
         name=f"{own.name}.init",
         recorded={"model": own.said},
     )

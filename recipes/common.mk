@@ -116,6 +116,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
 comma    := ,
+hash     := \#
 define newline
 
 
@@ -214,7 +215,7 @@ results: all
 
 RESULTS_IN   := RESULTS$(if $(filter toy,$(SCALE)),,-$(SCALE)).md
 REAL_RESULTS  = $(if $(PAGE),$(REPORT) --title $(SET) -o $(OUT)/$(RECIPE).md --json > $(OUT)/$(RECIPE).json,$(RESULTS) > $(OUT)/$(RECIPE).md); \
-  { printf '\# $(RECIPE), on real images\n'; $(if $(wildcard paper.md),printf '\n\#\# The paper\n\n'; cat paper.md; )for found in $(dir $(OUT))*/$(RECIPE).md; do echo; cat $$found; done; } > $(RESULTS_IN)
+  { printf '$(hash) $(RECIPE), on real images\n'; $(if $(wildcard paper.md),printf '\n$(hash)$(hash) The paper\n\n'; cat paper.md; )for found in $(dir $(OUT))*/$(RECIPE).md; do echo; cat $$found; done; } > $(RESULTS_IN)
 
 # This recipe's own: its page, pictures, runs and comparisons. The next recipe trains again what it shared of them.
 clean:

@@ -211,6 +211,20 @@ def test_runs_of_other_settings_are_no_arm(other: dict[str, object], words: str,
         read_seeds(tmp_path / "runs" / "random")
 
 
+def test_runs_on_folds_of_the_same_patients_are_an_arm(tmp_path: Path) -> None:
+    def fold(k: int, said: str) -> None:
+        file = a_run(tmp_path / "runs" / "random" / f"{k}", seed=k) / "config.json"
+        data = {"spec": f"target-{k}.csv", "train": f"a{k}", "validation": f"b{k}", "fit": "crop", "fold": said}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "data": data}))
+
+    fold(1, "1/8")
+    fold(2, "2/8")
+    assert [run.seed for run in find_runs(tmp_path)] == ["1", "2"]
+    fold(3, "3/5")
+    with pytest.raises(UsageError, match=r"data \(folds\) is \"8\" in .* and \"5\" in"):
+        find_runs(tmp_path)
+
+
 @pytest.mark.parametrize("changed", [{"labels": ["healthy"]}, {"data": {"train": "def"}}])
 def test_runs_on_other_data_or_for_other_labels_are_no_arm(changed: dict[str, object], tmp_path: Path) -> None:
     a_run(tmp_path / "runs" / "random" / "1")

@@ -211,6 +211,11 @@ def test_every_form_says_of_how_many_patients_the_test_aucs_are(make_experiment:
             "Test AUC: of 2,000 images of 222 patients or 9 images of 1 patients; its spread over seeds is no" in form
         )
         assert "interval for other patients" in form
+    third = folder / "runs" / "random" / "1" / "eval.json"
+    third.write_text(json.dumps({"macro_auc": 0.8, "n": 50, "independent": "patients", "units": 2}))
+    assert all(
+        "Test AUC: of 9 to 2,000 images of 1 to 222 patients, others in each fold; its" in form for form in forms()
+    )
 
 
 def test_a_number_stays_on_one_line_wherever_its_table_comes_from(make_experiment, tmp_path):

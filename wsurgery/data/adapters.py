@@ -252,7 +252,9 @@ def _fold(scheme: str, patients: Sequence[str], text: str, given: Mapping[str, s
     part = Fraction(1, int(folds))
     valid = Fraction(str(_number(scheme, "valid", given["valid"]))) if "valid" in given else part
     if part + valid >= 1:
-        raise UsageError(f"{scheme}: a fold of {folds} and a valid part of {float(valid):g} leave no patient to train on")
+        raise UsageError(
+            f"{scheme}: a fold of {folds} and a valid part of {float(valid):g} leave no patient to train on"
+        )
     parts = {"test": part, "valid": valid, "train": 1 - part - valid}
     return split_patients(patients, parts, seed, (int(fold) - 1) * part)
 

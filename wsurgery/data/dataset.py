@@ -33,6 +33,7 @@ class Dataset:
         digest: BLAKE3 of the manifest's rows that are here, as 64 hexadecimal digits.
         skipped: path → what is wrong with it, of each image that was left out.
         rendering: how image files became squares.
+        fold: K/N, where the split is one of the K-th of N folds of the patients; else empty.
     """
 
     images: NDArray[np.uint8]
@@ -43,6 +44,7 @@ class Dataset:
     digest: str
     skipped: Mapping[str, str] = field(default_factory=dict)
     rendering: Rendering = DEFAULT
+    fold: str = ""
 
     @property
     def has_patients(self) -> bool:
@@ -140,4 +142,5 @@ def load_dataset(
         manifest.digest,
         skipped,
         manifest.rendering,
+        manifest.fold,
     )

@@ -42,6 +42,7 @@ from wsurgery.errors import UsageError, printable, table_cell
 
 FIXED = ("path", "patient", "split")
 META = "meta:"  # before the name of a column that is no label
+FOLD = "fold"  # the column, after META, that says in each row alike which fold of the patients is tested: K/N
 RENDERING = f"{META}image_"  # before that of one that says, in each row alike, how all images are rendered
 MAX_SPLITS = 1000
 KEYS = {
@@ -105,6 +106,12 @@ class Manifest:
         if not rows:
             raise UsageError(f"no image is in split {split!r}: there are {', '.join(sorted(set(self.splits)))}")
         return self.take(rows)
+
+    @property
+    def fold(self) -> str:
+        """K/N, where the splits are the K-th of N folds of the patients; else empty."""
+        said = set(self.metadata.get(FOLD, ()))
+        return said.pop() if len(said) == 1 else ""
 
     def subset(self, n: int) -> "Manifest":
         """The first patients in a fixed order, as many as it takes for `n` images, with all of their images.

@@ -20,7 +20,7 @@ from wsurgery.data.cache import cache_folder
 from wsurgery.data.chexpert import chexpert
 from wsurgery.data.folder import folder as class_folders
 from wsurgery.data.graded import LAYOUTS, graded
-from wsurgery.data.manifest import Manifest, read_manifest, write_manifest
+from wsurgery.data.manifest import FOLD, Manifest, read_manifest, write_manifest
 from wsurgery.data.medmnist import medmnist
 from wsurgery.data.rendering import DEFAULT, Rendering, split_keys
 from wsurgery.data.sets import SETS, listed
@@ -98,7 +98,7 @@ def open_data(spec: str, *, threads: int | None = None) -> Manifest:
         if not Path(name).is_file():
             raise UsageError(f"{printable(name)}: there is no such file")
         rendering, keys = split_keys(_options(spec, query))
-        return _rendered(read_manifest(Path(name), keys), rendering)
+        return _with_fold(_rendered(read_manifest(Path(name), keys), rendering), keys)
     if not _is_specification(spec):
         there = (
             f" is a folder: for one with a folder a class say folder:{printable(spec)}"
@@ -109,7 +109,7 @@ def open_data(spec: str, *, threads: int | None = None) -> Manifest:
     scheme, argument, options = _parse(spec)
     if _is_adapter(scheme):
         rendering, keys = split_keys(options)
-        return _rendered(_list_images(scheme, argument, keys), rendering)
+        return _with_fold(_rendered(_list_images(scheme, argument, keys), rendering), keys)
     identity = _identity(scheme, SCHEMES[scheme](argument, options))
     folder = cache_folder() / "data" / f"{scheme}-{bytes_digest(identity.encode())[:16]}"
     make_data(spec, folder, threads=threads)
@@ -125,6 +125,12 @@ def said_rendering(spec: str) -> dict[str, str]:
 
 def _rendered(manifest: Manifest, given: Mapping[str, str]) -> Manifest:
     return replace(manifest, rendering=replace(manifest.rendering, **given)) if given else manifest
+
+
+def _with_fold(manifest: Manifest, keys: Mapping[str, str]) -> Manifest:
+    if "fold" not in keys:
+        return manifest
+    return replace(manifest, metadata={**manifest.metadata, FOLD: (keys["fold"],) * len(manifest)})
 
 
 def make_data(spec: str, folder: Path, *, force: bool = False, threads: int | None = None) -> bool:

@@ -18,6 +18,7 @@ from wsurgery.training.run_log import in_a_row, read_log, require_auc, steps_to
 from wsurgery.untrusted import parse_json, read_regular
 
 MAX_RESULT = 1 << 28  # bytes of eval.json, or of a result of cca
+_OWN_OF_FOLD = ("data (spec)", "data (train)", "data (validation)", "data (fold)")
 _LARGEST = 1e15  # of a similarity: normalised, it may be anything
 
 _ARM_ORDER: tuple[str, ...] = (
@@ -225,6 +226,8 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
 def require_alike(runs: Sequence[Run]) -> None:
     """Check that the runs of an arm differ in their seeds and first weights only, as far as their config.json say.
 
+    Their data may be different folds of the same patients.
+
     Raises:
         UsageError: one was trained with another setting, on other data, or for other labels.
         WsurgeryError: a config.json is damaged.
@@ -251,6 +254,9 @@ def _decided(run: Path) -> dict[str, Any] | None:
     settings = {key: value for key, value in config["settings"].items() if key != "seed"}
     data = config.get("data")
     parts = {f"data ({key})": value for key, value in data.items()} if isinstance(data, dict) else {}
+    if fold := str(parts.get("data (fold)", "")):
+        parts = {key: value for key, value in parts.items() if key not in _OWN_OF_FOLD}
+        parts["data (folds)"] = fold.rpartition("/")[2]
     return {**settings, **parts, "labels": config.get("labels")}
 
 

@@ -12,7 +12,7 @@ from wsurgery.checkpoint.trained import trained_on
 from wsurgery.errors import printable
 from wsurgery.experiments.runs import MAX_RESULT, Run
 from wsurgery.experiments.summary import Arm
-from wsurgery.statistics.bootstrap import Sample
+from wsurgery.statistics.bootstrap import Sample, samples_in_words
 from wsurgery.training.run_folder import read_config
 from wsurgery.training.settings import Settings
 from wsurgery.untrusted import parse_json, read_regular
@@ -53,8 +53,8 @@ def what_ran(arms: Mapping[str, Arm]) -> WhatRan:
     facts = {
         "data": [_data(config) for config in configs],
         "images": [
-            *(f"{_sample(e[split])} to {use}" for e in environments for split, use in _SPLITS if split in e),
-            *(f"{sample.in_words()} to test" for sample in samples),
+            *(_samples([e[split] for e in environments if split in e], use) for split, use in _SPLITS),
+            *([f"{samples_in_words(samples)} to test"] if samples else []),
         ],
         "network": [_network(history) for history in histories.values()],
         "images as the network sees them": [_images(history) for history in histories.values()],
@@ -99,9 +99,9 @@ def _data(config: Mapping[str, Any]) -> str:
     return f"{data.get('spec', '')} (digests: {digests})"
 
 
-def _sample(found: Any) -> str:
+def _samples(found: Sequence[Any], use: str) -> str:
     try:
-        return Sample(**found).in_words()
+        return f"{samples_in_words([Sample(**each) for each in found])} to {use}" if found else ""
     except (TypeError, ValueError):
         return printable(json.dumps(found), 80)
 

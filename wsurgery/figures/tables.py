@@ -14,6 +14,7 @@ from wsurgery.experiments.networks import Networks, gap_rows
 from wsurgery.experiments.report import Report
 from wsurgery.experiments.summary import LEVEL, in_words
 from wsurgery.experiments.what_ran import WhatRan
+from wsurgery.statistics.bootstrap import samples_in_words
 from wsurgery.statistics.permutation import ALPHA
 from wsurgery.statistics.spread import SD_FROM
 
@@ -39,7 +40,7 @@ def arms_note(report: Report) -> str:
     if samples:
         whose = " and ".join(dict.fromkeys(sample.independent for sample in samples))
         said.append(
-            f"Test AUC: of {' or '.join(sample.in_words() for sample in samples)}; its spread over seeds is no interval for "
+            f"Test AUC: of {samples_in_words(samples)}; its spread over seeds is no interval for "
             f"other {whose}, which eval and compare give."
         )
     if thresholds.origin:

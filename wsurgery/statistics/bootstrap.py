@@ -1,6 +1,6 @@
 """How far an AUC would vary with other patients: the bootstrap, all images of a patient together."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +28,20 @@ class Sample(NamedTuple):
     def in_words(self) -> str:
         """Write it: `6,154 images of 150 patients`, or `6,154 images`."""
         return f"{self.n:,} images" + (f" of {self.units:,} patients" if self.independent == "patients" else "")
+
+
+def samples_in_words(samples: Collection[Sample]) -> str:
+    """Write of what several AUCs are: `2,777 to 3,574 images of 25 patients, others in each fold` where they are many."""
+    distinct = list(dict.fromkeys(samples))
+    if len(distinct) < 3:
+        return " or ".join(sample.in_words() for sample in distinct)
+
+    def between(values: Sequence[int]) -> str:
+        return " to ".join(f"{value:,}" for value in sorted({min(values), max(values)}))
+
+    patients = [sample.units for sample in distinct if sample.independent == "patients"]
+    images = f"{between([sample.n for sample in distinct])} images"
+    return f"{images}{f' of {between(patients)} patients' if patients else ''}, others in each fold"
 
 
 class _Ranking(NamedTuple):

@@ -138,6 +138,7 @@ def train(
                 "train": training.digest,
                 "validation": validation.digest,
                 **asdict(training.rendering),
+                **({"fold": training.fold} if training.fold else {}),
             },
             "labels": list(training.label_names),
             "device": device.type,
