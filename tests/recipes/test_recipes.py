@@ -43,7 +43,12 @@ def test_every_line_is_a_command_that_a_user_can_type(recipe, make, tmp_path):
     source = tmp_path / "source.safetensors"
     source.touch()
     given = [f"SOURCE_{net}={source}" for net in ("resnet50", "inception_v3")]
-    scales = ([], ["SCALE=paper", "DATA=chexpert:/d", "SOURCE_DATA=folder:/i", *given])
+    root = tmp_path / "root"
+    (root / "malaria").mkdir(parents=True)
+    for name in ("resnet20-12fca82f.th", "resnet56-4bfd9763.th"):
+        (root / name).touch()
+    real = ["SCALE=real", f"DATA_ROOT={root}", f"SOURCE_tf_efficientnet_lite0={source}"]
+    scales = (real, [], ["SCALE=paper", "DATA=chexpert:/d", "SOURCE_DATA=folder:/i", *given])
     for variables in scales:
         lines = make(recipe, "-n", f"OUT={tmp_path / 'out'}", *variables).replace("\\\n", " ").splitlines()
         for line in lines:
