@@ -102,6 +102,7 @@ KINDS = {
     "stays-alike": Kind("COMPARISON", 1),
     "larger-gain": Kind("ARM over ARM", 2, ("except",), across=True),
     "shrinking-gap": Kind("ARM over ARM", 2, across=True),
+    "moves-less": Kind("ARM", 1, ("except",), across=True),
 }
 
 
