@@ -13,6 +13,7 @@ def curves(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, ARM/SEED: one line an ARM.")],
     output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The figure: .pdf, .svg or .png.")],
     metric: Annotated[Literal["auc", "loss"], typer.Option(help="What to draw.")] = "auc",
+    per_label: Annotated[bool, typer.Option("--per-label", help="A panel for each label, of its own AUC.")] = False,
     threshold: Annotated[float | None, typer.Option(help="Draw a line at this value.")] = None,
     force: Force = False,
 ) -> None:
@@ -20,11 +21,18 @@ def curves(
 
     Example: wsurgery curves runs/random/* runs/transfer/* -o curves.pdf --threshold 0.9
     """
+    from wsurgery.errors import UsageError
     from wsurgery.experiments.runs import read_run, require_alike, told_apart
-    from wsurgery.figures.curves import draw_curves
+    from wsurgery.figures.curves import draw_curves, draw_curves_by_label
     from wsurgery.figures.style import save
 
+    if per_label and metric == "loss":
+        raise UsageError("--per-label draws AUCs: the log has the loss of all labels together")
     found = told_apart([read_run(run) for run in runs])
     require_alike(found)
-    figure = draw_curves(found, metric=metric, thresholds=[] if threshold is None else [threshold])
+    thresholds = [] if threshold is None else [threshold]
+    if per_label:
+        figure = draw_curves_by_label(found, thresholds=thresholds)
+    else:
+        figure = draw_curves(found, metric=metric, thresholds=thresholds)
     save(figure, output, force=force)

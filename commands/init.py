@@ -20,6 +20,14 @@ def init(
         float | None, Option(min=0, help="Factor on the widths of a CBR network, or of a ResNet's stages.")
     ] = None,
     arg: Annotated[list[str] | None, Option(metavar="KEY=VALUE", help="More arguments of the model.")] = None,
+    mean: Annotated[
+        str | None,
+        Option(
+            metavar="R,G,B",
+            help="Mean to normalise images with, of values 0 to 1. Default: the network's, or ImageNet's.",
+        ),
+    ] = None,
+    std: Annotated[str | None, Option(metavar="R,G,B", help="Standard deviation, likewise.")] = None,
     no_zero_init_last: Annotated[
         bool,
         Option(
@@ -36,27 +44,30 @@ def init(
 
     Example: wsurgery init --model cifar_resnet.py:resnet20 --num-classes 5 --seed 1 > random.safetensors
     """
+    from wsurgery.anatomy.architecture import normalisation
     from wsurgery.operations.architectures import find_layout, width_arguments
     from wsurgery.operations.random_network import random_network
 
     if (arch is None) == (model is None):
         raise UsageError("name one of ARCH, a timm model, and --model, a network of your own")
     args: dict[str, Any] = dict(key_value(word) for word in arg or [])
+    images = normalisation(mean, std)
+    more = {"pretrained_cfg": images} if images else {}
     if arch is None:
         if width is not None:
             raise UsageError(
                 "--width is for networks that wsurgery knows: write --arg KEY=VALUE, as the callable takes it"
             )
-        return _own(model, num_classes, in_chans, args, random, opened=no_zero_init_last)
+        return _own(model, num_classes, in_chans, args, more, random, opened=no_zero_init_last)
     if width is not None:
         widths = width_arguments(arch, width)
         if twice := sorted(widths.keys() & args.keys()):
             raise UsageError(f"--width and --arg {twice[0]} both say how wide {arch} is: give one of them")
         args |= widths
-    architecture = {"name": arch, "num_classes": num_classes, "in_chans": in_chans, "args": args}
+    architecture = {"name": arch, "num_classes": num_classes, "in_chans": in_chans, "args": args, **more}
     if layout := find_layout(architecture):
         layout = replace(layout, zeros=frozenset()) if no_zero_init_last else layout
-        return Result(random_network(layout, random), History(layout.architecture), name=f"{arch}.init")
+        return Result(random_network(layout, random), History({**layout.architecture, **more}), name=f"{arch}.init")
     from wsurgery.models import as_checkpoint, create
     from wsurgery.models.load import open_branches
 
@@ -77,6 +88,7 @@ def _own(
     num_classes: int | None,
     in_chans: int | None,
     args: dict[str, Any],
+    more: dict[str, Any],
     random: RandomStream,
     *,
     opened: bool,
@@ -88,7 +100,7 @@ def _own(
     from wsurgery.models.traced import traced_blocks
 
     own = find_model(model)
-    architecture: dict[str, Any] = {"name": own.name, "args": args, "model": own.said}
+    architecture: dict[str, Any] = {"name": own.name, "args": args, "model": own.said, **more}
     given = {"num_classes": num_classes, "in_chans": in_chans}
     architecture |= {key: value for key, value in given.items() if value is not None}
     network = create(architecture, model=model, seed=random.seed)

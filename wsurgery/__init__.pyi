@@ -479,6 +479,8 @@ def init(
     in_chans: int | None = None,
     width: float | None = None,
     arg: list[str] | None = None,
+    mean: str | None = None,
+    std: str | None = None,
     no_zero_init_last: bool = False,
     seed: int = 0,
 ) -> Pipeline:

@@ -17,7 +17,10 @@ def runs(tmp_path: Path) -> list[Path]:
     folders = [tmp_path / arm / seed for arm in ("random", "transfer") for seed in "12"]
     for folder in folders:
         folder.mkdir(parents=True)
-        log = [{"step": step, "loss": 0.5, "macro_auc": 0.5 + step / 100} for step in (0, 10, 20)]
+        log = [
+            {"step": step, "loss": 0.5, "macro_auc": 0.5 + step / 100, "auc": {"x": 0.5, "y": 0.6}}
+            for step in (0, 10, 20)
+        ]
         (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
     return folders
 
@@ -32,6 +35,16 @@ def test_curves_writes_a_picture_and_prints_nothing(runs: list[Path], tmp_path: 
     assert again.exit_code == 2
     assert "add --force" in again.stderr
     assert invoke(*runs, "-o", tmp_path / "a.png", "--force").exit_code == 0
+
+
+def test_a_panel_a_label(runs: list[Path], tmp_path: Path) -> None:
+    for name, more in (("mean", ()), ("two", ("--per-label",))):
+        assert invoke(*runs, "-o", tmp_path / f"{name}.svg", *more).exit_code == 0
+    mean, two = ((tmp_path / f"{name}.svg").read_text().count('id="axes_') for name in ("mean", "two"))
+    assert (mean, two) == (1, 2)
+    refused = invoke(*runs, "-o", tmp_path / "a.svg", "--per-label", "--metric", "loss")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "--per-label draws AUCs" in refused.stderr
 
 
 def test_a_broken_log_ends_in_one_line_and_no_file(runs: list[Path], tmp_path: Path) -> None:

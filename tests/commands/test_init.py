@@ -1,9 +1,13 @@
+import csv
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+import wsurgery
 from tests.conftest import watching_imports
+from wsurgery.data.dataset import load_dataset
 
 
 def test_the_seed_decides_every_byte(invoke, fresh, tmp_path):
@@ -78,6 +82,10 @@ def test_plain_resnets_and_the_cbr_family_are_made_without_torch(arch, shell, tm
         (["resnet18", "--width", "inf"], "--width inf"),
         (["resnet18", "--width", "0.5", "--arg", "channels=(8, 8, 8, 8)"], "--width and --arg channels"),
         (["resnext50_32x4d", "--width", "0.1"], "leaves resnext50_32x4d no channels"),
+        (["cbr_tiny", "--mean", "0.5,0.5"], "--mean 0.5,0.5: write it as R,G,B, three numbers, or one for all three"),
+        (["cbr_tiny", "--mean", "0.5,,0.5"], "--mean 0.5,,0.5"),
+        (["resnet10t", "--mean", "0.5,0.5,inf"], "--mean 0.5,0.5,inf"),
+        (["cbr_tiny", "--std", "0.2,0.2,0"], "--std 0.2,0.2,0: write it as R,G,B, three numbers above 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_file(arguments, words, invoke, tmp_path):
@@ -122,3 +130,53 @@ def test_open_branches_are_the_same_draws_with_norms_at_the_identity(arch, invok
     assert all((a[name] == b[name]).all() for name in a)
     closed = [name for name in own if name.endswith("weight") and not own[name].any()]
     assert len(closed) == {"resnet18": 8, "resnet26": 8, "resnetv2_50": 0, "efficientnet_lite0": 0}[arch]
+
+
+RED, SMALL = ("--mean", "0.7,0.2,0.1", "--std", "0.1,0.3,0.9"), ("--threads", 1, "--device", "cpu")
+
+
+@pytest.mark.parametrize("arch", ["cbr_tiny", "resnet10t", "own"])  # ours, timm's, and what neither knows
+def test_images_are_normalised_as_init_says_by_hand(arch, invoke, fundus, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from wsurgery.models.cbr import cbr_tiny\ndef own(**more):\n    return cbr_tiny(**more)\n"
+    )
+    model = ["--model", f"{tmp_path / 'net.py'}:own"] if arch == "own" else []
+    size = ["--arg", "channels=(8, 8, 8, 8)"] if arch == "resnet10t" else ["--arg", "width=0.05"]
+    invoke("init", *(model or [arch]), *size, "--num-classes", 5, "--seed", 1, *RED, "-o", tmp_path / "x")
+    assert json.loads(invoke("show", tmp_path / "x", "--json").stdout)["architecture"]["pretrained_cfg"] == {
+        "mean": [0.7, 0.2, 0.1],
+        "std": [0.1, 0.3, 0.9],
+    }
+    invoke("eval", tmp_path / "x", *model, "--data", fundus, "--predictions", tmp_path / "p.csv", *SMALL)
+    with (tmp_path / "p.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    data = load_dataset(fundus, split="test")
+    found = [[float(row[f"logit_{name}"]) for name in data.label_names] for row in rows]
+    by_hand = torch.tensor((data.images / 255 - [0.7, 0.2, 0.1]) / [0.1, 0.3, 0.9]).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        network = wsurgery.open(tmp_path / "x").load(**({"model": model[1]} if model else {}))
+        torch.testing.assert_close(torch.tensor(found), network(by_hand), rtol=1e-4, atol=1e-5)
+
+
+def test_half_the_deviation_is_twice_the_first_weights_to_train_and_to_cca(invoke, fundus, tmp_path):
+    given = ["cbr_tiny", "--width", 0.05, "--num-classes", 5, "--seed", 1]
+    for name, mean, std in (("half", 0.5, 0.5), ("once", 0.5, 1), ("bare", 0, 1)):
+        invoke("init", *given, "--mean", mean, "--std", std, "-o", tmp_path / name)
+    invoke("scale", tmp_path / "once", "--by", 2, "--only", "block1.conv.weight", "-o", tmp_path / "twice")
+    found = {}
+    for name in ("half", "twice", "bare"):
+        one = ["--steps", 1, "--lr", 0, "--eval-every", 1, "--crop", 0, "--hue", 0, "--contrast", 0]
+        invoke("train", tmp_path / name, "--data", fundus, "-o", tmp_path / f"run-{name}", *one, *SMALL)
+        entry = json.loads((tmp_path / f"run-{name}" / "log.jsonl").read_text().splitlines()[-1])
+        pair = [tmp_path / name, tmp_path / "bare", "--data", fundus, "-d", 2, "-p", 500, "--repeats", 2, "--json"]
+        layers = json.loads(invoke("cca", *pair, *SMALL).stdout)["layers"]
+        found[name] = (entry["auc"], [layer["value"] for layer in layers])
+    assert found["half"] == found["twice"]
+    assert found["half"][0] != found["bare"][0]
+    assert found["half"][1] != found["bare"][1]
+    assert wsurgery.open(tmp_path / "run-half" / "best.safetensors").load().trained_on.std == (0.5,)
+
+
+def test_python_takes_the_numbers_themselves():
+    made = wsurgery.init("cbr_tiny", arg=["width=0.05"], mean=(0.7, 0.2, 0.1)).load()
+    assert made.pretrained_cfg["mean"] == (0.7, 0.2, 0.1)

@@ -1,6 +1,7 @@
 """Claims in files: what a line says, and what runs and comparisons show of it."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from wsurgery.errors import UsageError
 from wsurgery.experiments.claims import KINDS, Basis, Claim, Line, corrected, judge, read_claims
+from wsurgery.experiments.report import read_report
 from wsurgery.experiments.summary import Arm
 from wsurgery.experiments.thresholds import Thresholds
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
@@ -49,6 +51,27 @@ def test_speed_is_compared_within_seeds(make_arm: MakeArm) -> None:
     others = make_arm("b", *slow)
     others.runs[:] = [run.__class__(run.folder, run.arm, f"other{run.seed}", run.auc, run.loss) for run in others.runs]
     assert judge([Line("faster", ("a", "b"), {}, "x", "")], {"a": make_arm("a", *slow), "b": others}, {}, BASIS) == []
+
+
+def test_a_claim_on_a_label_counts_the_steps_of_its_auc(tmp_path: Path, write_run: Callable[..., Path]) -> None:
+    ends = {"easy": 0.9, "very hard": 0.6}  # and the mean of both at 0.75
+    for arm, passed in (("a", {"easy": 40, "very hard": 90}), ("b", {"easy": 80, "very hard": 30}), ("twin", {})):
+        for seed in "12345":
+            folder = write_run(tmp_path / "runs" / arm / seed, {0: 0.5})
+            curves = {x: {s: ends[x] if s >= passed.get(x, 10) else 0.5 for s in range(0, 200, 10)} for x in ends}
+            lines = [{"step": s, "macro_auc": 0.75, "auc": {x: curves[x][s] for x in ends}} for s in range(0, 200, 10)]
+            (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    lines = [Line("faster", ("a", "b"), {"label": x}, x, "") for x in ("easy", "very_hard", "other")]
+    easy, hard = read_report(tmp_path, threshold="90%", plateau="twin", claims=lines).claims
+    assert easy.evidence.startswith(
+        "Steps to a validation AUC of 0.86 for easy, by seed: 40, 40, 40, 40, 40 with a, 80,"
+    )
+    assert hard.evidence.startswith(
+        "Steps to a validation AUC of 0.59 for very hard, by seed: 90, 90, 90, 90, 90 with a, 30,"
+    )
+    assert (easy.verdict[: len(SHOWN)], hard.verdict[: len(NOT_SHOWN)]) == (SHOWN, NOT_SHOWN)
+    (claim,) = read_report(tmp_path, threshold="0.8", arms=["a", "b"], claims=lines[:1]).claims
+    assert "AUC of 0.8 for easy, by seed: 40" in claim.evidence
 
 
 def test_as_fast_needs_steps_within_the_margin_and_all_known(make_arm: MakeArm) -> None:
@@ -106,10 +129,10 @@ def test_a_file_of_claims_line_by_line(tmp_path: Path) -> None:
     ("line", "words"),
     [
         ("better a b : x", "better is no kind of claim; there are faster, as-fast"),
-        ("faster a : x", "is `faster ARM ARM : SENTENCE`"),
-        ("faster a b", "is `faster ARM ARM : SENTENCE`"),
-        ("faster a b : ", "is `faster ARM ARM : SENTENCE`"),
-        ("faster a b margin=2 : x", "is `faster ARM ARM : SENTENCE`"),
+        ("faster a : x", "is `faster ARM ARM [label=VALUE] : SENTENCE`"),
+        ("faster a b", "is `faster ARM ARM [label=VALUE] : SENTENCE`"),
+        ("faster a b : ", "is `faster ARM ARM [label=VALUE] : SENTENCE`"),
+        ("faster a b margin=2 : x", "is `faster ARM ARM [label=VALUE] : SENTENCE`"),
         ("as-fast a b margin=0.9 : x", "margin=0.9: give a factor above 1"),
         ("as-high a b margin=none : x", "margin=none: give a factor above 1"),
         ("as-high a b margin=nan : x", "margin=nan: give a factor above 1"),

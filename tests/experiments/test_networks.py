@@ -65,6 +65,32 @@ def test_who_never_passed_had_at_the_next_step(network: Callable[..., Path]) -> 
     assert (claim.p, claim.verdict[:3]) == (1, "too")
 
 
+def test_who_moves_less_is_more_alike_to_its_beginning_in_the_mean_of_its_own_layers(
+    network: Callable[..., Path], write_cca: Callable[..., Path]
+) -> None:
+    line = Line("moves-less", ("transfer",), {"except": "third"}, "It moves less.", "")
+    layers = {"deep": [0.9, 0.6, 0.6, 0.5, 0.4], "small": [0.8, 0.5, 0.2], "third": [0.1], "same@9": [0.1]}  # 0.6, 0.5
+    folders = [network(name, transfer=[9] * 5) for name in layers]
+    for folder in folders:
+        for seed in range(1, 6):
+            alike = [x - seed / 100 for x in layers[folder.name]]
+            write_cca(folder / "runs" / "transfer" / f"{seed}" / "cca-init.json", alike)
+    found = read(*folders, lines=[line])
+    (claim,) = found.claims
+    assert claim.evidence in markdown(found, title="T")
+    assert claim.claim == "It moves less. (deep, small)"
+    assert claim.verdict == "shown here (p = 0.031, 5 pairs)"
+    assert "deep 0.59, 0.58, 0.57, 0.56, 0.55; small 0.49, 0.48, 0.47, 0.46, 0.45; difference +0.100" in claim.evidence
+    (claim,) = read(folders[1], folders[0], lines=[line]).claims
+    assert claim.p == 1
+    # A layer that one seed has no value of counts in none: what is left of the small one is 0.8 and 0.2.
+    write_cca(folders[1] / "runs/transfer/3/cca-init.json", [0.77, None, 0.17])
+    (claim,) = read(*folders[:2], lines=[line]).claims
+    assert "small 0.49, 0.48, 0.47, 0.46, 0.45" in claim.evidence
+    write_cca(folders[1] / "runs/transfer/3/cca-init.json", [None, None, None])
+    assert read(*folders[:2], lines=[line]).claims == []
+
+
 def test_the_gap_by_size_is_a_table_and_a_slope(network: Callable[..., Path]) -> None:
     arms = {"random": [100] * 5, "transfer": [50] * 5}
     found = read(*(network(name, **arms) for name in ("net@5000", "net@1000", "net@500", "b")))

@@ -30,9 +30,9 @@ def test_a_log_read_by_hand(tmp_path: Path) -> None:
     run = read_run(
         write_log(
             tmp_path / "gabor" / "7",
-            {"step": 0, "macro_auc": 0.5, "loss": None},
+            {"step": 0, "macro_auc": 0.5, "loss": None, "auc": {"ill": 0.5, "odd": None}},
             {"step": 5, "loss": 0.7},
-            {"step": 10, "loss": 0.6, "macro_auc": 0.8},
+            {"step": 10, "loss": 0.6, "macro_auc": 0.8, "auc": {"ill": 0.7, "odd": 0.9}},
             {"step": 20, "loss": 0.5, "macro_auc": 0.79},
             '{"step": 30, "loss": NaN, "macro_auc": NaN}',
         )
@@ -41,6 +41,8 @@ def test_a_log_read_by_hand(tmp_path: Path) -> None:
     assert run.auc == {0: 0.5, 10: 0.8, 20: 0.79}
     assert run.loss == {5: 0.7, 10: 0.6, 20: 0.5}
     assert run.last_step == 20
+    assert run.by_label == {"ill": {0: 0.5, 10: 0.7}, "odd": {10: 0.9}}
+    assert run.of("odd").auc == {10: 0.9}
 
 
 @pytest.mark.parametrize(("threshold", "steps"), [(0.4, 0), (0.6, 50), (0.7, 50), (0.75, 60), (0.81, None)])
@@ -96,7 +98,9 @@ def test_the_area_is_the_integral_of_the_curve_over_the_steps() -> None:
         ([{"step": 10**30}], "line 1 is not what wsurgery writes: Expected `int`"),
         (['{"step": 0, "macro_auc": ' + "9" * 5000 + "}"], "line 1 is not what wsurgery writes"),
         (["[" * 100_000], "line 1 is not what wsurgery writes"),
-        ([{"step": 0, "macro_auc": 1.5}], "line 1: a macro AUC of 1.5, which is not from 0 to 1"),
+        ([{"step": 0, "macro_auc": 1.5}], "line 1: an AUC of 1.5, which is not from 0 to 1"),
+        ([{"step": 0, "macro_auc": 0.5, "auc": {"ill": -1}}], "line 1: an AUC of -1, which is not from 0 to 1"),
+        ([{"step": 0, "macro_auc": 0.5, "auc": {"ill": "x"}}], "line 1 is not what wsurgery writes: Expected `float"),
         ([{"step": 5, "loss": 0.5}], "no evaluation yet"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 
 from wsurgery.errors import UsageError
 from wsurgery.experiments.runs import Run
-from wsurgery.figures.curves import band_caption, draw_curves, seed_curve
+from wsurgery.figures.curves import band_caption, draw_curves, draw_curves_by_label, seed_curve
 
 
 def run(arm: str, auc: dict[int, float], loss: dict[int, float] | None = None) -> Run:
@@ -33,6 +33,31 @@ def test_loss_is_drawn_from_the_loss() -> None:
     axes = draw_curves([run("a", {0: 0.5}, {5: 0.7, 10: 0.3})], metric="loss").axes[0]
     np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [[5, 0.7], [10, 0.3]])
     assert "loss" in axes.get_ylabel()
+
+
+def labelled(arm: str, **by_label: dict[int, float]) -> Run:
+    return Run(Path(arm), arm, "1", {0: 0.5}, {}, by_label)
+
+
+def test_a_panel_a_label_is_of_that_labels_auc_alone() -> None:
+    ill = {name: {0: 0.5, 10: 0.6 + i / 100} for i, name in enumerate("abcde")}
+    runs = [labelled("random", **ill), labelled("transfer", z={0: 0.1}, **{**ill, "c": {0: 0.4, 20: 0.9}})]
+    figure = draw_curves_by_label(runs, thresholds=[0.75])
+    assert [axes.get_title() for axes in figure.axes] == list("abcde")  # z is not the other run's
+    for axes, (name, curve) in zip(figure.axes, ill.items(), strict=True):
+        random, transfer, threshold = axes.get_lines()
+        np.testing.assert_allclose(random.get_xydata(), list(curve.items()))
+        np.testing.assert_allclose(transfer.get_xydata(), list(runs[1].by_label[name].items()))
+        assert set(threshold.get_ydata()) == {0.75}
+        assert random.get_color() == figure.axes[0].get_lines()[0].get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "transfer"]
+
+
+def test_labels_that_no_picture_holds_are_an_error() -> None:
+    with pytest.raises(UsageError, match="no label in common"):
+        draw_curves_by_label([labelled("a", x={0: 0.5}), labelled("b", y={0: 0.5})])
+    with pytest.raises(UsageError, match="31 labels, and a picture has room for 30"):
+        draw_curves_by_label([labelled("a", **{f"x{i}": {0: 0.5} for i in range(31)})])
 
 
 def test_runs_without_a_common_step_are_an_error() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -59,6 +60,93 @@ def test_every_line_is_a_command_that_a_user_can_type(recipe, make, tmp_path):
                 )
     assert "--device" not in " ".join(lines)  # the toy's limits stay in the toy
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def planned(make, tmp_path):
+    """Return the lines of `make -n` with one seed, of which those that hold `word`."""
+
+    def plan(recipe, word, *variables, scale="paper", data="eyepacs:/d"):
+        (source := tmp_path / "source.safetensors").touch()
+        given = [f"SOURCE_{net}={source}" for net in ("resnet50", "cifar_resnet20", "cifar_resnet56")]
+        given += [f"SCALE={scale}", "SEEDS=1", f"OUT={tmp_path / 'out'}", "SOURCE_DATA=folder:/i", *variables]
+        given += [] if scale == "toy" else [f"DATA={data}"]
+        lines = make(recipe, "-n", *given).splitlines()
+        return [line for line in lines if line.startswith("wsurgery") and word in line]
+
+    return plan
+
+
+def last(option, line):
+    """The value of an option that counts: the last one."""
+    return re.findall(rf"{option} (\S+)", line)[-1]
+
+
+@pytest.mark.parametrize(("data", "every", "threshold"), [("chexpert:/d", 500, "80%"), ("eyepacs:/d", 2000, "0.91")])
+def test_the_papers_speeds_are_told_by_more_than_an_evaluation_an_epoch(data, every, threshold, planned):
+    lines = [line for line in planned("transfuse", "wsurgery train", data=data) if "/runs/" in line]
+    assert len(lines) == 11 + 2 * (data == "chexpert:/d")  # and the twins, whose end the shares are of
+    assert {(last("--eval-every", x), last("--eval-subset", x)) for x in lines} == {(f"{every}", "3000")}
+    (report,) = planned("transfuse", "wsurgery report", data=data)
+    assert last("--threshold", report).split(",")[0] == threshold
+    assert ("--plateau random-twin" in report) == (data == "chexpert:/d")
+
+
+def test_small_training_sets_are_evaluated_once_an_epoch_at_least(planned):
+    lines = planned("small-data", "--subset", "NETS=resnet50@5000 resnet50@100000 resnet50@1000@7", "ARMS=random")
+    found = [[last(f"--{key}", x) for key in ("subset", "eval-every", "eval-subset")] for x in lines]
+    assert found == [["5000", "625", "3000"], ["100000", "2000", "3000"], ["1000", "125", "1000"]]  # batches of 8
+    assert [re.findall(r"--epochs (\d+)", line) for line in lines] == [[], [], ["7"]]
+
+
+def test_the_papers_sources_are_pretrained_as_imagenets(planned):
+    from wsurgery.training.flags import Flags
+    from wsurgery.training.optimisation import make_optimizer, make_scheduler
+    from wsurgery.training.settings import Settings
+
+    (line,) = (x for x in planned("filters", "wsurgery train") if "/sources/" in x)
+    words = dict(re.findall(r"--([\w-]+) (\w[\w.,]*)", line))
+    assert (words["loss"], words["batch-size"], words["optimizer"]) == ("softmax", "256", "momentum")
+    flags = Flags(epochs=int(words["epochs"]), lr=float(words["lr"]), decay_epochs=words["decay-epochs"])
+    settings = flags.settings(Settings(optimizer="momentum", warmup_epochs=int(words["warmup-epochs"])))
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], settings)
+    schedule = make_scheduler(optimizer, settings, epoch_steps=10)
+    rates = {}
+    for step in range(900):
+        schedule.step_update(step)
+        rates[step / 10] = optimizer.param_groups[0]["lr"]
+    assert rates[2.5] == pytest.approx(0.05)
+    assert [rates[epoch] for epoch in (5, 29, 31, 59, 61, 79, 81, 89)] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
+    )
+
+
+def test_all_networks_of_the_paper_see_images_as_imagenets(planned):
+    lines = planned("cca-to-init", "wsurgery init")
+    with_own = [line for line in lines if "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225" in line]
+    assert len(with_own) == 2  # the source, and random
+    assert with_own == [line for line in lines if "inception_v3" in line]
+    cca = planned("cca-to-init", "wsurgery cca")
+    assert cca
+    assert all("--rows whole" in line for line in cca)
+    assert not any("--rows" in line for line in planned("cca-to-init", "wsurgery cca", scale="toy"))
+
+
+@pytest.mark.parametrize("recipe", ["batch-norm", "sample-shuffle"])
+def test_dashed_lines_of_the_paper_are_arms_but_in_the_toy(recipe, planned):
+    arms = {
+        s: set(last("--arms", planned(recipe, " report ", scale=s)[0]).split(",")) for s in ("toy", "real", "paper")
+    }
+    assert arms["real"] == arms["paper"] >= {"random", "transfer"}
+    assert arms["toy"] == arms["paper"] - ({"random", "transfer"} if recipe == "batch-norm" else {"transfer"})
+
+
+def test_the_papers_figure_by_disease_is_drawn(planned):
+    (line,) = planned("meanvar", "--per-label", "NETS=resnet50", data="chexpert:/d")
+    assert last("-o", line).endswith("/labels-meanvar-resnet50.png")
+    (mean,) = (x for x in planned("meanvar", "wsurgery curves", "NETS=resnet50", data="chexpert:/d") if x != line)
+    assert re.findall(r"\S+/runs/\S+", line) == re.findall(r"\S+/runs/\S+", mean)
+    assert planned("meanvar", "--per-label", scale="toy") == []
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,32 @@ def pretrained_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if inner.get("do_normalize", True):
         inner = {"mean": inner.get("image_mean"), "std": inner.get("image_std"), **inner}
     return {key: inner[key] for key in _PRETRAINED if inner.get(key) is not None}
+
+
+def normalisation(mean: str | None, std: str | None) -> dict[str, list[float]]:
+    """Read how a user wants images normalised, as an entry of `pretrained_cfg`: what is given of `mean` and `std`.
+
+    Args:
+        mean, std: of the values of each channel, 0 to 1: `R,G,B`, or one number for all three.
+
+    Raises:
+        UsageError: one has not so many numbers, or a standard deviation is not above 0.
+    """
+    found = {}
+    for key, text in (("mean", mean), ("std", std)):
+        if text is None:
+            continue
+        try:
+            numbers = [float(word) for word in text.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)) or (key == "std" and min(numbers) <= 0):
+            above = " above 0" if key == "std" else ""
+            raise UsageError(
+                f"--{key} {printable(text, 80)}: write it as R,G,B, three numbers{above}, or one for all three"
+            )
+        found[key] = numbers
+    return found
 
 
 def choose_architecture(

@@ -5,14 +5,16 @@ A line is `KIND NAME NAME [KEY=VALUE] : SENTENCE`, `#` begins a comment. Kinds a
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import NamedTuple
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import AT_INIT, TO_INIT, Comparison, differences
+from wsurgery.experiments.runs import Run, shared_labels
 from wsurgery.experiments.summary import NEITHER, Arm, effect, log_ratios, times
-from wsurgery.experiments.thresholds import Thresholds
+from wsurgery.experiments.thresholds import Thresholds, resolve
 from wsurgery.statistics.pairs import equivalence, unit_means
 from wsurgery.statistics.permutation import (
     ALPHA,
@@ -57,7 +59,7 @@ class Line(NamedTuple):
     Attributes:
         kind: one of `KINDS`.
         names: of arms or comparisons.
-        options: `margin`, `layers` or `except`.
+        options: `margin`, `label`, `layers` or `except`.
         sentence: the claim in words.
         where: file and line, for a message.
     """
@@ -90,7 +92,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "faster": Kind("ARM than ARM", 2),
+    "faster": Kind("ARM than ARM", 2, ("label",)),
     "as-fast": Kind("ARM ARM", 2, ("margin",)),
     "higher-auc": Kind("ARM than ARM", 2),
     "as-high": Kind("ARM ARM", 2, ("margin",)),
@@ -100,6 +102,7 @@ KINDS = {
     "stays-alike": Kind("COMPARISON", 1),
     "larger-gain": Kind("ARM over ARM", 2, ("except",), across=True),
     "shrinking-gap": Kind("ARM over ARM", 2, across=True),
+    "moves-less": Kind("ARM", 1, ("except",), across=True),
 }
 
 
@@ -152,10 +155,19 @@ class Basis(NamedTuple):
     Attributes:
         thresholds: the validation AUCs that steps are counted to; those of the arms are at the tested one.
         units: seed → its source network, as `source_units` returns them.
+        asked: the thresholds as `read_thresholds` returns them.
+        plateau: the runs that shares of `asked` are of.
     """
 
     thresholds: Thresholds
     units: Mapping[str, str]
+    asked: Sequence[tuple[float, bool]] = ()
+    plateau: Sequence[Run] = ()
+
+    def of(self, label: str) -> "Basis":
+        """Return the basis of a claim on one label: shares are of where that label's own AUC ends."""
+        ends = [run.of(label) for run in self.plateau]
+        return self._replace(thresholds=resolve(self.asked, ends)) if ends else self
 
     def independent(self, by_seed: Mapping[str, float]) -> list[float]:
         """Return what is independent: the values of the seeds, or the means of those that share a source network."""
@@ -208,11 +220,19 @@ def evaluated(arm: Arm) -> dict[str, float]:
 
 
 def _faster(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
+    of = ""
+    if said := line.options.get("label"):
+        labels = {x.replace(" ", "_"): x for x in shared_labels([*a.runs, *b.runs, *basis.plateau])}
+        if said not in labels:
+            return None
+        label = labels[said]
+        of, basis = f" for {printable(label, 40)}", basis.of(label)
+        a, b = (replace(arm, runs=[run.of(label) for run in arm.runs]).at(basis.thresholds.tested) for arm in (a, b))
     ratios = log_ratios(a, b)
     if not ratios:
         return None
     test = sign_flip([-x for x in basis.independent(ratios)])
-    return Claim(line.sentence, _speed(a, b, basis), verdict(test), test.p)
+    return Claim(line.sentence, _speed(a, b, basis, of), verdict(test), test.p)
 
 
 def _as_fast(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
@@ -226,7 +246,7 @@ def _as_fast(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     return Claim(line.sentence, evidence, _alike(test, f"a factor of {factor:g}"), test.p)
 
 
-def _speed(a: Arm, b: Arm, basis: Basis) -> str:
+def _speed(a: Arm, b: Arm, basis: Basis, of: str = "") -> str:
     """Say by how much A is faster: steps at the threshold, the ratio at the others, and the area under the curve."""
     thresholds = basis.thresholds
     bound = ", as if who never passed had at the next step" if None in (*a.steps, *b.steps) else ""
@@ -236,7 +256,7 @@ def _speed(a: Arm, b: Arm, basis: Basis) -> str:
     seeds = {run.seed: run.area for run in b.runs}
     areas = {run.seed: run.area - seeds[run.seed] for run in a.runs if run.seed in seeds}
     return (
-        f"Steps to a validation AUC of {thresholds.tested:g}, by seed: {a.steps_in_words()} with {a.name}, "
+        f"Steps to a validation AUC of {thresholds.tested:g}{of}, by seed: {a.steps_in_words()} with {a.name}, "
         f"{b.steps_in_words()} with {b.name}; {ratio}{f'; {beside}' if beside else ''}. "
         f"Mean AUC along training: {effect(basis.independent(areas), lambda x: f'{x:+.3f}')}."
     )

@@ -1,18 +1,19 @@
 """Several experiments side by side, one a network or one a size of training set, and claims across them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, inf
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from wsurgery.errors import UsageError, printable
-from wsurgery.experiments.cca import comparisons_in
+from wsurgery.experiments.cca import TO_INIT, Comparison, comparisons_in
 from wsurgery.experiments.claims import Claim, Line, corrected, evaluated
 from wsurgery.experiments.report import Report, as_json, read_report
 from wsurgery.experiments.runs import arms_in
-from wsurgery.experiments.summary import Arm, in_words, log_ratios
+from wsurgery.experiments.summary import Arm, effect, in_words, log_ratios
 from wsurgery.statistics.pairs import unit_means
 from wsurgery.statistics.permutation import sign_flip, verdict
 from wsurgery.statistics.spread import spread
@@ -178,31 +179,34 @@ def _across(lines: Sequence[Line], reports: Mapping[str, Report]) -> list[Claim]
     for line in lines:
         if line.kind == "larger-gain":
             found += _larger_gain(line, reports)
+        elif line.kind == "moves-less":
+            found += _moves_less(line, reports)
         elif line.kind == "shrinking-gap":
             found += _shrinking_gap(line, gaps(reports, *line.names))
     return found
 
 
+def _pairs(line: Line, reports: Mapping[str, Report]) -> Iterator[tuple[str, str]]:
+    """Pair the first network with each other that was trained on as many images and is not left out."""
+    deep, *others = reports
+    (network, images), left_out = _parse(deep), line.options.get("except", "").split(",")
+    for other in others:
+        other_network, other_images = _parse(other)
+        if other_network not in (network, *left_out) and images == other_images:
+            yield deep, other
+
+
 def _larger_gain(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
-    """Compare the first network's gain in steps with that of each other that was trained on as many images."""
+    """Compare the first network's gain in steps with that of each other."""
     a, b = line.names
     gains = {
         name: {seed: -x for seed, x in log_ratios(report.arms[a], report.arms[b]).items()}
         for name, report in reports.items()
         if a in report.arms and b in report.arms
     }
-    deep, *others = reports
-    (network, images), claims = _parse(deep), []
-    left_out = line.options.get("except", "").split(",")
-    for other in others:
-        other_network, other_images = _parse(other)
-        if (
-            other_network in left_out
-            or network == other_network
-            or images != other_images
-            or deep not in gains
-            or other not in gains
-        ):
+    claims = []
+    for deep, other in _pairs(line, reports):
+        if deep not in gains or other not in gains:
             continue
         excess = {seed: gains[deep][seed] - gains[other][seed] for seed in gains[deep] if seed in gains[other]}
         if not excess:
@@ -217,6 +221,40 @@ def _larger_gain(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
         test = sign_flip(unit_means(excess, _joined(reports[deep], reports[other])))
         claims.append(Claim(text, evidence, verdict(test), test.p))
     return claims
+
+
+def _moves_less(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
+    """Compare how alike the first network stays to its own beginning with how alike each other does."""
+    arm = line.names[0]
+    compared = {name: report.comparisons.get(f"{arm}{TO_INIT}") for name, report in reports.items()}
+    alike = {name: _mean_normalised(found) for name, found in compared.items() if found}
+    claims = []
+    for deep, other in _pairs(line, reports):
+        both = [seed for seed in alike.get(deep, {}) if seed in alike.get(other, {})]
+        if not both:
+            continue
+        words = "; ".join(
+            f"{printable(name)} {', '.join(f'{alike[name][seed]:.2f}' for seed in both)}" for name in (deep, other)
+        )
+        excess = unit_means({x: alike[deep][x] - alike[other][x] for x in both}, _joined(reports[deep], reports[other]))
+        evidence = (
+            f"Similarity of {arm} to its own initialisation between floor and ceiling, mean of the layers, by seed: {words}; "
+            f"difference {effect(excess, lambda x: f'{x:+.3f}')}."
+        )
+        test = sign_flip(excess)
+        text = f"{line.sentence} ({printable(deep)}, {printable(other)})"
+        claims.append(Claim(text, evidence, verdict(test), test.p))
+    return claims
+
+
+def _mean_normalised(comparison: Comparison) -> dict[str, float]:
+    """Average the normalised similarity over those layers where every seed has it, for each seed; {} if there is none."""
+    layers = comparison.means("normalised")
+    found = {
+        seed: [x.normalised for x in scores if x.layer in layers and x.normalised is not None]
+        for seed, scores in comparison.by_seed.items()
+    }
+    return {seed: fmean(values) for seed, values in found.items() if values}
 
 
 def _shrinking_gap(line: Line, found: Sequence[Gap]) -> list[Claim]:

@@ -106,7 +106,7 @@ def read_report(
             f"--baseline {printable(baseline)}: {printable(str(folder))} has no such arm; there are: {known}"
         )
     baseline = baseline or next((arm for arm in ("random", *found) if arm in found), "")
-    basis = Basis(thresholds, source_units(there))
+    basis = Basis(thresholds, source_units(there), asked, ends)
     judged = judge(claims, found, compared, basis)
     return Report(found, compared, judged, basis, baseline, what_ran(found), chosen)
 

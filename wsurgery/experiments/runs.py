@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -46,6 +46,7 @@ class Run:
         seed: that number, else empty.
         auc: optimiser step → macro AUC on the validation split, 0 to 1, in the order of training.
         loss: optimiser step → training loss.
+        by_label: label → as `auc`, its AUC alone, where it is known.
     """
 
     folder: Path
@@ -53,6 +54,11 @@ class Run:
     seed: str
     auc: dict[int, float]
     loss: dict[int, float]
+    by_label: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def of(self, label: str) -> "Run":
+        """Return the run with the AUC of one of `by_label` in place of the macro AUC."""
+        return replace(self, auc=self.by_label[label])
 
     @property
     def last_step(self) -> int:
@@ -157,9 +163,20 @@ def read_run(folder: Path) -> Run:
     loss = {entry["step"]: value for entry in entries if (value := entry.get("loss")) is not None}
     if not auc:
         raise WsurgeryError(f"{printable(str(path))} holds no evaluation yet: wait, or train with --eval-every")
+    by_label: dict[str, dict[int, float]] = {}
+    for entry in entries:
+        for label, value in entry.get("auc", {}).items():
+            if value is not None:
+                by_label.setdefault(label, {})[entry["step"]] = value
     resolved = folder.resolve()
     numbered = resolved.name.isdecimal()
-    return Run(folder, (resolved.parent if numbered else resolved).name, resolved.name if numbered else "", auc, loss)
+    arm = (resolved.parent if numbered else resolved).name
+    return Run(folder, arm, resolved.name if numbered else "", auc, loss, by_label)
+
+
+def shared_labels(runs: Sequence[Run]) -> list[str]:
+    """Name the labels whose AUC all runs have logged, in the order of the first."""
+    return [label for label in runs[0].by_label if all(label in run.by_label for run in runs)]
 
 
 def find_runs(folder: Path, arms: Sequence[str] | None = None) -> list[Run]:

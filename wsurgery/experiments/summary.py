@@ -59,7 +59,7 @@ class Arm:
         return spread([run.area for run in self.runs])
 
     def at(self, threshold: float) -> "Arm":
-        """Return the arm with its steps counted to another threshold."""
+        """Return the arm with its steps counted to a threshold."""
         return replace(self, steps=[run.steps_to(threshold) for run in self.runs])
 
     def steps_in_words(self) -> str:

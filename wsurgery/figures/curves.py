@@ -1,18 +1,20 @@
 """Convergence: AUC or loss against optimiser steps, one line an arm, with a band over its seeds."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsurgery.errors import UsageError, printable
-from wsurgery.experiments.runs import Run, by_arm
+from wsurgery.experiments.runs import Run, by_arm, shared_labels
 from wsurgery.figures.style import FAINT, WIDTH, add_legend, add_title, house_style, line_styles, plain_text
 from wsurgery.figures.titles import networks_of_runs
 from wsurgery.statistics.spread import SD_FROM, Spread, spread
 
 Metric = Literal["auc", "loss"]
 _LABELS: dict[str, str] = {"auc": "macro AUC, validation split", "loss": "training loss (binary cross-entropy, nats)"}
+_MOST_PANELS = 30
 
 
 def seed_curve(runs: Sequence[Run], metric: Metric) -> dict[int, Spread]:
@@ -51,19 +53,70 @@ def draw_curves(
         thresholds: values at which to draw a dashed line; the middle one has its number at it.
         width: in inches.
     """
-    arms = by_arm(runs)
     figure = Figure(figsize=(width, 0.6 * width))
     axes = figure.subplots()
-    styles = line_styles(arms)
-    for arm, members in arms.items():
+    _draw_lines(axes, runs, metric, line_styles(by_arm(runs)), markers=40)
+    _draw_thresholds(axes, thresholds)
+    axes.set_xlabel("optimiser steps")
+    axes.set_ylabel(_LABELS[metric])
+    add_title(figure, networks_of_runs(run.folder for run in runs))
+    add_legend(figure, axes, band_caption(runs))
+    return figure
+
+
+@house_style
+def draw_curves_by_label(runs: Sequence[Run], *, thresholds: Sequence[float] = (), width: float = WIDTH) -> Figure:
+    """Draw a panel for each label, of its own AUC, as `draw_curves` draws one of their mean.
+
+    Args:
+        runs: any number of arms and seeds.
+        thresholds: as in `draw_curves`, the same in each panel.
+        width: in inches.
+
+    Raises:
+        UsageError: the logs have no label in common, or more than a picture has room for.
+    """
+    labels = shared_labels(runs)
+    if not labels:
+        raise UsageError("the runs have no label in common whose AUC is known: draw them without --per-label")
+    if len(labels) > _MOST_PANELS:
+        raise UsageError(f"{len(labels)} labels, and a picture has room for {_MOST_PANELS}: leave --per-label out")
+    columns = min(3 if len(labels) > 4 else 2, len(labels))
+    rows = -(-len(labels) // columns)
+    figure = Figure(figsize=(width, 0.85 * width / columns * rows))
+    styles = line_styles(by_arm(runs))
+    panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
+    for panel, label in zip(panels, labels, strict=False):
+        _draw_lines(panel, [run.of(label) for run in runs], "auc", styles, markers=40 // columns)
+        _draw_thresholds(panel, thresholds)
+        panel.set_title(plain_text(label), fontsize="medium")
+    for panel in panels[len(labels) :]:
+        panel.remove()
+    for panel in panels[max(0, len(labels) - columns) : len(labels)]:  # with none below it
+        panel.xaxis.set_tick_params(labelbottom=True)
+        panel.set_xlabel("optimiser steps")
+    figure.supylabel("AUC, validation split", fontsize="medium")
+    add_title(figure, networks_of_runs(run.folder for run in runs))
+    add_legend(figure, panels[0], band_caption(runs))
+    return figure
+
+
+def _draw_lines(
+    axes: Axes, runs: Sequence[Run], metric: Metric, styles: Mapping[str, dict[str, Any]], *, markers: int
+) -> None:
+    """Draw one line an arm, with so many markers or somewhat more."""
+    for arm, members in by_arm(runs).items():
         curve = seed_curve(members, metric)
         steps, points = list(curve), list(curve.values())
-        every = 1 + len(steps) // 40  # markers on every logged loss would hide the line
+        every = 1 + len(steps) // markers  # markers on every logged loss would hide the line
         means = [point.mean for point in points]
         axes.plot(steps, means, label=plain_text(arm), markevery=every, **styles[arm])
         if len(members) > 1:
             low, high = [point.low for point in points], [point.high for point in points]
             axes.fill_between(steps, low, high, color=styles[arm]["color"], alpha=0.15, linewidth=0)
+
+
+def _draw_thresholds(axes: Axes, thresholds: Sequence[float]) -> None:
     for threshold in thresholds:
         axes.axhline(threshold, color=FAINT, linestyle=(0, (4, 3)), linewidth=1)
         if threshold != thresholds[len(thresholds) // 2]:  # labels of lines so near would lie on each other
@@ -75,8 +128,3 @@ def draw_curves(
             va="bottom",
             color=FAINT,
         )
-    axes.set_xlabel("optimiser steps")
-    axes.set_ylabel(_LABELS[metric])
-    add_title(figure, networks_of_runs(run.folder for run in runs))
-    add_legend(figure, axes, band_caption(runs))
-    return figure

@@ -26,6 +26,7 @@ class LogEntry(_Step, total=False):
 
     loss: float | None
     macro_auc: float | None
+    auc: dict[str, float | None]  # by label
     top1: float
 
 
@@ -59,11 +60,14 @@ def read_log(path: Path) -> list[LogEntry]:
             entry["loss"] = _finite(entry["loss"])
         if "macro_auc" in entry:
             entry["macro_auc"] = _finite(entry["macro_auc"])
+        if "auc" in entry:
+            entry["auc"] = {label: _finite(value) for label, value in entry["auc"].items()}
         if entry["step"] < previous:
             raise WsurgeryError(
                 f"{printable(where)}: step {entry['step']} after step {previous}: two runs share this log"
             )
-        require_auc(entry.get("macro_auc"), where)
+        for value in (entry.get("macro_auc"), *entry.get("auc", {}).values()):
+            require_auc(value, where)
         previous = entry["step"]
         entries.append(entry)
     return entries
@@ -88,7 +92,7 @@ def require_auc(value: float | None, where: str) -> None:
         WsurgeryError: it is not.
     """
     if value is not None and not 0 <= value <= 1:
-        raise WsurgeryError(f"{printable(where)}: a macro AUC of {value:g}, which is not from 0 to 1")
+        raise WsurgeryError(f"{printable(where)}: an AUC of {value:g}, which is not from 0 to 1")
 
 
 def in_a_row(evaluations: int) -> int:
