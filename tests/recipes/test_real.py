@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_the_folds_of_the_seeds_test_each_patient_once(downloads, make, tmp_path
     assert "# malaria\n" in found
     assert all(f"| {arm} | 2 |" in found for arm in ("random", "transfer", "meanvar"))
     make(study, "-q", *given, *SMALL)
+    done = subprocess.run(
+        [sys.executable, CIFAR.parent / "findings.py", study / "out" / "real"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    judged = json.loads((out / "study.json").read_text())["claims"]
+    assert judged
+    for claim in judged:
+        (row,) = [line for line in done.stdout.splitlines() if claim["claim"] in line]
+        assert f"p = {claim['p']:.2g}" in row
+        assert claim["effect"] in row
+        assert row.endswith(" of 1 |")
 
 
 def test_small_data_shrinks_validation_and_keeps_epochs_equal(downloads, make, tmp_path):

@@ -44,6 +44,7 @@ class Claim(NamedTuple):
         verdict: in words.
         p: of the test behind the verdict; None where there was none.
         holm: p, corrected for all claims of the page that were tested.
+        effect: the estimate alone, as short as a cell of a table: `0.48 (0.40 to 0.61) × the steps`, `+0.012 (…)`.
     """
 
     claim: str
@@ -51,6 +52,7 @@ class Claim(NamedTuple):
     verdict: str
     p: float | None = None
     holm: float | None = None
+    effect: str = ""
 
 
 class Line(NamedTuple):
@@ -232,7 +234,7 @@ def _faster(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     if not ratios:
         return None
     test = sign_flip([-x for x in basis.independent(ratios)])
-    return Claim(line.sentence, _speed(a, b, basis, of), verdict(test), test.p)
+    return Claim(line.sentence, _speed(a, b, basis, of), verdict(test), test.p, effect=_ratio(a, b, basis))
 
 
 def _as_fast(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
@@ -241,9 +243,16 @@ def _as_fast(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
         return None
     evidence, factor = _speed(a, b, basis), line.margin(FACTOR)
     if None in (*a.steps, *b.steps):
-        return Claim(line.sentence, evidence, f"{NOT_SHOWN}: a run never passed, so its speed is not known")
+        words = f"{NOT_SHOWN}: a run never passed, so its speed is not known"
+        return Claim(line.sentence, evidence, words, effect=_ratio(a, b, basis))
     test = equivalence(basis.independent(ratios), margin=log(factor))
-    return Claim(line.sentence, evidence, _alike(test, f"a factor of {factor:g}"), test.p)
+    words = _alike(test, f"a factor of {factor:g}")
+    return Claim(line.sentence, evidence, words, test.p, effect=_ratio(a, b, basis))
+
+
+def _ratio(a: Arm, b: Arm, basis: Basis) -> str:
+    found = times(a, b, basis.units)
+    return found if found == NEITHER else f"{found} × the steps"
 
 
 def _speed(a: Arm, b: Arm, basis: Basis, of: str = "") -> str:
@@ -267,7 +276,7 @@ def _higher_auc(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     if not gains:
         return None
     test = sign_flip(basis.independent(gains))
-    return Claim(line.sentence, _accuracy(a, b, gains, basis), verdict(test), test.p)
+    return Claim(line.sentence, _accuracy(a, b, gains, basis), verdict(test), test.p, effect=_signed(gains, basis))
 
 
 def _as_high(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
@@ -276,7 +285,12 @@ def _as_high(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
         return None
     margin = line.margin(MARGIN)
     test = equivalence(basis.independent(gains), margin=margin)
-    return Claim(line.sentence, _accuracy(a, b, gains, basis), _alike(test, f"{margin:g} of AUC"), test.p)
+    words = _alike(test, f"{margin:g} of AUC")
+    return Claim(line.sentence, _accuracy(a, b, gains, basis), words, test.p, effect=_signed(gains, basis))
+
+
+def _signed(differences: Mapping[str, float], basis: Basis) -> str:
+    return effect(basis.independent(differences), lambda x: f"{x:+.3f}", named=False)
 
 
 def _gains(a: Arm, b: Arm) -> dict[str, float]:
@@ -319,7 +333,8 @@ def _more_alike(line: Line, a: Comparison, b: Comparison, basis: Basis) -> Claim
     test = in_all(tests)
     values = ", ".join(f"{x.layer} {own.p:.2g}" for x, own in zip(layers, tests, strict=True))
     evidence += f" Each must be positive; p: {values}, of which the largest counts."
-    return Claim(line.sentence, evidence, verdict(test), test.p)
+    least = min(layers, key=lambda x: x.difference)
+    return Claim(line.sentence, evidence, verdict(test), test.p, effect=f"least {least.difference:+.3f}, {least.layer}")
 
 
 def _by_seed(a: Comparison, b: Comparison, layer: str) -> dict[str, float]:
@@ -345,7 +360,7 @@ def _most_alike_below(line: Line, a: Comparison, b: Comparison, basis: Basis) ->
     excess = {s: values[0][s] - values[2][s] - (values[1][s] - values[3][s]) for s in both}
     evidence = f"{low} less {top}, by seed: {', '.join(f'{x:+.3f}' for x in excess.values())}."
     test = sign_flip(basis.independent(excess))
-    return Claim(line.sentence, evidence, verdict(test), test.p)
+    return Claim(line.sentence, evidence, verdict(test), test.p, effect=_signed(excess, basis))
 
 
 def _moves_least_below(line: Line, comparison: Comparison, basis: Basis) -> Claim | None:
@@ -362,9 +377,9 @@ def _moves_least_below(line: Line, comparison: Comparison, basis: Basis) -> Clai
         f"{kind} of {comparison.name.removesuffix(TO_INIT)}'s {results[0][0].layer} to its own initialisation, by seed: "
         f"{_list(lowest)}; the most alike of the layers above it: {_list(above)}."
     )
-    excess = [x - y for x, y in zip(lowest, above, strict=True)]
-    test = sign_flip(basis.independent(dict(zip(comparison.by_seed, excess, strict=True))))
-    return Claim(line.sentence, evidence, verdict(test), test.p)
+    excess = {seed: x - y for seed, x, y in zip(comparison.by_seed, lowest, above, strict=True)}
+    test = sign_flip(basis.independent(excess))
+    return Claim(line.sentence, evidence, verdict(test), test.p, effect=_signed(excess, basis))
 
 
 def _stays_alike(line: Line, before: Comparison, after: Comparison, basis: Basis) -> Claim | None:
@@ -377,7 +392,7 @@ def _stays_alike(line: Line, before: Comparison, after: Comparison, basis: Basis
     rho, test = correlation(*(basis.independent({seed: values[seed] for seed in both}) for values in (x, y)))
     pairs = ", ".join(f"{x[seed]:.3f} → {y[seed]:.3f}" for seed in both)
     evidence = f"{after.name}, {layer}, by seed: {pairs}; Spearman's ρ {rho:+.2f}."
-    return Claim(line.sentence, evidence, verdict(test), test.p)
+    return Claim(line.sentence, evidence, verdict(test), test.p, effect=f"ρ {rho:+.2f}")
 
 
 def _names_of(line: Line) -> tuple[str, ...]:

@@ -218,8 +218,10 @@ def _larger_gain(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
         bound = ", as if who never passed had at the next step" if censored else ""
         evidence = f"Steps of {b} over steps of {a}, by seed: {words}{bound}."
         text = f"{line.sentence} ({printable(deep)}, {printable(other)})"
-        test = sign_flip(unit_means(excess, _joined(reports[deep], reports[other])))
-        claims.append(Claim(text, evidence, verdict(test), test.p))
+        means = unit_means(excess, _joined(reports[deep], reports[other]))
+        test = sign_flip(means)
+        size = f"{effect(means, lambda x: f'{exp(x):.2f}', named=False)} × the gain"
+        claims.append(Claim(text, evidence, verdict(test), test.p, effect=size))
     return claims
 
 
@@ -243,7 +245,8 @@ def _moves_less(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
         )
         test = sign_flip(excess)
         text = f"{line.sentence} ({printable(deep)}, {printable(other)})"
-        claims.append(Claim(text, evidence, verdict(test), test.p))
+        size = effect(excess, lambda x: f"{x:+.3f}", named=False)
+        claims.append(Claim(text, evidence, verdict(test), test.p, effect=size))
     return claims
 
 
@@ -270,8 +273,10 @@ def _shrinking_gap(line: Line, found: Sequence[Gap]) -> list[Claim]:
         listed = ", ".join(f"{slope:+.3f}" for slope in slopes.values())
         evidence = f"Mean gain: {means}. Slope of the gain from one size to the next larger, by seed: {listed}."
         units = _joined(*(gap.report for gap in sizes))
-        test = sign_flip([-slope for slope in unit_means(slopes, units)])
-        claims.append(Claim(f"{line.sentence} ({printable(network)})", evidence, verdict(test), test.p))
+        means_of_units = unit_means(slopes, units)
+        test = sign_flip([-slope for slope in means_of_units])
+        size = effect(means_of_units, lambda x: f"{x:+.3f}", named=False)
+        claims.append(Claim(f"{line.sentence} ({printable(network)})", evidence, verdict(test), test.p, effect=size))
     return claims
 
 
