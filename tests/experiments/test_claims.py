@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wsurgery.data.chexpert import LABELS as CHEXPERT
 from wsurgery.errors import UsageError
 from wsurgery.experiments.claims import KINDS, Basis, Claim, Line, corrected, judge, read_claims
 from wsurgery.experiments.report import read_report
@@ -152,6 +153,13 @@ def test_the_recipes_claims_are_read_and_every_kind_is_explained() -> None:
     assert used == set(KINDS)
     page = (RECIPES.parent / "docs" / "claims.md").read_text(encoding="utf-8")
     assert all(f"| `{kind}` |" in page for kind in KINDS)
+
+
+def test_the_labels_of_the_recipes_are_those_of_the_data() -> None:
+    used = {
+        line.options["label"] for line in read_claims(RECIPES / "meanvar" / "claims.txt") if "label" in line.options
+    }
+    assert used == {label.replace(" ", "_") for label in CHEXPERT} - {"cardiomegaly"}
 
 
 def test_p_is_corrected_for_the_claims_of_the_page() -> None:
