@@ -32,6 +32,12 @@ def reports(roots: list[Path]) -> Iterator[tuple[str, str, str, dict[str, Any]]]
                 yield file.parent.name, file.stem, "", {"claims": found["claims"], "arms": []}
 
 
+def histograms(roots: list[Path], name: str) -> list[float]:
+    """Return the AUC of a colour histogram in each fold of a set."""
+    files = [file for root in roots for file in sorted((root / name).glob("*/runs/transfer/*/histogram.json"))]
+    return [json.loads(file.read_text())["baseline"]["macro_auc"] for file in files]
+
+
 def cell(claim: dict[str, Any]) -> str:
     """Write a verdict: the effect, p, and whether it held."""
     p, holm, effect = claim["p"], claim["holm"], claim["effect"]
@@ -53,7 +59,11 @@ def main(roots: list[Path]) -> None:
     found = list(reports(roots))
     sets = list(dict.fromkeys(name for name, *_ in found))
     claims: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
-    baselines = []
+    baselines = [
+        [name, "", "colour histogram", f"{sum(aucs) / len(aucs):.3f}", "", ""]
+        for name, aucs in ((name, histograms(roots, name)) for name in sets)
+        if aucs
+    ]
     for name, recipe, network, report in found:
         for claim in report["claims"]:
             claims.setdefault((recipe, network, claim["claim"]), {})[name] = claim
