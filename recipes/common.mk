@@ -179,6 +179,7 @@ TARGET    = $(call target,$(or $(filter $(SEEDS),$(basename $(notdir $@))),$(FIR
 FOLDERS  := $(addprefix $(OUT)/,$(NETS))
 RUNS     := $(foreach net,$(NETS),$(foreach arm,$(call ARMS,$(net)),$(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%)))
 list      = $(subst $() $(),$(comma),$(strip $(1)))
+evaluated = $(OUT)/$(RECIPE)$(patsubst $(OUT)/data/target%.csv,%,$(1)).evaluated
 TARGETS  := $(call unique,$(foreach seed,$(SEEDS),$(call target,$(seed))))
 NAMES    := $(call unique,$(foreach net,$(NETS),$(call name,$(net))))
 ALL_ARMS  = $(strip $(call unique,$(foreach net,$(NETS),$(call ARMS,$(net)))))
@@ -213,7 +214,7 @@ PAGE     := $(if $(strip $(ALL_ARMS) $(filter-out none,$(COMPARISONS))),$(OUT)/$
 
 all: $(PAGE) $(FIGURES)
 
-$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(PLATEAUS:=/metrics.json) $(if $(UNTESTED),,$(if $(RUNS),$(OUT)/$(RECIPE).evaluated)) $(COMPARED) $(OUT)/settings/page-$(RECIPE) $(wildcard paper.md) $(CLAIMS)
+$(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(PLATEAUS:=/metrics.json) $(if $(UNTESTED),,$(if $(RUNS),$(foreach data,$(TARGETS),$(call evaluated,$(data))))) $(COMPARED) $(OUT)/settings/page-$(RECIPE) $(wildcard paper.md) $(CLAIMS)
 	$(REPORT) $(TITLED) -o $@ > /dev/null
 
 # What stands in the recipe's folder as its last result; at real scale that of all sets which there are results of.
@@ -228,7 +229,7 @@ REAL_RESULTS  = $(if $(PAGE),$(REPORT) --title $(SET) -o $(OUT)/$(RECIPE).md --j
 
 # This recipe's own: its page, pictures, runs and comparisons. The next recipe trains again what it shared of them.
 clean:
-	rm -rf $(PAGE) $(FIGURES) $(OUT)/$(RECIPE).evaluated $(RUNS) $(COMPARED)
+	rm -rf $(PAGE) $(FIGURES) $(foreach data,$(TARGETS),$(call evaluated,$(data))) $(RUNS) $(COMPARED)
 
 # Data, and the networks that SOURCE_NET is not given for, trained on the source task.
 
@@ -364,20 +365,22 @@ $(foreach net,$(NETS),$(foreach seed,$(SEEDS),\
 .SECONDARY: $(foreach net,$(NETS),$(foreach arm,random random-twin $(call all_arms,$(net)),$(SEEDS:%=$(OUT)/$(net)/init/$(arm)/%.safetensors) \
   $(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%/metrics.json)))
 
-# One process evaluates all that were trained since, of one fold and one maker: importing PyTorch takes longer than evaluating a toy.
-EVALUATIONS := $(RUNS:=/eval.json)
-STALE        = $(shell for run in $(RUNS); do \
-                 test $$run/eval.json -nt $$run/metrics.json || echo $$run; done)
+# One process evaluates all of a fold and a maker that were trained since: importing PyTorch takes longer than evaluating a toy.
+stale        = $(shell for run in $(1); do test $$run/eval.json -nt $$run/metrics.json || echo $$run; done)
 EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1) $(2) --data $(3) --beside eval.json $(BASELINE) --force $(LIMITS)$(newline))
 arm_of       = $(notdir $(patsubst %/,%,$(dir $(1))))
 net_of       = $(notdir $(patsubst %/runs/,%,$(dir $(patsubst %/,%,$(dir $(1))))))
 MAKERS       = $(call unique,$(foreach net,$(NETS),$(foreach arm,$(call ARMS,$(net)),$(subst $() $(),|,$(or $(call made_by,$(net),$(arm)),-)))))
 made_so      = $(foreach run,$(2),$(if $(filter $(1),$(subst $() $(),|,$(or $(call made_by,$(call net_of,$(run)),$(call arm_of,$(run))),-))),$(run)))
 of_target    = $(foreach run,$(2),$(if $(filter $(1),$(call target,$(notdir $(run)))),$(run)))
-$(OUT)/$(RECIPE).evaluated: $(RUNS:=/metrics.json) $(if $(filter-out $(wildcard $(EVALUATIONS)),$(EVALUATIONS)),always)
-	$(foreach data,$(TARGETS),$(foreach maker,$(MAKERS),\
-	  $(call EVALUATE,$(strip $(call made_so,$(maker),$(call of_target,$(data),$(STALE)))),$(filter-out -,$(subst |, ,$(maker))),$(data))))
-	@touch $@
+
+# $(1) is the data, $(2) the runs on them.
+define EVALUATED_RULE
+$(call evaluated,$(1)): $(2:=/metrics.json) $(if $(filter-out $(wildcard $(2:=/eval.json)),$(2:=/eval.json)),always)
+	$$(foreach maker,$(MAKERS),$$(call EVALUATE,$$(call made_so,$$(maker),$$(call stale,$(2))),$$(filter-out -,$$(subst |, ,$$(maker))),$(1)))
+	@touch $$@
+endef
+$(if $(RUNS),$(foreach data,$(TARGETS),$(eval $(call EVALUATED_RULE,$(data),$(call of_target,$(data),$(RUNS))))))
 
 # Pictures, of the first seed where they show one.
 
