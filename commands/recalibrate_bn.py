@@ -29,6 +29,7 @@ def recalibrate_bn(
         int, Option(min=2, help="How many, in whole patients; up to 512 at once, more in batches.")
     ] = 512,
     image_size: Annotated[int | None, Option(min=1, help="Pixels a side. Default: as in training.")] = None,
+    skip_bad: Annotated[bool, Option(help="Leave out images that are missing or cannot be read.")] = False,
     model: ModelOption = None,
 ) -> Result:
     """Set batch norm's running mean and variance to those of images, as they come through the network.
@@ -57,7 +58,8 @@ def recalibrate_bn(
     count = len(open_data(data).where(split))
     if count < 2:
         raise UsageError(f"--split {split} has {count} images: batch norm's statistics need two at least")
-    few = load_dataset(data, split=split, image_size=size, subset=min(images, count), trained=rendering_of(trained))
+    load = partial(load_dataset, data, split=split, image_size=size, trained=rendering_of(trained), skip_bad=skip_bad)
+    few = load(subset=min(images, count))
     recalibrate(network, few, device=torch.device("cpu"))
     made = as_checkpoint(network.state_dict(), checkpoint.label)
     statistics = {

@@ -265,6 +265,7 @@ class Pipeline:
         split: str = "train",
         images: int = 512,
         image_size: int | None = None,
+        skip_bad: bool = False,
         model: str | None = None,
     ) -> Pipeline:
         """Set batch norm's running mean and variance to those of images, as they come through the network.

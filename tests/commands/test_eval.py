@@ -171,6 +171,7 @@ def test_images_that_cannot_be_read_are_left_out_on_demand(finished, fundus, inv
     refused = invoke(*given, check=False)
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "lost.png cannot be read" in refused.stderr
+    assert refused.stderr.endswith("; --skip-bad leaves such images out\n")
     done = invoke(*given, "--skip-bad")
     assert done.stderr.startswith("test: 1 images left out, first: ")
     assert json.loads(done.stdout)["n"] == 41

@@ -1,6 +1,7 @@
 """Batch norm's statistics from images: those that the images have there, and torch's own way of finding them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch.optim.swa_utils import update_bn
 import wsurgery
 from wsurgery.data.augment import normalise, to_float
 from wsurgery.data.dataset import Dataset, load_dataset
+from wsurgery.data.manifest import write_manifest
+from wsurgery.data.sources import open_data
 from wsurgery.errors import UsageError
 from wsurgery.models import load
 from wsurgery.models.inputs import image_statistics
@@ -121,3 +124,21 @@ def test_a_history_with_images_in_it_is_not_run_again(invoke, fundus: str, tmp_p
     done = invoke("replay", tmp_path / "b.safetensors", check=False)
     assert done.exit_code == 2
     assert "recalibrate-bn, which is not run again: it needs data" in done.stderr
+
+
+def test_images_that_cannot_be_read_are_left_out_on_demand(
+    invoke, fundus: str, network: nn.Module, tmp_path: Path
+) -> None:
+    manifest = open_data(fundus).where("train")
+    paths = [str(manifest.root.absolute() / name) for name in manifest.paths]
+    for name, some in (("whole", paths[1:]), ("lost", [str(tmp_path / "lost.png"), *paths[1:]])):
+        rows = [*range(len(manifest))][-len(some) :]
+        write_manifest(replace(manifest.take(rows), paths=tuple(some)), tmp_path / f"{name}.csv")
+    given = ["recalibrate-bn", tmp_path / "fresh.safetensors", "--data"]
+    refused = invoke(*given, tmp_path / "lost.csv", "-o", tmp_path / "x", check=False)
+    assert refused.exit_code == 1
+    assert refused.stderr.endswith("; --skip-bad leaves such images out\n")
+    for name in ("whole", "lost"):
+        invoke(*given, tmp_path / f"{name}.csv", "--skip-bad", "-o", tmp_path / f"{name}.safetensors")
+    whole, lost = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "lost"))
+    assert all(np.array_equal(whole[name], lost[name]) for name in whole)

@@ -14,7 +14,7 @@ from wsurgery.data.cache import decode, decode_readable, native_size
 from wsurgery.data.manifest import are_known
 from wsurgery.data.rendering import DEFAULT, Rendering
 from wsurgery.data.sources import open_data, said_rendering
-from wsurgery.errors import UsageError, printable, table_cell
+from wsurgery.errors import UsageError, WsurgeryError, printable, table_cell
 from wsurgery.untrusted import open_regular
 
 _COLUMNS = "split", "path", "reason"
@@ -127,12 +127,17 @@ def load_dataset(
         manifest = manifest.subset(subset)
     if at_most is not None and at_most < len(manifest):
         manifest = manifest.subset(at_most)
-    size = image_size or native_size(manifest, skip_bad=skip_bad)
     skipped: dict[str, str] = {}
-    if skip_bad:
-        images, manifest, skipped = decode_readable(manifest, size, threads=threads)
-    else:
-        images = decode(manifest, size, threads=threads)
+    try:
+        size = image_size or native_size(manifest, skip_bad=skip_bad)
+        if skip_bad:
+            images, manifest, skipped = decode_readable(manifest, size, threads=threads)
+        else:
+            images = decode(manifest, size, threads=threads)
+    except UsageError:
+        raise
+    except WsurgeryError as error:
+        raise error if skip_bad else WsurgeryError(f"{error}; --skip-bad leaves such images out") from error
     return Dataset(
         images,
         manifest.labels,
