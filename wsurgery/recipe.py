@@ -56,7 +56,7 @@ def _parts(root: Path, name: str) -> Iterator[Path]:
     yield from root.glob("*.mk")
     yield root / "cifar_resnet.py"
     for path in (root / name).iterdir():
-        if path.name != "RESULTS.md" and (path.name == "Makefile" or path.suffix in (".md", ".txt", ".py")):
+        if not path.name.startswith("RESULTS") and (path.name == "Makefile" or path.suffix in (".md", ".txt", ".py")):
             yield path
 
 

@@ -144,6 +144,7 @@ def test_every_recipe_can_be_planned_from_a_copy_and_for_any_network(name, make,
     copy_recipe(name, tmp_path / "other name".replace(" ", "-"))
     given = ["WEIGHTS=w.pth"] if name in ("own-network", "imagenet-surgery") else []
     (tmp_path / "other-name" / "w.pth").touch()
+    assert not list((tmp_path / "other-name").glob("RESULTS*"))
     assert "wsurgery" in make(tmp_path / "other-name", "-n", *given)
     if name not in ("demo", "own-network", "imagenet-surgery", "slim"):
         assert "wsurgery" in make(tmp_path / "other-name", "-n", "NETS=cbr_tiny")
