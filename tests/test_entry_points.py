@@ -100,7 +100,7 @@ def test_its_scheme_is_data(run, images):
     refused = run("data", "show", f"skin:{images}?colour=red", check=False)
     assert (refused.returncode, refused.stderr) == (
         2,
-        b"wsurgery data show: skin has no key 'colour': there are valid, test, seed, fit, window\n",
+        b"wsurgery data show: skin has no key 'colour': there are valid, test, seed, fold, fit, window\n",
     )
 
 
