@@ -32,7 +32,8 @@ class Settings:
         ema: share of the moving average of the weights that stays at each step; None is no average. With one, it is
             the average that is evaluated and saved.
         patience: stop after this many evaluations in a row without a better macro AUC; None never.
-        precision: `fp32`, or `bf16` for the forward and backward pass where autocast takes it. Evaluation is in fp32.
+        precision: of a step: `fp32`, which is exact on CUDA devices, too; `tf32`, in which they round what they multiply to
+            ten bits; or `bf16`, where autocast takes it. Evaluation is in fp32.
         compile: whether torch.compile makes kernels for the network.
         sync_bn: whether batch norm in training takes the moments of the whole batch, not of each process's share.
         loss: `bce` for labels that may be true together, `softmax` for classes of which each image has exactly one.
