@@ -1,5 +1,6 @@
 """Where networks compute: which device, in which arithmetic, and what is said when its memory ends."""
 
+import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from wsurgery.processes import ALONE, Processes
 
 # As CUDA, cuBLAS, MPS and the allocators of Linux and Windows say it, not all of them by an exception of its own.
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|STATUS_ALLOC_FAILED")
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
@@ -107,6 +110,47 @@ def arithmetic(precision: str = "fp32") -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def deterministic(wanted: bool = True) -> Iterator[None]:
+    """Have torch take only operations that give the same bits each time, on CUDA devices too, if that is wanted.
+
+    What was set before is put back. cuBLAS reads its setting when it begins: a process that has multiplied on a CUDA device
+    before has to have been started with `CUBLAS_WORKSPACE_CONFIG=:4096:8`.
+
+    Raises:
+        WsurgeryError: an operation that the network needs is not among them.
+    """
+    if not wanted:
+        yield
+        return
+    strict, only_warned = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    tries, fixed = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    workspace = os.environ.get(_WORKSPACE)
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "not deterministic because it uses CuBLAS" in text:
+            raise WsurgeryError(f"--deterministic: start it with {_WORKSPACE}=:4096:8 in the environment") from error
+        operation, found, _ = text.partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise WsurgeryError(
+            f"--deterministic: torch has {printable(operation, 80)} in no such form on this device: leave it out, or --device cpu"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=only_warned)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = tries, fixed
+        if workspace is None:
+            del os.environ[_WORKSPACE]
 
 
 def supports_bf16(device: torch.device) -> bool:

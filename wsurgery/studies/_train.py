@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from wsurgery.data.dataset import Dataset, load_dataset, report_skipped
-from wsurgery.devices import choose_device, choose_precision, memory_errors, on_device, threads_used
+from wsurgery.devices import choose_device, choose_precision, deterministic, memory_errors, on_device, threads_used
 from wsurgery.errors import UsageError
 from wsurgery.models.own import Model
 from wsurgery.operations.declaration import Parameter
@@ -140,6 +140,7 @@ def train(
         steps = settings.length(len(training.images)).steps
         remedy = f"use a smaller --batch-size (now {settings.batch_size // processes.count}) or --image-size"
         stack.enter_context(memory_errors(where, remedy))
+        stack.enter_context(deterministic(settings.deterministic))
         stack.enter_context(held(output, processes, say))
         reports: list[Report] = []
         if processes.is_first:

@@ -3,7 +3,7 @@
 A run folder holds `config.json` (the resolved settings and the digests of the inputs), `init.safetensors` (as training
 began), `log.jsonl`, `last.safetensors`, `best.safetensors` (highest macro AUC), `resume.pt` and, at the end,
 `metrics.json`. The order of images and their augmentation are functions of (seed, epoch, step) alone, so a run that is
-cut off goes on where it was and ends with the same bytes.
+cut off goes on where it was and ends with the same bytes: on a CPU with as many threads, on a CUDA device with `deterministic`.
 """
 
 import json

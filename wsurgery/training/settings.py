@@ -36,6 +36,7 @@ class Settings:
             ten bits; or `bf16`, where autocast takes it. Evaluation is in fp32.
         compile: whether torch.compile makes kernels for the network.
         sync_bn: whether batch norm in training takes the moments of the whole batch, not of each process's share.
+        deterministic: whether torch takes only operations that give the same bits each time. On a CPU it does so anyway.
         loss: `bce` for labels that may be true together, `softmax` for classes of which each image has exactly one.
         pos_weight: with `bce`, how much a positive counts for a negative: by label, 1 for those that are not named, or
             `auto`, negatives over positives of the training images; None is 1.
@@ -65,6 +66,7 @@ class Settings:
     precision: str = "fp32"
     compile: bool = False
     sync_bn: bool = False
+    deterministic: bool = False
     loss: str = "bce"
     pos_weight: str | tuple[tuple[str, float], ...] | None = None
     lr_scale: tuple[tuple[str, float], ...] = ()
