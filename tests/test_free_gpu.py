@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,10 +49,7 @@ def test_no_gpu_has_two_commands_at_once_and_all_are_used(start, tmp_path):
 
 def test_a_gpu_is_free_again_when_its_command_was_killed(start, tmp_path):
     first = start("--", "sleep", "60", CUDA_VISIBLE_DEVICES="7")
-    while (
-        not os.path.exists(f"/proc/{first.pid}/cmdline")
-        or b"sleep" not in open(f"/proc/{first.pid}/cmdline", "rb").read()
-    ):
+    while not Path(f"/proc/{first.pid}/cmdline").read_bytes().startswith(b"sleep\x00"):
         time.sleep(0.02)
     second = start("--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES", CUDA_VISIBLE_DEVICES="7")
     with pytest.raises(subprocess.TimeoutExpired):

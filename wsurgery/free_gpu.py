@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> None:
     command = arguments[1:] if arguments[:1] == ["--"] else arguments
     if not command or command[0].startswith("-"):
         _end("what is to be run? python -m wsurgery.free_gpu -- COMMAND", 2)
+    if os.name == "nt":
+        _end("it is for Linux", 1)
     environment = dict(os.environ)
     gpus = _gpus(listed, environment)
     try:
@@ -61,8 +63,7 @@ def _gpus(listed: str | None, environment: dict[str, str]) -> list[str]:
 
 def _folder() -> Path:
     """Return the folder of this user's locks on this machine."""
-    if sys.platform == "win32":
-        _end("it is for Linux", 1)
+    assert sys.platform != "win32"
     folder = Path(tempfile.gettempdir()) / f"wsurgery-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
@@ -73,8 +74,7 @@ def _folder() -> Path:
 
 def _take(gpus: list[str], folder: Path) -> str:
     """Lock one of the GPUs for this process and what it becomes; wait until one is free."""
-    if sys.platform == "win32":
-        _end("it is for Linux", 1)
+    assert sys.platform != "win32"
     import fcntl
 
     files = {gpu: os.open(folder / quote(gpu, safe=""), os.O_RDWR | os.O_CREAT, 0o600) for gpu in gpus}
