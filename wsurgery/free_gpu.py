@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
@@ -63,30 +64,34 @@ def _gpus(listed: str | None, environment: dict[str, str]) -> list[str]:
 
 def _folder() -> Path:
     """Return the folder of this user's locks on this machine."""
-    assert sys.platform != "win32"
-    folder = Path(tempfile.gettempdir()) / f"wsurgery-gpus-{os.getuid()}"
+    user = os.getuid() if sys.platform != "win32" else 0
+    folder = Path(tempfile.gettempdir()) / f"wsurgery-gpus-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user:
         _end(f"{folder} is not a folder of yours: remove it, or set TMPDIR", 1)
     return folder
 
 
 def _take(gpus: list[str], folder: Path) -> str:
     """Lock one of the GPUs for this process and what it becomes; wait until one is free."""
-    assert sys.platform != "win32"
-    import fcntl
-
     files = {gpu: os.open(folder / quote(gpu, safe=""), os.O_RDWR | os.O_CREAT, 0o600) for gpu in gpus}
     while True:
         for gpu, file in files.items():
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            os.set_inheritable(file, True)
-            return gpu
+            if _locks(file):
+                os.set_inheritable(file, True)
+                return gpu
         time.sleep(_POLL)
+
+
+def _locks(file: int) -> bool:
+    if sys.platform != "win32":
+        import fcntl
+
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def _end(message: str, status: int) -> NoReturn:
