@@ -64,7 +64,9 @@ def _gpus(listed: str | None, environment: dict[str, str]) -> list[str]:
 
 def _folder() -> Path:
     """Return the folder of this user's locks on this machine."""
-    user = os.getuid() if sys.platform != "win32" else 0
+    user = 0
+    if sys.platform != "win32":
+        user = os.getuid()
     folder = Path(tempfile.gettempdir()) / f"wsurgery-gpus-{user}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()

@@ -237,6 +237,43 @@ def test_signals_to_torchrun_and_its_processes_at_once_lose_nothing(fresh, fundu
         saved = step
 
 
+LISTED = """import os, sys
+from pathlib import Path
+from wsurgery.data import dataset
+
+whole = dataset.open_data
+
+def listing(spec, **more):
+    (Path(sys.argv[0]).parent / f"listed-{os.environ['SLURM_PROCID']}").touch()
+    return whole(spec, **more)
+
+dataset.open_data = listing
+if sys.argv.pop(1) == "other":  # as long as a file of the first one's, which is not there
+    from wsurgery.studies import _images
+    _images.math = type("Other", (), dict(prod=lambda shape: -1))
+if __name__ == "__main__":
+    from wsurgery.__main__ import main
+    main()
+"""
+
+
+@pytest.mark.parametrize("seen", ["same", "other"])
+@pytest.mark.parametrize("command", ["train", "eval", "cca"])
+def test_one_process_lists_the_images_for_all_that_see_its_cache(command, seen, fresh, fundus, tmp_path):
+    script = tmp_path / "listed.py"
+    script.write_text(LISTED)
+    own = ["--device", "cpu", "--threads", 1]
+    given = {
+        "train": [fresh, "-o", tmp_path / "run", *SGD],
+        "eval": [fresh, *own, "--json"],
+        "cca": [fresh, fresh, *own, "--json", "-p", 200, "-d", 2],
+    }[command]
+    done = ended([start([seen, command, *given, "--data", fundus], each, script=[script]) for each in slurm()])
+    assert [status for status, _ in done] == [0, 0], done
+    assert (tmp_path / "listed-0").exists()
+    assert (tmp_path / "listed-1").exists() == (seen == "other")
+
+
 OUT_OF_MEMORY = """import os
 import torch
 from torch import nn

@@ -34,7 +34,7 @@ from wsurgery.studies._checkpoints import (
     unedited,
     warn,
 )
-from wsurgery.studies._images import common_images
+from wsurgery.studies._images import common_images, load_once
 from wsurgery.training.recorded import record_of, say_other_images
 
 NOT_FOR_ACTIVATIONS = (
@@ -181,7 +181,7 @@ def cca(
             skip_bad = skip_bad or bad_list is not None
             size, rendering = common_images(str(data), image_size, network_a, network_b)
             load = partial(load_dataset, str(data), split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
-            dataset = processes.in_turn(load)
+            dataset = load_once(load, processes)
             for side, network in ((a, network_a), (other, network_b)) if first else ():
                 say_other_images(label(side), record_of(network), dataset, say)
             if first:

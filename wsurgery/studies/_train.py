@@ -19,6 +19,7 @@ from wsurgery.models.own import Model
 from wsurgery.operations.declaration import Parameter
 from wsurgery.processes import ALONE, Processes
 from wsurgery.studies._checkpoints import Say, Source, made, require_at_least, require_one_of, unedited, warn
+from wsurgery.studies._images import load_once
 from wsurgery.training.display import LOGGERS, Report, logged
 from wsurgery.training.flags import Flags, Flip, Loss
 from wsurgery.training.holding import held
@@ -128,11 +129,9 @@ def train(
         arguments += own.words()
         arguments += ["--precision", settings.precision] if settings.precision != "fp32" else []
 
-        def both() -> tuple[Dataset, Dataset]:
-            load = partial(load_dataset, data, image_size=settings.image_size, skip_bad=skip_bad)
-            return load(split="train", subset=settings.subset), load(split=eval_split, at_most=settings.eval_subset)
-
-        training, validation = processes.in_turn(both)
+        load = partial(load_dataset, data, image_size=settings.image_size, skip_bad=skip_bad)
+        training = load_once(partial(load, split="train", subset=settings.subset), processes)
+        validation = load_once(partial(load, split=eval_split, at_most=settings.eval_subset), processes)
         if processes.is_first:
             report_skipped({"train": training.skipped, eval_split: validation.skipped}, say, bad_list)
             if not training.has_patients:
