@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from wsurgery.ending import half_done
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.untrusted import open_own, read_regular
 
@@ -49,6 +51,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
             raise Busy(path, _holder(path))
         time.sleep(_POLL)
     stream, held = taken
+    half_done[path] = partial(path.unlink, missing_ok=True)
     try:
         if held:
             import socket
@@ -59,6 +62,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     finally:
         with suppress(OSError):  # on Windows, where no open file is removed
             path.unlink()  # while it is held: whoever waits finds another file there, or none
+        half_done.pop(path, None)  # two may have it, where nothing can be locked
         stream.close()
 
 

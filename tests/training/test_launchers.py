@@ -1,5 +1,7 @@
 """Processes as srun, torchrun and people start them: one run in a folder, one line for what is wrong, nothing lost."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -35,10 +37,23 @@ def slurm(count=2):
     ]  # fmt: skip
 
 
+started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def none_is_left():
+    """Whatever a test finds, its processes end with it."""
+    yield
+    while started:
+        process = started.pop()
+        process.kill()
+        process.communicate()
+
+
 def start(arguments, environment, *, cwd=None, script=("-m", "wsurgery")):
     """Start a process that its launcher told about itself by its environment alone."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *map(str, script), *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -47,15 +62,13 @@ def start(arguments, environment, *, cwd=None, script=("-m", "wsurgery")):
         cwd=cwd,
         env={**kept, "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "200", **environment},
     )
+    started.append(process)
+    return process
 
 
 def ended(processes):
     """Return status and standard error of each."""
-    try:
-        said = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    said = [process.communicate(timeout=120)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 
@@ -105,6 +118,25 @@ def test_a_second_run_is_refused_in_a_line_that_says_who_is_there(fresh, fundus,
     ((status, said),) = ended([first])
     assert status == 0, said
     invoke(*given)
+
+
+def test_where_nothing_can_be_locked_a_run_says_so_and_goes_on(fresh, fundus, invoke, tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    done = invoke("train", fresh, "--data", fundus, "-o", tmp_path / "run", *SGD[:4], "--device", "cpu", "--threads", 1)
+    assert f"{tmp_path}/run: its file system has no locks, so nothing would notice a second run there" in done.stderr
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_processes_that_cannot_meet_say_where(fresh, fundus, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {**slurm()[0], "MASTER_PORT": str(taken.getsockname()[1])}
+        ((status, said),) = ended([start(["eval", fresh, "--data", fundus], environment)])
+    assert (status, said.count("\n")) == (1, 1), said
+    assert "2 processes do not meet at 127.0.0.1 port" in said
+    assert "export MASTER_ADDR" in said
 
 
 def test_a_process_that_is_refused_leaves_no_folder(fresh, fundus, invoke, tmp_path):
