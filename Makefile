@@ -1,6 +1,7 @@
 # make demo    the experiment of the paper, on embedded data, in about 3 minutes
 # make test    the tests, but for the slow ones
 # make test-slow   those: recipes at full length, what Windows lacks
+# make test-gpu    what needs a GPU: 8 minutes at most
 # make check   ruff and mypy
 # make demo-imagenet   surgery on real ImageNet weights
 # make attack   an hour of damaged files, read by every command
@@ -20,7 +21,7 @@ ifneq ($(filter demo demo-imagenet,$(or $(MAKECMDGOALS),demo)),)
 include recipes/make-4.3.mk
 endif
 
-.PHONY: demo demo-imagenet test test-slow attack sweep bench check types setup clean
+.PHONY: demo demo-imagenet test test-slow test-gpu attack sweep bench check types setup clean
 
 demo: $(VENV)/installed
 	$(MAKE) -C recipes/demo -j$(JOBS)
@@ -30,10 +31,13 @@ demo-imagenet: $(VENV)/installed-dev
 	$(MAKE) -C recipes/imagenet-surgery -j$(JOBS)
 
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 pytest -n $(JOBS) --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 pytest -n $(JOBS) --dist worksteal -m 'not slow and not gpu'
 
 test-slow: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 pytest -n $(JOBS) --dist worksteal -m slow
+
+test-gpu: $(VENV)/installed-dev
+	pytest -m gpu tests/gpu
 
 attack: $(VENV)/installed-dev
 	python tests/mutations/attack.py --minutes 60

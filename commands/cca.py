@@ -124,7 +124,7 @@ def cca(
 
     The floor is what the same draws give when B sees other images, the ceiling what they give for A against itself:
     read the value between the two, as `normalised` does. Its standard error has a part from the images and one from the
-    draws of channels. Started by torchrun, the processes share the images.
+    draws of channels. Started by torchrun or srun, the processes share the images.
 
     Example: wsurgery cca run1 run2 --data manifest.csv --layers conv1,block1
 

@@ -66,7 +66,7 @@ def eval(
     that does not beat it tells apart what needs no network. DeLong's paired test says so, with the interval of the difference.
     Where the labels are the five grades of retinopathy, also for the eyes to be referred: moderate or worse.
 
-    Started by torchrun, the processes share the images, and the result is one process's.
+    Started by torchrun or srun, the processes share the images, and the result is one process's.
 
     Example: wsurgery eval run --data synthetic:fundus?n=2000 --predictions test.csv
     """

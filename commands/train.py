@@ -32,6 +32,7 @@ class Precision(str, Enum):
 
     auto = "auto"
     fp32 = "fp32"
+    tf32 = "tf32"
     bf16 = "bf16"
 
 
@@ -58,7 +59,10 @@ def train(
         typer.Option(help="Send the log there, too; repeatable. Needs pip install 'wsurgery[tensorboard]' or [wandb]."),
     ] = None,
     precision: Annotated[
-        Precision, typer.Option(help="bf16 needs a processor that has it. Default: bf16 on CUDA, else fp32.")
+        Precision,
+        typer.Option(
+            help="fp32 is exact; tf32 and bf16 need a GPU that has them, bf16 some CPUs have. Default: bf16 on CUDA, else fp32."
+        ),
     ] = Precision.auto,
     device: Device = "auto",
     threads: NetworkThreads = None,
@@ -67,10 +71,11 @@ def train(
     """Train a checkpoint as a multi-label classifier. Run again on the same RUN, it goes on where it was.
 
     Tensors that freeze-spec named stay as they are, bit for bit. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and
-    SIGUSR2 end it after the current step, saved.
+    SIGUSR2 end it after the current step, saved. While it trains, no other run may use RUN.
 
-    Started by torchrun, each process takes its share of every batch, and without batch norm the result is one process's.
-    Batch norm takes the moments of each process's share, and the first process's running statistics are saved.
+    Started by torchrun or srun, on a file system that they share, each process takes its share of every batch,
+    and without batch norm the result is one process's. Batch norm takes the moments of each process's share, and
+    the first process's running statistics are saved.
 
     Example: wsurgery train init.safetensors --data synthetic:fundus?n=2000 --steps 200 --eval-every 20 -o run/
 

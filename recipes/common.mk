@@ -10,6 +10,7 @@
 #   make SCALE=real DATA_ROOT=/data SET=malaria     real images and weights, as they were downloaded: see README.md
 #   make SCALE=paper DATA=chexpert:/data/CheXpert SOURCE_resnet50=resnet50.safetensors
 #   make -j64 RUN="srun --gres=gpu:1"               what goes before each train, eval and cca
+#   make -j8 RUN="python -m wsurgery.free_gpu --"   a GPU of this machine for each
 #   make RUN="torchrun --nproc-per-node 8 -m"       one job on 8 GPUs
 #   make SOURCES="1 2 3"                            seeds of the source networks, which the seeds take in turn
 #   make -n                                         the commands, to read or to type

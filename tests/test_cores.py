@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from wsurgery.cores import cores
+from wsurgery.cores import cores, shared_cores, which_cores
 
 
 def test_those_that_this_process_may_use():
@@ -31,3 +31,12 @@ def test_processes_started_together_share_them(together, share, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(together))
     assert cores() == share
+
+
+def test_those_that_met_share_them_whatever_a_launcher_says(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    with shared_cores(1):
+        assert cores() == len(which_cores()) == len(os.sched_getaffinity(0))
+        with shared_cores(1000):
+            assert cores() == 1
+    assert cores() == 1

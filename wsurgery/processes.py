@@ -1,8 +1,9 @@
-"""Several processes that share the work of one command, as torchrun starts them."""
+"""Several processes that share the work of one command, as torchrun or srun starts them."""
 
-import os
+import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -10,8 +11,16 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from wsurgery.cores import shared_cores, which_cores
+from wsurgery.errors import WsurgeryError, printable
+from wsurgery.launch import Launch, launched
+
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=12)  # the first process may have to decode all images while the others wait
+MEETING = timedelta(minutes=10)  # within which all have to have come
+
+# As gloo, NCCL and the store say that a process is not there any more, most of them without an exception of their own.
+_LOST = re.compile(r"gloo|NCCL|Broken pipe|Connection (?:reset|closed|refused)|Socket Timeout|recvValue|sendBytes")
 
 
 @dataclass(frozen=True)
@@ -19,10 +28,20 @@ class Processes:
     """This process among `count`; what these methods exchange goes through gloo, on the CPU.
 
     Every process must make the same calls in the same order.
+
+    Attributes:
+        rank: which it is, from 0.
+        count: of all.
+        local_rank: which it is of those on its machine.
+        local_count: of those on its machine.
+        on_cuda: the group in which tensors on CUDA devices are exchanged, for torch's own functions; None without CUDA.
     """
 
     rank: int = 0
     count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+    on_cuda: "dist.ProcessGroup | None" = None
 
     @property
     def is_first(self) -> bool:
@@ -79,19 +98,44 @@ class Processes:
         Raises:
             SystemExit: in the others, with the error's status, where it failed in the first, which says why.
         """
+        mine: list[T] = []
+        self.in_first(lambda: mine.append(work()))
+        return mine[0] if mine else work()
+
+    def in_first(self, work: Callable[[], T]) -> T:
+        """Run `work` in the first process while the others wait; return its value in all.
+
+        Raises:
+            SystemExit: in the others, with the error's status, where it failed in the first, which says why.
+        """
         if self.count == 1:
             return work()
-        if self.is_first:
-            try:
-                result = work()
-            except BaseException as error:
-                self.from_first(getattr(error, "exit_status", 1))
-                raise
-            self.from_first(0)
-            return result
-        if status := self.from_first(0):
-            raise SystemExit(status)
-        return work()
+        if not self.is_first:
+            status, result = self.from_first((0, None))
+            if status:
+                raise SystemExit(status)
+            return result  # type: ignore[return-value]  # it is the first one's
+        try:
+            found = work()
+        except BaseException as error:
+            with suppress(RuntimeError):  # of others that are gone
+                self.from_first((getattr(error, "exit_status", None) or getattr(error, "code", None) or 1, None))
+            raise
+        self.from_first((0, found))
+        return found
+
+    def refuse(self, problem: WsurgeryError | None) -> None:
+        """Raise what any of the processes found wrong: the first process says it, and all end.
+
+        Raises:
+            WsurgeryError: in the first process.
+            SystemExit: in the others, with its status.
+        """
+        found = [each for each in self.to_all(problem) if each is not None]
+        if found and self.is_first:
+            raise found[0]
+        if found:
+            raise SystemExit(found[0].exit_status)
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -104,16 +148,68 @@ ALONE = Processes()
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the processes that torchrun started together with this one; without torchrun it is alone.
+    """Join the processes that were started together with this one, by torchrun, by srun, or as torch's `env://` has it.
 
-    Tensors on the CPU go through gloo, those on CUDA devices through NCCL.
+    Without any of these it is alone. What they exchange goes through gloo, with 12 hours to wait for each other; tensors on
+    CUDA devices through NCCL, whose own limit finds out sooner that a process hangs.
+
+    Raises:
+        UsageError: the environment speaks of several processes, and not of all that it takes to meet.
+        WsurgeryError: they do not meet, or another one has ended.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    launch = launched()
+    if launch is None:
         yield ALONE
         return
-    cuda = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    finally:
+        _meet(launch)
+        processes, sharing = _introduced(launch)
+        with shared_cores(sharing):
+            yield processes
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        raise WsurgeryError(f"the other processes are lost, one of which may say why: {_first_line(error)}") from error
+    except BaseException:
+        if dist.is_initialized() and torch.cuda.is_available():
+            raise  # to take leave of NCCL is to wait for those that wait for this one
+        _part()
+        raise
+    _part()
+
+
+def _meet(launch: Launch) -> None:
+    if launch.meeting is None:
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+        return
+    host, port = launch.meeting
+    try:
+        store = dist.TCPStore(host, port, launch.count, launch.rank == 0, MEETING)  # type: ignore[attr-defined]
+    except RuntimeError as error:  # torch's own kinds of it
+        raise WsurgeryError(
+            f"{launch.count} processes do not meet at {printable(host)} port {port} ({_first_line(error)}): export "
+            "MASTER_ADDR, the first one's host, and MASTER_PORT, a port that is free there"
+        ) from error
+    dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.count, timeout=TIMEOUT)
+
+
+def _introduced(launch: Launch) -> tuple[Processes, int]:
+    """Return this process among those that met, and how many of them share its cores."""
+    met = Processes(launch.rank, launch.count)
+    host, allowed = socket.gethostname(), which_cores()
+    neighbours = [cores for name, cores in met.to_all((host, allowed)) if name == host]
+    cuda = torch.cuda.is_available() and dist.is_nccl_available()
+    group = dist.new_group(backend="nccl") if all(met.to_all(cuda)) else None
+    assert not isinstance(group, int)  # what torch returns to who is not in it
+    processes = Processes(launch.rank, launch.count, launch.local_rank, launch.local_count or len(neighbours), group)
+    return processes, sum(bool(cores & allowed) for cores in neighbours)
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).partition("\n")[0]
+    return printable(re.sub(r"^\[\S*/\S*\] ", "", line), 120)  # without the place in torch's source
+
+
+def _part() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
 from wsurgery.command_line import build_app
 from wsurgery.data.manifest import read_manifest
 from wsurgery.data.rendering import Rendering
+from wsurgery.locks import locked
 
 SPEC = "synthetic:fundus?n=40&size=16"
 
@@ -99,7 +99,7 @@ def test_the_cache_is_listed_and_cleared(run, tmp_path, classes):
     part = cache / "images" / f"{'0' * 32}.part"
     part.write_bytes(b"part")
     assert "not all decoded yet" in run("cache", "--list").stdout
-    with FileLock(part.with_suffix(".lock")):
+    with locked(part.with_suffix(".lock"), wait=False):
         cleared = run("cache", "--clear")
         assert cleared.exit_code == 0
         assert "2 entries removed" in cleared.stderr

@@ -1,8 +1,10 @@
 """A recipe's jobs through a Slurm that runs for them alone, and what is said where there is none."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,19 @@ def test_every_job_of_a_recipe_goes_through_slurm(tmp_path):
     assert sorted(jobs) == ["1", "2", "3"]
     assert jobs[2] == "3"  # it waited for the others
     assert not Path(configurations[0]).parent.exists()
+
+
+@slurm
+def test_the_tasks_of_a_job_train_one_run(tmp_path, fresh, fundus):
+    train = f"{sys.executable} -m wsurgery train {fresh} --data '{fundus}' --steps 4 --eval-every 2 --global-batch 8 --device cpu"
+    (tmp_path / "Makefile").write_text(
+        f"export GLOO_SOCKET_IFNAME = lo\nall:\n\tsrun -n2 --quiet {train} -o {tmp_path}/run\n"
+    )
+    done = run("-C", tmp_path)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log == [0, 2, 4]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["environment"]["processes"] == 2
 
 
 @slurm

@@ -14,7 +14,8 @@ import torch
 from tests.conftest import TRAINING
 from wsurgery.data.dataset import load_dataset
 from wsurgery.ending import ASKING
-from wsurgery.training.interruption import Interrupted, signals_noted
+from wsurgery.training import interruption
+from wsurgery.training.interruption import Interrupted, signals_ignored, signals_noted
 from wsurgery.training.loop import train
 from wsurgery.training.resume import Progress, read_state, write_state
 from wsurgery.training.settings import Settings
@@ -168,21 +169,30 @@ def test_a_run_that_is_stopped_after_every_step_ends_with_the_same_bytes(args, m
     assert content(tmp_path / "stopped") == content(tmp_path / "unbroken")
 
 
-def test_only_the_first_signal_waits():
+def test_a_signal_is_noted_and_only_a_later_ctrl_c_is_another(monkeypatch):
     def earlier(number, frame):
         raise KeyError(number)
 
-    before = signal.signal(signal.SIGTERM, earlier)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, earlier) for number in numbers]
     try:
         with signals_noted() as signalled:
             assert signalled() == 0
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+                assert signalled() == signal.SIGTERM
+            monkeypatch.setattr(interruption, "IMPATIENT", 0)
             os.kill(os.getpid(), signal.SIGTERM)
-            assert signalled() == signal.SIGTERM
             with pytest.raises(KeyError):
-                os.kill(os.getpid(), signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) is earlier
+                os.kill(os.getpid(), signal.SIGINT)
+        assert [signal.getsignal(number) for number in numbers] == [earlier, earlier]
+        with signals_ignored():
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        assert [signal.getsignal(number) for number in numbers] == [earlier, earlier]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, each in zip(numbers, before, strict=True):
+            signal.signal(number, each)
 
 
 def test_a_closed_terminal_does_not_end_what_nohup_has_started():

@@ -5,13 +5,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +23,7 @@ from wsurgery.data.manifest import Manifest
 from wsurgery.data.pictures import read_square, shorter_side, to_square, unreadable
 from wsurgery.data.rendering import Rendering
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.locks import locked
 from wsurgery.progress import Progress
 from wsurgery.untrusted import open_own, open_regular, parse_json, read_regular, refuse_link
 
@@ -168,17 +169,19 @@ def _write(
 
     Its length says how far an earlier call came. Rows that cannot be read are not in it, but in `file`.bad.
     """
-    part, lock = file.with_suffix(".part"), file.with_suffix(".lock")
-    refuse_link(lock)
-    with FileLock(lock):  # another process may be at it, and then has done it
+    with locked(file.with_suffix(".lock"), wait=True) as alone:  # another process may be at it, and then has done it
+        # Where no file can be locked, two may be at it: each with a part of its own, which is not gone on with.
+        part = file.with_suffix(".part" if alone else f".{uuid4().hex}.part")
         bad = _read_bad(file, len(paths))
         if bad is None:  # where the others stand is not known
             for name in (_bad_file(file), part):
                 name.unlink(missing_ok=True)
         if bad is None or not _is_whole(file, len(paths) - len(bad), image_size):
-            _decode_into(part, file, paths, image_size, threads, decode_one, skip_bad=skip_bad)
-    with suppress(OSError):  # on Windows while another process waits for it
-        lock.unlink()  # whoever waits for it, or makes it anew, finds the file
+            try:
+                _decode_into(part, file, paths, image_size, threads, decode_one, skip_bad=skip_bad)
+            finally:
+                if not alone:
+                    part.unlink(missing_ok=True)
 
 
 def _decode_into(

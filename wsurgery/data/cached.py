@@ -2,19 +2,17 @@
 
 import re
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypedDict
 
-from filelock import FileLock, Timeout
-
 from wsurgery.data.cache import cache_folder
 from wsurgery.errors import WsurgeryError
-from wsurgery.untrusted import parse_json, read_regular, refuse_link
+from wsurgery.locks import Busy, locked
+from wsurgery.untrusted import parse_json, read_regular
 
-_IMAGES = re.compile(r"([0-9a-f]{32})\.(?:rgb|part|bad|json|lock)")
+_IMAGES = re.compile(r"([0-9a-f]{32})\.(?:rgb|(?:[0-9a-f]{32}\.)?part|bad|json|lock)")
 _DATA = re.compile(r"[a-z0-9]+-[0-9a-f]{16}")
 _MAX_FACTS = 1 << 16  # bytes
 
@@ -72,18 +70,14 @@ def clear_cache() -> tuple[list[Entry], list[Entry]]:
             gone.append(entry)
             continue
         lock = entry.path.with_suffix(".lock")
-        refuse_link(lock)
         try:
-            with FileLock(lock, timeout=0):
+            with locked(lock, wait=False):
                 for path in _files(entry.path.stem):
                     if path != lock:
                         path.unlink(missing_ok=True)
                 gone.append(entry)
-        except Timeout:
+        except Busy:
             busy.append(entry)
-            continue
-        with suppress(OSError):  # on Windows while another process waits for it
-            lock.unlink()
     return gone, busy
 
 

@@ -72,7 +72,7 @@ def create(architecture: Architecture, *, model: Model | None = None, seed: int 
     if model is not None:
         own = find_model(model)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # and no other: those of CUDA devices are somebody's
             network = own.build({**given, **args})
         _add_timm_attributes(network, images)
         return network
@@ -84,7 +84,7 @@ def create(architecture: Architecture, *, model: Model | None = None, seed: int 
         raise UsageError(f"timm has no model {printable(name)!r}{hint}")
     with torch.random.fork_rng(devices=[]):
         try:
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             made: nn.Module = timm.create_model(name, pretrained_cfg_overlay=images, **given, **args)
         except (WsurgeryError, MemoryError, ModuleNotFoundError):
             raise

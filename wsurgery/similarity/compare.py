@@ -5,8 +5,7 @@ with itself score below 1, and finite samples make unrelated data score above 0.
 draws give for unrelated images (the floor) and for a network against itself (the ceiling).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsurgery.data.augment import normalise, to_float
-from wsurgery.devices import memory_format
+from wsurgery.devices import arithmetic, memory_format
 from wsurgery.errors import UsageError, printable
 from wsurgery.models.inputs import fit_channels, image_statistics
 from wsurgery.processes import ALONE, Processes
@@ -106,7 +105,7 @@ def compare(
     if min(p, d, repeats, groups, n_images, len(images)) < 1:
         raise UsageError("p, d, repeats, groups and the number of images must be at least 1")
     pool = np.sort(generator(seed, "", 0, "pool").permutation(len(images))[:n_images])
-    with _exact_inference():
+    with torch.inference_mode(), arithmetic():  # TF32 keeps ten bits, which is noise to a correlation near 1
         a, b = (
             network.probe(images[pool[:1]], layers)
             for network, layers in zip(networks, map(dict.fromkeys, zip(*pairs, strict=True)), strict=True)
@@ -224,15 +223,3 @@ def _summarise(plan: Plan, samples: Sequence[LayerSample], *, same_rows: bool) -
         same_rows=same_rows,
         notes=plan.notes,
     )
-
-
-@contextmanager
-def _exact_inference() -> Iterator[None]:
-    """Inference in true float32: TF32 keeps ten bits, which is noise to a correlation near 1."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from wsurgery import __version__
 from wsurgery.checkpoint.provenance import describe_file
 from wsurgery.checkpoint.writer import AtomicFile, write_all
 from wsurgery.data.dataset import load_dataset, report_skipped
-from wsurgery.devices import choose_device, memory_errors, threads_used
+from wsurgery.devices import choose_device, memory_errors, on_device, threads_used
 from wsurgery.errors import UsageError, printable, printable_json
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
@@ -33,7 +34,7 @@ from wsurgery.studies._checkpoints import (
     unedited,
     warn,
 )
-from wsurgery.studies._images import common_images
+from wsurgery.studies._images import common_images, load_once
 from wsurgery.training.recorded import record_of, say_other_images
 
 NOT_FOR_ACTIVATIONS = (
@@ -173,23 +174,19 @@ def cca(
             other = b if b is not None else find_initialisation(path_of(a, "--with-init"))
             arguments = {**shared, "p": p, "rows": rows, "matrix": matrix}
             names = layers if layers in (None, "all") else _listed(layers)
-            where = choose_device(device)
-            if where == torch.device("cuda"):
-                where = torch.device("cuda", processes.rank % torch.cuda.device_count())
+            where = choose_device(device, processes)
             result |= {"a": describe(a), "b": describe(other)}
             sides = zip((a, other), models_of((a, other), model), strict=True)
             network_a, network_b = (network_of(side, arch, own) for side, own in sides)
-            if not first:
-                processes.wait()  # for the first one to have filled the cache
             skip_bad = skip_bad or bad_list is not None
             size, rendering = common_images(str(data), image_size, network_a, network_b)
-            dataset = load_dataset(str(data), split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
+            load = partial(load_dataset, str(data), split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
+            dataset = load_once(load, processes)
             for side, network in ((a, network_a), (other, network_b)) if first else ():
                 say_other_images(label(side), record_of(network), dataset, say)
             if first:
-                processes.wait()
                 report_skipped({split: dataset.skipped}, say, bad_list)
-            with memory_errors(where, "use a smaller --image-size, or fewer --layers or --repeats"):
+            with on_device(where), memory_errors(where, "use a smaller --image-size, or fewer --layers or --repeats"):
                 found = compare_networks(
                     network_a,
                     network_b,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsurgery.checkpoint.opening import of_run, which_of_run
-from wsurgery.devices import choose_device, threads_used
+from wsurgery.devices import choose_device, on_device, threads_used
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.experiments.comparison import Aucs, Steps, as_json, compare_aucs, compare_steps, pairs_of, units_of
 from wsurgery.experiments.runs import Run, read_seeds
@@ -124,7 +124,9 @@ def compare_runs(
             checkpoints = [str(of_run(run.folder, which)) for run in runs]
             found = []
             for checkpoint, own in zip(checkpoints, models_of(checkpoints, model), strict=True):
-                found.append(predictions_of(checkpoint, load(checkpoint, model=own), images, where, say, ALONE)[0])
+                network = load(checkpoint, model=own)
+                with on_device(where):
+                    found.append(predictions_of(checkpoint, network, images, where, say, ALONE)[0])
     if not found:
         say(
             "no AUC compared, for no run has a predictions.csv: give --data SPEC, or write them with eval --predictions"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from wsurgery.data.dataset import Dataset
-from wsurgery.devices import choose_device, threads_used
+from wsurgery.devices import choose_device, on_device, threads_used
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
 from wsurgery.studies._baseline import beside, require_train
@@ -100,7 +100,8 @@ def evaluate(
         if baseline is not None:
             processes.in_turn(partial(require_train, data, baseline))
         network = network_of(checkpoint, arch, model)
-        found, size = predictions_of(label(checkpoint), network, data, where, say, processes)
+        with on_device(where):
+            found, size = predictions_of(label(checkpoint), network, data, where, say, processes)
         if not processes.is_first:
             return {}
         result = {**evaluate_predictions(found, resamples=bootstrap, seed=seed), "split": split, "image_size": size}

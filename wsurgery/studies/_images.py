@@ -1,8 +1,12 @@
 """The images of a study, and what networks say of them."""
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +21,36 @@ from wsurgery.training.baseline import Baseline
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import Predictions, from_logits
 from wsurgery.training.recorded import match_labels, record_of, rendering_of, say_other_images
+
+
+def load_once(load: Callable[[], Dataset], processes: Processes) -> Dataset:
+    """Load images in the first process, which lists, reads and decodes them; the others map the file that it left in the cache.
+
+    Where they do not see that file, for their machine has a cache of its own, they do as the first one did.
+
+    Args:
+        load: what loads them.
+        processes: all of them.
+
+    Raises:
+        As `load`, in the first process; in the others SystemExit.
+    """
+    mine: list[Dataset] = []
+
+    def work() -> tuple[Dataset, str | None, tuple[int, ...]]:
+        mine.append(load())
+        images = mine[0].images
+        file = str(images.filename) if isinstance(images, np.memmap) and not images.offset else None
+        return replace(mine[0], images=images[:0].copy()), file, images.shape
+
+    if processes.count == 1:
+        return load()
+    listed, file, shape = processes.in_first(work)
+    if mine:
+        return mine[0]
+    if file is None or not Path(file).is_file() or Path(file).stat().st_size != math.prod(shape):
+        return load()
+    return replace(listed, images=np.memmap(file, np.uint8, mode="r", shape=shape))
 
 
 def load_images(
@@ -40,9 +74,8 @@ def load_images(
         return data
     spec, skip_bad = str(data), skip_bad or bad_list is not None
     size, rendering = image_size or (trained.image_size if trained else None), rendering_of(trained)
-    dataset = processes.in_turn(
-        lambda: load_dataset(spec, split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
-    )
+    load = partial(load_dataset, spec, split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
+    dataset = load_once(load, processes)
     if processes.is_first:
         report_skipped({split: dataset.skipped}, say, bad_list)
     return dataset

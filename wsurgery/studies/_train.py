@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from wsurgery.data.dataset import Dataset, load_dataset, report_skipped
-from wsurgery.devices import choose_device, choose_precision, memory_errors, threads_used
+from wsurgery.devices import choose_device, choose_precision, deterministic, memory_errors, on_device, threads_used
 from wsurgery.errors import UsageError
 from wsurgery.models.own import Model
 from wsurgery.operations.declaration import Parameter
 from wsurgery.processes import ALONE, Processes
 from wsurgery.studies._checkpoints import Say, Source, made, require_at_least, require_one_of, unedited, warn
+from wsurgery.studies._images import load_once
 from wsurgery.training.display import LOGGERS, Report, logged
 from wsurgery.training.flags import Flags, Flip, Loss
+from wsurgery.training.holding import held
 from wsurgery.training.loop import train as run_training
 from wsurgery.training.settings import PRESETS, Settings
 
@@ -84,7 +86,7 @@ def train(
         arch: the timm model, if `init` does not say it.
         model: what makes the network, if timm does not: `FILE.py:CALLABLE`, `package.module:CALLABLE`, or the callable.
         log_to: `tensorboard`, `wandb`, or both: where the log goes, too.
-        precision: `fp32`, `bf16`, or `auto`: bf16 on CUDA, else fp32.
+        precision: `fp32` (exact on CUDA, too), `tf32`, `bf16`, or `auto`: bf16 on CUDA, else fp32.
         device: `auto` (cuda or cpu), `cpu`, `cuda`, `cuda:N` or `mps`.
         threads: default all cores. Another number may round otherwise.
         seed: of every random draw.
@@ -104,7 +106,7 @@ def train(
         TypeError: no such option.
     """
     require_one_of("--preset", preset, [None, *PRESETS])
-    require_one_of("--precision", precision, ["auto", "fp32", "bf16"])
+    require_one_of("--precision", precision, ["auto", "fp32", "tf32", "bf16"])
     for name in log_to:
         require_one_of("--log-to", name, LOGGERS)
     require_at_least(0, seed=seed)
@@ -114,6 +116,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(threads_used(threads))
         where = choose_device(device, processes)
+        stack.enter_context(on_device(where))
         if own.sync_bn and where.type != "cuda":
             raise UsageError("--sync-bn: torch has it for CUDA devices only; leave it out")
         settings = own.settings(PRESETS[preset] if preset else Settings())
@@ -126,11 +129,9 @@ def train(
         arguments += own.words()
         arguments += ["--precision", settings.precision] if settings.precision != "fp32" else []
 
-        def both() -> tuple[Dataset, Dataset]:
-            load = partial(load_dataset, data, image_size=settings.image_size, skip_bad=skip_bad)
-            return load(split="train", subset=settings.subset), load(split=eval_split, at_most=settings.eval_subset)
-
-        training, validation = processes.in_turn(both)
+        load = partial(load_dataset, data, image_size=settings.image_size, skip_bad=skip_bad)
+        training = load_once(partial(load, split="train", subset=settings.subset), processes)
+        validation = load_once(partial(load, split=eval_split, at_most=settings.eval_subset), processes)
         if processes.is_first:
             report_skipped({"train": training.skipped, eval_split: validation.skipped}, say, bad_list)
             if not training.has_patients:
@@ -138,6 +139,8 @@ def train(
         steps = settings.length(len(training.images)).steps
         remedy = f"use a smaller --batch-size (now {settings.batch_size // processes.count}) or --image-size"
         stack.enter_context(memory_errors(where, remedy))
+        stack.enter_context(deterministic(settings.deterministic))
+        stack.enter_context(held(output, processes, say))
         reports: list[Report] = []
         if processes.is_first:
             reports.append(stack.enter_context(logged(log_to, output, asdict(settings))))

@@ -109,6 +109,12 @@ class Flags:
     sync_bn: Annotated[
         bool, typer.Option("--sync-bn", help="CUDA: batch norm over all processes' images. Default: over each one's.")
     ] = False
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="CUDA: the same bytes each time, in one process on one kind of GPU; slower."
+        ),
+    ] = False
 
     def of_all_processes(self, count: int) -> "Flags":
         """Return the flags as one process takes them, where `count` train together: `batch_size` is that of all.

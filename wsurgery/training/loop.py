@@ -3,7 +3,7 @@
 A run folder holds `config.json` (the resolved settings and the digests of the inputs), `init.safetensors` (as training
 began), `log.jsonl`, `last.safetensors`, `best.safetensors` (highest macro AUC), `resume.pt` and, at the end,
 `metrics.json`. The order of images and their augmentation are functions of (seed, epoch, step) alone, so a run that is
-cut off goes on where it was and ends with the same bytes.
+cut off goes on where it was and ends with the same bytes: on a CPU with as many threads, on a CUDA device with `deterministic`.
 """
 
 import json
@@ -33,7 +33,7 @@ from wsurgery.checkpoint.writer import write_all
 from wsurgery.data.augment import augment
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import portable_name
-from wsurgery.devices import is_out_of_memory, memory_format
+from wsurgery.devices import arithmetic, is_out_of_memory, memory_format, on_device
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models import save
 from wsurgery.models.inputs import fit_channels, image_statistics, run
@@ -43,7 +43,7 @@ from wsurgery.processes import ALONE, Processes
 from wsurgery.statistics.auc import macro
 from wsurgery.training.environment import environment
 from wsurgery.training.evaluation import aucs_of, top1_accuracy
-from wsurgery.training.interruption import Interrupted, signals_noted
+from wsurgery.training.interruption import Interrupted, signals_ignored, signals_noted
 from wsurgery.training.layer_rates import lr_scales
 from wsurgery.training.optimisation import (
     freeze,
@@ -147,8 +147,14 @@ def train(
         loop = _Loop(network, training, validation, settings, device, history.freeze, processes, history.blocks)
         if loop.pos_weight is not None:
             config["pos_weight"] = dict(zip(training.label_names, loop.pos_weight.tolist(), strict=True))
-        shorter = processes.in_turn(lambda: claim_folder(run, config, checkpoint, anew=anew))
-    processes.wait()  # nobody changes the folder before all have read it
+        theirs = processes.from_first(config)
+        other = [key for key in config if config[key] != theirs.get(key)]
+        processes.refuse(
+            WsurgeryError(f"process {processes.rank} of {processes.count} has other {other[0]} than the first one")
+            if other
+            else None
+        )
+        shorter = processes.in_first(lambda: claim_folder(run, config, checkpoint, anew=anew))
     arguments = [*arguments, *(["--model", own["model"]] if own else [])]
     words = ["--data", portable_name(data, training.rendering), *arguments]
     record = {
@@ -168,12 +174,17 @@ def train(
         length = replace(settings, steps=shorter.steps, epochs=shorter.epochs).length(len(training.images))
         every = settings.eval_every or length.epoch_steps
         lengthen = partial(lengthen_folder, run, config, steps=loop.steps, before=length.steps, every=every, anew=anew)
-        processes.in_turn(lambda: lengthen(record_best=record_best) if processes.is_first else None)
+        processes.in_first(lambda: lengthen(record_best=record_best))
     finished = run / "metrics.json"
-    if processes.from_first(finished.exists()):
-        if processes.is_first:
-            os.utime(finished)  # now: make compares it with what the run was made from
+
+    def read_finished() -> Entry | None:
+        if not finished.exists():
+            return None
+        os.utime(finished)  # now: make compares it with what the run was made from
         return {**read_metrics(finished)}
+
+    if (already := processes.in_first(read_finished)) is not None:
+        return already
 
     def publish() -> None:
         for name in ("best", "last") if loop.progress.best_step == loop.progress.step else ("last",):
@@ -184,7 +195,8 @@ def train(
     # the checkpoints, which are written again from it when a run goes on. The other way round, a run killed in between
     # would leave a best.safetensors of a step that it then takes again, perhaps with another AUC: on a GPU, or with
     # another number of threads or processes.
-    resumed = loop.resume(run)
+    has_state = processes.from_first((run / "resume.pt").exists())  # one answer for all, who then must find it, too
+    resumed = processes.in_turn(lambda: loop.resume(run, has_state=has_state))
     processes.wait()  # nobody changes the folder before all have read it
     first, cuda = processes.is_first, [device] if device.type == "cuda" else []
     noted = signals_noted() if signalled is None else nullcontext(signalled)
@@ -208,18 +220,27 @@ def train(
                 loop.save(run)
                 publish()
         if loop.signal:
+
+            def leave() -> None:
+                assert log is not None
+                os.fsync(log.fileno())
+                loop.save(run)
+
+            with signals_ignored():
+                processes.in_first(leave)  # while the others wait: a launcher ends all as soon as one has ended
             if log is None:
                 raise SystemExit(128 + loop.signal)
-            os.fsync(log.fileno())
-            loop.save(run)
             raise Interrupted(loop.signal, loop.progress.step, loop.steps)
-    metrics = summarise(run / "log.jsonl") | {"environment": environment(device, processes, training, validation)}
-    if first:
+
+    def finish() -> Entry:
+        metrics = summarise(run / "log.jsonl") | {"environment": environment(device, processes, training, validation)}
         if not loop.ended:
             loop.ended = True
             loop.save(run)
         write_json(finished, metrics)
-    return metrics
+        return metrics
+
+    return processes.in_first(finish)  # who alone has written the log to its end
 
 
 class _Loop:
@@ -247,8 +268,9 @@ class _Loop:
                 f"a batch of {self.batch_size} images has no equal shares for {processes.count} processes: "
                 "choose a multiple with --global-batch"
             )
+        self.group = processes.on_cuda if device.type == "cuda" else None
         if settings.sync_bn and processes.count > 1:
-            model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+            model = convert_sync_batchnorm(model, self.group)  # type: ignore[no-untyped-call]
         self.model = model
         self.model.to(device).to(memory_format=memory_format(device))
         self.model.train()
@@ -272,7 +294,7 @@ class _Loop:
         self.evaluated = self.model if self.average is None else self.average.module
         self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
         if processes.count > 1:
-            self.forward = DistributedDataParallel(self.model)
+            self.forward = DistributedDataParallel(self.model, process_group=self.group)
         if settings.compile:
             self.forward = torch.compile(self.forward)
         self.progress = Progress()
@@ -312,12 +334,11 @@ class _Loop:
             digest=self.training.digest,
         )
 
-    def resume(self, run: Path) -> bool:
-        """Take up the state that `save` left in the run folder and cut the log back to it; say whether there was one."""
+    def resume(self, run: Path, *, has_state: bool) -> bool:
+        """Take up the state that `save` left in the run folder, if it did, and cut the log back to it; return `has_state`."""
         state, log = run / "resume.pt", run / "log.jsonl"
-        exists = state.exists()
         kept: int | None = 0
-        if exists:
+        if has_state:
             self.progress, kept = read_state(
                 state,
                 network=self.model,
@@ -326,11 +347,11 @@ class _Loop:
                 steps=self.steps,
                 log_bytes=log.stat().st_size if log.exists() else 0,
             )
-        self.untried, self.ended = exists, kept is None
+        self.untried, self.ended = has_state, kept is None
         if kept is not None and log.exists() and self.processes.is_first:
             with open_own(log, "r+b") as stream:
                 stream.truncate(kept)
-        return exists
+        return has_state
 
     def save(self, run: Path) -> None:
         """Write all that `resume` needs, at once or not at all; of a run that ended, the same whatever its speed was."""
@@ -387,6 +408,10 @@ class _Loop:
 
     def _step(self, step: int) -> torch.Tensor:
         """Take one step; return the loss, whose mean over the processes is that of the whole batch."""
+        with arithmetic(self.settings.precision):
+            return self._exact_step(step)
+
+    def _exact_step(self, step: int) -> torch.Tensor:
         if self.scheduler is not None:
             self.scheduler.step_update(step)
         epoch, within = divmod(step, self.epoch_steps)
@@ -447,7 +472,8 @@ class _Loop:
         words = np.random.SeedSequence([self.settings.seed, step, self.processes.rank]).generate_state(1, np.uint64)
         seed = int(words[0])
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            with on_device(self.device):
+                torch.cuda.manual_seed(seed)
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
         else:
@@ -456,7 +482,7 @@ class _Loop:
     def _evaluate(self, entry: Entry) -> Entry:
         if self.processes.count > 1:  # the first one's running statistics are the network's
             for buffer in self.evaluated.buffers():
-                torch.distributed.broadcast(buffer, 0)
+                torch.distributed.broadcast(buffer, 0, group=self.group)
         logits = predict(self.evaluated, self.validation, device=self.device, processes=self.processes)
         found = from_logits("the network", self.validation, logits, exclusive=self.settings.loss == "softmax")
         aucs, more = aucs_of(found)

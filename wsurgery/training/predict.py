@@ -7,7 +7,7 @@ from torch import nn
 
 from wsurgery.data.augment import normalise, to_float
 from wsurgery.data.dataset import Dataset
-from wsurgery.devices import memory_errors, memory_format
+from wsurgery.devices import arithmetic, memory_errors, memory_format
 from wsurgery.errors import WsurgeryError
 from wsurgery.models.inputs import fit_channels, image_statistics, run
 from wsurgery.processes import ALONE, Processes
@@ -24,7 +24,7 @@ def predict(
     """Return the logits, (n, k) float32, of a network in eval mode; its mode is put back, and it stays on the device.
 
     Several processes take whole batches in turn and exchange the logits, so that each returns, bit for bit, what one
-    process finds.
+    process finds, on a CPU. float32 is multiplied as it is, on CUDA devices too.
 
     Raises:
         WsurgeryError: the network cannot take the images, memory ends, or a logit is NaN, which has no rank.
@@ -32,7 +32,7 @@ def predict(
     mean, std = image_statistics(model)
     starts = range(0, len(dataset.images), batch_size)
     logits, was_training = [], [module for module in model.modules() if module.training]
-    with torch.inference_mode(), memory_errors(device, "use a smaller --image-size"):
+    with torch.inference_mode(), arithmetic(), memory_errors(device, "use a smaller --image-size"):
         model.to(device).to(memory_format=memory_format(device)).eval()
         for start in starts[processes.rank :: processes.count]:
             batch = torch.from_numpy(np.array(dataset.images[start : start + batch_size])).to(device)

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsurgery.data.augment import normalise, to_float
 from wsurgery.data.dataset import Dataset
-from wsurgery.devices import memory_errors, memory_format
+from wsurgery.devices import arithmetic, memory_errors, memory_format
 from wsurgery.errors import UsageError
 from wsurgery.models.inputs import fit_channels, image_statistics, run
 
@@ -42,7 +42,7 @@ def recalibrate(network: nn.Module, dataset: Dataset, *, device: torch.device, b
         norm.reset_running_stats()
         norm.momentum = cast(float, None)  # the mean over the batches
         norm.training = True
-    with torch.inference_mode(), memory_errors(device, "use fewer --images"):
+    with torch.inference_mode(), arithmetic(), memory_errors(device, "use fewer --images"):
         for start in range(0, len(dataset.images), batch_size):
             batch = torch.from_numpy(np.array(dataset.images[start : start + batch_size])).to(device)
             run(network, fit_channels(normalise(to_float(batch), mean, std), network))

@@ -32,9 +32,11 @@ class Settings:
         ema: share of the moving average of the weights that stays at each step; None is no average. With one, it is
             the average that is evaluated and saved.
         patience: stop after this many evaluations in a row without a better macro AUC; None never.
-        precision: `fp32`, or `bf16` for the forward and backward pass where autocast takes it. Evaluation is in fp32.
+        precision: of a step: `fp32`, which is exact on CUDA devices, too; `tf32`, in which they round what they multiply to
+            ten bits; or `bf16`, where autocast takes it. Evaluation is in fp32.
         compile: whether torch.compile makes kernels for the network.
         sync_bn: whether batch norm in training takes the moments of the whole batch, not of each process's share.
+        deterministic: whether torch takes only operations that give the same bits each time. On a CPU it does so anyway.
         loss: `bce` for labels that may be true together, `softmax` for classes of which each image has exactly one.
         pos_weight: with `bce`, how much a positive counts for a negative: by label, 1 for those that are not named, or
             `auto`, negatives over positives of the training images; None is 1.
@@ -64,6 +66,7 @@ class Settings:
     precision: str = "fp32"
     compile: bool = False
     sync_bn: bool = False
+    deterministic: bool = False
     loss: str = "bce"
     pos_weight: str | tuple[tuple[str, float], ...] | None = None
     lr_scale: tuple[tuple[str, float], ...] = ()
