@@ -60,8 +60,10 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
             stream.write(f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}".encode())
         yield held
     finally:
-        with suppress(OSError):  # on Windows, where no open file is removed
-            path.unlink()  # while it is held: whoever waits finds another file there, or none
+        if sys.platform == "win32":  # where no open file is removed, neither ours nor that of who waits
+            stream.close()
+        with suppress(OSError):
+            path.unlink()  # elsewhere while it is held: whoever waits finds another file there, or none
         half_done.pop(path, None)  # two may have it, where nothing can be locked
         stream.close()
 

@@ -94,6 +94,10 @@ if SYSTEM == "win32":
     os.rename, os.link = rename, link
     tempfile.TemporaryFile = tempfile.NamedTemporaryFile
 modules = {module.__name__: without(module) for module in (os, fcntl, mmap, signal)}
+if SYSTEM == "win32":  # its locks, as far as wsurgery asks for them
+    modules["msvcrt"] = types.ModuleType("msvcrt")
+    modules["msvcrt"].LK_NBLCK = fcntl.LOCK_EX | fcntl.LOCK_NB
+    modules["msvcrt"].locking = lambda file, how, length: fcntl.flock(file, how)
 builtins.__import__ = import_
 SourceFileLoader.get_code = get_code
 sys.addaudithook(watch)
