@@ -85,6 +85,7 @@ def test_the_tasks_of_srun_train_one_run(fresh, fundus, tmp_path):
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_one_task_is_one_process(fresh, fundus, tmp_path):
     given = ["train", fresh, "--data", fundus, "-o", tmp_path / "run", *SGD]
     ((status, said),) = ended([start(given, slurm(1)[0])])
@@ -92,6 +93,7 @@ def test_one_task_is_one_process(fresh, fundus, tmp_path):
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["environment"]["processes"] == 1
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_in_one_folder_are_one_run(fresh, fundus, finished, tmp_path):
     given = ["train", fresh, "--data", fundus, "-o", tmp_path / "run", *TRAINING]
     done = sorted(ended([start(given, {}) for _ in range(3)]), key=lambda pair: pair[0])
@@ -105,6 +107,7 @@ def test_two_runs_at_once_in_one_folder_are_one_run(fresh, fundus, finished, tmp
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == (finished / "last.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_in_a_line_that_says_who_is_there(fresh, fundus, invoke, tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(SLOW.format(seconds=3, event=str(tmp_path / "saving")))
@@ -130,6 +133,7 @@ def test_where_nothing_can_be_locked_a_run_says_so_and_goes_on(fresh, fundus, in
     assert (tmp_path / "run" / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_meet_say_where(fresh, fundus, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         environment = {**slurm()[0], "MASTER_PORT": str(taken.getsockname()[1])}
@@ -163,6 +167,7 @@ def test_processes_without_local_world_size_are_counted(fresh, fundus, tmp_path)
     assert [status for status, _ in ended([start(given, each) for each in said])] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_shared_is_refused_and_left_as_it_was(fresh, fundus, tmp_path):
     folders = [tmp_path / name for name in ("one", "two")]
     given = ["train", fresh, "--data", fundus, "-o", "run", *SGD]
@@ -176,6 +181,7 @@ def test_a_folder_that_is_not_shared_is_refused_and_left_as_it_was(fresh, fundus
     assert [list(folder.iterdir()) for folder in folders] == [[], []]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [["--until-auc", 0], ["--patience", 1]])
 def test_a_run_that_ends_at_once_ends_well_in_all_processes(more, fresh, fundus, tmp_path):
     for attempt in range(3):
@@ -241,6 +247,7 @@ def test_signals_that_come_twice_to_every_process_lose_nothing(number, fresh, fu
     assert nothing == ""
 
 
+@pytest.mark.slow
 def test_signals_to_torchrun_and_its_processes_at_once_lose_nothing(fresh, fundus, tmp_path):
     run = tmp_path / "run"
     given = ["train", fresh, "--data", fundus, "-o", run, "--steps", 100_000, "--eval-every", 99_999, *SGD[4:]]
@@ -325,6 +332,7 @@ def make(num_classes=5):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["True", "os.environ['SLURM_PROCID'] == '1'"])
 @pytest.mark.parametrize("command", ["train", "eval"])
 def test_memory_that_ends_in_some_processes_is_a_line_in_each(when, command, invoke, fundus, tmp_path):
