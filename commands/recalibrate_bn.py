@@ -58,8 +58,14 @@ def recalibrate_bn(
     count = len(open_data(data).where(split))
     if count < 2:
         raise UsageError(f"--split {split} has {count} images: batch norm's statistics need two at least")
-    load = partial(load_dataset, data, split=split, image_size=size, trained=rendering_of(trained), skip_bad=skip_bad)
-    few = load(subset=min(images, count))
+    few = load_dataset(
+        data,
+        split=split,
+        image_size=size,
+        subset=min(images, count),
+        skip_bad=skip_bad,
+        trained=rendering_of(trained),
+    )
     recalibrate(network, few, device=torch.device("cpu"))
     made = as_checkpoint(network.state_dict(), checkpoint.label)
     statistics = {

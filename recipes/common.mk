@@ -36,20 +36,23 @@ CLASSES     ?= $(if $(OWN),$$(wsurgery data show $(TARGET) --labels | wc -l),5)
 
 # The three scales. Everything below is the same in all.
 
+ifneq ($(filter toy real,$(SCALE)),)
+STEPS       ?= 300
+LR          ?= 0.001
+THRESHOLD   ?= 80%,90%,95%
+IMAGE_SIZE  ?= 64
+DEVICE      ?= cpu
+LIMITS      := --device $(DEVICE) --threads 1 --quiet
+endif
+
 ifeq ($(SCALE),toy)
 IMAGES      ?= 4000
 DATA        ?= synthetic:fundus?n=$(IMAGES)&contrast=0.7
 SOURCE_DATA ?= synthetic:textures?n=$(IMAGES)
 SOURCE_CLASSES ?= 16
-STEPS       ?= 300
 EVAL_EVERY  ?= 20
 PRETRAIN    ?= 2000
-LR          ?= 0.001
-THRESHOLD   ?= 80%,90%,95%
 WIDTH       ?= 0.125
-IMAGE_SIZE  ?= 64
-DEVICE      ?= cpu
-LIMITS      := --device $(DEVICE) --threads 1 --quiet
 TRAIN       ?= --steps $(STEPS) --batch-size 16 $(or $(OPTIMISER_toy),--lr $(LR)) --eval-every $(EVAL_EVERY)
 PRETRAINING ?= --steps $(PRETRAIN) --batch-size 16 --lr $(LR) --eval-every $(PRETRAIN)
 SLIM        ?= resnet18 --arg channels=[16,32,32,64]
@@ -65,14 +68,8 @@ FOLDS       ?= $(if $(SET_$(SET)),8,1)
 DATA        ?= $(if $(FOLDER),$(SET_$(SET)))
 SOURCE_DATA ?=
 SOURCE_CLASSES ?= 1000
-STEPS       ?= 300
 EVAL_EVERY  ?= 15
 EVAL_SUBSET ?= 600
-LR          ?= 0.001
-THRESHOLD   ?= 80%,90%,95%
-IMAGE_SIZE  ?= 64
-DEVICE      ?= cpu
-LIMITS      := --device $(DEVICE) --threads 1 --quiet
 BASELINE    ?= --baseline thumbnail
 TRAIN       ?= --steps $(STEPS) --batch-size 32 $(or $(OPTIMISER_real),--lr $(LR)) --eval-every $(EVAL_EVERY) --eval-subset $(EVAL_SUBSET)
 PRETRAINING ?= --epochs 30 --batch-size 32 --lr $(LR)

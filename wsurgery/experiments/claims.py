@@ -13,7 +13,7 @@ from typing import NamedTuple
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import AT_INIT, TO_INIT, Comparison, differences
 from wsurgery.experiments.runs import Run, shared_labels
-from wsurgery.experiments.summary import NEITHER, Arm, effect, log_ratios, times
+from wsurgery.experiments.summary import NEITHER, Arm, log_ratios, signed, times
 from wsurgery.experiments.thresholds import Thresholds, resolve
 from wsurgery.statistics.pairs import equivalence, unit_means
 from wsurgery.statistics.permutation import (
@@ -267,7 +267,7 @@ def _speed(a: Arm, b: Arm, basis: Basis, of: str = "") -> str:
     return (
         f"Steps to a validation AUC of {thresholds.tested:g}{of}, by seed: {a.steps_in_words()} with {a.name}, "
         f"{b.steps_in_words()} with {b.name}; {ratio}{f'; {beside}' if beside else ''}. "
-        f"Mean AUC along training: {effect(basis.independent(areas), lambda x: f'{x:+.3f}')}."
+        f"Mean AUC along training: {signed(basis.independent(areas), named=True)}."
     )
 
 
@@ -276,7 +276,9 @@ def _higher_auc(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     if not gains:
         return None
     test = sign_flip(basis.independent(gains))
-    return Claim(line.sentence, _accuracy(a, b, gains, basis), verdict(test), test.p, effect=_signed(gains, basis))
+    return Claim(
+        line.sentence, _accuracy(a, b, gains, basis), verdict(test), test.p, effect=signed(basis.independent(gains))
+    )
 
 
 def _as_high(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
@@ -286,11 +288,7 @@ def _as_high(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     margin = line.margin(MARGIN)
     test = equivalence(basis.independent(gains), margin=margin)
     words = _alike(test, f"{margin:g} of AUC")
-    return Claim(line.sentence, _accuracy(a, b, gains, basis), words, test.p, effect=_signed(gains, basis))
-
-
-def _signed(differences: Mapping[str, float], basis: Basis) -> str:
-    return effect(basis.independent(differences), lambda x: f"{x:+.3f}", named=False)
+    return Claim(line.sentence, _accuracy(a, b, gains, basis), words, test.p, effect=signed(basis.independent(gains)))
 
 
 def _gains(a: Arm, b: Arm) -> dict[str, float]:
@@ -300,7 +298,7 @@ def _gains(a: Arm, b: Arm) -> dict[str, float]:
 
 def _accuracy(a: Arm, b: Arm, gains: Mapping[str, float], basis: Basis) -> str:
     of_a, of_b = (", ".join(f"{evaluated(arm)[seed]:.3f}" for seed in gains) for arm in (a, b))
-    difference = effect(basis.independent(gains), lambda x: f"{x:+.3f}")
+    difference = signed(basis.independent(gains), named=True)
     return f"Test AUC, by seed: {of_a} with {a.name}, {of_b} with {b.name}; difference {difference}."
 
 
@@ -360,7 +358,7 @@ def _most_alike_below(line: Line, a: Comparison, b: Comparison, basis: Basis) ->
     excess = {s: values[0][s] - values[2][s] - (values[1][s] - values[3][s]) for s in both}
     evidence = f"{low} less {top}, by seed: {', '.join(f'{x:+.3f}' for x in excess.values())}."
     test = sign_flip(basis.independent(excess))
-    return Claim(line.sentence, evidence, verdict(test), test.p, effect=_signed(excess, basis))
+    return Claim(line.sentence, evidence, verdict(test), test.p, effect=signed(basis.independent(excess)))
 
 
 def _moves_least_below(line: Line, comparison: Comparison, basis: Basis) -> Claim | None:
@@ -379,7 +377,7 @@ def _moves_least_below(line: Line, comparison: Comparison, basis: Basis) -> Clai
     )
     excess = {seed: x - y for seed, x, y in zip(comparison.by_seed, lowest, above, strict=True)}
     test = sign_flip(basis.independent(excess))
-    return Claim(line.sentence, evidence, verdict(test), test.p, effect=_signed(excess, basis))
+    return Claim(line.sentence, evidence, verdict(test), test.p, effect=signed(basis.independent(excess)))
 
 
 def _stays_alike(line: Line, before: Comparison, after: Comparison, basis: Basis) -> Claim | None:

@@ -13,7 +13,7 @@ from wsurgery.experiments.cca import TO_INIT, Comparison, comparisons_in
 from wsurgery.experiments.claims import Claim, Line, corrected, evaluated
 from wsurgery.experiments.report import Report, as_json, read_report
 from wsurgery.experiments.runs import arms_in
-from wsurgery.experiments.summary import Arm, effect, in_words, log_ratios
+from wsurgery.experiments.summary import Arm, effect, in_words, log_ratios, signed
 from wsurgery.statistics.pairs import unit_means
 from wsurgery.statistics.permutation import sign_flip, verdict
 from wsurgery.statistics.spread import spread
@@ -241,11 +241,11 @@ def _moves_less(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
         excess = unit_means({x: alike[deep][x] - alike[other][x] for x in both}, _joined(reports[deep], reports[other]))
         evidence = (
             f"Similarity of {arm} to its own initialisation between floor and ceiling, mean of the layers, by seed: {words}; "
-            f"difference {effect(excess, lambda x: f'{x:+.3f}')}."
+            f"difference {signed(excess, named=True)}."
         )
         test = sign_flip(excess)
         text = f"{line.sentence} ({printable(deep)}, {printable(other)})"
-        size = effect(excess, lambda x: f"{x:+.3f}", named=False)
+        size = signed(excess)
         claims.append(Claim(text, evidence, verdict(test), test.p, effect=size))
     return claims
 
@@ -275,7 +275,7 @@ def _shrinking_gap(line: Line, found: Sequence[Gap]) -> list[Claim]:
         units = _joined(*(gap.report for gap in sizes))
         means_of_units = unit_means(slopes, units)
         test = sign_flip([-slope for slope in means_of_units])
-        size = effect(means_of_units, lambda x: f"{x:+.3f}", named=False)
+        size = signed(means_of_units)
         claims.append(Claim(f"{line.sentence} ({printable(network)})", evidence, verdict(test), test.p, effect=size))
     return claims
 

@@ -128,6 +128,11 @@ def effect(differences: Sequence[float], written: Callable[[float], str], *, nam
     return f"{written(fmean(differences))}{f' ({name}{written(ci[0])} to {written(ci[1])})' if ci else ''}"
 
 
+def signed(differences: Sequence[float], *, named: bool = False) -> str:
+    """Write the mean of paired differences of AUC or similarity, with its sign, as `effect` does."""
+    return effect(differences, lambda x: f"{x:+.3f}", named=named)
+
+
 def in_words(summary: Spread | None) -> str:
     """Write a mean and its spread: `0.912 (0.905 to 0.919)` for a range, `0.912 ± 0.004` for a standard deviation."""
     if summary is None:
