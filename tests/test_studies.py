@@ -258,3 +258,10 @@ def test_the_pages_code_runs(tmp_path, fundus):
     assert done.returncode == 0, done.stderr
     assert "'macro_auc'" in done.stdout
     assert (tmp_path / "runs" / "random" / "1" / "metrics.json").exists()
+
+
+def test_training_waits_for_no_library_that_it_does_not_use() -> None:
+    """Each of these takes between a third of a second and a whole one to import."""
+    unused = ("scipy.stats", "scipy.optimize", "scipy.linalg", "matplotlib", "pandas", "sklearn")
+    program = f"import sys, wsurgery; wsurgery.train; print([name for name in {unused} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"

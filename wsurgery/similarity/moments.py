@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-import scipy.linalg.blas
 import torch
 from torch import Tensor
 
@@ -313,8 +312,11 @@ def _add_products(products: Tensor, z: Tensor) -> None:
     """Add zᵀz, (c, c), to the lower triangle of `products`; z: (n, c), float64 or float32."""
     if products.device.type != "cpu":
         products += z.T @ z  # in float32, TF32 must be off: it keeps ten bits
-    elif z.dtype == torch.float64:
+        return
+    from scipy.linalg import blas  # takes a third of a second, which training, which knows this module, need not
+
+    if z.dtype == torch.float64:
         # The upper triangle of the transpose, which is how Fortran reads the same memory: nothing is copied.
-        scipy.linalg.blas.dsyrk(1.0, z.numpy().T, beta=1.0, c=products.numpy().T, overwrite_c=True)
+        blas.dsyrk(1.0, z.numpy().T, beta=1.0, c=products.numpy().T, overwrite_c=True)
     else:
-        products += torch.from_numpy(scipy.linalg.blas.ssyrk(1.0, z.numpy().T).T)
+        products += torch.from_numpy(blas.ssyrk(1.0, z.numpy().T).T)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 Floats = NDArray[np.floating[Any]]
 
@@ -33,21 +32,18 @@ def macro(aucs: Mapping[Any, float | None]) -> float | None:
 def area(positive: Floats, negative: Floats) -> float:
     """Return the AUC: the share of (positive, negative) pairs in the right order; ties count half.
 
-    It is Mann and Whitney's U over m·n. Ranks are multiples of a half and their sum is exact, so that the result is the
-    fraction rounded once, whatever the order of the images: all that wsurgery prints as an AUC is this number.
+    It is Mann and Whitney's U over m·n. Pairs are counted, in integers, so that the result is the fraction rounded once, whatever
+    the order of the images: all that wsurgery prints as an AUC is this number.
 
     Args:
         positive: (m,), scores of the positives, at least one.
         negative: (n,), scores of the negatives, at least one.
     """
-    m, n = len(positive), len(negative)
-    # Theirs in scipy has a p-value too, which does not exist where all scores are equal.
-    ranks = rankdata(np.concatenate([positive, negative]))
-    return float((ranks[:m].sum() - m * (m + 1) / 2) / (m * n))
+    return int(_twice_below(positive, negative).sum()) / (2 * len(positive) * len(negative))
 
 
 def structural_components(positive: Floats, negative: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what each image contributes to the AUC: the structural components of DeLong et al. (1988), by midranks.
+    """Return what each image contributes to the AUC: the structural components of DeLong et al. (1988).
 
     Args:
         positive: (m,), scores of the positives, at least one.
@@ -58,8 +54,13 @@ def structural_components(positive: Floats, negative: Floats) -> tuple[NDArray[n
         above it; ties count half. The mean of either is the AUC.
     """
     m, n = len(positive), len(negative)
-    everything = rankdata(np.concatenate([positive, negative]))
-    return (everything[:m] - rankdata(positive)) / n, 1 - (everything[m:] - rankdata(negative)) / m
+    return _twice_below(positive, negative) / (2 * n), 1 - _twice_below(negative, positive) / (2 * m)
+
+
+def _twice_below(scores: Floats, others: Floats) -> NDArray[np.int64]:
+    """Return, of each score, twice the number of others below it; the other that equals it counts half."""
+    ascending = np.sort(others)
+    return np.searchsorted(ascending, scores, "left") + np.searchsorted(ascending, scores, "right")
 
 
 def _auc(labels: Floats, scores: Floats) -> float | None:

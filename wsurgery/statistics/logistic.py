@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.special import expit
 
 Floats = NDArray[np.floating[Any]]
@@ -69,6 +68,8 @@ class Regressions:
                 scikit-learn, whose default is 1.
             start: (d + 1, k), weights to begin with, such as those of a neighbouring penalty. Default: 0.
         """
+        from scipy.optimize import minimize  # takes half a second, which training, which knows this module, need not
+
         n, (d, k) = len(self._features), (self._features.shape[1], self._labels.shape[1])
         begin = np.zeros((d + 1, k)) if start is None else start
         odds = log_odds(self._features, begin)

@@ -8,7 +8,8 @@ from math import factorial
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import permutation_test, rankdata
+
+# scipy.stats, which takes a second to import, is imported where a test needs it: training knows this module, too.
 
 ALPHA = 0.05
 EXACT = 2**17  # patterns of signs that are all tried
@@ -41,6 +42,8 @@ def sign_flip(differences: Sequence[float]) -> Significance:
     if n == 1:  # too few for scipy
         p = 0.5 if differences[0] > 0 else 1.0
     else:
+        from scipy.stats import permutation_test
+
         p = permutation_test(
             (differences,),
             np.sum,
@@ -62,6 +65,8 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, Signific
         x: (n,), n at least 3, not all the same.
         y: (n,).
     """
+    from scipy.stats import permutation_test, rankdata
+
     ranks = rankdata(x), rankdata(y)
     rho = float(np.corrcoef(*ranks)[0, 1])
     p = permutation_test(

@@ -6,7 +6,6 @@ from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import CensoredData, logrank
 
 _EXACT = 10_000  # assignments of runs to groups that are all tried
 
@@ -36,6 +35,8 @@ def log_rank_test(
         [last if steps is None else steps for steps, last in zip((*a, *b), (*last_a, *last_b), strict=True)]
     )
     if not exact:
+        from scipy.stats import CensoredData, logrank  # takes a second
+
         data = [
             CensoredData(uncensored=times[group & got_there], right=times[group & ~got_there])
             for group in (np.arange(len(times)) < len(a), np.arange(len(times)) >= len(a))
