@@ -1,12 +1,13 @@
 import colorsys
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from wsurgery.data.augment import LUMA, Augmentation, augment, normalise, to_float, uniforms
+from wsurgery.data.augment import LUMA, Augmentation, augment, draw, normalise, to_float, uniforms
 
 NOTHING = Augmentation(crop=0, flip_horizontal=False, flip_vertical=False, hue=0, contrast=0)
 EVERYTHING = Augmentation(crop=0.2, flip_horizontal=True, flip_vertical=True, hue=0.05, contrast=0.3)
@@ -17,10 +18,12 @@ def batch(b=16, h=12, w=20, low=0, high=256):
 
 
 def run(images, seed=0, epoch=0, indices=None, **changes):
-    augmentation = Augmentation(**{**NOTHING.__dict__, **changes})
-    return augment(
-        images, augmentation, seed=seed, epoch=epoch, indices=np.arange(len(images)) if indices is None else indices
-    )
+    indices = np.arange(len(images)) if indices is None else indices
+    return augmented(images, replace(NOTHING, **changes), seed=seed, epoch=epoch, indices=indices)
+
+
+def augmented(images, augmentation, **drawn_by):
+    return augment(images, torch.from_numpy(draw(augmentation, **drawn_by)), augmentation)
 
 
 def test_nothing_is_the_identity():
@@ -32,7 +35,7 @@ def test_nothing_is_the_identity():
 
 
 def test_what_comes_out():
-    out = augment(batch(), EVERYTHING, seed=0, epoch=0, indices=np.arange(16))
+    out = augmented(batch(), EVERYTHING, seed=0, epoch=0, indices=np.arange(16))
     assert out.shape == (16, 3, 12, 20)
     assert out.dtype == torch.float32
     assert 0 <= out.min() < out.max() <= 1
@@ -40,26 +43,27 @@ def test_what_comes_out():
 
 def test_an_image_is_augmented_alike_in_any_batch():
     images = batch()
-    whole = augment(images, EVERYTHING, seed=1, epoch=2, indices=np.arange(16))
+    whole = augmented(images, EVERYTHING, seed=1, epoch=2, indices=np.arange(16))
     rows = np.array([11, 3, 7])
-    part = augment(images[rows], EVERYTHING, seed=1, epoch=2, indices=rows)
+    part = augmented(images[rows], EVERYTHING, seed=1, epoch=2, indices=rows)
     torch.testing.assert_close(part, whole[rows], rtol=0, atol=1e-6)
 
 
 ELSEWHERE = """
 import sys
 import numpy as np, torch
-from wsurgery.data.augment import Augmentation, augment
+from wsurgery.data.augment import Augmentation, augment, draw
 torch.set_num_threads(1)
 images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, 12, 20, 3), dtype=np.uint8))
 augmentation = Augmentation(crop=0.2, flip_horizontal=True, flip_vertical=True, hue=0.05, contrast=0.3)
 rows = np.array([9, 4, 12])
-sys.stdout.buffer.write(augment(images[rows], augmentation, seed=1, epoch=2, indices=rows).numpy().tobytes())
+drawn = torch.from_numpy(draw(augmentation, seed=1, epoch=2, indices=rows))
+sys.stdout.buffer.write(augment(images[rows], drawn, augmentation).numpy().tobytes())
 """
 
 
 def test_an_image_is_augmented_alike_in_any_process():
-    whole = augment(batch(), EVERYTHING, seed=1, epoch=2, indices=np.arange(16))[[9, 4, 12]]
+    whole = augmented(batch(), EVERYTHING, seed=1, epoch=2, indices=np.arange(16))[[9, 4, 12]]
     there = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, check=True).stdout
     np.testing.assert_allclose(np.frombuffer(there, np.float32).reshape(whole.shape), whole, rtol=0, atol=1e-6)
 
@@ -68,7 +72,7 @@ def test_an_image_is_augmented_alike_in_any_process():
 def test_seed_epoch_and_index_all_matter(change):
     images = batch()
     arguments = {"seed": 0, "epoch": 0, "indices": np.arange(16)}
-    plain, other = (augment(images, EVERYTHING, **a) for a in (arguments, arguments | change))
+    plain, other = (augmented(images, EVERYTHING, **a) for a in (arguments, arguments | change))
     assert (plain != other).flatten(1).any(dim=1).sum() >= 15
 
 
@@ -105,9 +109,9 @@ def test_a_crop_is_grid_sample_s():
 
 
 def test_blocks_do_not_show(monkeypatch):
-    whole = augment(batch(), EVERYTHING, seed=0, epoch=0, indices=np.arange(16))
+    whole = augmented(batch(), EVERYTHING, seed=0, epoch=0, indices=np.arange(16))
     monkeypatch.setattr("wsurgery.data.augment.BLOCK_PIXELS", 3 * 12 * 20)
-    in_blocks = augment(batch(), EVERYTHING, seed=0, epoch=0, indices=np.arange(16))
+    in_blocks = augmented(batch(), EVERYTHING, seed=0, epoch=0, indices=np.arange(16))
     torch.testing.assert_close(in_blocks, whole, rtol=0, atol=1e-6)
 
 
@@ -208,6 +212,6 @@ def test_the_hash_is_uniform_and_uncorrelated():
 
 def test_no_global_generator_is_drawn_from():
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    augment(batch(), EVERYTHING, seed=0, epoch=0, indices=np.arange(16))
+    augmented(batch(), EVERYTHING, seed=0, epoch=0, indices=np.arange(16))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()

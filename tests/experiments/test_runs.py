@@ -229,6 +229,21 @@ def test_runs_on_folds_of_the_same_patients_are_an_arm(tmp_path: Path) -> None:
         find_runs(tmp_path)
 
 
+def test_a_run_from_before_there_was_a_setting_has_its_default(tmp_path: Path) -> None:
+    configs = [a_run(tmp_path / "runs" / "random" / f"{k}", seed=k) / "config.json" for k in (1, 2)]
+    data = {"train": "a", "validation": "b"}
+    earlier, later = ({**json.loads(path.read_text()), "data": data} for path in configs)
+    later["settings"]["deterministic"], later["data"] = False, {**data, "fit": "crop", "window": "auto"}
+    earlier["settings"].pop("deterministic", None)
+    for path, config in zip(configs, (earlier, later), strict=True):
+        path.write_text(json.dumps(config))
+    assert [run.seed for run in find_runs(tmp_path)] == ["1", "2"]
+    later["settings"]["deterministic"] = True
+    configs[1].write_text(json.dumps(later))
+    with pytest.raises(UsageError, match=r"not alike: deterministic is false in .* and true in"):
+        find_runs(tmp_path)
+
+
 @pytest.mark.parametrize("changed", [{"labels": ["healthy"]}, {"data": {"train": "def"}}])
 def test_runs_on_other_data_or_for_other_labels_are_no_arm(changed: dict[str, object], tmp_path: Path) -> None:
     a_run(tmp_path / "runs" / "random" / "1")

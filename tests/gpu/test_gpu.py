@@ -15,9 +15,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from wsurgery.data.augment import Augmentation, augment, draw
+from wsurgery.data.dataset import Dataset
 from wsurgery.devices import arithmetic
 from wsurgery.models import create
+from wsurgery.training.feed import Feed
 from wsurgery.training.predictions import read_predictions
+from wsurgery.training.settings import Settings
+from wsurgery.training.trainer import Trainer
 
 DEVICE = os.environ.get("WSURGERY_GPU", "cuda")
 REAL = DEVICE == "cuda"
@@ -69,6 +74,7 @@ def on_cpu(tmp_path_factory, invoke, fresh, fundus):
         pytest.param(["--precision", "tf32"], 1e-2, marks=real),
         pytest.param([], 3e-2, marks=real),
         pytest.param(["--precision", "fp32", "--compile"], 5e-3, marks=real),
+        (["--precision", "fp32", "--no-cuda-graph"], 2e-3),
     ],
 )
 def test_the_losses_are_the_cpus(more, most, on_cpu, invoke, fresh, fundus, tmp_path):
@@ -77,6 +83,106 @@ def test_the_losses_are_the_cpus(more, most, on_cpu, invoke, fresh, fundus, tmp_
     assert losses(run) == pytest.approx(losses(on_cpu), rel=most)
     if not more:
         assert json.loads((run / "config.json").read_text())["settings"]["precision"] == "bf16"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--optimizer", "momentum", "--lr", 0.02, "--warmup-epochs", 2, "--decay-epochs", 4],
+        ["--optimizer", "adamw", "--weight-decay", 0.1, "--grad-clip", 0.5],
+        ["--ema", 0.8],
+        ["--optimizer", "lamb"],  # which is not recorded
+    ],
+)
+def test_a_recorded_step_follows_schedule_clip_and_average(more, invoke, fresh, fundus, tmp_path):
+    found = {}
+    for device in ("cpu", DEVICE):
+        run = tmp_path / device
+        given = ["--device", device, "--precision", "fp32"]
+        invoke("train", fresh, "--data", fundus, "-o", run, *STEPS, *more, *given)
+        found[device] = losses(run), load_file(run / "last.safetensors")
+    assert found[DEVICE][0] == pytest.approx(found["cpu"][0], rel=1e-2)
+    for name, x in found["cpu"][1].items():
+        np.testing.assert_allclose(found[DEVICE][1][name], x, rtol=0, atol=2e-2 * max(1e-3, np.abs(x).max()))
+
+
+@pytest.fixture
+def trainer():
+    """Make what trains a network that draws, and another that decides by what it has computed."""
+
+    class Drawing(torch.nn.Module):
+        def __init__(self, decides):
+            super().__init__()
+            self.decides, self.seen = decides, []
+            self.body = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.LazyLinear(64))
+            self.head = torch.nn.Linear(64, 2)
+            self.body(torch.zeros(1, 3, 16, 16))
+
+        def forward(self, x):
+            hidden = torch.nn.functional.dropout(self.body(x), 0.5, self.training)
+            if self.decides and float(hidden.detach().mean()) > 1e6:
+                return self.head(-hidden)
+            return self.head(hidden)
+
+    def made(decides=False, **settings):
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
+        labels, names = (rng.random((64, 2)) < 0.5).astype(np.float32), tuple(map(str, range(64)))
+        data = Dataset(images, labels, ("a", "b"), names, names, "")
+        torch.manual_seed(0)
+        settings = Settings(steps=40, epochs=None, batch_size=8, lr=0.0, **settings)
+        return Trainer(Drawing(decides), data, data, settings, torch.device(DEVICE), ())
+
+    return made
+
+
+def test_dropout_in_a_recorded_step_draws_anew_and_by_the_step_alone(trainer):
+    one, two, eager = trainer(), trainer(), trainer(cuda_graph=False)
+    first, second, third = ([float(each._step(i)) for i in range(16)] for each in (one, two, eager))
+    assert first == second
+    assert first == pytest.approx(third, rel=1e-5)
+    assert len(set(first[8:])) == 8  # another batch and another mask each time
+    again = trainer()
+    assert float(again._step(12)) == pytest.approx(first[12], rel=1e-5)  # as a run that goes on there
+
+
+@real
+def test_a_network_that_decides_by_what_it_computed_is_not_recorded(trainer):
+    deciding, plain = trainer(decides=True), trainer()
+    losses = [[float(each._step(i)) for i in range(8)] for each in (deciding, plain)]
+    assert deciding.graphed._graph is None
+    assert plain.graphed._graph is not None
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@real
+def test_the_augmentation_of_the_kernels_is_that_of_the_operations():
+    rng = np.random.default_rng(0)
+    everything = Augmentation(crop=0.3, flip_horizontal=True, flip_vertical=True, hue=0.1, contrast=0.4)
+    images = torch.from_numpy(rng.integers(0, 256, (5, 97, 131, 3), dtype=np.uint8))
+    drawn = torch.from_numpy(draw(everything, seed=1, epoch=2, indices=np.arange(5)))
+    wanted = augment(images, drawn, everything)
+    from wsurgery.data.augment_fused import augment as by_kernels
+
+    found = by_kernels(images.cuda(), drawn.cuda(), everything).cpu()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("batches", [12, 200])  # streamed; met often enough to lie on the device
+def test_batches_on_the_device_are_those_of_the_file(batches, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+    images.tofile(tmp_path / "images.rgb")
+    mapped = np.memmap(tmp_path / "images.rgb", np.uint8, mode="r", shape=images.shape)
+
+    def chosen(number):
+        return np.random.default_rng(number).integers(0, 50, 4), np.full((3, 4), number, np.float32)
+
+    feed = Feed(mapped, chosen, batches, torch.device(DEVICE))
+    taken = [feed.take(number) for number in (*range(10), *range(5, 12))]
+    for number, batch in zip((*range(10), *range(5, 12)), taken, strict=True):
+        assert batch.images.device.type == DEVICE
+        np.testing.assert_array_equal(batch.images.cpu().numpy(), images[chosen(number)[0]])
+        np.testing.assert_array_equal(batch.beside.cpu().numpy(), chosen(number)[1])
 
 
 @real

@@ -53,6 +53,7 @@ def test_what_shares_a_source_network_is_averaged_first() -> None:
     assert unit_means({}, {}) == []
 
 
+@pytest.mark.slow
 def test_seeds_that_share_a_source_network_err_unless_it_is_the_unit() -> None:
     """Five networks, three seeds of each, no effect but that of the network, on either side of nothing."""
     rng, draws = np.random.default_rng(3), 300

@@ -194,9 +194,9 @@ def test_a_run_that_ends_at_once_ends_well_in_all_processes(more, fresh, fundus,
 
 SLOW = """import sys, time
 from pathlib import Path
-from wsurgery.training import loop
+from wsurgery.training import trainer
 
-save = loop._Loop.save
+save = trainer.Trainer.save
 
 def slowly(self, run):
     Path({event!r}).touch()
@@ -204,7 +204,7 @@ def slowly(self, run):
     save(self, run)
 
 if __name__ == "__main__":
-    loop._Loop.save = slowly
+    trainer.Trainer.save = slowly
     from wsurgery.__main__ import main
     main()
 """
@@ -218,7 +218,10 @@ def wait_for(path: Path, *processes):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGUSR1))],
+)
 def test_signals_that_come_twice_to_every_process_lose_nothing(number, fresh, fundus, tmp_path):
     run, event = tmp_path / "run", tmp_path / "saving"
     script = tmp_path / "slow.py"
@@ -296,8 +299,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("seen", ["same", "other"])
-@pytest.mark.parametrize("command", ["train", "eval", "cca"])
+@pytest.mark.parametrize("seen", ["same", pytest.param("other", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "command", ["train", *(pytest.param(each, marks=pytest.mark.slow) for each in ("eval", "cca"))]
+)
 def test_one_process_lists_the_images_for_all_that_see_its_cache(command, seen, fresh, fundus, tmp_path):
     script = tmp_path / "listed.py"
     script.write_text(LISTED)
@@ -352,7 +357,9 @@ def test_memory_that_ends_in_some_processes_is_a_line_in_each(when, command, inv
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "cca"])
+@pytest.mark.parametrize(
+    "command", ["train", *(pytest.param(each, marks=pytest.mark.slow) for each in ("eval", "cca"))]
+)
 def test_a_device_that_is_not_there_is_one_line_of_all_processes(command, fresh, fundus, tmp_path):
     given = {"train": [fresh, "-o", tmp_path / "run", *SGD[:6]], "eval": [fresh], "cca": [fresh, fresh]}[command]
     done = ended([start([command, *given, "--data", fundus, "--device", "cuda:9"], each) for each in slurm()])

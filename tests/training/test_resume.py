@@ -117,6 +117,7 @@ def test_killed_again_and_again_it_still_gets_there(train_killed, finished, tmp_
     assert content(tmp_path / "run") == content(finished)
 
 
+@pytest.mark.slow
 def test_killed_after_any_time_again_and_again_it_still_gets_there(train_killed, finished, tmp_path):
     rng = random.Random(0)
     statuses = [train_killed(tmp_path / "run", kill_after=0.1)]

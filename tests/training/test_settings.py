@@ -8,8 +8,8 @@ import torch
 
 from wsurgery.data.dataset import Dataset
 from wsurgery.models import create
-from wsurgery.training.loop import _Loop
 from wsurgery.training.settings import PRESETS
+from wsurgery.training.trainer import Trainer
 
 
 def dataset(n: int) -> Dataset:
@@ -22,7 +22,7 @@ def dataset(n: int) -> Dataset:
 
 def loop(settings, n):
     model = create({"name": "cbr_tiny", "num_classes": 1, "args": {"width": 0.02}})
-    return _Loop(model, dataset(n), dataset(4), settings, torch.device("cpu"), ())
+    return Trainer(model, dataset(n), dataset(4), settings, torch.device("cpu"), ())
 
 
 def test_chexperts_learning_rate_rises_for_5_epochs_and_falls_at_30_60_and_90():

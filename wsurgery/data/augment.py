@@ -54,13 +54,29 @@ class Purpose(IntEnum):
     CONTRAST = 6
 
 
+def draw(augmentation: Augmentation, *, seed: int, epoch: int, indices: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Draw what images get: (7, b) float32, a row for each `Purpose`, each in the range that `augmentation` allows.
+
+    Args:
+        augmentation: what may be done.
+        seed: of the run.
+        epoch: of the training.
+        indices: (b,), each image's index in the data set.
+    """
+    low, high = np.array([
+        (1 - augmentation.crop, 1), (0, 1), (0, 1), (0, 1), (0, 1), (-1, 1),
+        (1 - augmentation.contrast, 1 + augmentation.contrast),
+    ]).T[:, :, None]  # fmt: skip
+    drawn = low + (high - low) * uniforms(seed, epoch, np.arange(len(Purpose))[:, None], indices)
+    as_trained: NDArray[np.float32] = drawn.astype(np.float32)
+    return as_trained
+
+
 def augment(
     images: Tensor,
+    drawn: Tensor,
     augmentation: Augmentation,
     *,
-    seed: int,
-    epoch: int,
-    indices: NDArray[np.integer],
     mean: Sequence[float] = (0, 0, 0),
     std: Sequence[float] = (1, 1, 1),
 ) -> Tensor:
@@ -68,35 +84,28 @@ def augment(
 
     Args:
         images: uint8 (b, h, w, 3), RGB.
-        augmentation: what may be done.
-        seed: of the run.
-        epoch: of the training.
-        indices: (b,), each image's index in the data set.
+        drawn: float32 (7, b), on the same device: see `draw`.
+        augmentation: what may be done, and what they were drawn for.
         mean: (3,), subtracted from the channels, which then are in [0, 1].
         std: (3,), by which they are divided then.
 
     Returns:
         float32 (b, 3, h, w) on the device of `images`, in memory channels last, but on MPS.
     """
-
-    def uniform(purpose: Purpose, low: float, high: float) -> Tensor:
-        drawn = low + (high - low) * uniforms(seed, epoch, purpose, indices)
-        return torch.from_numpy(drawn.astype(np.float32)).to(images.device, non_blocking=images.is_cuda)
-
     moves = augmentation.crop or augmentation.flip_horizontal or augmentation.flip_vertical
     recolours = augmentation.hue or augmentation.contrast
     b, h, w, _ = images.shape
     if moves:
-        side = uniform(Purpose.SCALE, 1 - augmentation.crop, 1)
-        down = _positions(h, side, uniform(Purpose.TOP, 0, 1))
-        across = _positions(w, side, uniform(Purpose.LEFT, 0, 1))
+        side = drawn[Purpose.SCALE]
+        down = _positions(h, side, drawn[Purpose.TOP])
+        across = _positions(w, side, drawn[Purpose.LEFT])
     if augmentation.flip_vertical:
-        down = torch.where(uniform(Purpose.FLIP_VERTICAL, 0, 1)[:, None] < 0.5, down.flip(1), down)
+        down = torch.where(drawn[Purpose.FLIP_VERTICAL][:, None] < 0.5, down.flip(1), down)
     if augmentation.flip_horizontal:
-        across = torch.where(uniform(Purpose.FLIP_HORIZONTAL, 0, 1)[:, None] < 0.5, across.flip(1), across)
+        across = torch.where(drawn[Purpose.FLIP_HORIZONTAL][:, None] < 0.5, across.flip(1), across)
     if recolours:
-        contrast = uniform(Purpose.CONTRAST, 1 - augmentation.contrast, 1 + augmentation.contrast)
-        matrix = _colour_matrix(augmentation.hue * uniform(Purpose.HUE, -1, 1), contrast)
+        contrast = drawn[Purpose.CONTRAST]
+        matrix = _colour_matrix(augmentation.hue * drawn[Purpose.HUE], contrast)
 
     out = torch.empty(b, 3, h, w, device=images.device, memory_format=memory_format(images.device))
     at_once = max(1, b if images.device.type != "cpu" else BLOCK_PIXELS // max(1, h * w))
@@ -116,21 +125,27 @@ def to_float(images: Tensor) -> Tensor:
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtract `mean` from each channel and divide by `std`, (3,) each, in place. `images`: float32 (b, 3, h, w)."""
-    centre, scale = (_constant(tuple(x), images.dtype, images.device)[:, None, None] for x in (mean, std))
+    centre, scale = (constant(tuple(x), images.dtype, images.device)[:, None, None] for x in (mean, std))
     return images.sub_(centre).div_(scale)
 
 
 @cache  # a copy to a GPU for every batch would be waited for
-def _constant(numbers: Hashable, dtype: torch.dtype, device: torch.device) -> Tensor:
+def constant(numbers: Hashable, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor of numbers, (n,) or (n, m), that is made once and lies on the device from then on."""
     with torch.inference_mode(False):  # whoever asks first, all may use it
         return torch.tensor(numbers, dtype=dtype, device=device)
 
 
-def uniforms(seed: int, epoch: int, purpose: int, indices: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) for images `indices`, (b,), hashed by SplitMix64 (Steele, Lea and Flood, 2014)."""
+def uniforms(
+    seed: int, epoch: int, purpose: int | NDArray[np.integer], indices: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) for images `indices`, (b,), hashed by SplitMix64 (Steele, Lea and Flood, 2014).
+
+    `purpose` may be an array, with which `indices` are broadcast.
+    """
     state = np.zeros(1, np.uint64)
     for word in (seed & 0xFFFF_FFFF_FFFF_FFFF, epoch, purpose):
-        state = _mix(state ^ np.uint64(word))
+        state = _mix(state ^ np.array(word, np.uint64))
     return (_mix(state ^ indices.astype(np.uint64)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -179,13 +194,13 @@ def _colour_matrix(turn: Tensor, contrast: Tensor) -> Tensor:
     cos, sin = torch.cos(2 * torch.pi * turn), torch.sin(2 * torch.pi * turn)
     zero, one = torch.zeros_like(turn), torch.ones_like(turn)
     rotation = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    to_yiq, to_rgb = (_constant(matrix, turn.dtype, turn.device) for matrix in (YIQ_FROM_RGB, RGB_FROM_YIQ))
+    to_yiq, to_rgb = (constant(matrix, turn.dtype, turn.device) for matrix in (YIQ_FROM_RGB, RGB_FROM_YIQ))
     return contrast[:, None, None] * (to_rgb @ rotation @ to_yiq)
 
 
 def _recolour(images: Tensor, matrix: Tensor, contrast: Tensor) -> Tensor:
     """Turn and scale colours, with `matrix` (b, 3, 3), about the mean luma; clipped to [0, 1]."""
     pixels = images.flatten(2)
-    mean_luma = _constant(LUMA, images.dtype, images.device) @ pixels.mean(dim=2).T
+    mean_luma = constant(LUMA, images.dtype, images.device) @ pixels.mean(dim=2).T
     offset = ((1 - contrast) * mean_luma)[:, None, None]
     return torch.baddbmm(offset, matrix, pixels).clamp_(0, 1).view_as(images)

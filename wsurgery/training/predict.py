@@ -11,6 +11,7 @@ from wsurgery.devices import arithmetic, memory_errors, memory_format
 from wsurgery.errors import WsurgeryError
 from wsurgery.models.inputs import fit_channels, image_statistics, run
 from wsurgery.processes import ALONE, Processes
+from wsurgery.training.feed import Feed
 
 
 def predict(
@@ -30,17 +31,20 @@ def predict(
         WsurgeryError: the network cannot take the images, memory ends, or a logit is NaN, which has no rank.
     """
     mean, std = image_statistics(model)
-    starts = range(0, len(dataset.images), batch_size)
+    n, nothing = len(dataset.images), np.zeros((0, batch_size), np.float32)
+    starts = range(0, n, batch_size)
+    own = starts[processes.rank :: processes.count]
+    feed = Feed(dataset.images, lambda i: (np.arange(own[i], min(own[i] + batch_size, n)), nothing), len(own), device)
     logits, was_training = [], [module for module in model.modules() if module.training]
     with torch.inference_mode(), arithmetic(), memory_errors(device, "use a smaller --image-size"):
         model.to(device).to(memory_format=memory_format(device)).eval()
-        for start in starts[processes.rank :: processes.count]:
-            batch = torch.from_numpy(np.array(dataset.images[start : start + batch_size])).to(device)
-            images = normalise(to_float(batch), mean, std)
-            logits.append(run(model, fit_channels(images, model)).float().cpu().numpy())
+        for i in range(len(own)):
+            images = normalise(to_float(feed.take(i).images), mean, std)
+            logits.append(run(model, fit_channels(images, model)).float())
+        found = [some.cpu().numpy() for some in logits]  # when all are computed: nothing waits for a copy
     for module in was_training:
         module.training = True
-    shares = processes.to_all(logits)
+    shares = processes.to_all(found)
     result = np.concatenate([shares[i % processes.count][i // processes.count] for i in range(len(starts))])
     if np.isnan(result).any():
         raise WsurgeryError("the network's outputs are NaN: wsurgery show --stats says which tensors are not finite")

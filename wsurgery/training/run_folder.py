@@ -71,10 +71,6 @@ def claim_folder(run: Path, config: Entry, init: Checkpoint, *, anew: bool = Fal
 def _begun_so(run: Path, settled: Path, as_read: Entry) -> Settings | None:
     """Return what `claim_folder` does of a run that is there."""
     before = read_config(settled)
-    # A run that began before there was a setting has its default.
-    before["settings"] = {**json.loads(json.dumps(asdict(Settings()))), **before["settings"]}
-    if isinstance(before.get("data"), dict):
-        before["data"] = {**asdict(Rendering()), **before["data"]}
     length = {key: before["settings"].get(key) for key in ("steps", "epochs")}
     shorter = None
     if length != {key: as_read["settings"][key] for key in length} and _is_length(length):
@@ -173,6 +169,8 @@ def _changes(before: Any, now: Any) -> str:
 def read_config(path: Path) -> dict[str, Any]:
     """Read what decided a run's result, its `settings` among it; what there is besides them is only compared.
 
+    A run that began before there was a setting has its default.
+
     Raises:
         FileNotFoundError: there is no such file.
         WsurgeryError: it is damaged.
@@ -180,7 +178,8 @@ def read_config(path: Path) -> dict[str, Any]:
     found = parse_json(read_regular(path, _MAX_CONFIG), dict[str, dict[str, Any] | list[str] | str | None], str(path))
     if not isinstance(found.get("settings"), dict):
         raise WsurgeryError(f"{printable(str(path))} is not what wsurgery writes: it has no settings")
-    return found
+    usual = {"settings": json.loads(json.dumps(asdict(Settings()))), "data": asdict(Rendering())}
+    return {key: {**usual.get(key, {}), **value} if isinstance(value, dict) else value for key, value in found.items()}
 
 
 def summarise(log: Path) -> Entry:
