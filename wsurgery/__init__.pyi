@@ -233,6 +233,7 @@ class Pipeline:
     def meanvar(
         self,
         *,
+        per: Literal["tensor", "filter", "channel"] | None = None,
         bn: Literal["identity", "meanvar", "keep"] = "identity",
         seed: int = 0,
         upto: str | None = None,
@@ -244,7 +245,11 @@ class Pipeline:
     ) -> Pipeline:
         """Resample each tensor iid Gaussian from its own mean and variance.
 
+        Tensors of one dimension have no filters or channels: theirs are of the whole, whatever --per says.
+
         Example: wsurgery meanvar resnet50.safetensors > meanvar.safetensors
+
+        Example: wsurgery meanvar resnet50.safetensors --per filter --role conv > by-filter.safetensors
         """
 
     def new_head(

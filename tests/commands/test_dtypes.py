@@ -27,6 +27,7 @@ EDITS = {
     "meanvar bn": "meanvar X --bn meanvar {part}",
     "shuffle": "shuffle X {part}",
     "sample": "sample X {part}",
+    "meanvar per": "meanvar X --per filter {part}",
     "scale": "scale X --by 1.7 {part}",
     "add-noise": "add-noise X --std 0.3 {part}",
     "add-noise relative": "add-noise X --std 0.3 --relative {part}",

@@ -22,6 +22,7 @@ COMMANDS = {
     "meanvar": ["meanvar"],
     "shuffle": ["shuffle"],
     "sample": ["sample", "--bn", "meanvar"],
+    "meanvar per": ["meanvar", "--per", "channel"],
     "reset-bn": ["reset-bn"],
     "gabor": ["gabor"],
     "freeze-spec": ["freeze-spec", "--upto", "conv1"],
