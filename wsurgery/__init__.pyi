@@ -147,6 +147,28 @@ class Pipeline:
         Example: wsurgery cast resnet50.safetensors --to fp16 --except 'bn*' > half.safetensors
         """
 
+    def covariance(
+        self,
+        *,
+        of: Literal["space", "filter", "channel"],
+        bn: Literal["identity", "meanvar", "keep"] = "identity",
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Resample each tensor Gaussian with the mean and covariance of its kernels, filters or channels.
+
+        A weight is (out, in, kh, kw). Its kernels are out * in samples of kh * kw numbers (Trockman, Willmott and Kolter
+        2022), its filters out samples of in * kh * kw numbers, its channels out * kh * kw samples of in numbers. Samples of one
+        number, such as the kernels of linear and 1 x 1 layers, and vectors, are resampled as by meanvar.
+
+        Example: wsurgery covariance resnet50.safetensors --of space > covariance.safetensors
+        """
+
     def drop(
         self,
         *,

@@ -28,6 +28,7 @@ EDITS = {
     "shuffle": "shuffle X {part}",
     "sample": "sample X {part}",
     "meanvar per": "meanvar X --per filter {part}",
+    "covariance": "covariance X --of channel {part}",
     "scale": "scale X --by 1.7 {part}",
     "add-noise": "add-noise X --std 0.3 {part}",
     "add-noise relative": "add-noise X --std 0.3 --relative {part}",
@@ -164,7 +165,7 @@ def test_integers_booleans_and_scales_are_never_computed_with(line, run, tmp_pat
         kept = {name: value for name, value in kept.items() if value[0] in INTEGERS and "bn1" not in name}
     write(tmp_path / "X", {**network(0), **kept})
     write(tmp_path / "Y", {**network(1), **kept})
-    resamples = line.split()[0] in ("meanvar", "shuffle", "sample") and "--bn" not in line
+    resamples = line.split()[0] in ("meanvar", "shuffle", "sample", "covariance") and "--bn" not in line
     run(line.format(part="--only *") + (" --bn keep" if resamples else ""))
     made = read(tmp_path / "out")
     assert {name: made[name] for name in kept} == kept
