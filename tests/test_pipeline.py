@@ -41,6 +41,7 @@ METHODS = {
         lambda a: a.set_metadata(set_=["a=b", "c="], delete="author"),
     ),
     "shuffle": ("A --block-map map.json --upto body", lambda a: a.shuffle(block_map="map.json", upto="body")),
+    "spectrum": ("A --keep right --seed 5", lambda a: a.spectrum(keep="right", seed=5)),
     "transfuse": ("B --upto block1 --into A", lambda a: a.transfuse("B", upto="block1")),
 }
 FUNCTIONS = {

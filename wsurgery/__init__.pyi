@@ -401,6 +401,26 @@ class Pipeline:
         Example: wsurgery shuffle resnet50.safetensors > shuffle.safetensors
         """
 
+    def spectrum(
+        self,
+        *,
+        keep: Literal["left", "right", "none"] = "none",
+        bn: Literal["identity", "meanvar", "keep"] = "identity",
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Keep the singular values of each tensor, and replace its singular vectors by Haar-random ones.
+
+        A weight is the matrix (out, in * kh * kw). Tensors of one dimension have no singular vectors, and are left alone.
+
+        Example: wsurgery spectrum resnet50.safetensors > spectrum.safetensors
+        """
+
     def transfuse(
         self,
         source: Source,

@@ -43,6 +43,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "scale": "Multiply tensors by a number.",
         "set-metadata": "Set and delete entries of the metadata.",
         "shuffle": "Permute each tensor at random.",
+        "spectrum": "Keep singular values, with random singular vectors.",
         "transfuse": "Keep the weights up to a block; replace the rest.",
     },
     "Look": {

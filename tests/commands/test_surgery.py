@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": ["sample", "--bn", "meanvar"],
     "meanvar per": ["meanvar", "--per", "channel"],
     "covariance": ["covariance", "--of", "filter"],
+    "spectrum": ["spectrum"],
     "reset-bn": ["reset-bn"],
     "gabor": ["gabor"],
     "freeze-spec": ["freeze-spec", "--upto", "conv1"],

@@ -15,9 +15,11 @@ import hashlib
 import numpy as np
 from wsurgery.operations.covariance import covariance
 from wsurgery.operations.random_streams import RandomStream
+from wsurgery.operations.spectrum import spectrum
 x = np.random.default_rng(0).normal(size=(512, 300, 1, 1)).astype("f4")
 random = RandomStream(0, "test", 0, "w")
-for y in (covariance(x, of="filter", random=random), covariance(x.reshape(60, 2560), of="filter", random=random)):
+covariances = [covariance(each, of="filter", random=random) for each in (x, x.reshape(60, 2560))]
+for y in (*covariances, spectrum(x, random=random)):
     print(hashlib.sha256(y.tobytes()).hexdigest())
 """
 
