@@ -387,6 +387,8 @@ class Pipeline:
     def shuffle(
         self,
         *,
+        within: Literal["tensor", "filter", "position"] | None = None,
+        axis: Literal["out", "in", "space"] | None = None,
         bn: Literal["identity", "meanvar", "keep"] = "identity",
         seed: int = 0,
         upto: str | None = None,
@@ -398,7 +400,12 @@ class Pipeline:
     ) -> Pipeline:
         """Permute each tensor at random.
 
+        Tensors of one dimension have no filters or positions for --within, and are shuffled whole; each tensor has a permutation
+        of its own.
+
         Example: wsurgery shuffle resnet50.safetensors > shuffle.safetensors
+
+        Example: wsurgery shuffle resnet50.safetensors --within position > by-position.safetensors
         """
 
     def spectrum(

@@ -28,6 +28,7 @@ EDITS = {
     "shuffle": "shuffle X {part}",
     "sample": "sample X {part}",
     "meanvar per": "meanvar X --per filter {part}",
+    "shuffle within": "shuffle X --within filter --axis in {part}",
     "covariance": "covariance X --of channel {part}",
     "spectrum": "spectrum X {part}",
     "scale": "scale X --by 1.7 {part}",

@@ -23,6 +23,7 @@ COMMANDS = {
     "shuffle": ["shuffle"],
     "sample": ["sample", "--bn", "meanvar"],
     "meanvar per": ["meanvar", "--per", "channel"],
+    "shuffle within": ["shuffle", "--within", "position", "--axis", "out"],
     "covariance": ["covariance", "--of", "filter"],
     "spectrum": ["spectrum"],
     "reset-bn": ["reset-bn"],

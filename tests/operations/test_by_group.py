@@ -11,12 +11,15 @@ from scipy import stats
 from wsurgery.errors import WsurgeryError
 from wsurgery.operations.meanvar import meanvar
 from wsurgery.operations.random_streams import CHUNK, RandomStream
+from wsurgery.operations.shuffle import shuffle, shuffle_axis
 
 STREAM = RandomStream(0, "test", 0, "w")
 SHAPES = [(40, 30, 3, 3), (300, 400), (5, 20_000, 4), (200_000, 3), (64, 1, 5, 5), (6, 5, 3, 3, 3)]
 BY = {
     "meanvar per filter": partial(meanvar, per="filter"),
     "meanvar per channel": partial(meanvar, per="channel"),
+    "shuffle within filter": partial(shuffle, within="filter"),
+    "shuffle within position": partial(shuffle, within="position"),
 }
 
 
@@ -26,6 +29,10 @@ def filters(x: np.ndarray) -> list[np.ndarray]:
 
 def channels(x: np.ndarray) -> list[np.ndarray]:
     return [x[:, i].ravel() for i in range(x.shape[1])]
+
+
+def positions(x: np.ndarray) -> list[np.ndarray]:
+    return [x[(slice(None), slice(None), *at)].ravel() for at in np.ndindex(x.shape[2:])]
 
 
 def uneven(shape: tuple[int, ...], dtype=np.float32) -> np.ndarray:
@@ -60,6 +67,7 @@ def test_one_group_is_the_whole_tensor(shape):
 def test_a_vector_has_no_filters():
     x = np.random.default_rng(0).normal(2, 3, 50).astype(np.float32)
     assert meanvar(x, random=STREAM, per="filter").tobytes() == meanvar(x, random=STREAM).tobytes()
+    assert shuffle(x, random=STREAM, within="filter").tobytes() == shuffle(x, random=STREAM).tobytes()
 
 
 def test_a_group_of_equal_numbers_stays():
@@ -91,3 +99,44 @@ def test_one_number_that_is_none_is_an_error_wherever_it_stands():
     for per in ("filter", "channel"):
         with pytest.raises(WsurgeryError, match="NaN or infinity"):
             meanvar(x, random=STREAM, per=per)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("within", "groups"), [("filter", filters), ("position", positions)])
+def test_values_stay_in_their_group_and_change_places_in_it(within, groups, shape):
+    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    y = shuffle(x, random=STREAM, within=within)
+    before, after = groups(x), groups(y)
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(np.sort(old), np.sort(new))
+    stayed = (np.concatenate(before) == np.concatenate(after)).sum()  # one of each group, on average
+    assert stats.poisson.sf(stayed - 1, len(before)) > 1e-4
+    ranks = np.array([stats.rankdata(group[:100]) for group in after])  # no two groups have one permutation
+    assert len(np.unique(ranks, axis=0)) > 0.9 * min(len(ranks), 6)
+
+
+def test_within_small_groups_every_permutation_is_equally_frequent():
+    y = shuffle(np.tile(np.arange(3.0), (6000, 1)), random=STREAM, within="filter")
+    assert stats.chisquare(np.unique(y, axis=0, return_counts=True)[1]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(9, 10, 3, 3), (9, 10), (50,), (8, 7, 3, 2, 2)])
+@pytest.mark.parametrize("axis", ["out", "in", "space"])
+def test_what_lies_on_an_axis_changes_places_as_a_whole(axis, shape):
+    x = np.arange(np.prod(shape)).reshape(shape)
+    y = shuffle_axis(x, axis=axis, random=STREAM)
+    groups = {"out": filters, "in": channels, "space": positions}[axis]
+    if axis == "out" or x.ndim > 1:
+        np.testing.assert_array_equal(np.sort(np.stack(groups(x)), 0), np.sort(np.stack(groups(y)), 0))
+        assert {tuple(group) for group in groups(x)} == {tuple(group) for group in groups(y)}
+    moves = axis == "out" or x.ndim > (1 if axis == "in" else 2)
+    assert (y != x).any() == moves
+
+
+def test_the_axis_reaches_every_permutation_equally_often():
+    counts: dict[bytes, int] = {}
+    for i in range(3000):
+        y = shuffle_axis(np.arange(3.0), axis="out", random=RandomStream(0, "test", 0, f"{i}"))
+        counts[y.tobytes()] = counts.get(y.tobytes(), 0) + 1
+    assert len(counts) == 6
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-3
