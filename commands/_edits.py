@@ -31,8 +31,8 @@ def as_command(edit: Edit) -> Callable[..., None]:
     ) -> None:
         from wsurgery.operations.planning import plan
 
-        # Before numpy is imported: an edit has threads of its own, which would wait for those of OpenBLAS.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        if edit.of_tensors:  # its own threads would wait for those that OpenBLAS starts when numpy is imported
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         named = {parameter.name: given.get(_typed(parameter)) for parameter in edit.inputs}
         options = {name: given[name] for name in edit.options}
         selection = part.selection if part else Selection()

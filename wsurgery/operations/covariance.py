@@ -19,7 +19,7 @@ from wsurgery.operations.products import Halves, halves, normals, product
 from wsurgery.operations.random_streams import CHUNK, RandomStream
 
 _PANEL = 64  # columns of the factor that are found one by one
-_AT_ONCE = 1 << 21  # elements of the factor that are cut in halves at once
+_AT_ONCE = 1 << 20  # elements of the factor that are cut in halves at once
 _DEPENDENT = 2.0**-30  # of a number's variance: so little is left only by rounding where those before it determine it
 
 
@@ -101,7 +101,7 @@ def _factor(covariance: Array) -> Array:
     """Return the upper triangular matrix whose Gram matrix a covariance is, by Cholesky's method.
 
     LAPACK's depends on the number of threads, and refuses a covariance of less than full rank; here a number that those
-    before it determine adds nothing.
+    before it determine adds nothing. It is overwritten.
     """
     lower, variances = covariance, covariance.diagonal().copy()
     for start in range(0, len(lower), _PANEL):
