@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import json as json_module
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -30,6 +31,8 @@ def as_command(edit: Edit) -> Callable[..., None]:
     ) -> None:
         from wsurgery.operations.planning import plan
 
+        if edit.of_tensors:  # its own threads would wait for those that OpenBLAS starts when numpy is imported
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         named = {parameter.name: given.get(_typed(parameter)) for parameter in edit.inputs}
         options = {name: given[name] for name in edit.options}
         selection = part.selection if part else Selection()

@@ -26,6 +26,8 @@ init cbr_tiny --width 0.125 -o cbr
 meanvar net -o meanvar
 shuffle net -o shuffled
 sample net -o sampled
+covariance net --of filter -o correlated
+spectrum net -o rotated
 reset-bn net -o identity
 transfuse net --upto block2 --rest random -o hybrid
 gabor net -o gabor

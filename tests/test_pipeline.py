@@ -24,6 +24,7 @@ METHODS = {
     "add-noise": ("A --std 0.1 --relative --seed 3", lambda a: a.add_noise(std=0.1, relative=True, seed=3)),
     "average": ("A B --weights 0.25,0.75", lambda a: a.average("B", weights=[0.25, 0.75])),
     "cast": ("A --to bf16 --only 'layer*'", lambda a: a.cast(to="bf16", only="layer*")),
+    "covariance": ("A --of space --bn keep --seed 1", lambda a: a.covariance(of="space", bn="keep", seed=1)),
     "drop": ("A --blocks head", lambda a: a.drop(blocks="head")),
     "freeze-spec": ("A --upto block1", lambda a: a.freeze_spec(upto="block1")),
     "gabor": ("A", lambda a: a.gabor()),
@@ -40,6 +41,7 @@ METHODS = {
         lambda a: a.set_metadata(set_=["a=b", "c="], delete="author"),
     ),
     "shuffle": ("A --block-map map.json --upto body", lambda a: a.shuffle(block_map="map.json", upto="body")),
+    "spectrum": ("A --keep right --seed 5", lambda a: a.spectrum(keep="right", seed=5)),
     "transfuse": ("B --upto block1 --into A", lambda a: a.transfuse("B", upto="block1")),
 }
 FUNCTIONS = {

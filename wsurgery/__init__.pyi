@@ -147,6 +147,28 @@ class Pipeline:
         Example: wsurgery cast resnet50.safetensors --to fp16 --except 'bn*' > half.safetensors
         """
 
+    def covariance(
+        self,
+        *,
+        of: Literal["space", "filter", "channel"],
+        bn: Literal["identity", "meanvar", "keep"] = "identity",
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Resample each tensor Gaussian with the mean and covariance of its kernels, filters or channels.
+
+        A weight is (out, in, kh, kw). Its kernels are out * in samples of kh * kw numbers (Trockman, Willmott and Kolter
+        2022), its filters out samples of in * kh * kw numbers, its channels out * kh * kw samples of in numbers. Samples of one
+        number, such as the kernels of linear and 1 x 1 layers, and vectors, are resampled as by meanvar.
+
+        Example: wsurgery covariance resnet50.safetensors --of space > covariance.safetensors
+        """
+
     def drop(
         self,
         *,
@@ -233,6 +255,7 @@ class Pipeline:
     def meanvar(
         self,
         *,
+        per: Literal["tensor", "filter", "channel"] | None = None,
         bn: Literal["identity", "meanvar", "keep"] = "identity",
         seed: int = 0,
         upto: str | None = None,
@@ -244,7 +267,11 @@ class Pipeline:
     ) -> Pipeline:
         """Resample each tensor iid Gaussian from its own mean and variance.
 
+        Tensors of one dimension have no filters or channels: theirs are of the whole, whatever --per says.
+
         Example: wsurgery meanvar resnet50.safetensors > meanvar.safetensors
+
+        Example: wsurgery meanvar resnet50.safetensors --per filter --role conv > by-filter.safetensors
         """
 
     def new_head(
@@ -360,6 +387,8 @@ class Pipeline:
     def shuffle(
         self,
         *,
+        within: Literal["tensor", "filter", "position"] | None = None,
+        axis: Literal["out", "in", "space"] | None = None,
         bn: Literal["identity", "meanvar", "keep"] = "identity",
         seed: int = 0,
         upto: str | None = None,
@@ -371,7 +400,32 @@ class Pipeline:
     ) -> Pipeline:
         """Permute each tensor at random.
 
+        Tensors of one dimension have no filters or positions for --within, and are shuffled whole; each tensor has a permutation
+        of its own.
+
         Example: wsurgery shuffle resnet50.safetensors > shuffle.safetensors
+
+        Example: wsurgery shuffle resnet50.safetensors --within position > by-position.safetensors
+        """
+
+    def spectrum(
+        self,
+        *,
+        keep: Literal["left", "right", "none"] = "none",
+        bn: Literal["identity", "meanvar", "keep"] = "identity",
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Keep the singular values of each tensor, and replace its singular vectors by Haar-random ones.
+
+        A weight is the matrix (out, in * kh * kw). Tensors of one dimension have no singular vectors, and are left alone.
+
+        Example: wsurgery spectrum resnet50.safetensors > spectrum.safetensors
         """
 
     def transfuse(

@@ -24,6 +24,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "average": "Average checkpoints of one architecture.",
         "cast": "Convert to another floating-point type.",
         "convert": "Turn a checkpoint as downloaded into clean safetensors.",
+        "covariance": "Resample Gaussian, with the covariance of kernels or filters.",
         "drop": "Leave tensors out.",
         "fetch": "Fetch pretrained weights, by timm's name.",
         "freeze-spec": "Record which tensors `train` must leave alone.",
@@ -42,6 +43,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "scale": "Multiply tensors by a number.",
         "set-metadata": "Set and delete entries of the metadata.",
         "shuffle": "Permute each tensor at random.",
+        "spectrum": "Keep singular values, with random singular vectors.",
         "transfuse": "Keep the weights up to a block; replace the rest.",
     },
     "Look": {

@@ -100,6 +100,24 @@ def test_what_meets_or_makes_one_channel_is_no_depthwise_convolution(kernel):
     assert roles == {"layer1.0.conv1.weight": "depthwise"}
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet50", "convnext_atto_ols", "resnext50_32x4d"])
+def test_stem_depthwise_and_pointwise_convolutions_are_told_apart(name):
+    network = on_meta(name)
+    tensors = {key: Tensor("F32", tuple(value.shape)) for key, value in network.state_dict().items()}
+    convolutions = {key: each for key, each in network.named_modules() if isinstance(each, torch.nn.Conv2d)}
+    kinds = {
+        "conv": list(convolutions),
+        "depthwise": [key for key, each in convolutions.items() if each.groups == each.in_channels],
+        "pointwise": [key for key, each in convolutions.items() if each.kernel_size == (1, 1) and each.groups == 1],
+    }
+    for role, modules in kinds.items():
+        if modules:
+            assert Selection(role=role).names(tensors) == {f"{key}.weight" for key in modules}
+    stem = "conv1" if name.startswith("res") else "stem"
+    assert f"{next(iter(convolutions))}.weight" in Selection(blocks=stem, role="conv").names(tensors)
+    assert not any("layer" in key or "blocks" in key for key in Selection(blocks=stem, role="conv").names(tensors))
+
+
 @pytest.mark.parametrize("chunks", [1, 3, 4])
 def test_the_number_of_a_chunk_is_no_block(chunks):
     shapes = shapes_of(on_meta("vit_tiny_patch16_224"))

@@ -27,6 +27,10 @@ EDITS = {
     "meanvar bn": "meanvar X --bn meanvar {part}",
     "shuffle": "shuffle X {part}",
     "sample": "sample X {part}",
+    "meanvar per": "meanvar X --per filter {part}",
+    "shuffle within": "shuffle X --within filter --axis in {part}",
+    "covariance": "covariance X --of channel {part}",
+    "spectrum": "spectrum X {part}",
     "scale": "scale X --by 1.7 {part}",
     "add-noise": "add-noise X --std 0.3 {part}",
     "add-noise relative": "add-noise X --std 0.3 --relative {part}",
@@ -163,7 +167,7 @@ def test_integers_booleans_and_scales_are_never_computed_with(line, run, tmp_pat
         kept = {name: value for name, value in kept.items() if value[0] in INTEGERS and "bn1" not in name}
     write(tmp_path / "X", {**network(0), **kept})
     write(tmp_path / "Y", {**network(1), **kept})
-    resamples = line.split()[0] in ("meanvar", "shuffle", "sample") and "--bn" not in line
+    resamples = line.split()[0] in ("meanvar", "shuffle", "sample", "covariance", "spectrum") and "--bn" not in line
     run(line.format(part="--only *") + (" --bn keep" if resamples else ""))
     made = read(tmp_path / "out")
     assert {name: made[name] for name in kept} == kept
@@ -180,7 +184,7 @@ def test_tensors_with_nothing_to_compute_work_everywhere(name, run, tmp_path):
     for key, (dtype, shape, data) in odd.items():
         found, *rest = made[key]
         assert (found, rest[0]) == ("F32" if name == "cast" and dtype in TORCH else dtype, shape), key
-        if dtype not in TORCH or name not in ("scale", "cast", "add-noise", "lerp", "transfuse rest"):
+        if dtype not in TORCH or name not in ("scale", "cast", "add-noise", "lerp", "spectrum", "transfuse rest"):
             # No spread: the mean, the only permutation, noise in proportion, the mean of two that agree.
             assert rest[1] == data, key
             continue

@@ -23,6 +23,8 @@ COMMANDS = {
     "meanvar": "meanvar -",
     "shuffle": "shuffle -",
     "sample": "sample - --bn meanvar",
+    "covariance": "covariance - --of space",
+    "spectrum": "spectrum -",
     "reset-bn": "reset-bn -",
     "gabor": "gabor -",
     "freeze-spec": "freeze-spec - --upto conv1",

@@ -25,6 +25,8 @@ PIPELINES = {
     "drawn above a block": "wsurgery transfuse resnet.safetensors --upto block1 --rest random --seed 5 > made",
     "names": "wsurgery rename layer1 stage1 resnet.safetensors > made",
     "a mean with what is piped in": "wsurgery shuffle resnet.safetensors | wsurgery average - 'donor one.safetensors' > made",
+    "by structure": "wsurgery meanvar resnet.safetensors --per filter --role conv | wsurgery covariance --of space"
+    " | wsurgery spectrum --keep left --seed 2 | wsurgery shuffle --within position | wsurgery shuffle --axis in > made",
     "a fresh network": "wsurgery init cbr_tiny --width 0.05 --num-classes 5 --seed 2 | wsurgery gabor > made",
 }
 

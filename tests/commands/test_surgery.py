@@ -22,6 +22,10 @@ COMMANDS = {
     "meanvar": ["meanvar"],
     "shuffle": ["shuffle"],
     "sample": ["sample", "--bn", "meanvar"],
+    "meanvar per": ["meanvar", "--per", "channel"],
+    "shuffle within": ["shuffle", "--within", "position", "--axis", "out"],
+    "covariance": ["covariance", "--of", "filter"],
+    "spectrum": ["spectrum"],
     "reset-bn": ["reset-bn"],
     "gabor": ["gabor"],
     "freeze-spec": ["freeze-spec", "--upto", "conv1"],
@@ -132,8 +136,8 @@ def test_resampling_leaves_integers_and_single_elements_alone(wsurgery, tmp_path
         "flat.weight": np.full((4, 4), 2.0, np.float32),
     }
     save_file(tensors, tmp_path / "x")
-    for command in ("meanvar", "shuffle", "sample"):
-        wsurgery(command, tmp_path / "x", "-o", tmp_path / command)
+    for command in ("meanvar", "shuffle", "sample", "covariance --of space"):
+        wsurgery(*command.split(), tmp_path / "x", "-o", tmp_path / command)
         for name, value in load_file(tmp_path / command).items():
             np.testing.assert_array_equal(value, tensors[name])
 

@@ -1,9 +1,10 @@
 """What a tensor does, from its name, its shape, its dtype and its siblings."""
 
 import contextlib
+import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -78,11 +79,14 @@ def _first_convolution(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return first_convolution(shapes if wanted == 4 else flat)
 
 
-def matches_role(role: str, wanted: str) -> bool:
+def matches_role(role: str, wanted: str, shape: Sequence[int]) -> bool:
     """Whether `role` is `wanted` or a kind of it.
 
-    A depthwise convolution is a `conv`, a batch norm a `norm`, a table of positions or a class token an `embedding`.
+    A depthwise convolution is a `conv`, a batch norm a `norm`, a table of positions or a class token an `embedding`. A `conv`
+    that is not depthwise and whose kernel has one position, 1 x 1, is `pointwise`, too.
     """
+    if wanted == "pointwise":
+        return role == "conv" and math.prod(shape[2:]) == 1
     return role in _INCLUDES.get(wanted, {wanted})
 
 

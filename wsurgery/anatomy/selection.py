@@ -86,7 +86,7 @@ class Selection:
                 wanted = {find_block(word, blocks) for word in self.blocks.split(",")}
                 chosen &= {name for name, block in blocks.items() if block in wanted}
         if self.role:
-            chosen &= _with_roles(self.role.split(","), role_map(tensors))
+            chosen &= _with_roles(self.role.split(","), tensors)
         if self.only:
             chosen &= set().union(*(_matching(glob, tensors) for glob in self.only))
         for glob in self.except_:
@@ -147,10 +147,11 @@ def _upto(last: str, blocks: Mapping[str, str]) -> set[str]:
     return {name for name, block in blocks.items() if block in kept}
 
 
-def _with_roles(wanted: Iterable[str], roles: Mapping[str, str]) -> set[str]:
+def _with_roles(wanted: Iterable[str], tensors: Mapping[str, Described]) -> set[str]:
+    roles = role_map(tensors)
     chosen: set[str] = set()
     for role in wanted:
-        found = {name for name, actual in roles.items() if matches_role(actual, role)}
+        found = {name for name, actual in roles.items() if matches_role(actual, role, tensors[name].shape)}
         if not found:
             present = ", ".join(known for known in ROLES if known in roles.values())
             raise UsageError(f"no tensor has the role {printable(role)!r}: the roles here are {present}")

@@ -73,6 +73,11 @@ def round_once(values: Array, dtype: "np.dtype[Any]") -> Array:
         return values.astype(dtype)
 
 
+def round_within(values: Array, dtype: "np.dtype[Any]") -> Array:
+    """Convert an array whole, which is overwritten, as `round_once`; values beyond the range of the type become its ends."""
+    return round_once(np.clip(values, -_largest(dtype), _largest(dtype), out=values), dtype)
+
+
 def _to_half(x: NDArray[np.float32], out: NDArray[np.float16]) -> None:
     """Round to float16, bit for bit as numpy's `astype` does, with vector instructions: in half its time.
 

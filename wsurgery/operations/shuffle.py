@@ -3,19 +3,23 @@
 import numpy as np
 
 from wsurgery.operations.arrays import Array, Map
+from wsurgery.operations.kernels import layout
 from wsurgery.operations.random_streams import CHUNK, RandomStream, chunk_slice, chunks
 
+_AXES = {"filter": "out", "position": "space"}
 
-def shuffle(x: Array, *, random: RandomStream, run: Map = map) -> Array:
-    """Permute the elements of a tensor, every permutation being equally likely.
+
+def shuffle(x: Array, *, random: RandomStream, run: Map = map, within: str | None = None) -> Array:
+    """Permute the elements of a tensor, or of each of its filters or positions, every permutation being equally likely.
 
     A tensor of more than one chunk is permuted as Rao (1961) and Sandelius (1962) do: every element goes to a bucket drawn
     at random, then each bucket is permuted by itself. That is exactly uniform, runs on all cores and stays in the cache.
 
     Args:
-        x: any dtype of whole bytes, any shape.
+        x: any dtype of whole bytes, any shape; filters are `x[i]`, positions `x[:, :, i, j]`.
         random: where the permutation comes from.
         run: `map` over chunks.
+        within: `filter` or `position`, which a tensor of one dimension has none of; otherwise within the whole tensor.
 
     Returns:
         The same elements, bit for bit, in the same shape and dtype.
@@ -25,6 +29,9 @@ def shuffle(x: Array, *, random: RandomStream, run: Map = map) -> Array:
         if x.dtype.itemsize not in (1, 2, 4, 8)
         else x.reshape(-1).view(f"u{x.dtype.itemsize}")
     )
+    before, groups, inner = layout(x.shape, _AXES[within]) if within in _AXES and x.ndim > 1 else (1, 1, x.size)
+    if groups > 1:
+        return _by_group(flat.reshape(before, groups, inner), random, run).view(x.dtype).reshape(x.shape)
     if flat.size <= CHUNK:
         result = flat.copy()
         random.generator(0).shuffle(result)
@@ -53,3 +60,36 @@ def shuffle(x: Array, *, random: RandomStream, run: Map = map) -> Array:
 
     list(run(gather, range(buckets)))
     return result.view(x.dtype).reshape(x.shape)
+
+
+def _by_group(x: Array, random: RandomStream, run: Map) -> Array:
+    """Permute the elements of each `x[:, i]` among themselves."""
+    before, groups, inner = x.shape
+    at_once = max(1, CHUNK // (before * inner))
+    result = np.empty_like(x)
+
+    def fill(number: int) -> None:
+        part = slice(number * at_once, (number + 1) * at_once)
+        rows = x[:, part].swapaxes(0, 1)
+        mixed = random.generator(number, "group").permuted(rows.reshape(len(rows), -1), axis=1)
+        result[:, part] = mixed.reshape(rows.shape).swapaxes(0, 1)
+
+    list(run(fill, range(-(-groups // at_once))))
+    return result
+
+
+def shuffle_axis(x: Array, *, axis: str, random: RandomStream) -> Array:
+    """Permute a tensor's filters, input channels or positions as they are, every permutation being equally likely.
+
+    Args:
+        x: any dtype, (out, in, …) or (out,).
+        axis: `out` permutes the `x[i]`, `in` the `x[:, i]` and `space` the `x[:, :, i, j]`.
+        random: where the permutation comes from.
+
+    Returns:
+        The same elements, bit for bit, in the same shape and dtype.
+    """
+    before, groups, inner = layout(x.shape, axis)
+    order = random.generator(0, "axis").permutation(groups)
+    result: Array = x.reshape(before, groups, inner)[:, order].reshape(x.shape)
+    return result
