@@ -526,15 +526,22 @@ def init(
     mean: str | None = None,
     std: str | None = None,
     no_zero_init_last: bool = False,
+    from_: Source | None = None,
     seed: int = 0,
 ) -> Pipeline:
     """Make a fresh random network, with timm's distributions, or as the callable of --model makes it.
 
     The CBR networks and plain ResNets are made without PyTorch: the same bytes on every machine.
 
+    --from selects weights (Xu et al. 2024, "Initializing Models with Larger Ones", arXiv 2311.18823): each tensor from that
+    of its name, so of each stage the first layers, and along each dimension evenly spaced. The head, and what has no
+    counterpart, is drawn.
+
     Example: wsurgery init cbr_small --num-classes 5 --width 0.25 --seed 1 > random.safetensors
 
     Example: wsurgery init --model cifar_resnet.py:resnet20 --num-classes 5 --seed 1 > random.safetensors
+
+    Example: wsurgery init resnet18 --width 0.5 --num-classes 5 --from resnet18.safetensors > half.safetensors
     """
 
 def join(
