@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from wsurgery.commands._shared import ModelOption, key_value
-from wsurgery.plugin import Argument, History, Option, RandomStream, Result, UsageError, copies, edit
+from wsurgery.plugin import Argument, Checkpoint, History, Option, RandomStream, Result, UsageError, copies, edit
 
 
-@edit()
+@edit(starts=True)
 def init(
     arch: Annotated[
         str | None, Argument(metavar="[ARCH]", help="A timm model, cbr_large_t, cbr_large_w, cbr_small, ...")
@@ -34,16 +34,48 @@ def init(
             "--no-zero-init-last", help="Start each residual block's last norm at 1, where the network has 0: open."
         ),
     ] = False,
+    from_: Annotated[
+        Checkpoint | None,
+        Option("--from", metavar="LARGER", help="Take evenly spaced weights of a larger network of the family."),
+    ] = None,
     random: RandomStream,
 ) -> Result:
     """Make a fresh random network, with timm's distributions, or as the callable of --model makes it.
 
     The CBR networks and plain ResNets are made without PyTorch: the same bytes on every machine.
 
+    --from selects weights (Xu et al. 2024, "Initializing Models with Larger Ones", arXiv 2311.18823): each tensor from that
+    of its name, so of each stage the first layers, and along each dimension evenly spaced. The head, and what has no
+    counterpart, is drawn.
+
     Example: wsurgery init cbr_small --num-classes 5 --width 0.25 --seed 1 > random.safetensors
 
     Example: wsurgery init --model cifar_resnet.py:resnet20 --num-classes 5 --seed 1 > random.safetensors
+
+    Example: wsurgery init resnet18 --width 0.5 --num-classes 5 --from resnet18.safetensors > half.safetensors
     """
+    from wsurgery.operations.weight_selection import select_weights
+
+    fresh = _fresh(
+        arch, model, num_classes, in_chans, random,
+        width=width, arg=arg, mean=mean, std=std, no_zero_init_last=no_zero_init_last,
+    )  # fmt: skip
+    return fresh if from_ is None else select_weights(fresh, from_)
+
+
+def _fresh(
+    arch: str | None,
+    model: Any,
+    num_classes: int | None,
+    in_chans: int | None,
+    random: RandomStream,
+    *,
+    width: float | None,
+    arg: list[str] | None,
+    mean: str | None,
+    std: str | None,
+    no_zero_init_last: bool,
+) -> Result:
     from wsurgery.anatomy.architecture import normalisation
     from wsurgery.operations.architectures import find_layout, width_arguments
     from wsurgery.operations.random_network import random_network

@@ -44,6 +44,8 @@ drop net --blocks head -o backbone
 keep net --upto block1 -o lower
 drop net --upto block1 -o upper
 join lower upper -o whole
+low-rank net --rank 2 -o smooth
+prune net --sparsity 0.8 --scope all -o sparse
 set-metadata net --set license=mit -o licensed
 recipe list
 recipe copy meanvar study
@@ -87,7 +89,7 @@ json.dump([(x.exit_code, x.stdout, x.stderr, repr(x.exception)) for x in done], 
 """
 ABSENT = """
 from importlib.util import find_spec
-libraries = "torch", "torchvision", "timm", "scipy", "matplotlib", "pyarrow", "PIL", "threadpoolctl", "s3fs", "safetensors"
+libraries = "torch", "torchvision", "timm", "scipy", "matplotlib", "pyarrow", "PIL", "s3fs", "safetensors"
 print(*(name for name in libraries if find_spec(name)))
 """
 

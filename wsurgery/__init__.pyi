@@ -252,6 +252,27 @@ class Pipeline:
         Example: wsurgery lerp init.safetensors run/best.safetensors --t 0.5 > halfway.safetensors
         """
 
+    def low_rank(
+        self,
+        *,
+        rank: int | None = None,
+        energy: float | None = None,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Replace each matrix by the nearest one of lower rank: its truncated singular value decomposition.
+
+        The weight of a convolution or linear layer is the matrix (out, in·kh·kw). Other tensors of two dimensions or more are
+        cut where --only or --role chooses them. The bytes are the same with any number of threads; LAPACK's last digits are the
+        processor's.
+
+        Example: wsurgery low-rank resnet50.safetensors --energy 0.9 > smooth.safetensors
+        """
+
     def meanvar(
         self,
         *,
@@ -283,6 +304,28 @@ class Pipeline:
         """Replace the classifier by a fresh random one for another number of classes (the same number redraws it).
 
         Example: wsurgery new-head resnet50.safetensors --num-classes 5 --seed 1 > five.safetensors
+        """
+
+    def prune(
+        self,
+        *,
+        sparsity: float,
+        scope: Literal["tensor", "all"] = "tensor",
+        by: Literal["magnitude", "random"] = "magnitude",
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Set weights to zero: exactly a share of them, the smallest ones or random ones. `train --keep-zeros` keeps them so.
+
+        Pruned are the weights of convolutions and linear layers, the first among them, but not the head's, as where lottery
+        tickets are drawn in deep networks; norms and biases never. --only or --role chooses others.
+
+        Example: wsurgery prune run/last.safetensors --sparsity 0.8 --scope all > ticket.safetensors
         """
 
     def recalibrate_bn(
@@ -537,15 +580,22 @@ def init(
     mean: str | None = None,
     std: str | None = None,
     no_zero_init_last: bool = False,
+    from_: Source | None = None,
     seed: int = 0,
 ) -> Pipeline:
     """Make a fresh random network, with timm's distributions, or as the callable of --model makes it.
 
     The CBR networks and plain ResNets are made without PyTorch: the same bytes on every machine.
 
+    --from selects weights (Xu et al. 2024, "Initializing Models with Larger Ones", arXiv 2311.18823): each tensor from that
+    of its name, so of each stage the first layers, and along each dimension evenly spaced. The head, and what has no
+    counterpart, is drawn.
+
     Example: wsurgery init cbr_small --num-classes 5 --width 0.25 --seed 1 > random.safetensors
 
     Example: wsurgery init --model cifar_resnet.py:resnet20 --num-classes 5 --seed 1 > random.safetensors
+
+    Example: wsurgery init resnet18 --width 0.5 --num-classes 5 --from resnet18.safetensors > half.safetensors
     """
 
 def join(

@@ -19,7 +19,7 @@ from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.provenance import History, as_pipeline
 from wsurgery.errors import UsageError
 from wsurgery.operations.declaration import Edit, Parameter
-from wsurgery.operations.planning import Made, Planned, plan
+from wsurgery.operations.planning import Made, Planned, in_turn, plan
 from wsurgery.registry import edits, find_edit
 from wsurgery.untrusted import read_regular
 
@@ -198,6 +198,8 @@ def _callable(edit: Edit, flows: Pipeline | None) -> Callable[..., Pipeline]:
         bound.apply_defaults()
         given = bound.arguments
         inputs = {parameter.name: _input(parameter, edit, given, flows) for parameter in edit.inputs}
+        for each in in_turn(edit, inputs):
+            each.reopen()  # some edits read what they decide by
         planned = plan(
             edit,
             inputs,

@@ -1,4 +1,4 @@
-"""cast, rename, drop, keep, scale, add-noise, average, lerp and new-head as a user runs them."""
+"""cast, rename, drop, keep, scale, add-noise, average, lerp, new-head, low-rank and prune as a user runs them."""
 
 import json
 
@@ -20,6 +20,12 @@ COMMANDS = {
     "average": ["average", "-", "B", "--weights", "0.2,0.8", "--except", "fc.*"],
     "lerp": ["lerp", "-", "B", "--t", "0.3"],
     "new-head": ["new-head", "--num-classes", "3", "--seed", "1"],
+    "low-rank": ["low-rank", "--rank", "3"],
+    "low-rank energy": ["low-rank", "--energy", "0.7", "--except", "fc.*"],
+    "prune": ["prune", "--sparsity", "0.7"],
+    "prune all": ["prune", "--sparsity", "0.7", "--scope", "all"],
+    "prune random": ["prune", "--sparsity", "0.7", "--by", "random", "--seed", "5"],
+    "prune all random": ["prune", "--sparsity", "0.7", "--scope", "all", "--by", "random"],
     "adapt": ["adapt", "--in-chans", "1"],
 }
 

@@ -17,6 +17,7 @@ ROLES = (
     "conv", "depthwise", "linear", "batch_norm", "norm", "embedding", "position", "token", "layer_scale", "bias",
     "integer", "other",
 )  # fmt: skip
+LAYERS = ("conv", "depthwise", "linear")  # whose weights multiply what comes in
 _INCLUDES = {
     "conv": {"conv", "depthwise"},
     "norm": {"norm", "batch_norm"},

@@ -265,6 +265,7 @@ def edit(
     elementwise: bool = False,
     resamples: bool = False,
     flows: str | None = None,
+    starts: bool = False,
     in_order: Collection[str] = (),
     needs_part: str | None = None,
     json: Callable[[History], Any] | None = None,
@@ -276,6 +277,7 @@ def edit(
         elementwise: each element of the result depends on that element alone (and on its draw).
         resamples: it draws a tensor anew from itself: batch norm follows `--bn`, and what has no spread is copied.
         flows: the checkpoint that flows through. Default: the first.
+        starts: no checkpoint flows through: the history of the result begins here.
         in_order: checkpoints that it reads in their own order only; any other stream is copied to a file first.
         needs_part: the question to a user who gives no selector, where everything is not what anybody wants.
         json: gives, for the history of the result, what `--json` prints in place of writing.
@@ -315,7 +317,7 @@ def edit(
             of_tensors,
             elementwise,
             resamples,
-            flows or (checkpoints[0] if checkpoints else None),
+            flows or (checkpoints[0] if checkpoints and not starts else None),
             tuple(in_order),
             needs_part,
             json,

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from wsurgery.anatomy import HEAD, Selection, role_map
+from wsurgery.anatomy import HEAD, role_map
+from wsurgery.anatomy.roles import LAYERS
 from wsurgery.checkpoint import Checkpoint, TensorInfo
-from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Compute, Map
+from wsurgery.operations.layers import placed
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.tensor_edit import TensorEdit, copy
@@ -37,13 +38,11 @@ def new_head(
         UsageError: the network has no head, by its tensors or by the classes that are recorded.
         WsurgeryError: no weight of the head has a row for each of the recorded classes.
     """
-    own = History.of(checkpoint).blocks
-    blocks = Selection(block_map=own if own and HEAD in own else None).place(checkpoint.tensors)
-    roles = role_map(checkpoint.tensors)
+    blocks, roles = placed(checkpoint), role_map(checkpoint.tensors)
     weights = [
         tensor
         for name, tensor in checkpoint.tensors.items()
-        if blocks[name] == HEAD and roles[name] in ("linear", "conv", "depthwise") and _POOLING not in name
+        if blocks[name] == HEAD and roles[name] in LAYERS and _POOLING not in name
     ]
     classes = (architecture or {}).get("num_classes")
     if not weights or classes == 0:

@@ -297,7 +297,7 @@ def plan(
         raise UsageError("--seed: a whole number from 0 to 2^64 - 1 is needed")
     options = {name: p.checked(options.get(name, p.default)) for name, p in edit.options.items()}
     given = in_turn(edit, inputs)
-    flows, others = (given[0], given[1:]) if given else (None, [])
+    flows, others = (given[0], given[1:]) if given and edit.flows else (None, given)
     history = History() if flows is None else History.of(flows)
     words_of_part = selection.arguments
     blocks = (selection.used_map if edit.takes_part else None) or history.blocks
@@ -365,9 +365,9 @@ def _in_reach(edit: Edit, name: str, given: Any, flows: Checkpoint | None) -> An
     """Let an edit read a checkpoint in the order that it wants: a stream that does not flow through becomes a file."""
     if isinstance(given, list):
         return [_in_reach(edit, name, each, flows) for each in given]
-    if not isinstance(given, Checkpoint) or given is flows or flows is None:
+    if not isinstance(given, Checkpoint) or given is flows:
         return given
-    in_order = name in edit.in_order and list(given.tensors) == list(flows.tensors)
+    in_order = flows is not None and name in edit.in_order and list(given.tensors) == list(flows.tensors)
     return given if in_order else spooled(given)
 
 

@@ -68,6 +68,12 @@ class Flags:
         ),
     ] = None
     optimizer: Annotated[str | None, typer.Option(help="A timm optimiser: adam (default), momentum, adamw, ...")] = None
+    keep_zeros: Annotated[
+        bool,
+        typer.Option(
+            "--keep-zeros", help="Weights of convolutions and linear layers that are zero in INIT stay so: see prune."
+        ),
+    ] = False
     weight_decay: Annotated[float | None, typer.Option(min=0, help="Weight decay. Default: 0.")] = None
     warmup_epochs: Annotated[
         int | None, typer.Option(min=0, help="Epochs in which the learning rate rises from 0. Default: 0.")

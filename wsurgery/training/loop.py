@@ -32,6 +32,19 @@ from wsurgery.processes import ALONE, Processes
 from wsurgery.training.environment import environment
 from wsurgery.training.interruption import Interrupted, signals_ignored, signals_noted
 from wsurgery.training.predictions import require_exclusive
+from wsurgery.training.layer_rates import lr_scales
+from wsurgery.training.optimisation import (
+    freeze,
+    make_optimizer,
+    make_scheduler,
+    masked_loss,
+    positive_weights,
+    softmax_loss,
+    zeros_of_layers,
+)
+from wsurgery.training.predict import predict
+from wsurgery.training.predictions import from_logits, require_exclusive
+from wsurgery.training.resume import Progress, read_state, write_state
 from wsurgery.training.run_folder import Entry, claim_folder, lengthen_folder, summarise, write_json
 from wsurgery.training.run_log import read_metrics
 from wsurgery.training.settings import Settings
@@ -216,6 +229,269 @@ def train(
         return metrics
 
     return processes.in_first(finish)  # who alone has written the log to its end
+
+
+class _Loop:
+    """A network in training, with all that resuming needs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        training: Dataset,
+        validation: Dataset,
+        settings: Settings,
+        device: torch.device,
+        frozen: tuple[str, ...],
+        processes: Processes = ALONE,
+        blocks: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.training, self.validation, self.settings = training, validation, settings
+        self.device, self.processes = device, processes
+        self.signal = 0  # the signal that ended the run
+        self.ended = False  # whether its state in the folder is that of a run that went to its end
+        self.batch_size, self.epoch_steps, self.steps = settings.length(len(training.images))
+        self.share, rest = divmod(self.batch_size, processes.count)
+        if rest:
+            raise UsageError(
+                f"a batch of {self.batch_size} images has no equal shares for {processes.count} processes: "
+                "choose a multiple with --global-batch"
+            )
+        self.group = processes.on_cuda if device.type == "cuda" else None
+        if settings.sync_bn and processes.count > 1:
+            model = convert_sync_batchnorm(model, self.group)  # type: ignore[no-untyped-call]
+        self.model = model
+        self.model.to(device).to(memory_format=memory_format(device))
+        self.model.train()
+        scales: dict[str, float] = {}
+        if settings.lr_scale or settings.lr_decay is not None:
+            scales = lr_scales(self.model, scale=settings.lr_scale, decay=settings.lr_decay, blocks=blocks)
+        # At a rate of 0 weights may still move by weight decay, and running statistics do.
+        for module in freeze(self.model, frozen, {name for name, scale in scales.items() if not scale}):
+            module.eval()
+        trained = {name: x for name, x in self.model.named_parameters() if x.requires_grad}
+        self.parameters = list(trained.values())
+        self.kept_zeros = zeros_of_layers(self.model) if settings.keep_zeros else []  # before a state is taken up
+        own_scales = [scales[name] for name in trained] if scales else None
+        self.optimizer = make_optimizer(self.parameters, settings, own_scales)
+        self.first_scale = self.optimizer.param_groups[0]["lr"] / settings.lr if scales and settings.lr else 1.0
+        self.pos_weight: torch.Tensor | None = None
+        if settings.pos_weight is not None:
+            weights = positive_weights(settings.pos_weight, training.label_names, training.labels)
+            self.pos_weight = torch.from_numpy(weights).to(device)
+        self.scheduler = make_scheduler(self.optimizer, settings, epoch_steps=self.epoch_steps)
+        self.average = ModelEmaV3(self.model, decay=settings.ema) if settings.ema is not None else None
+        self.evaluated = self.model if self.average is None else self.average.module
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
+        if processes.count > 1:
+            self.forward = DistributedDataParallel(self.model, process_group=self.group)
+        if settings.compile:
+            self.forward = torch.compile(self.forward)
+        self.progress = Progress()
+        self.untried = False  # whether the optimiser has its state from a file, and has not worked on it yet
+        self.mean, self.std = image_statistics(self.model)
+        self._try_forward()
+
+    def _try_forward(self) -> None:
+        """Refuse images that the network cannot take, or a batch that its batch norms cannot, before a run begins.
+
+        Only shapes pass through it. Where that fails a copy of it gets real numbers, for not every network runs without.
+        """
+        _, height, width, _ = self.training.images.shape
+        shape = (self.share, 3, height, width)
+        state = {name: x.to("meta") for name, x in (*self.model.named_parameters(), *self.model.named_buffers())}
+        try:
+            images = fit_channels(torch.empty(shape, device="meta"), self.model)
+            logits = torch.func.functional_call(self.model, state, images)
+        except Exception:
+            with torch.no_grad(), torch.random.fork_rng([]):
+                images = fit_channels(torch.zeros(shape, device=self.device), self.model)
+                logits = run(deepcopy(self.model), images)
+        _require_outputs(logits.shape[-1], self.training)
+
+    def trained_on(self, eval_split: str) -> TrainedOn:
+        """Return what the record says of the data, for whoever uses the network."""
+        return TrainedOn(
+            image_size=self.training.images.shape[1],
+            channels=getattr(self.model, "in_chans", 3),
+            mean=self.mean,
+            std=self.std,
+            labels=self.training.label_names,
+            fit=self.training.rendering.fit,
+            window=self.training.rendering.window,
+            loss="softmax" if self.settings.loss == "softmax" else "bce",
+            eval_split=eval_split,
+            digest=self.training.digest,
+        )
+
+    def resume(self, run: Path, *, has_state: bool) -> bool:
+        """Take up the state that `save` left in the run folder, if it did, and cut the log back to it; return `has_state`."""
+        state, log = run / "resume.pt", run / "log.jsonl"
+        kept: int | None = 0
+        if has_state:
+            self.progress, kept = read_state(
+                state,
+                network=self.model,
+                optimizer=self.optimizer,
+                average=self.average and self.evaluated,
+                steps=self.steps,
+                log_bytes=log.stat().st_size if log.exists() else 0,
+            )
+        self.untried, self.ended = has_state, kept is None
+        if kept is not None and log.exists() and self.processes.is_first:
+            with open_own(log, "r+b") as stream:
+                stream.truncate(kept)
+        return has_state
+
+    def save(self, run: Path) -> None:
+        """Write all that `resume` needs, at once or not at all; of a run that ended, the same whatever its speed was."""
+        with AtomicFile(run / "resume.pt", force=True) as stream:
+            write_state(
+                stream,
+                network=self.model,
+                optimizer=self.optimizer,
+                average=self.average and self.evaluated,
+                progress=self.progress,
+                log_bytes=None if self.ended else (run / "log.jsonl").stat().st_size,
+            )
+
+    def entries(self, signalled: Callable[[], int] = lambda: 0) -> Iterator[Entry]:
+        """Train to the end or to a signal, yielding an entry for the log every few steps and at each evaluation."""
+        every = self.settings.eval_every or self.epoch_steps
+        if not self.progress.begun:
+            self.progress.begun = True
+            yield self._evaluate({"step": 0, "epoch": 0})
+        losses: list[torch.Tensor] = []  # they stay on the device until the log wants them
+        began = time.monotonic()
+        while self.progress.step < self.steps and not self._is_good_enough():
+            self.signal = self.processes.largest(signalled())
+            if self.signal:
+                self.progress.losses += self._gathered(losses)
+                return
+            losses.append(self._step(self.progress.step))
+            self.progress.step += 1
+            step = self.progress.step
+            evaluate = step % every == 0 or step == self.steps
+            if not evaluate and step % LOG_EVERY:
+                continue
+            gathered = self._gathered(losses)
+            loss = float(torch.tensor([*self.progress.losses, *gathered]).mean())
+            if not math.isfinite(loss):
+                raise WsurgeryError(f"the loss is {loss} at step {step}: try a lower --lr")
+            self.progress.losses = ()
+            entry = {
+                "step": step,
+                "epoch": step / self.epoch_steps,
+                "loss": loss,
+                "lr": self.optimizer.param_groups[0]["lr"] / self.first_scale,
+                "images_per_second": len(losses) * self.batch_size / (time.monotonic() - began),
+            }
+            yield self._evaluate(entry) if evaluate else entry
+            losses, began = [], time.monotonic()
+
+    def _is_good_enough(self) -> bool:
+        reached = self.settings.until_auc is not None and self.progress.best_auc >= self.settings.until_auc
+        return reached or (self.settings.patience is not None and self.progress.stale >= self.settings.patience)
+
+    def _gathered(self, losses: list[torch.Tensor]) -> tuple[float, ...]:
+        return tuple(self.processes.means(torch.stack(losses).tolist())) if losses else ()
+
+    def _step(self, step: int) -> torch.Tensor:
+        """Take one step; return the loss, whose mean over the processes is that of the whole batch."""
+        with arithmetic(self.settings.precision):
+            return self._exact_step(step)
+
+    def _exact_step(self, step: int) -> torch.Tensor:
+        if self.scheduler is not None:
+            self.scheduler.step_update(step)
+        epoch, within = divmod(step, self.epoch_steps)
+        whole = self._order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+        mine = slice(self.processes.rank * self.share, (self.processes.rank + 1) * self.share)
+        indices, seed = whole[mine], self.settings.seed
+        batch, labels = self._on_device(self.training.images[indices]), self._on_device(self.training.labels[indices])
+        images = augment(
+            batch, self.settings.augmentation,
+            seed=seed, epoch=epoch, indices=indices, mean=self.mean, std=self.std,
+        )  # fmt: skip
+        images = fit_channels(images, self.model)
+        self._seed(step)
+        bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
+        with bf16:
+            logits = run(self.forward, images)
+        exclusive = self.settings.loss == "softmax"
+        loss = (
+            softmax_loss(logits.float(), labels) if exclusive else masked_loss(logits.float(), labels, self.pos_weight)
+        )
+        if self.processes.count > 1 and not exclusive:
+            # The mean over the known labels of the whole batch, which every process can count, is not the mean of the
+            # processes' means. DDP divides the sum of the gradients by the number of processes.
+            known = ~np.isnan(self.training.labels[whole])
+            loss = loss * (self.processes.count * float(known[mine].sum()) / max(1.0, float(known.sum())))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter, zero in self.kept_zeros:  # what does not move has no part in the gradient's norm
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(zero, 0)
+        if self.settings.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
+        self._move()
+        with torch.no_grad():
+            for parameter, zero in self.kept_zeros:
+                parameter.masked_fill_(zero, 0)
+        if self.average is not None:
+            self.average.update(self.model, step=step + 1)
+        return loss.detach()
+
+    def _move(self) -> None:
+        """Have the optimiser take its step; the state that it has from a file may be none that it can work on."""
+        try:
+            self.optimizer.step()
+        except Exception as error:  # an optimiser's own, for tensors of any kind
+            if not self.untried or is_out_of_memory(error):
+                raise
+            raise WsurgeryError(
+                f"resume.pt does not fit the optimizer ({printable(str(error))}): remove it to begin again"
+            ) from None
+        self.untried = False
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return _permutation(self.settings.seed, epoch, len(self.training.images))
+
+    def _on_device(self, array: NDArray[np.generic]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)  # waits for nothing, and nothing for it
+
+    def _seed(self, step: int) -> None:
+        """Let dropout, which draws from torch's own generator, draw by (seed, step, process) alone."""
+        words = np.random.SeedSequence([self.settings.seed, step, self.processes.rank]).generate_state(1, np.uint64)
+        seed = int(words[0])
+        if self.device.type == "cuda":
+            with on_device(self.device):
+                torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+
+    def _evaluate(self, entry: Entry) -> Entry:
+        if self.processes.count > 1:  # the first one's running statistics are the network's
+            for buffer in self.evaluated.buffers():
+                torch.distributed.broadcast(buffer, 0, group=self.group)
+        logits = predict(self.evaluated, self.validation, device=self.device, processes=self.processes)
+        found = from_logits("the network", self.validation, logits, exclusive=self.settings.loss == "softmax")
+        aucs, more = aucs_of(found)
+        mean = macro(aucs)
+        top1 = {"top1": top1_accuracy(found)} if found.exclusive else {}
+        self.progress.stale += 1
+        if mean is not None and mean > self.progress.best_auc:
+            self.progress.best_auc, self.progress.best_step, self.progress.stale = mean, entry["step"], 0
+        return {**entry, "auc": aucs, "macro_auc": mean, **top1, **{f"{name}_auc": auc for name, auc in more.items()}}
+
+
+@lru_cache(maxsize=1)
+def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def _require_fit(model: nn.Module, training: Dataset, validation: Dataset) -> None:

@@ -13,6 +13,9 @@ from timm.scheduler import MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from wsurgery.anatomy import role_map
+from wsurgery.anatomy.roles import LAYERS
+from wsurgery.checkpoint import TensorInfo
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.training.settings import Settings
 
@@ -44,6 +47,18 @@ def freeze(model: nn.Module, globs: tuple[str, ...], more: Collection[str] = ())
         for prefix, module in model.named_modules()
         if "running_mean" in module._buffers and frozen(f"{prefix}.running_mean")
     ]
+
+
+def zeros_of_layers(model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Find the trained weights of convolutions and linear layers that are zero; norms and biases begin so, and are none.
+
+    Returns:
+        Each tensor that has some, and where they are: a mask of its shape.
+    """
+    state = (*model.named_parameters(), *model.named_buffers())
+    roles = role_map({name: TensorInfo(name, "F32", tuple(x.shape), 0, 0) for name, x in state})
+    trained = [x for name, x in model.named_parameters() if x.requires_grad and roles[name] in LAYERS]
+    return [(x, zero) for x in trained if (zero := x.detach() == 0).any()]
 
 
 def masked_loss(logits: torch.Tensor, labels: torch.Tensor, pos_weight: torch.Tensor | None = None) -> torch.Tensor:

@@ -43,6 +43,7 @@ class Settings:
             `auto`, negatives over positives of the training images; None is 1.
         lr_scale: block, or glob of tensor names → factor of the learning rate; of several for a tensor the last counts.
             0 freezes.
+        keep_zeros: whether weights of convolutions and linear layers that are zero at the start stay zero.
         lr_decay: factor of the learning rate from the head down, once for each block; None is 1.
     """
 
@@ -73,6 +74,7 @@ class Settings:
     pos_weight: str | tuple[tuple[str, float], ...] | None = None
     lr_scale: tuple[tuple[str, float], ...] = ()
     lr_decay: float | None = None
+    keep_zeros: bool = False
 
     def length(self, images: int) -> "Length":
         """Return how long a run on `images` training images is."""
