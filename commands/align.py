@@ -19,7 +19,7 @@ def align(
 
     Networks are those of wsurgery permute. Needs SciPy: pip install 'wsurgery[train]'.
 
-    Example: wsurgery align one.safetensors --to two.safetensors | wsurgery lerp - two.safetensors --t 0.5 > halfway.safetensors
+    Example: wsurgery align a.safetensors --to b.safetensors | wsurgery lerp - b.safetensors --t 0.5 > halfway.safetensors
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -13,6 +13,6 @@ def permute(checkpoint: Checkpoint, *, random: RandomStream) -> Result:
 
     Example: wsurgery permute resnet50.safetensors --seed 1 > permuted.safetensors
     """
-    from wsurgery.operations.permutation import permute
+    from wsurgery.operations.reordering import permute
 
     return permute(checkpoint, random)

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import wsurgery
-import wsurgery.models  # noqa: F401  # timm knows the CBR family
+import wsurgery.models  # timm knows the CBR family
 from wsurgery.anatomy.symmetries import find_symmetry
 from wsurgery.errors import WsurgeryError
 from wsurgery.recipes.cifar_resnet import ResNet as CifarResNet

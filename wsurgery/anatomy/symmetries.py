@@ -70,7 +70,8 @@ def find_symmetry(shapes: Shapes, architecture: Mapping[str, Any] | None, label:
             network = _Network(short, architecture or {}, f"{label}: as {family}")
             describe(network)
             return network.symmetry(prefix)
-    if short and len({_CHAIN.sub("", name) for name in short}) == 1:
+    chains = [_CHAIN.fullmatch(name) for name in short]
+    if len({chain and chain[1] for chain in chains}) == 1 and all(chains):
         network = _Network(short, architecture or {}, f"{label}: as an MLP")
         _mlp(network)
         return network.symmetry(prefix)
@@ -426,7 +427,7 @@ def _mlp(network: _Network) -> None:
 
 
 _SIZES = {"embed_dim", "num_heads"}  # arguments by which a ViT is not that of its name
-_CHAIN = re.compile(r"\d+\.(?:weight|bias|running_mean|running_var|num_batches_tracked)$")
+_CHAIN = re.compile(r"(.*?)\d+\.(?:weight|bias|running_mean|running_var|num_batches_tracked)")
 # Family → names of tensors that it is known by; the first that fits counts.
 _FAMILIES = {
     "a CBR network": (("block1.conv.weight", "block1.bn.weight"), _cbr),

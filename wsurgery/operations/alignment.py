@@ -20,8 +20,8 @@ from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.counterparts import seen_as, under_names_of
 from wsurgery.operations.equal_units import equal_units
-from wsurgery.operations.permutation import Orders, Permutations, order, picked, pieces, reordered, symmetry_of
 from wsurgery.operations.planning import Made
+from wsurgery.operations.reordering import Orders, Permutations, order, picked, pieces, reordered, symmetry_of
 from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
 
 Assign = Callable[..., tuple[Array, Array]]  # scipy.optimize.linear_sum_assignment
@@ -96,13 +96,15 @@ class Matching:
         Raises:
             WsurgeryError: a parameter is not finite.
         """
-        start: dict[str, Array] = {}
-        best, found = self.distance(start), start
-        if best and (same := equal_units(self.a, self.b, self.symmetry)):
-            found = same if self.distance(same) < best else start
-        if self.distance(found):
-            found = self._descent(found)
-        return found if self.distance(found) < best else start
+        start: Permutations = {}
+        before = self.distance(start)
+        if not before:
+            return start
+        same = equal_units(self.a, self.b, self.symmetry)
+        if same and not self.distance(same):
+            return same
+        found = self._descent()
+        return found if self.distance(found) < before else start
 
     def edited(self, x: Array, run: Map, *, tensor: TensorInfo) -> Array:
         """Permute one tensor of `a`."""
@@ -133,7 +135,7 @@ class Matching:
             if is_float(self.a.tensors[name].dtype) and name.rpartition(".")[2] not in BATCH_NORM_STATISTICS
         ]
 
-    def _descent(self, start: Permutations) -> Permutations:
+    def _descent(self) -> Permutations:
         groups = self.symmetry.groups
         members = [
             [
@@ -145,9 +147,7 @@ class Matching:
             for group in groups
         ]
         tensors = [{name for name, _ in own} for own in members]
-        current = {
-            space: start.get(space, np.arange(units)) for group in groups for space, units in group.spaces.items()
-        }
+        current = {space: np.arange(units) for group in groups for space, units in group.spaces.items()}
         waiting = set(range(len(groups)))
         for _ in range(_MOST_ROUNDS):
             for i, group in enumerate(groups):
@@ -173,11 +173,11 @@ class Matching:
             orders = [None if i == axis else order(each, current) for i, each in enumerate(along)]
             orders += [None] * (x.ndim - len(orders))
             unchanged: Orders = [None] * x.ndim
-            across = max((i for i in range(x.ndim) if i != axis), key=lambda i: x.shape[i], default=None)
-            for places in [None] if across is None else pieces(x, across):
+            # In pieces of another axis; a vector is a piece.
+            across = max(range(x.ndim), key=lambda i: (i != axis, x.shape[i]))
+            for places in [slice(None)] if across == axis else pieces(x, across):
                 mine, theirs = (
-                    _as_rows(each if places is None else picked(each, own, across, places), axis)
-                    for each, own in ((x, orders), (y, unchanged))
+                    _as_rows(picked(each, own, across, places), axis) for each, own in ((x, orders), (y, unchanged))
                 )
                 start = 0
                 for space, length in along[axis]:
@@ -220,7 +220,8 @@ def exact_products(x: Array, y: Array) -> Array:
     """
     bits = (53 - max(x.shape[1] - 1, 0).bit_length()) // 2
     (x, above), (y, right) = (_as_whole_numbers(each, bits) for each in (x, y))
-    return np.ldexp(x @ y.T, above[:, None] + right - 2 * bits)
+    result: Array = np.ldexp(x @ y.T, above[:, None] + right - 2 * bits)
+    return result
 
 
 def _as_whole_numbers(x: Array, bits: int) -> tuple[Array, Array]:

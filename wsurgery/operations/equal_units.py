@@ -1,7 +1,7 @@
 """Which units of two networks are the same, where one is a permutation of the other, bit for bit.
 
-Colour refinement (Weisfeiler and Leman 1968): a unit's colour is a hash of its weights, each with the colours of the units that it
-connects; where units differ, so do their colours after a few rounds, however small the weights by which they do.
+Colour refinement (Weisfeiler and Leman 1968): a unit's colour is a hash of its weights, each with the colours of the units
+that it connects; where units differ, so do their colours after a few rounds, however small the weights by which they do.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from wsurgery.anatomy.symmetries import Group, Symmetry
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.operations.arrays import Array
-from wsurgery.operations.permutation import Permutations, pieces
+from wsurgery.operations.reordering import Permutations, pieces
 
 _Colours = dict[str, Array]  # space → (units,) uint64
 

@@ -50,10 +50,10 @@ def symmetry_of(checkpoint: Checkpoint, architecture: Architecture | None) -> Sy
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     symmetry = find_symmetry(shapes, architecture, checkpoint.label)
     for name in symmetry.axes:
-        if BITS[checkpoint.tensors[name].dtype] % 8:
+        if BITS[dtype := checkpoint.tensors[name].dtype] % 8:
             raise WsurgeryError(
-                f"{checkpoint.label}: {printable(name)} is {checkpoint.tensors[name].dtype}, several elements a byte, which cannot "
-                "be permuted: wsurgery cast --to bf16 makes other weights of it"
+                f"{checkpoint.label}: {printable(name)} is {dtype}, whose elements are smaller than a byte: cast it before it is "
+                "permuted"
             )
     return symmetry
 
@@ -82,12 +82,12 @@ def reordered(x: Array, run: Map, *, orders: Orders) -> Array:
         run: `map` over pieces.
         orders: of each axis.
     """
-    result = np.empty_like(x)
+    result, parts = np.empty_like(x), pieces(x, 0)
 
-    def fill(rows: slice) -> None:
-        result[rows] = picked(x, orders, 0, rows)
+    def fill(i: int) -> None:
+        result[parts[i]] = picked(x, orders, 0, parts[i])
 
-    for _ in run(fill, pieces(x, 0)):
+    for _ in run(fill, range(len(parts))):
         pass
     return result
 
