@@ -39,6 +39,7 @@ scale net --by 0.5 -o scaled
 add-noise net --std 0.1 -o noisy
 average net meanvar -o soup
 lerp net meanvar --t 0.5 -o halfway
+permute net -o permuted
 rename ^fc head net -o renamed
 drop net --blocks head -o backbone
 keep net --upto block1 -o lower
@@ -66,6 +67,7 @@ data cache manifest.csv --image-size 32
 data show manifest.csv
 train net --data manifest.csv -o run
 recalibrate-bn net --data manifest.csv -o calibrated
+align permuted --to net -o aligned
 eval net --data manifest.csv
 compare run run
 cca net meanvar --data manifest.csv

@@ -22,6 +22,7 @@ from wsurgery.registry import edits
 METHODS = {
     "adapt": ("A --in-chans 1", lambda a: a.adapt(in_chans=1)),
     "add-noise": ("A --std 0.1 --relative --seed 3", lambda a: a.add_noise(std=0.1, relative=True, seed=3)),
+    "align": ("D --to E", lambda a: wsurgery.open("D").align(to="E")),
     "average": ("A B --weights 0.25,0.75", lambda a: a.average("B", weights=[0.25, 0.75])),
     "cast": ("A --to bf16 --only 'layer*'", lambda a: a.cast(to="bf16", only="layer*")),
     "covariance": ("A --of space --bn keep --seed 1", lambda a: a.covariance(of="space", bn="keep", seed=1)),
@@ -34,6 +35,7 @@ METHODS = {
     "meanvar": ("A --bn meanvar --seed 1", lambda a: a.meanvar(bn="meanvar", seed=1)),
     "new-head": ("A --num-classes 3 --seed 2", lambda a: a.new_head(num_classes=3, seed=2)),
     "prune": ("A --sparsity 0.8 --scope all", lambda a: a.prune(sparsity=0.8, scope="all")),
+    "permute": ("D --seed 5", lambda a: wsurgery.open("D").permute(seed=5)),
     "rename": (r"'^layer(\d)' 'l\1' A", lambda a: a.rename(r"^layer(\d)", r"l\1")),
     "reset-bn": ("A --upto block1", lambda a: a.reset_bn(upto="block1")),
     "sample": ("A --blocks conv1,head", lambda a: a.sample(blocks=["conv1", "head"])),
@@ -64,11 +66,14 @@ FUNCTIONS = {
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with checkpoints A and B, C with another tensor, and a network that torch saved."""
+    """A folder with checkpoints A and B, C with another tensor, MLPs D and E, and a network that torch saved."""
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate("AB"):
         save_file(small_resnet(seed), name, metadata={"author": "someone else"})
     save_file({"decoder.weight": small_resnet()["fc.weight"]}, "C")
+    for seed, name in enumerate("DE"):
+        rng = np.random.default_rng(seed)
+        save_file({f"{i}.weight": rng.normal(size=(9, 9)).astype("f4") for i in range(3)}, name)
     (tmp_path / "map.json").write_text('{"first": ["conv1.*", "bn1.*"], "body": ["layer*"], "last": ["fc.*"]}')
     torch.save({"state_dict": {name: torch.from_numpy(x) for name, x in small_resnet(2).items()}}, "net.pth")
     return tmp_path

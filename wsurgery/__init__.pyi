@@ -102,6 +102,22 @@ class Pipeline:
         Example: wsurgery add-noise resnet50.safetensors --std 0.1 --relative --seed 1 > noisy.safetensors
         """
 
+    def align(
+        self,
+        *,
+        to: Source,
+    ) -> Pipeline:
+        """Permute the hidden units of A so that its weights come close to those of B, which changes no output of the network.
+
+        It is weight matching (Ainsworth, Hayase and Srinivasa 2023, arXiv 2209.04836): one group of units after another is
+        assigned to that of B, until nothing changes. That is a local optimum, never further from B than A was, and the whole way
+        back where A is a permutation of B. Batch norm's running statistics go along, and do not count in the distance.
+
+        Networks are those of wsurgery permute. Needs SciPy: pip install 'wsurgery[train]'.
+
+        Example: wsurgery align a.safetensors --to b.safetensors | wsurgery lerp - b.safetensors --t 0.5 > halfway.safetensors
+        """
+
     def average(
         self,
         *others: Source,
@@ -326,6 +342,18 @@ class Pipeline:
         tickets are drawn in deep networks; norms and biases never. --only or --role chooses others.
 
         Example: wsurgery prune run/last.safetensors --sparsity 0.8 --scope all > ticket.safetensors
+    def permute(
+        self,
+        *,
+        seed: int = 0,
+    ) -> Pipeline:
+        """Permute the hidden units at random, which changes no output of the network.
+
+        Channels, heads of attention and the units within them, and hidden units of MLPs change places: in all tensors that know
+        them, batch norm's too. What a residual stream adds up is permuted as one. Inputs and outputs keep their order. It is for
+        ResNets, CBR, VGG, DenseNet, EfficientNet, ConvNeXt, Mixer, ViT and plain MLPs.
+
+        Example: wsurgery permute resnet50.safetensors --seed 1 > permuted.safetensors
         """
 
     def recalibrate_bn(
@@ -498,6 +526,22 @@ def open(source: Any) -> Pipeline:
     Raises:
         WsurgeryError: it is no checkpoint, or a damaged one.
         OSError: it cannot be opened.
+    """
+
+def align(
+    a: Source,
+    *,
+    to: Source,
+) -> Pipeline:
+    """Permute the hidden units of A so that its weights come close to those of B, which changes no output of the network.
+
+    It is weight matching (Ainsworth, Hayase and Srinivasa 2023, arXiv 2209.04836): one group of units after another is
+    assigned to that of B, until nothing changes. That is a local optimum, never further from B than A was, and the whole way
+    back where A is a permutation of B. Batch norm's running statistics go along, and do not count in the distance.
+
+    Networks are those of wsurgery permute. Needs SciPy: pip install 'wsurgery[train]'.
+
+    Example: wsurgery align a.safetensors --to b.safetensors | wsurgery lerp - b.safetensors --t 0.5 > halfway.safetensors
     """
 
 def average(

@@ -21,6 +21,7 @@ _GROUPS: dict[str, dict[str, str]] = {
     "Surgery": {
         "adapt": "Other input channels or another image size.",
         "add-noise": "Add iid Gaussian noise.",
+        "align": "Permute hidden units to bring a network close to another.",
         "average": "Average checkpoints of one architecture.",
         "cast": "Convert to another floating-point type.",
         "convert": "Turn a checkpoint as downloaded into clean safetensors.",
@@ -37,6 +38,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "meanvar": "Resample each tensor from a Gaussian of its mean and variance.",
         "new-head": "A fresh classifier for another number of classes.",
         "prune": "Set a share of the weights to zero.",
+        "permute": "Permute hidden units; the function stays.",
         "recalibrate-bn": "Set batch norm's statistics to those of images.",
         "rename": "Rename tensors by a pattern.",
         "replay": "Run a checkpoint's history again: does every byte agree?",

@@ -256,5 +256,7 @@ def with_files(command: str, words: list[str], files: list[str]) -> list[str]:
         return [*words[:2], files[-1], *words[2:], *into] if files else words
     if command == "init":
         return [*words, *(["--from", *files] if files else [])]
+    if command == "align":
+        return [*words[:2], files[0], "--to", *files[1:], *words[2:]]
     named = files if len(files) > 1 else [name for name in files if name != STDIN]
     return [*words, *named] if command == "rename" else [*words[:2], *named, *words[2:]]
