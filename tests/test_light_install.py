@@ -37,6 +37,7 @@ scale net --by 0.5 -o scaled
 add-noise net --std 0.1 -o noisy
 average net meanvar -o soup
 lerp net meanvar --t 0.5 -o halfway
+merge net meanvar --base shuffled --method ties -o merged
 rename ^fc head net -o renamed
 drop net --blocks head -o backbone
 keep net --upto block1 -o lower

@@ -30,6 +30,10 @@ METHODS = {
     "keep": ("A --except '*.bias'", lambda a: a.keep(except_=["*.bias"])),
     "lerp": ("A B --t 2", lambda a: a.lerp("B", t=2)),
     "meanvar": ("A --bn meanvar --seed 1", lambda a: a.meanvar(bn="meanvar", seed=1)),
+    "merge": (
+        "A --base B --method dare --except '*.running_var' --seed 3",
+        lambda a: a.merge(base="B", method="dare", except_="*.running_var", seed=3),
+    ),
     "new-head": ("A --num-classes 3 --seed 2", lambda a: a.new_head(num_classes=3, seed=2)),
     "rename": (r"'^layer(\d)' 'l\1' A", lambda a: a.rename(r"^layer(\d)", r"l\1")),
     "reset-bn": ("A --upto block1", lambda a: a.reset_bn(upto="block1")),
@@ -51,6 +55,7 @@ FUNCTIONS = {
     ),
     "join": ("A C", lambda: wsurgery.join("A", "C")),
     "lerp": ("A B --t 0.5", lambda: wsurgery.lerp("A", "B", t=0.5)),
+    "merge": ("A B --method slerp", lambda: wsurgery.merge("A", "B", method="slerp")),
     "transfuse": (
         "A --upto conv1 --rest meanvar --bn keep --seed 4",
         lambda: wsurgery.transfuse("A", upto="conv1", rest="meanvar", bn="keep", seed=4),

@@ -33,6 +33,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "keep": "Leave out all but the selected tensors.",
         "lerp": "Interpolate linearly between two checkpoints.",
         "meanvar": "Resample each tensor from a Gaussian of its mean and variance.",
+        "merge": "Merge fine-tuned checkpoints: TIES, DARE, model stock, ...",
         "new-head": "A fresh classifier for another number of classes.",
         "recalibrate-bn": "Set batch norm's statistics to those of images.",
         "rename": "Rename tensors by a pattern.",

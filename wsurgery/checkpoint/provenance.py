@@ -254,5 +254,7 @@ def with_files(command: str, words: list[str], files: list[str]) -> list[str]:
     if command == "transfuse":  # inputs: the stream that flows through, then the source
         into = [] if len(files) < 2 else ["--into", files[0]]
         return [*words[:2], files[-1], *words[2:], *into] if files else words
+    if command == "merge" and "slerp" not in words:
+        files = [*files[:-1], "--base", files[-1]]
     named = files if len(files) > 1 else [name for name in files if name != STDIN]
     return [*words, *named] if command == "rename" else [*words[:2], *named, *words[2:]]
