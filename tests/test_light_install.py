@@ -66,6 +66,7 @@ recalibrate-bn net --data manifest.csv -o calibrated
 eval net --data manifest.csv
 compare run run
 cca net meanvar --data manifest.csv
+path net meanvar --data manifest.csv
 cca --activations a.npy b.npy
 curves run -o picture.png
 filters net -o picture.png

@@ -56,6 +56,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "compare": "Compare two runs or arms: steps to a threshold, AUC.",
         "data": "Make, cache and describe data sets.",
         "eval": "AUC for each label and their mean, with intervals.",
+        "path": "AUC and loss along the line between two, and the barrier.",
         "recipe": "List the experiments that come along, and copy one.",
         "train": "Train a checkpoint as a multi-label classifier.",
     },
