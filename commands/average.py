@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from wsurgery.plugin import Argument, Checkpoint, Option, Result, Selection, UsageError, edit
+from wsurgery.plugin import Argument, Checkpoint, Option, Result, Selection, edit
 
 
 @edit()
@@ -28,10 +28,6 @@ def average(
 
     Example: wsurgery average run1/best.safetensors run2/best.safetensors > soup.safetensors
     """
-    from wsurgery.operations.average import weighted_sum_edits
+    from wsurgery.operations.average import parse_weights, weighted_sum_edits
 
-    try:
-        numbers = [float(word) for word in weights.split(",")] if weights is not None else None
-    except ValueError:
-        raise UsageError(f"--weights {weights}: write numbers with commas between them") from None
-    return weighted_sum_edits(sources, numbers or [1 / len(sources)] * len(sources), selection=selection)
+    return weighted_sum_edits(sources, parse_weights(weights) or [1 / len(sources)] * len(sources), selection=selection)

@@ -40,6 +40,7 @@ add-noise net --std 0.1 -o noisy
 average net meanvar -o soup
 lerp net meanvar --t 0.5 -o halfway
 permute net -o permuted
+merge net meanvar --base shuffled --method ties -o merged
 rename ^fc head net -o renamed
 drop net --blocks head -o backbone
 keep net --upto block1 -o lower
@@ -71,6 +72,7 @@ align permuted --to net -o aligned
 eval net --data manifest.csv
 compare run run
 cca net meanvar --data manifest.csv
+path net meanvar --data manifest.csv
 cca --activations a.npy b.npy
 curves run -o picture.png
 filters net -o picture.png

@@ -33,6 +33,10 @@ METHODS = {
     "lerp": ("A B --t 2", lambda a: a.lerp("B", t=2)),
     "low-rank": ("A --energy 0.5", lambda a: a.low_rank(energy=0.5)),
     "meanvar": ("A --bn meanvar --seed 1", lambda a: a.meanvar(bn="meanvar", seed=1)),
+    "merge": (
+        "A --base B --method dare --except '*.running_var' --seed 3",
+        lambda a: a.merge(base="B", method="dare", except_="*.running_var", seed=3),
+    ),
     "new-head": ("A --num-classes 3 --seed 2", lambda a: a.new_head(num_classes=3, seed=2)),
     "prune": ("A --sparsity 0.8 --scope all", lambda a: a.prune(sparsity=0.8, scope="all")),
     "permute": ("D --seed 5", lambda a: wsurgery.open("D").permute(seed=5)),
@@ -57,6 +61,7 @@ FUNCTIONS = {
     ),
     "join": ("A C", lambda: wsurgery.join("A", "C")),
     "lerp": ("A B --t 0.5", lambda: wsurgery.lerp("A", "B", t=0.5)),
+    "merge": ("A B --method slerp", lambda: wsurgery.merge("A", "B", method="slerp")),
     "transfuse": (
         "A --upto conv1 --rest meanvar --bn keep --seed 4",
         lambda: wsurgery.transfuse("A", upto="conv1", rest="meanvar", bn="keep", seed=4),

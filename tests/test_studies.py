@@ -17,6 +17,7 @@ import wsurgery
 from wsurgery.commands.cca import cca as cca_command
 from wsurgery.commands.compare import compare as compare_command
 from wsurgery.commands.eval import eval as eval_command
+from wsurgery.commands.path import path as path_command
 from wsurgery.commands.train import train as train_command
 from wsurgery.data.dataset import load_dataset
 from wsurgery.data.manifest import write_manifest
@@ -63,6 +64,7 @@ def condition(model: torch.nn.Module) -> object:
         (wsurgery.evaluate, eval_command, {"checkpoints", "beside", "last", "init"}),
         (wsurgery.cca, cca_command, {"context", "bias_corrected", "last", "init"}),
         (wsurgery.compare, compare_command, set()),
+        (wsurgery.path, path_command, {"last", "init"}),
     ],
 )
 def test_the_options_have_the_commands_names_and_defaults(function, command, only_typed):

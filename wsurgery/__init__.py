@@ -1,14 +1,14 @@
 """Composable checkpoint surgery on safetensors files.
 
-`wsurgery.open("a.safetensors")` and the edits that are its methods are `wsurgery.pipeline`; `train`, `evaluate`, `cca` and
-`compare` are `wsurgery.studies`. Both are imported when they are asked for.
+`wsurgery.open("a.safetensors")` and the edits that are its methods are `wsurgery.pipeline`; `train`, `evaluate`, `cca`, `path`
+and `compare` are `wsurgery.studies`. Both are imported when they are asked for.
 """
 
 from importlib import import_module
 
 __version__ = "0.1.0"
 
-_STUDIES = ("cca", "compare", "evaluate", "train")
+_STUDIES = ("cca", "compare", "evaluate", "path", "train")
 
 
 def __getattr__(name: str) -> object:

@@ -19,6 +19,7 @@ Model: TypeAlias = str | Callable[..., nn.Module]  # FILE.py:CALLABLE, package.m
 def train(init: Source, *, data: str | Path, output: str | Path, **options: Any) -> tuple[Path, dict[str, Any]]: ...
 def evaluate(checkpoint: Source, *, data: Any, **options: Any) -> dict[str, Any]: ...
 def cca(a: Source, b: Source | None = None, **options: Any) -> dict[str, Any]: ...
+def path(a: Source, b: Source, *, data: str | Path, **options: Any) -> dict[str, Any]: ...
 def compare(a: str | Path, b: str | Path, **options: Any) -> dict[str, Any]: ...
 
 class Pipeline:
@@ -309,6 +310,43 @@ class Pipeline:
         Example: wsurgery meanvar resnet50.safetensors > meanvar.safetensors
 
         Example: wsurgery meanvar resnet50.safetensors --per filter --role conv > by-filter.safetensors
+        """
+
+    def merge(
+        self,
+        *others: Source,
+        base: Source | None = None,
+        method: Literal["task", "ties", "dare", "breadcrumbs", "slerp", "stock"],
+        weights: Sequence[object] | str | None = None,
+        lambda_: float | None = None,
+        density: float | None = None,
+        drop: float | None = None,
+        beta: float | None = None,
+        gamma: float | None = None,
+        seed: int = 0,
+        upto: str | None = None,
+        blocks: str | Sequence[str] | None = None,
+        role: str | Sequence[str] | None = None,
+        only: str | Sequence[str] | None = None,
+        except_: str | Sequence[str] | None = None,
+        block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+    ) -> Pipeline:
+        """Merge checkpoints that were fine-tuned from one, in float64 and rounded once to A's types.
+
+        A task vector is a checkpoint less the base, and task is base + lambda times their weighted sum (Ilharco et al. 2023,
+        arXiv 2212.04089). ties keeps of each, over all selected tensors, the largest elements, elects each element's sign by
+        their sum, and takes the mean of those that agree (Yadav et al. 2023, arXiv 2306.01708). dare drops elements at random
+        and rescales the others (Yu et al. 2024, arXiv 2311.03099); breadcrumbs drops the smallest and the largest of each tensor
+        (Davari and Belilovsky 2024, arXiv 2312.06795). stock goes from the base to the mean as far as the angle between the task
+        vectors of each tensor says (Jang et al. 2024, arXiv 2403.19522). slerp goes along the arc between each two tensors, and
+        takes no base; the second weight says how far (Shoemake 1985).
+
+        Integers, and what the selectors leave out, come from A: heads of other shapes, with --except. As in average, a wrapper's
+        prefix that only one side has is looked through.
+
+        Example: wsurgery merge one.safetensors two.safetensors --base base.safetensors --method ties > merged.safetensors
+
+        Example: wsurgery merge one.safetensors two.safetensors --method slerp --weights 0.3,0.7 > between.safetensors
         """
 
     def new_head(
@@ -669,6 +707,42 @@ def lerp(
     Integers, and what the selectors leave out, come from A.
 
     Example: wsurgery lerp init.safetensors run/best.safetensors --t 0.5 > halfway.safetensors
+    """
+
+def merge(
+    *sources: Source,
+    base: Source | None = None,
+    method: Literal["task", "ties", "dare", "breadcrumbs", "slerp", "stock"],
+    weights: Sequence[object] | str | None = None,
+    lambda_: float | None = None,
+    density: float | None = None,
+    drop: float | None = None,
+    beta: float | None = None,
+    gamma: float | None = None,
+    seed: int = 0,
+    upto: str | None = None,
+    blocks: str | Sequence[str] | None = None,
+    role: str | Sequence[str] | None = None,
+    only: str | Sequence[str] | None = None,
+    except_: str | Sequence[str] | None = None,
+    block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
+) -> Pipeline:
+    """Merge checkpoints that were fine-tuned from one, in float64 and rounded once to A's types.
+
+    A task vector is a checkpoint less the base, and task is base + lambda times their weighted sum (Ilharco et al. 2023,
+    arXiv 2212.04089). ties keeps of each, over all selected tensors, the largest elements, elects each element's sign by
+    their sum, and takes the mean of those that agree (Yadav et al. 2023, arXiv 2306.01708). dare drops elements at random
+    and rescales the others (Yu et al. 2024, arXiv 2311.03099); breadcrumbs drops the smallest and the largest of each tensor
+    (Davari and Belilovsky 2024, arXiv 2312.06795). stock goes from the base to the mean as far as the angle between the task
+    vectors of each tensor says (Jang et al. 2024, arXiv 2403.19522). slerp goes along the arc between each two tensors, and
+    takes no base; the second weight says how far (Shoemake 1985).
+
+    Integers, and what the selectors leave out, come from A: heads of other shapes, with --except. As in average, a wrapper's
+    prefix that only one side has is looked through.
+
+    Example: wsurgery merge one.safetensors two.safetensors --base base.safetensors --method ties > merged.safetensors
+
+    Example: wsurgery merge one.safetensors two.safetensors --method slerp --weights 0.3,0.7 > between.safetensors
     """
 
 def transfuse(

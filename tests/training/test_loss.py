@@ -1,11 +1,15 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from wsurgery.data.dataset import load_dataset
 from wsurgery.errors import UsageError
+from wsurgery.training.evaluation import loss_of
 from wsurgery.training.optimisation import masked_loss, positive_weights, softmax_loss
+from wsurgery.training.predictions import from_logits
 
 NAN = float("nan")
 
@@ -56,3 +60,17 @@ def test_softmax_is_the_cross_entropy_of_the_one_class():
     labels = torch.tensor([[0.0, 1.0, 0.0], [NAN, NAN, 1.0]])
     p = logits.exp() / logits.exp().sum(1, keepdim=True)
     torch.testing.assert_close(softmax_loss(logits, labels), -(p[0, 1].log() + p[1, 2].log()) / 2)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_the_loss_of_predictions_is_that_of_training(exclusive, fundus):
+    data = load_dataset(fundus, split="test")
+    logits = np.random.default_rng(0).normal(0, 3, data.labels.shape).astype(np.float32)
+    labels = np.eye(data.labels.shape[1], dtype=np.float32)[logits.argmin(1)]
+    if not exclusive:
+        labels[::3, 0] = np.nan
+    found = loss_of(from_logits("x", replace(data, labels=labels), logits, exclusive=exclusive))
+    torchs = (softmax_loss if exclusive else masked_loss)(
+        torch.from_numpy(logits).double(), torch.from_numpy(labels).double()
+    )
+    assert found == pytest.approx(torchs.item(), rel=1e-12)

@@ -258,5 +258,7 @@ def with_files(command: str, words: list[str], files: list[str]) -> list[str]:
         return [*words, *(["--from", *files] if files else [])]
     if command == "align":
         return [*words[:2], files[0], "--to", *files[1:], *words[2:]]
+    if command == "merge" and "slerp" not in words:
+        files = [*files[:-1], "--base", files[-1]]
     named = files if len(files) > 1 else [name for name in files if name != STDIN]
     return [*words, *named] if command == "rename" else [*words[:2], *named, *words[2:]]

@@ -10,6 +10,7 @@ import numpy as np
 from wsurgery.anatomy import Selection
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
+from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.cast import cast, overflow_count
@@ -20,6 +21,21 @@ from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit, copy
 
 _SUM_TOLERANCE = 1e-6  # weights typed with six digits
+
+
+def parse_weights(text: str | None) -> list[float] | None:
+    """Read numbers with commas between them; None where there is no text.
+
+    Raises:
+        UsageError: one is no finite number.
+    """
+    try:
+        numbers = None if text is None else [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = [math.nan]
+    if numbers is not None and not all(map(math.isfinite, numbers)):
+        raise UsageError(f"--weights {text}: write numbers with commas between them")
+    return numbers
 
 
 def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], *, selection: Selection) -> Result:
@@ -42,11 +58,8 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
         raise UsageError(f"{len(sources)} checkpoints and {len(weights)} weights: give each checkpoint one")
     if not math.isclose(math.fsum(weights), 1, abs_tol=_SUM_TOLERANCE):
         raise UsageError(f"the weights sum to {math.fsum(weights):.9g}: make them sum to 1")
-    first, history, says = untied(sources[0], sources[1:])
-    chosen = selection.names(first.tensors)
-    sources = [first, *(seen_as(other, under_names_of(first.tensors, chosen, other)) for other in sources[1:])]
-    for other in sources[1:]:
-        _require_same(first, other, chosen, selection)
+    sources, chosen, history, says = matched(sources, selection)
+    first = sources[0]
     (lead, lead_weight), *rest = [pair for pair in zip(sources, weights, strict=True) if pair[1]]
     reading = Lock()  # tensors are computed in several threads, and a file has one position
 
@@ -88,6 +101,29 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
         compute = Separable(partial(combine, tensor=tensor), ((of_dtype[tensor.dtype], tensor.name),))
         edits.append(TensorEdit(tensor, lead, origin, None if is_copy else compute))
     return Result(edits, history, says=says, warns=overflows.warnings)
+
+
+def matched(
+    sources: Sequence[Checkpoint], selection: Selection
+) -> tuple[list[Checkpoint], set[str], History, list[str]]:
+    """See checkpoints under the names of the first of them.
+
+    Args:
+        sources: the first may be a stream, the others must be seekable.
+        selection: of the first's tensors.
+
+    Returns:
+        The checkpoints, the names of the selected tensors, the first's history, and what to say of it.
+
+    Raises:
+        WsurgeryError: a selected tensor is not in every source, or not with the same shape.
+    """
+    first, history, says = untied(sources[0], sources[1:])
+    chosen = selection.names(first.tensors)
+    seen = [first, *(seen_as(other, under_names_of(first.tensors, chosen, other)) for other in sources[1:])]
+    for other in seen[1:]:
+        _require_same(first, other, chosen, selection)
+    return seen, chosen, history, says
 
 
 def weighted_sum(parts: Iterable[tuple[Array, float]], *, shape: tuple[int, ...], run: Map = map) -> Array:

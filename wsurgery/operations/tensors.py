@@ -54,7 +54,7 @@ def tensor_edits(
                 compute = resampling(tensor, role, changed, options["bn"], stream)
             elif is_float(tensor.dtype) and (explicit or part not in ("running_mean", "running_var")):
                 compute = Separable(changed, ((several, name),)) if edit.elementwise else changed
-                compute = _not_negative(changed) if part == "running_var" else compute
+                compute = not_negative(changed) if part == "running_var" else compute
         result.append(TensorEdit(tensor, checkpoint, tensor, compute))
     return result
 
@@ -200,7 +200,9 @@ def _rounded(
         return result, int((np.isfinite(before) & ~np.isfinite(result)).sum())
 
 
-def _not_negative(compute: "Compute") -> "Compute":
+def not_negative(compute: "Compute") -> "Compute":
+    """Refuse a result that no running variance can be."""
+
     def checked(x: "Array", run: "Map") -> "Array":
         result = compute(x, run)
         if (result < 0).any():

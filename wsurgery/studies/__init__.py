@@ -1,4 +1,5 @@
-"""What `train`, `eval`, `cca` and `compare` do, in Python: `wsurgery.train("a.safetensors", data="manifest.csv", output="run")`.
+"""What `train`, `eval`, `cca`, `path` and `compare` do, in Python: `wsurgery.train("a.safetensors", data="manifest.csv",
+output="run")`.
 
 The options have the commands' names and defaults, and the results are the commands' JSON, and the bytes of their files.
 What the commands say on standard error comes as warnings; bad input raises a `WsurgeryError`, bad usage a `UsageError`.
@@ -12,6 +13,7 @@ from wsurgery.studies._checkpoints import Say, Source, warn
 from wsurgery.studies._compare import Comparison, compare, compare_runs
 from wsurgery.studies._evaluate import evaluate
 from wsurgery.studies._images import Images, load_images
+from wsurgery.studies._path import path
 from wsurgery.studies._train import Trained, silent, train
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "compare_runs",
     "evaluate",
     "load_images",
+    "path",
     "require_for_activations",
     "silent",
     "train",

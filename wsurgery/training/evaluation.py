@@ -24,6 +24,14 @@ def top1_accuracy(found: Predictions) -> float:
     return float((found.scores[:, own].argmax(1) == (found.labels[:, own] == 1).argmax(1)).mean())
 
 
+def loss_of(found: Predictions) -> float:
+    """Return what training makes smaller, in nats, labels weighted alike: the mean cross-entropy over the labels that are known,
+    or, where classes exclude each other, over the images."""
+    labels, scores = found.labels[:, : found.count], found.scores[:, : found.count]
+    counts = labels == 1 if found.exclusive else ~np.isnan(labels)
+    return float(np.logaddexp(0, np.where(labels == 1, -scores, scores))[counts].mean())
+
+
 def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]:
     """Return what `eval --json` holds of predictions, but for the split.
 

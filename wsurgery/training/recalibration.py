@@ -14,6 +14,11 @@ from wsurgery.errors import UsageError
 from wsurgery.models.inputs import fit_channels, image_statistics, run
 
 
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norms that have running statistics."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
 def recalibrate(network: nn.Module, dataset: Dataset, *, device: torch.device, batch_size: int = 512) -> None:
     """Set the running statistics of every batch norm to those of the images, and its counter to the batches of them.
 
@@ -31,7 +36,7 @@ def recalibrate(network: nn.Module, dataset: Dataset, *, device: torch.device, b
         UsageError: the network has no batch norm with running statistics.
         WsurgeryError: it cannot take the images, or memory ends.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = batch_norms(network)
     if not norms:
         raise UsageError("the network has no batch norm with running statistics: nothing to recalibrate")
     mean, std = image_statistics(network)
