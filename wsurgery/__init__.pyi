@@ -360,6 +360,20 @@ class Pipeline:
         Example: wsurgery new-head resnet50.safetensors --num-classes 5 --seed 1 > five.safetensors
         """
 
+    def permute(
+        self,
+        *,
+        seed: int = 0,
+    ) -> Pipeline:
+        """Permute the hidden units at random, which changes no output of the network.
+
+        Channels, heads of attention and the units within them, and hidden units of MLPs change places: in all tensors that know
+        them, batch norm's too. What a residual stream adds up is permuted as one. Inputs and outputs keep their order. It is for
+        ResNets, CBR, VGG, DenseNet, EfficientNet, ConvNeXt, Mixer, ViT and plain MLPs.
+
+        Example: wsurgery permute resnet50.safetensors --seed 1 > permuted.safetensors
+        """
+
     def prune(
         self,
         *,
@@ -380,18 +394,6 @@ class Pipeline:
         tickets are drawn in deep networks; norms and biases never. --only or --role chooses others.
 
         Example: wsurgery prune run/last.safetensors --sparsity 0.8 --scope all > ticket.safetensors
-    def permute(
-        self,
-        *,
-        seed: int = 0,
-    ) -> Pipeline:
-        """Permute the hidden units at random, which changes no output of the network.
-
-        Channels, heads of attention and the units within them, and hidden units of MLPs change places: in all tensors that know
-        them, batch norm's too. What a residual stream adds up is permuted as one. Inputs and outputs keep their order. It is for
-        ResNets, CBR, VGG, DenseNet, EfficientNet, ConvNeXt, Mixer, ViT and plain MLPs.
-
-        Example: wsurgery permute resnet50.safetensors --seed 1 > permuted.safetensors
         """
 
     def recalibrate_bn(

@@ -36,6 +36,7 @@ from wsurgery.training.optimisation import (
     masked_loss,
     positive_weights,
     softmax_loss,
+    zeros_of_layers,
 )
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import from_logits
@@ -87,6 +88,7 @@ class Trainer:
             module.eval()
         trained = {name: x for name, x in self.model.named_parameters() if x.requires_grad}
         self.parameters = list(trained.values())
+        self.kept_zeros = zeros_of_layers(self.model) if settings.keep_zeros else []  # before a state is taken up
         own_scales = [scales[name] for name in trained] if scales else None
         self.optimizer = make_optimizer(self.parameters, settings, own_scales)
         self.first_scale = self.optimizer.param_groups[0]["lr"] / settings.lr if scales and settings.lr else 1.0
@@ -284,9 +286,15 @@ class Trainer:
         loss = loss * counts
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        for parameter, zero in self.kept_zeros:  # what does not move has no part in the gradient's norm
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(zero, 0)
         if self.settings.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip)
         self._move()
+        with torch.no_grad():
+            for parameter, zero in self.kept_zeros:
+                parameter.masked_fill_(zero, 0)
         if self.average is not None:
             self.average.update(self.model, step=self.taking + 1)  # which counts for the first step only
         return loss.detach()
