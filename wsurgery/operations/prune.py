@@ -82,12 +82,15 @@ def prune_edits(
 def magnitude_key(x: Array, chunk: int, *, wide: bool) -> Array:
     """Return the bits of |x|, uint32, or uint64 where `wide`, which float64 needs: in the order of the magnitudes, NaN last."""
     with np.errstate(invalid="ignore"):  # a signalling NaN
-        return np.abs(x.astype(np.float64 if wide else np.float32)).view(np.uint64 if wide else np.uint32)
+        magnitudes: Array = np.abs(x.astype(np.float64 if wide else np.float32))
+    return magnitudes.view(np.uint64 if wide else np.uint32)
 
 
 def random_key(x: Array, chunk: int, *, random: RandomStream) -> Array:
     """Return iid uniform numbers, uint64, and 0 where x is 0."""
-    return np.where(x == 0, np.uint64(0), random.generator(chunk).integers(1, 1 << 64, x.size, np.uint64))
+    drawn: Array = random.generator(chunk).integers(1, 1 << 64, x.size, np.uint64)
+    drawn[x == 0] = 0
+    return drawn
 
 
 def least(
