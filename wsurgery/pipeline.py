@@ -8,7 +8,7 @@ import builtins
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,15 +198,17 @@ def _callable(edit: Edit, flows: Pipeline | None) -> Callable[..., Pipeline]:
         bound.apply_defaults()
         given = bound.arguments
         inputs = {parameter.name: _input(parameter, edit, given, flows) for parameter in edit.inputs}
-        for each in in_turn(edit, inputs):
-            each.reopen()  # some edits read what they decide by
-        planned = plan(
-            edit,
-            inputs,
-            {name: given[name] for name in edit.options},
-            selection=_selection({name: given.get(name) for name in _SELECTORS}),
-            seed=given.get("seed", 0),
-        )
+        with ExitStack() as opened:
+            for each in in_turn(edit, inputs):
+                each.reopen()  # some edits read what they decide by
+                opened.callback(each.rest)
+            planned = plan(
+                edit,
+                inputs,
+                {name: given[name] for name in edit.options},
+                selection=_selection({name: given.get(name) for name in _SELECTORS}),
+                seed=given.get("seed", 0),
+            )
         planned.rest()
         return Pipeline(planned)
 
