@@ -65,8 +65,8 @@ save_file(target, sys.argv[3])
 # each tensor by itself, ours the whole task vector, as the paper does.
 SD_MECHA = {
     "lerp": "m.weighted_sum(a, b, alpha=0.5)",
-    "merge task": "m.add_difference(m.add_difference(base, a, base, alpha=0.4), b, base, alpha=0.4)",
-    "merge ties": "m.add_difference_ties(base, a, b, alpha=1.0, k=0.2)",
+    "merge task": "base + (a - base) * 0.4 + (b - base) * 0.4",
+    "merge ties": "base + m.ties_sum(a - base, b - base, k=0.2)",
 }
 MECHA = """
 import sys, torch, sd_mecha as m

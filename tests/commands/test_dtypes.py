@@ -33,6 +33,7 @@ EDITS = {
     "cast": "cast X --to fp32 {part}",
     "average": "average X Y {part}",
     "lerp": "lerp X Y --t 0.3 {part}",
+    "merge": "merge X Y --base Y --method ties {part}",
     "transfuse": "transfuse Y --into X {part}",
 }
 COPIES = {
