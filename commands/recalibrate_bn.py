@@ -36,6 +36,8 @@ def recalibrate_bn(
 
     A frozen batch norm normalises by its running statistics: after `init`, `meanvar` or `reset-bn` these are 0 and 1, and
     after `average` or `lerp` they belong to none of the weights. Weights and biases stay as they are.
+    Between two networks, this is REPAIR (Jordan et al. 2022, arXiv 2211.08403) for layers that batch norm follows: the means
+    and deviations behind it are those of the two, interpolated, where its weights have one sign in both.
 
     Example: wsurgery recalibrate-bn random.safetensors --data manifest.csv -o calibrated.safetensors
     """

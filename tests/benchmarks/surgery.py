@@ -61,6 +61,19 @@ save_file(target, sys.argv[3])
 """,
 }
 
+# The same in sd-mecha, which has an environment of its own; a, b, the base and the output are its arguments. Its TIES trims
+# each tensor by itself, ours the whole task vector, as the paper does.
+SD_MECHA = {
+    "lerp": "m.weighted_sum(a, b, alpha=0.5)",
+    "merge task": "base + (a - base) * 0.4 + (b - base) * 0.4",
+    "merge ties": "base + m.ties_sum(a - base, b - base, k=0.2)",
+}
+MECHA = """
+import sys, torch, sd_mecha as m
+a, b, base = map(m.model, sys.argv[1:4])
+m.merge({}, output=sys.argv[4], merge_dtype=torch.float32, output_dtype=torch.float32)
+"""
+
 # A transformer's layers: `largest` bytes each, the rest in one smaller one.
 MAKE = """
 import sys
@@ -234,6 +247,20 @@ def convert(report: Report, repeats: int, folder: Path, a: Path, b: Path) -> Non
         report.against(f"{name}, {size}", costs["ours"], costs["torch"], "torch script", 0.5, 20)
 
 
+def merges(report: Report, repeats: int, folder: Path, a: Path, b: Path, base: Path, python: Path) -> None:
+    """`lerp` and `merge` against sd-mecha, run by a Python that has it."""
+    out, size = folder / "out.safetensors", f"{a.stat().st_size / 1e9:.1f} GB"
+    for name, most in (("lerp", 0.5), ("merge task", 0.5), ("merge ties", 1.0)):
+        command, *method = name.split()
+        how = ["--base", base, "--method", *method] if method else ["--t", "0.5"]
+        costs = median_costs(
+            repeats,
+            ours=lambda command=command, how=how: run([*WSURGERY, command, a, b, *how, "-o", out, "--force"]),
+            mecha=lambda name=name: run([python, "-c", MECHA.format(SD_MECHA[name]), a, b, base, out]),
+        )
+        report.against(f"{name}, {size}", costs["ours"], costs["mecha"], "sd-mecha", most, 4)
+
+
 def pipes(report: Report, repeats: int, source: Path, donor: Path) -> None:
     """A pipe of three against its slowest stage alone, from a file into nothing."""
     lines = {
@@ -344,6 +371,9 @@ def main() -> None:
     parser.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="10 GB free, for `big`")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--big", action="store_true", help="also 0.1, 1 and 10 GB")
+    parser.add_argument(
+        "--sd-mecha", type=Path, metavar="PYTHON", help="a Python that has sd-mecha: `lerp` and `merge`, too"
+    )
     parser.add_argument("--size", type=float, default=2.0, help="gigabytes of the large file")
     options = parser.parse_args()
     repeats = options.repeats
@@ -365,12 +395,19 @@ def main() -> None:
         start_up(report, repeats, small)
         many_tensors(report, folder)
         resample(report, repeats, folder, small, 0.25, small_largest)
-        a, b = (make(name, options.size * 1e9, largest, seed) for seed, name in enumerate("ab"))
+        a, b = (
+            make(name, options.size * 1e9, largest, seed)
+            for seed, name in enumerate(("a.safetensors", "b.safetensors"))
+        )
         partial_copy(report, repeats, folder, a, b)
         resample(report, repeats, folder, a, 0.35, largest)
         convert(report, repeats, folder, a, b)
         pipes(report, repeats, b, a)
         chains(report, repeats, b, folder / "chain")
+        if options.sd_mecha:
+            base = make("base.safetensors", options.size * 1e9, largest, 2)
+            merges(report, repeats, folder, a, b, base, options.sd_mecha)
+            base.unlink()
         b.unlink()
         a.unlink()
         if options.big:

@@ -40,6 +40,7 @@ EDITS = {
     "prune all": "prune X --sparsity 0.5 --scope all --by random {part}",
     "average": "average X Y {part}",
     "lerp": "lerp X Y --t 0.3 {part}",
+    "merge": "merge X Y --base Y --method ties {part}",
     "transfuse": "transfuse Y --into X {part}",
 }
 CHANGES_EQUAL_VALUES = (

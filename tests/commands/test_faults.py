@@ -47,6 +47,8 @@ COMMANDS = {
     "average other": "average B -",
     "lerp": "lerp - B --t 0.3",
     "lerp to the end": "lerp - B --t 1",
+    "merge": "merge - B --base B --method dare --except *.running_var",
+    "merge ties": "merge - B --base B --method ties --except *.running_var",
     "convert": "convert - --quiet",
 }
 every_command = pytest.mark.parametrize("arguments", [line.split() for line in COMMANDS.values()], ids=COMMANDS)

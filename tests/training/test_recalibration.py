@@ -1,6 +1,7 @@
 """Batch norm's statistics from images: those that the images have there, and torch's own way of finding them."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,40 @@ def test_of_batches_they_are_what_torch_finds(size: int, network: nn.Module, dat
     for name, expected in statistics(network).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
     assert found["bn1.num_batches_tracked"] == 60 // size
+
+
+def test_between_two_networks_it_is_repair(network: nn.Module, dataset: Dataset) -> None:
+    """Jordan et al. 2022: the activations have the endpoints' means and standard deviations, interpolated."""
+    torch.manual_seed(0)
+    networks = [network, deepcopy(network), deepcopy(network)]
+    for each in networks[:2]:
+        for module in each.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 2)
+                nn.init.normal_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight)
+    a, b = (each.state_dict() for each in networks[:2])
+    networks[2].load_state_dict(
+        {name: 0.7 * x + 0.3 * b[name] if x.is_floating_point() else x for name, x in a.items()}
+    )
+    found: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = []
+    for each in networks:
+        recalibrate(each, dataset, device=CPU)
+        seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for name, module in each.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_hook(
+                    lambda _, given, out, name=name, seen=seen: seen.update(
+                        {name: (out.mean((0, 2, 3)), out.std((0, 2, 3)))}
+                    )
+                )
+        with torch.inference_mode():
+            each.eval()(batches(each, dataset, 60)[0])
+        found.append(seen)
+    for name, moments in found[2].items():
+        for of_a, of_b, between in zip(found[0][name], found[1][name], moments, strict=True):
+            torch.testing.assert_close(between, 0.7 * of_a + 0.3 * of_b, rtol=0.05, atol=0.05)  # n - 1 for n
 
 
 def test_modes_and_momenta_are_put_back_and_weights_left(network: nn.Module, dataset: Dataset) -> None:
