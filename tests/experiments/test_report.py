@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from wsurgery.errors import UsageError
 from wsurgery.experiments.claims import read_claims
@@ -53,6 +54,21 @@ def test_the_baseline_is_random_or_the_first_or_the_chosen(experiment: Path) -> 
     assert against(baseline="meanvar")["transfer"] == "1.00"
     with pytest.raises(UsageError, match=r"--baseline nobody: .*; there are: random, transfer"):
         against(baseline="nobody")
+
+
+def test_seeds_of_arms_that_are_not_on_the_page_are_no_source_networks_of_it(
+    make_experiment: Callable[..., Path], invoke: Callable[..., object], tmp_path: Path
+) -> None:
+    root = make_experiment({"random": SLOW, "transfer": FAST})
+    invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", 1, "-o", tmp_path / "given")
+    source = tmp_path / "source.safetensors"
+    save_file(load_file(tmp_path / "given"), source)  # without a history: a file that somebody else made
+    for arm, seeds in (("transfer", ("1", "2")), ("transfer-lr0.01", ("101", "102"))):
+        for seed in seeds:
+            folder = root / "runs" / arm / seed
+            folder.mkdir(parents=True, exist_ok=True)
+            invoke("scale", source, "--by", 2, "-o", folder / "init.safetensors", "--force")
+    assert set(read_report(root, threshold="0.9", arms=["random", "transfer"]).basis.units.values()) == {"1"}
 
 
 def test_a_threshold_outside_an_auc_is_refused(experiment: Path) -> None:

@@ -106,7 +106,10 @@ def read_report(
             f"--baseline {printable(baseline)}: {printable(str(folder))} has no such arm; there are: {known}"
         )
     baseline = baseline or next((arm for arm in ("random", *found) if arm in found), "")
-    basis = Basis(thresholds, source_units(there), asked, ends)
+    # Other arms of the folder tell which seeds share a source network, but only of the seeds that are on the page.
+    seeds = {run.seed for arm in found.values() for run in arm.runs}.union(*(each.by_seed for each in compared.values()))
+    units = {seed: unit for seed, unit in source_units(there).items() if seed in seeds}
+    basis = Basis(thresholds, units, asked, ends)
     judged = judge(claims, found, compared, basis)
     return Report(found, compared, judged, basis, baseline, what_ran(found), chosen)
 
