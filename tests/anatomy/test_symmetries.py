@@ -1,5 +1,7 @@
 """Hidden units change places and the network's function stays: of every family, against torch in float64."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import timm
@@ -161,3 +163,16 @@ def test_every_permutation_of_a_group_may_be_drawn():
     drawn = [tuple(chain.permute(seed=seed).state_dict()["0.weight"][:, 0]) for seed in range(600)]
     assert len(set(drawn)) == 6
     assert min(drawn.count(each) for each in set(drawn)) > 60
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_damaged_header_is_refused_by_name_or_fits(name):
+    """Tensors in turn are missing, or have another shape."""
+    with torch.device("meta"):
+        shapes = {key: tuple(value.shape) for key, value in NETWORKS[name]().state_dict().items()}
+    for key in [*list(shapes)[:8], *list(shapes)[8::29]]:
+        for shape in (None, (), (5,), (2, 9, 1, 1)):
+            changed = {**shapes, key: shape} if shape is not None else {k: v for k, v in shapes.items() if k != key}
+            with suppress(WsurgeryError):
+                for own, axes in find_symmetry(changed, None, "net").axes.items():
+                    assert changed[own][: len(axes)] == tuple(sum(length for _, length in axis) for axis in axes)

@@ -88,13 +88,17 @@ class _Network:
     def __init__(self, shapes: Shapes, architecture: Mapping[str, Any], what: str) -> None:
         self.shapes, self.architecture, self.what = shapes, architecture, what
         self.sizes: dict[str, int] = {}
-        self._axes: dict[str, tuple[Spaces, ...]] = {}
+        self._axes: dict[str, list[Sequence[str]]] = {}
         self._blocks: dict[str, tuple[str, int, bool]] = {}  # space → group, its blocks, whether they are rigid
         self._fixed = {_IMAGE, _CLASSES}
         self._notes: list[str] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
+
+    def outputs(self, module: str) -> int:
+        """Return the number of a layer's outputs; 0 without a weight."""
+        return (self.shapes.get(f"{module}.weight") or (0,))[0]
 
     def numbered(self, pattern: str) -> list[str]:
         """Return what the names begin with that the pattern matches, in the order of the numbers in it."""
@@ -104,16 +108,14 @@ class _Network:
     def place(self, name: str, *axes: Spaces) -> None:
         """Say in which spaces the first axes of a tensor lie; a space that is new gets its size from it."""
         shape = self.shapes.get(name, ())
-        for length, spaces in zip(shape, axes, strict=False):
-            spaces = [spaces] if isinstance(spaces, str) else spaces
-            new = [space for space in spaces if space not in self.sizes]
-            left = length - sum(self.sizes.get(space, 0) for space in spaces)
-            self.sizes |= {space: left // len(new) for space in new}
-            if sum(self.sizes[space] for space in spaces) != length:
-                raise self._unlike(name)
         if len(shape) != len(axes) and not len(shape) > len(axes) == 2:  # a kernel's sides have no spaces
             raise self._unlike(name)
-        self._axes[name] = axes
+        self._axes[name] = [[each] if isinstance(each, str) else each for each in axes]
+        for length, spaces in zip(shape, self._axes[name], strict=False):
+            if len(spaces) == 1:
+                self.sizes.setdefault(spaces[0], length)
+            if sum(self.sizes[space] for space in spaces) != length:
+                raise self._unlike(name)
 
     def vector(self, name: str, space: Spaces) -> None:
         """Place a vector, if there is one of this name."""
@@ -127,7 +129,7 @@ class _Network:
 
     def convolution(self, module: str, into: str, out: str) -> str:
         """Place a convolution that may be grouped; return the space of its outputs, which are the inputs' if it is depthwise."""
-        outputs, inside = self.shapes.get(f"{module}.weight", (0, 0))[:2]
+        outputs, inside = (*self.shapes.get(f"{module}.weight", ()), 0, 0)[:2]
         groups = self.sizes[into] // inside if inside else 0
         if groups <= 1:
             self.layer(module, into, out)
@@ -178,7 +180,7 @@ class _Network:
         """Place two layers, the first of which may make gates, too, and the norms between them."""
         hidden = f"{module}.fc1"
         self.place(f"{module}.fc2.weight", space, hidden)
-        gated = self.shapes.get(f"{hidden}.weight", (0,))[0] == 2 * self.sizes[hidden]
+        gated = self.outputs(hidden) == 2 * self.sizes[hidden]
         self.layer(hidden, space, [hidden, hidden] if gated else hidden)
         self.vector(f"{module}.fc2.bias", space)
         for norm in ("norm", "grn"):
@@ -215,12 +217,9 @@ class _Network:
         ]
         free = {space for group in groups for space in group.spaces}
         axes = {
-            prefix + name: tuple(
-                tuple((space, self.sizes[space]) for space in ([each] if isinstance(each, str) else each))
-                for each in own
-            )
+            prefix + name: tuple(tuple((space, self.sizes[space]) for space in each) for each in own)
             for name, own in self._axes.items()
-            if any(not free.isdisjoint([each] if isinstance(each, str) else each) for each in own)
+            if any(not free.isdisjoint(each) for each in own)
         }
         return Symmetry(groups, axes, self._notes)
 
@@ -294,12 +293,14 @@ def _resnet(network: _Network) -> None:
             conv = f"{block}.conv{i}"
             space = network.convolution(conv, stream if i == 1 else space, conv)
             network.batch_norm(f"{block}.bn{i}", space)
-        into, width = stream, network.shapes.get(f"{block}.conv{last}.weight", (0,))[0]
+        into = stream
         for i in (0, 1):  # behind a pooling, if there is one
             if f"{block}.downsample.{i}.weight" in network and f"{block}.downsample.{i + 1}.weight" in network:
                 network.layer(f"{block}.downsample.{i}", into, stream := block)
                 network.batch_norm(f"{block}.downsample.{i + 1}", stream)
-        if stream is into and width != network.sizes[into]:  # channels of zeros are added, who knows where
+        if (
+            stream is into and network.outputs(f"{block}.conv{last}") != network.sizes[into]
+        ):  # channels of zeros are added, who knows where
             network.fix(into, stream := block)
             network.note("the residual stream is left as it is: a shortcut widens it without weights")
         network.layer(f"{block}.conv{last}", space, stream)
@@ -321,7 +322,7 @@ def _efficientnet(network: _Network) -> None:
             if conv == convs[-1]:
                 network.squeeze_and_excite(f"{block}.se.conv_reduce", f"{block}.se.conv_expand", space)
                 # A shortcut, if the stride is 1: to tie what need not be tied does no harm.
-                same = network.shapes[f"{conv}.weight"][0] == network.sizes[stream]
+                same = network.outputs(conv) == network.sizes[stream]
                 network.layer(conv, space, stream := stream if same else block)
                 space = stream
             else:

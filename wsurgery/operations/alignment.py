@@ -3,7 +3,7 @@ Srinivasa 2023, Git Re-Basin: Merging Models modulo Permutation Symmetries, ICLR
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -27,7 +27,7 @@ from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
 Assign = Callable[..., tuple[Array, Array]]  # scipy.optimize.linear_sum_assignment
 
 _MOST_ROUNDS = 100
-_LEAST = 1e-9  # of the largest product of two units: gains below that are none
+_LEAST = 1e-9  # of the squared distance: what less is gained may be rounding
 
 
 def align(a: Checkpoint, b: Checkpoint, *, assign: Assign) -> Result:
@@ -96,25 +96,20 @@ class Matching:
         Raises:
             WsurgeryError: a parameter is not finite.
         """
-        start: Permutations = {}
-        before = self.distance(start)
-        if not before:
-            return start
+        if not self._distance(self._parameters, {}):
+            return {}
         same = equal_units(self.a, self.b, self.symmetry)
-        if same and not self.distance(same):
-            return same
-        found = self._descent()
-        return found if self.distance(found) < before else start
+        return same if same and not self._distance(self._parameters, same) else self._descent()
 
     def edited(self, x: Array, run: Map, *, tensor: TensorInfo) -> Array:
         """Permute one tensor of `a`."""
         axes = self.symmetry.axes[tensor.name]
         return reordered(x, run, orders=[order(axis, self.permutations) for axis in axes])
 
-    def distance(self, permutations: Permutations) -> float:
-        """Return the squared distance of the permuted `a` from `b`, over the parameters that can be permuted."""
+    def _distance(self, names: Iterable[str], permutations: Permutations) -> float:
+        """Return the squared distance of the permuted `a` from `b` over some tensors."""
         total = 0.0
-        for name in self._parameters:
+        for name in names:
             x, y = self.a.read_array(name), self.b.read_array(name)
             orders = [order(axis, permutations) for axis in self.symmetry.axes[name]]
             for rows in pieces(x, 0):
@@ -146,7 +141,7 @@ class Matching:
             ]
             for group in groups
         ]
-        tensors = [{name for name, _ in own} for own in members]
+        tensors = [dict.fromkeys(name for name, _ in own) for own in members]
         current = {space: np.arange(units) for group in groups for space, units in group.spaces.items()}
         waiting = set(range(len(groups)))
         for _ in range(_MOST_ROUNDS):
@@ -154,12 +149,14 @@ class Matching:
                 if i not in waiting:
                     continue
                 waiting.remove(i)
-                gains = self._gains(group, members[i], current)
-                best = self._assigned(group, gains)
-                least = _LEAST * max(float(abs(own).max(initial=0)) for own in gains.values())
-                if _sum(gains, best) - _sum(gains, current) > least:
-                    current |= best
-                    waiting |= {j for j, own in enumerate(tensors) if j != i and not own.isdisjoint(tensors[i])}
+                best = current | self._assigned(group, self._gains(group, members[i], current))
+                if all((best[space] == current[space]).all() for space in group.spaces):
+                    continue
+                before, after = (self._distance(tensors[i], each) for each in (current, best))
+                if after < before * (1 - _LEAST):
+                    current = best
+                    twice = len(members[i]) > len(tensors[i])  # a tensor has two axes of the group: one moves the other
+                    waiting |= {j for j, own in enumerate(tensors) if own.keys() & tensors[i] and (j != i or twice)}
             if not waiting:
                 break
         return current
@@ -231,7 +228,3 @@ def _as_whole_numbers(x: Array, bits: int) -> tuple[Array, Array]:
 
 def _as_rows(x: Array, axis: int) -> Array:
     return np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64)
-
-
-def _sum(gains: Mapping[str, Array], permutations: Permutations) -> float:
-    return sum(float(own[np.arange(len(own)), permutations[space]].sum()) for space, own in gains.items())

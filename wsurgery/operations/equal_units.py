@@ -60,7 +60,7 @@ def _refined(checkpoint: Checkpoint, symmetry: Symmetry, colours: _Colours) -> _
         x = checkpoint.read_array(name)
         bits = x.view(f"u{x.dtype.itemsize}")
         codes = [_along(axis, colours) for axis in axes]
-        codes += [_mixed(np.arange(length, dtype=np.uint64)) for length in x.shape[len(axes) :]]
+        codes += [_mixed(np.arange(length)) for length in x.shape[len(axes) :]]
         sums = [np.zeros(length, np.uint64) for length in x.shape[: len(axes)]]
         for rows in pieces(x, 0):
             hashes = _mixed(bits[rows].astype(np.uint64))
@@ -74,8 +74,8 @@ def _refined(checkpoint: Checkpoint, symmetry: Symmetry, colours: _Colours) -> _
             start = 0
             for space, length in along:
                 if space in refined:
-                    place = np.uint64((number * 8 + axis) << 32 | start)
-                    refined[space] += _mixed(sums[axis][start : start + length] + _mixed(place))
+                    place = _mixed((number * 8 + axis) << 32 | start)
+                    refined[space] += _mixed(sums[axis][start : start + length] + place)
                 start += length
     for group in symmetry.groups:
         if group.blocks > 1:
@@ -92,7 +92,7 @@ def _along(axis: tuple[tuple[str, int], ...], colours: _Colours) -> Array:
     parts, start = [], 0
     for space, length in axis:
         own = colours.get(space, np.arange(length, dtype=np.uint64))
-        parts.append(_mixed(own + _mixed(np.uint64(start))))
+        parts.append(_mixed(own + _mixed(start)))
         start += length
     return np.concatenate(parts)
 
@@ -108,7 +108,7 @@ def _of_blocks(group: Group, colours: _Colours) -> Array:
 
 def _mixed(x: Any) -> Array:
     """Mix the bits of each number (Steele, Lea and Flood 2014, the finaliser of SplitMix64)."""
-    x = np.asarray(x, np.uint64).reshape(-1) if np.ndim(x) == 0 else x
+    x = np.atleast_1d(np.asarray(x, np.uint64))  # a scalar would warn of its overflow
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     result: Array = x ^ (x >> np.uint64(31))
