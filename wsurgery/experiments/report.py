@@ -107,7 +107,9 @@ def read_report(
         )
     baseline = baseline or next((arm for arm in ("random", *found) if arm in found), "")
     # Other arms of the folder tell which seeds share a source network, but only of the seeds that are on the page.
-    seeds = {run.seed for arm in found.values() for run in arm.runs}.union(*(each.by_seed for each in compared.values()))
+    seeds = {run.seed for arm in found.values() for run in arm.runs}.union(
+        *(each.by_seed for each in compared.values())
+    )
     units = {seed: unit for seed, unit in source_units(there).items() if seed in seeds}
     basis = Basis(thresholds, units, asked, ends)
     judged = judge(claims, found, compared, basis)
