@@ -46,7 +46,6 @@ NETWORKS = {
     ),
     "cifar": lambda: CifarResNet(2, num_classes=7),
     "efficientnet": lambda: timm.create_model("test_efficientnet", num_classes=7),
-    "efficientnet_lite": lambda: timm.create_model("efficientnet_lite0", num_classes=7),
     "mobilenetv3": lambda: timm.create_model("mobilenetv3_small_050", num_classes=7),
     "convnext": lambda: ConvNeXt(depths=(1, 2, 1, 1), dims=CHANNELS, num_classes=7),
     "convnextv2": lambda: ConvNeXt(

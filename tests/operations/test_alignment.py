@@ -168,6 +168,7 @@ def test_products_do_not_depend_on_the_order_of_sums():
     scale = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(y, axis=1)
     assert (abs(products - x @ y.T) < 1e-6 * scale).all()
     assert (exact_products(np.zeros((2, 3)), np.ones((1, 3))) == 0).all()
+    assert (exact_products(np.full((1, 2), 5e-324), np.ones((1, 2))) == 0).all()
     assert exact_products(np.zeros((2, 0)), np.zeros((1, 0))).shape == (2, 1)
     assert linear_sum_assignment(np.zeros((0, 0)))[1].shape == (0,)
 

@@ -27,6 +27,7 @@ from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
 Assign = Callable[..., tuple[Array, Array]]  # scipy.optimize.linear_sum_assignment
 
 _MOST_ROUNDS = 100
+_PIECE = 1 << 21  # elements that are multiplied at a time
 _LEAST = 1e-9  # of the squared distance: what less is gained may be rounding
 
 
@@ -172,7 +173,7 @@ class Matching:
             unchanged: Orders = [None] * x.ndim
             # In pieces of another axis; a vector is a piece.
             across = max(range(x.ndim), key=lambda i: (i != axis, x.shape[i]))
-            for places in [slice(None)] if across == axis else pieces(x, across):
+            for places in [slice(None)] if across == axis else pieces(x, across, _PIECE):
                 mine, theirs = (
                     _as_rows(picked(each, own, across, places), axis) for each, own in ((x, orders), (y, unchanged))
                 )
@@ -216,14 +217,18 @@ def exact_products(x: Array, y: Array) -> Array:
         (n, m) float64.
     """
     bits = (53 - max(x.shape[1] - 1, 0).bit_length()) // 2
-    (x, above), (y, right) = (_as_whole_numbers(each, bits) for each in (x, y))
-    result: Array = np.ldexp(x @ y.T, above[:, None] + right - 2 * bits)
-    return result
+    (x, scale), (y, other) = (_as_whole_numbers(each, bits) for each in (x, y))
+    products: Array = x @ y.T
+    products *= scale[:, None]
+    products *= other
+    return products
 
 
 def _as_whole_numbers(x: Array, bits: int) -> tuple[Array, Array]:
+    """Round each row to whole numbers of at most 2^bits; return them, and by what each row is to be multiplied."""
     exponents = np.frexp(abs(x).max(1, initial=0))[1]
-    return np.rint(np.ldexp(x, bits - exponents[:, None])), exponents
+    scale = np.ldexp(1.0, exponents.clip(-900) - bits)  # no scale is to underflow
+    return np.rint(x / scale[:, None]), scale
 
 
 def _as_rows(x: Array, axis: int) -> Array:

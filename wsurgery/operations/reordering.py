@@ -92,9 +92,9 @@ def reordered(x: Array, run: Map, *, orders: Orders) -> Array:
     return result
 
 
-def pieces(x: Array, axis: int) -> list[slice]:
-    """Cut an axis of an array so that the pieces have about a chunk's elements."""
-    length = max(1, CHUNK * x.shape[axis] // max(1, x.size))
+def pieces(x: Array, axis: int, elements: int = CHUNK) -> list[slice]:
+    """Cut an axis of an array so that the pieces have about so many elements."""
+    length = max(1, elements * x.shape[axis] // max(1, x.size))
     return [slice(start, start + length) for start in range(0, x.shape[axis], length)]
 
 
