@@ -365,7 +365,7 @@ $(foreach net,$(NETS),$(foreach seed,$(SEEDS),\
 
 # One process evaluates all of a fold and a maker that were trained since: importing PyTorch takes longer than evaluating a toy.
 stale        = $(shell for run in $(1); do test $$run/eval.json -nt $$run/metrics.json || echo $$run; done)
-EVALUATE     = $(if $(1),$(RUN) wsurgery eval $(1) $(2) --data $(3) --beside eval.json $(BASELINE) --force $(LIMITS)$(newline))
+EVALUATE     = $(if $(strip $(1)),$(RUN) wsurgery eval $(1) $(2) --data $(3) --beside eval.json $(BASELINE) --force $(LIMITS)$(newline))
 arm_of       = $(notdir $(patsubst %/,%,$(dir $(1))))
 net_of       = $(notdir $(patsubst %/runs/,%,$(dir $(patsubst %/,%,$(dir $(1))))))
 MAKERS       = $(call unique,$(foreach net,$(NETS),$(foreach arm,$(call ARMS,$(net)),$(subst $() $(),|,$(or $(call made_by,$(net),$(arm)),-)))))

@@ -54,7 +54,7 @@ def copy_recipe(name: str, folder: Path) -> None:
 
 def _parts(root: Path, name: str) -> Iterator[Path]:
     yield from root.glob("*.mk")
-    yield root / "cifar_resnet.py"
+    yield from (root / "cifar_resnet.py", root / "beyond.py")
     for path in (root / name).iterdir():
         if not path.name.startswith("RESULTS") and (path.name == "Makefile" or path.suffix in (".md", ".txt", ".py")):
             yield path

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -118,6 +119,20 @@ def test_an_arm_has_the_rate_that_its_name_says(downloads, make, tmp_path):
         (f"{arm}-lr{rate}", rate) for arm in ("meanvar", "random", "transfer") for rate in ("0.02", "0.5")
     ]
     assert "wsurgery eval" not in planned
+
+
+def test_where_all_networks_of_one_maker_are_evaluated_only_the_others_are(downloads, make, tmp_path):
+    """In slim two makers share a fold: the whole network's runs are those of other recipes, and evaluated already."""
+    runs = tmp_path / "cifar_resnet20" / "runs"
+    for arm in ("random", "transfer", "slim-random", "slim-transfuse-block2"):
+        (runs / arm / "1").mkdir(parents=True)
+        (runs / arm / "1" / "metrics.json").touch()
+        os.utime(runs / arm / "1" / "metrics.json", (1, 1))
+    for arm in ("random", "transfer"):
+        (runs / arm / "1" / "eval.json").touch()
+    planned = make("slim", "-n", "SCALE=real", f"DATA_ROOT={downloads}", f"OUT={tmp_path}", "SEEDS=1", "FOLDS=1")
+    evaluated = [line.partition(" --data")[0] for line in planned.splitlines() if line.startswith("wsurgery eval")]
+    assert [re.findall(r"runs/(\S+)/1", line) for line in evaluated] == [["slim-random", "slim-transfuse-block2"]]
 
 
 @pytest.mark.parametrize(("recipe", "made"), [("transfuse", 3), pytest.param("freeze", 8, marks=pytest.mark.slow)])

@@ -1,0 +1,104 @@
+"""The pages of the recipes `barrier` and `rewind`, from the JSON that their commands left.
+
+python beyond.py barrier out/toy/resnet18 …
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from wsurgery.statistics.pairs import paired_test
+from wsurgery.statistics.permutation import holm
+
+Values = Mapping[str, float]  # seed → value
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write the mean and the standard deviation."""
+    return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def verdicts(claims: Sequence[tuple[str, Values, Values]]) -> Iterator[str]:
+    """Say of each claim that its first values are larger than its second, seed by seed, whether that is shown."""
+    tests = [paired_test([more[seed] - less[seed] for seed in more if seed in less]) for _, more, less in claims]
+    for (sentence, *_), test, corrected in zip(claims, tests, holm([test.p_greater for test in tests]), strict=True):
+        interval = f" (90% interval {test.ci[0]:+.4f} to {test.ci[1]:+.4f})" if test.ci else ""
+        word = "shown here" if test.p_greater < 0.05 else "not shown here"
+        p = f"p = {test.p_greater:.2g}, Holm {corrected:.2g}, {test.n} pairs; the least possible p is {test.least:.2g}"
+        yield f"- **{sentence}** By {test.mean:+.4f}{interval}: *{word} ({p}).*\n"
+
+
+def barrier(net: Path) -> Iterator[str]:
+    """Give the barriers between runs and their twins."""
+    found = {
+        way.name: {file.stem: json.loads(file.read_text()) for file in sorted(way.glob("*.json"))}
+        for way in sorted((net / "barrier").iterdir())
+    }
+    loss = {
+        way: {seed: path["barrier"]["loss"]["value"] for seed, path in paths.items()} for way, paths in found.items()
+    }
+    rows = []
+    for way, paths in found.items():
+        ends = [point["macro_auc"] for path in paths.values() for point in (path["points"][0], path["points"][-1])]
+        middle = [path["points"][len(path["points"]) // 2]["macro_auc"] for path in paths.values()]
+        rows.append([way, str(len(paths)), spread([*loss[way].values()]), spread(ends), spread(middle)])
+    yield table(["pair", "seeds", "barrier of the loss", "test AUC of the ends", "of the middle"], rows)
+    yield from verdicts([
+        ("Between two networks from random weights the barrier is higher than between two from the same pretrained ones.",
+         loss["random-recalibrated"], loss["transfer-recalibrated"]),
+        ("Hidden units aligned, the barrier between networks from random weights is lower.",
+         loss["random-recalibrated"], loss["random-aligned"]),
+        ("Recalibrated, the barrier between networks from pretrained weights is lower than with interpolated statistics.",
+         loss["transfer-as-it-is"], loss["transfer-recalibrated"]),
+    ])  # fmt: skip
+
+
+def rewind(net: Path) -> Iterator[str]:
+    """Give what the test AUC loses when a block is set back."""
+    lost: dict[tuple[str, str, str], dict[str, float]] = {}
+    for done in sorted((net / "rewind").glob("*/*/done")):
+        arm, seed = done.parent.parent.name, done.parent.name
+        aucs = {file.parent.name: json.loads(file.read_text())["macro_auc"] for file in done.parent.glob("*/eval.json")}
+        for name, auc in aucs.items():
+            if name != "whole":
+                block, _, to = name.rpartition("-")
+                lost.setdefault((arm, block, to), {})[seed] = aucs["whole"] - auc
+    blocks = list(dict.fromkeys(block for _, block, _ in sorted(lost, key=lambda key: (key[1] != "conv1", key[1]))))
+    ways = [(arm, to) for arm in ("transfer", "random") for to in ("start", "fresh")]
+    head = [f"{arm}, to {'its beginning' if to == 'start' else 'fresh weights'}" for arm, to in ways]
+    yield table(
+        ["block", *head], [[block, *(spread([*lost[arm, block, to].values()]) for arm, to in ways)] for block in blocks]
+    )
+    yield "Test AUC that is lost, mean over the seeds and its standard deviation; batch norm recalibrated.\n"
+
+    def mean(arm: str, to: str, some: Sequence[str] = blocks) -> dict[str, float]:
+        return {seed: fmean(lost[arm, block, to][seed] for block in some) for seed in lost[arm, blocks[0], to]}
+
+    yield from verdicts([
+        ("Set back to its beginning, a block costs more in networks from random weights than from pretrained ones.",
+         mean("random", "start"), mean("transfer", "start")),
+        ("Fresh weights cost more than the beginning, in networks from pretrained weights.",
+         mean("transfer", "fresh"), mean("transfer", "start")),
+        ("Fresh weights cost more than the beginning, in networks from random weights.",
+         mean("random", "fresh"), mean("random", "start")),
+        ("The lowest block costs more than the highest, set back to fresh weights, in networks from pretrained ones.",
+         mean("transfer", "fresh", blocks[:1]), mean("transfer", "fresh", blocks[-1:])),
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    recipe, *folders = sys.argv[1:]
+    print(f"# {recipe}\n")
+    for folder in map(Path, folders):
+        print(f"## {folder.name}\n")
+        print("\n".join({"barrier": barrier, "rewind": rewind}[recipe](folder)))
+    print(
+        "Tests: exact, signs of the differences by seed are flipped; one-sided, shown is p < .05. Made by `make results`."
+    )
