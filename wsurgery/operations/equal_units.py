@@ -61,12 +61,13 @@ def _refined(checkpoint: Checkpoint, symmetry: Symmetry, colours: _Colours) -> _
         bits = x.view(f"u{x.dtype.itemsize}")
         codes = [_along(axis, colours) for axis in axes]
         codes += [_mixed(np.arange(length)) for length in x.shape[len(axes) :]]
+        codes = [_mixed(code + np.uint64(axis)) for axis, code in enumerate(codes)]
         sums = [np.zeros(length, np.uint64) for length in x.shape[: len(axes)]]
         for rows in pieces(x, 0):
-            hashes = _mixed(bits[rows].astype(np.uint64))
+            hashes = bits[rows].astype(np.uint64)
             for axis, code in enumerate(codes):
-                code = code[rows] if axis == 0 else code
-                hashes = _mixed(hashes + code.reshape(-1, *(1,) * (x.ndim - 1 - axis)))
+                hashes += (code if axis else code[rows]).reshape(-1, *(1,) * (x.ndim - 1 - axis))
+            hashes = _mixed(hashes)
             for axis, total in enumerate(sums):
                 part = hashes.sum(tuple(i for i in range(x.ndim) if i != axis), dtype=np.uint64)
                 total[rows if axis == 0 else slice(None)] += part
