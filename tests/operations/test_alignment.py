@@ -209,7 +209,8 @@ def test_networks_with_nothing_to_permute_are_left_as_they_are(widths):
         assert all(result.state_dict()[name].tobytes() == x.tobytes() for name, x in a.items())
 
 
-def test_bad_input_ends_in_one_line(tmp_path, wsurgery):
+def test_bad_input_ends_in_one_line(tmp_path, invoke, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     a = mlp(4, 6, 3)
     save_file(a, tmp_path / "a")
     save_file(mlp(4, 7, 3), tmp_path / "wide")
@@ -223,8 +224,8 @@ def test_bad_input_ends_in_one_line(tmp_path, wsurgery):
         (["permute", "other"], "names like conv.weight are of none of"),
         (["permute", "tied"], "fc1.bias is tied to fc0.bias"),
     ):
-        done = wsurgery(*words, "-o", "out", cwd=tmp_path, check=False)
-        assert done.returncode == 1
-        assert said in done.stderr.decode()
-        assert done.stderr.decode().splitlines()[-1].startswith(f"wsurgery {words[0]}: ")
+        done = invoke(*words, "-o", "out", check=False)
+        assert done.exit_code == 1
+        assert said in done.stderr
+        assert done.stderr.splitlines()[-1].startswith(f"wsurgery {words[0]}: ")
         assert not (tmp_path / "out").exists()

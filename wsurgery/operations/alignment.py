@@ -13,7 +13,7 @@ import numpy as np
 from wsurgery.anatomy.roles import BATCH_NORM_STATISTICS
 from wsurgery.anatomy.symmetries import Group, Symmetry
 from wsurgery.checkpoint import Checkpoint, TensorInfo
-from wsurgery.checkpoint.dtypes import is_float
+from wsurgery.checkpoint.dtypes import BITS, is_float
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.spool import spooled
 from wsurgery.errors import WsurgeryError, printable
@@ -22,6 +22,7 @@ from wsurgery.operations.counterparts import seen_as, under_names_of
 from wsurgery.operations.equal_units import equal_units
 from wsurgery.operations.planning import Made
 from wsurgery.operations.reordering import Orders, Permutations, order, picked, pieces, reordered, symmetry_of
+from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
 
 Assign = Callable[..., tuple[Array, Array]]  # scipy.optimize.linear_sum_assignment
@@ -45,9 +46,15 @@ def align(a: Checkpoint, b: Checkpoint, *, assign: Assign) -> Result:
     """
     b = seen_as(b, under_names_of(a.tensors, a.tensors, b))
     symmetry = symmetry_of(a, History.of(a).architecture or History.of(b).architecture)
+    require_unscaled(b, symmetry.axes)
     for name in symmetry.axes:
         mine, theirs = a.tensors[name], b.tensors.get(name)
-        if theirs is None or mine.shape != theirs.shape or is_float(mine.dtype) != is_float(theirs.dtype):
+        if (
+            theirs is None
+            or mine.shape != theirs.shape
+            or is_float(mine.dtype) != is_float(theirs.dtype)
+            or BITS[theirs.dtype] < 8
+        ):
             there = f"{theirs.dtype} {theirs.shape}" if theirs else "not"
             raise WsurgeryError(
                 f"{printable(name)} is {mine.dtype} {mine.shape} in {a.label} and {there} in {b.label}: the two must be of one "
@@ -57,7 +64,9 @@ def align(a: Checkpoint, b: Checkpoint, *, assign: Assign) -> Result:
     matching = Matching(a, b, symmetry, assign)
 
     def read(tensor: TensorInfo) -> Any:
-        _ = matching.permutations  # found by whoever reads, who is alone: a file has one position
+        _ = (
+            matching.permutations
+        )  # found by whoever reads, who is alone: a file has one position, and edits are many threads
         return a.read(a.tensors[tensor.name])
 
     source = Made(a.label, a.tensors.values(), read)
@@ -90,7 +99,7 @@ class Matching:
     def permutations(self) -> Permutations:
         """Return the best permutations found, by coordinate descent over the groups of units.
 
-        Both networks are read about ten times; in memory are two tensors and, of the largest group, (units, units) float64.
+        Both networks are read some ten times. In memory are a tensor of each and, of one group, (units, units) float64.
         Distances are of parameters: the running statistics of batch norm go along, and do not count. Where the one network is a
         permutation of the other, bit for bit, it is found as such.
 
@@ -202,6 +211,10 @@ class Matching:
             space: (blocks[:, None] * columns.shape[2] + columns[rows, blocks]).reshape(-1)
             for space, columns in inside.items()
         }
+
+
+def _kind(tensor: TensorInfo) -> tuple[object, ...]:
+    return tensor.shape, is_float(tensor.dtype), BITS[tensor.dtype] % 8
 
 
 def exact_products(x: Array, y: Array) -> Array:

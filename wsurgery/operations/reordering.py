@@ -6,13 +6,15 @@ from functools import partial
 import numpy as np
 
 from wsurgery.anatomy.architecture import Architecture
-from wsurgery.anatomy.symmetries import Group, Symmetry, find_symmetry
+from wsurgery.anatomy.families import find_symmetry
+from wsurgery.anatomy.symmetries import Group, Symmetry
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.random_streams import CHUNK, RandomStream
+from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
 
 Permutations = Mapping[str, Array]  # space → (units,): which unit comes to each place
@@ -41,12 +43,13 @@ def symmetry_of(checkpoint: Checkpoint, architecture: Architecture | None) -> Sy
     """Say which units of a checkpoint can change places.
 
     Raises:
-        WsurgeryError: that is not known, two of its tensors are one, or one has elements smaller than a byte.
+        WsurgeryError: that is not known, two of its tensors are one, or one is scaled or has elements smaller than a byte.
     """
     for alias, name in History.of(checkpoint).aliases(checkpoint.tensors).items():
         raise WsurgeryError(
             f"{checkpoint.label}: {printable(alias)} is tied to {printable(name)}: which units may then be permuted is not known"
         )
+    require_unscaled(checkpoint, checkpoint.tensors)
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     symmetry = find_symmetry(shapes, architecture, checkpoint.label)
     for name in symmetry.axes:

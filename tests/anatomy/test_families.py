@@ -17,7 +17,7 @@ from torch import nn
 
 import wsurgery
 import wsurgery.models  # timm knows the CBR family
-from wsurgery.anatomy.symmetries import find_symmetry
+from wsurgery.anatomy.families import find_symmetry
 from wsurgery.errors import WsurgeryError
 from wsurgery.recipes.cifar_resnet import ResNet as CifarResNet
 
