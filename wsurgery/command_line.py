@@ -36,7 +36,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "lerp": "Interpolate linearly between two checkpoints.",
         "low-rank": "The nearest matrices of lower rank.",
         "meanvar": "Resample each tensor from a Gaussian of its mean and variance.",
-        "merge": "Merge fine-tuned checkpoints: TIES, DARE, model stock, ...",
+        "merge": "Merge fine-tuned checkpoints: TIES, DARE, model stock.",
         "new-head": "A fresh classifier for another number of classes.",
         "permute": "Permute hidden units; the function stays.",
         "prune": "Set a share of the weights to zero.",

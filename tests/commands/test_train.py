@@ -152,7 +152,7 @@ def test_every_value_of_a_preset_has_a_flag(invoke, fresh, fundus, tmp_path):
         "steps": None, "epochs": 2, "batch_size": 20, "lr": 0.1, "optimizer": "adamw", "weight_decay": 0.1,
         "warmup_epochs": 0, "decay_epochs": [1], "image_size": 16, "subset": 50, "eval_subset": 9, "eval_every": 1,
         "until_auc": None, "seed": 0, "grad_clip": 2, "ema": 0.5, "patience": 7, "precision": "fp32", "compile": False,
-        "sync_bn": False, "deterministic": False,
+        "sync_bn": False, "deterministic": False, "no_cuda_graph": False, "keep_zeros": False,
         "augmentation": {
             "crop": 0, "flip_horizontal": False, "flip_vertical": True, "hue": 0, "contrast": 0.5
         },

@@ -137,7 +137,7 @@ def trainer():
 
 
 def test_dropout_in_a_recorded_step_draws_anew_and_by_the_step_alone(trainer):
-    one, two, eager = trainer(), trainer(), trainer(cuda_graph=False)
+    one, two, eager = trainer(), trainer(), trainer(no_cuda_graph=True)
     first, second, third = ([float(each._step(i)) for i in range(16)] for each in (one, two, eager))
     assert first == second
     assert first == pytest.approx(third, rel=1e-5)

@@ -53,6 +53,7 @@ def downloads(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_folds_of_the_seeds_test_each_patient_once(downloads, make, tmp_path):
     study, given = (
         tmp_path / "study",

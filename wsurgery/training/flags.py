@@ -112,13 +112,12 @@ class Flags:
         int | None, typer.Option(min=1, metavar="N", help="Stop after N evaluations without a better macro AUC.")
     ] = None
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile: slow to start, then faster.")] = False
-    cuda_graph: Annotated[
+    no_cuda_graph: Annotated[
         bool,
         typer.Option(
-            "--cuda-graph/--no-cuda-graph",
-            help="CUDA: launch a step's kernels at once, where nothing in it depends on what was computed.",
+            "--no-cuda-graph", help="CUDA: do not record a step as one graph, for a network whose steps differ."
         ),
-    ] = True
+    ] = False
     sync_bn: Annotated[
         bool, typer.Option("--sync-bn", help="CUDA: batch norm over all processes' images. Default: over each one's.")
     ] = False

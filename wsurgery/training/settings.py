@@ -35,7 +35,7 @@ class Settings:
         precision: of a step: `fp32`, which is exact on CUDA devices, too; `tf32`, in which they round what they multiply to
             ten bits; or `bf16`, where autocast takes it. Evaluation is in fp32.
         compile: whether torch.compile makes kernels for the network.
-        cuda_graph: whether a step is recorded as one CUDA graph, where it can be.
+        no_cuda_graph: whether a step is launched kernel by kernel on CUDA, where it could be recorded as one graph.
         sync_bn: whether batch norm in training takes the moments of the whole batch, not of each process's share.
         deterministic: whether torch takes only operations that give the same bits each time. On a CPU it does so anyway.
         loss: `bce` for labels that may be true together, `softmax` for classes of which each image has exactly one.
@@ -67,7 +67,7 @@ class Settings:
     patience: int | None = None
     precision: str = "fp32"
     compile: bool = False
-    cuda_graph: bool = True
+    no_cuda_graph: bool = False
     sync_bn: bool = False
     deterministic: bool = False
     loss: str = "bce"

@@ -106,7 +106,7 @@ class Trainer:
             self.forward = torch.compile(self.forward)
         self.feed = Feed(training.images, self._chosen, self.steps, device)
         alone = processes.count == 1 and not settings.deterministic
-        self.graphed = Graphed(self._compute, self.optimizer, device, wanted=settings.cuda_graph and alone)
+        self.graphed = Graphed(self._compute, self.optimizer, device, wanted=alone and not settings.no_cuda_graph)
         self.progress = Progress()
         self.taking = 0  # the step that is being taken
         self.untried = False  # whether the optimiser has its state from a file, and has not worked on it yet
