@@ -81,7 +81,7 @@ def network(request, tmp_path):
                 value.abs_().add_(0.1)
     path = tmp_path / "a.safetensors"
     metadata = {
-        "wsurgery": '{"architecture": {"name": "own", "num_classes": 7, "in_chans": 3, "args": {"num_heads": 3}}}'
+        "wsurgery": '{"architecture": {"name": "vit_tiny", "num_classes": 7, "in_chans": 3, "args": {"num_heads": 3}}}'
     }
     save_file(model.state_dict(), path, metadata=metadata)
     return request.param, model, path
@@ -119,7 +119,16 @@ def test_a_shortcut_that_pads_with_zeros_keeps_the_residual_stream_where_it_is()
 def test_attention_keeps_its_place_where_the_number_of_heads_is_not_known():
     shapes = {name: tuple(value.shape) for name, value in vit().state_dict().items()}
     known = {"name": "vit_tiny_patch16_224", "args": {"num_heads": 3}}
-    for architecture in (None, {"name": "vit_tiny_patch16_224", "args": {"embed_dim": 24}}, {"name": "x", "args": {}}):
+    others = (
+        ("x", {"num_heads": 3}),
+        ("vit_pe_spatial_tiny_patch16_512", {"num_heads": 3}),
+        ("vit_tiny", {"embed_dim": 24}),
+    )
+    for architecture in (
+        None,
+        *({"name": name, "args": args} for name, args in others),
+        known | {"model": "net.py:vit"},
+    ):
         symmetry = find_symmetry(shapes, architecture, "net")
         assert "heads" in symmetry.notes[0]
         assert len(symmetry.groups) == len(find_symmetry(shapes, known, "net").groups) - 2

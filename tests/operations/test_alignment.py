@@ -51,7 +51,7 @@ def vit(seed=0, dim=12, heads=3, depth=2):
             shapes |= {f"blocks.{i}.{norm}.{part}": (dim,) for part in ("weight", "bias")}
         for layer, out, into in (("attn.qkv", 3, 1), ("attn.proj", 1, 1), ("mlp.fc1", 4, 1), ("mlp.fc2", 1, 4)):
             shapes |= {f"blocks.{i}.{layer}.weight": (out * dim, into * dim), f"blocks.{i}.{layer}.bias": (out * dim,)}
-    entry = {"architecture": {"name": "vit", "num_classes": 4, "in_chans": 3, "args": {"num_heads": heads}}}
+    entry = {"architecture": {"name": "vit_tiny", "num_classes": 4, "in_chans": 3, "args": {"num_heads": heads}}}
     return {k: rng.normal(size=v).astype("f4") for k, v in shapes.items()}, {"wsurgery": json.dumps(entry)}
 
 

@@ -204,7 +204,7 @@ def _attention(network: Network, module: str, stream: str) -> None:
     heads = _heads(network.architecture, size)
     if not heads:
         network.fix(keys, values)
-        network.note("attention is left as it is: the number of its heads is not recorded")
+        network.note("attention is left as it is: what kind it is, and of how many heads, is not recorded")
     normed = f"{module}.q_norm.weight" in network
     for norm in ("q_norm", "k_norm"):  # one for all heads
         network.norm(f"{module}.{norm}", f"{module} norm")
@@ -213,10 +213,15 @@ def _attention(network: Network, module: str, stream: str) -> None:
 
 
 def _heads(architecture: Mapping[str, Any], size: int) -> int | None:
-    """Return the number of heads of a vision transformer, from its arguments or timm's name; None if that is not known."""
-    name, args = str(architecture.get("name")), architecture.get("args", {})
+    """Return the number of heads of one of timm's vision transformers, None if that is not known.
+
+    Rotary embeddings, which have no tensors, bind q and k to their places: of `vit_pe_*` and what timm has not, nothing is known.
+    """
+    args = architecture.get("args", {})
+    if "model" in architecture or not re.match(r"(?:vit|deit|deit3|flexivit)_(?!pe_)", architecture.get("name", "")):
+        return None
     heads = args.get("num_heads")
-    if re.match(r"(?:vit|deit|deit3|flexivit)_", name) and "model" not in architecture and not args.keys() & _SIZES:
+    if heads is None and "embed_dim" not in args:
         heads = 16 if size in (1152, 1280, 1408, 1664) else size // 64
     return heads if isinstance(heads, int) and heads > 0 and size % heads == 0 else None
 
@@ -235,7 +240,6 @@ def _mlp(network: Network) -> None:
     network.note("the layers are taken for a chain, in the order of their numbers")
 
 
-_SIZES = {"embed_dim", "num_heads"}  # arguments by which a ViT is not that of its name
 _CHAIN = re.compile(r"(.*?)\d+\.(?:weight|bias|running_mean|running_var|num_batches_tracked)")
 # Family → names of tensors that it is known by; the first that fits counts.
 _FAMILIES = {

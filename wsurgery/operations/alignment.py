@@ -99,7 +99,7 @@ class Matching:
     def permutations(self) -> Permutations:
         """Return the best permutations found, by coordinate descent over the groups of units.
 
-        Both networks are read some ten times. In memory are a tensor of each and, of one group, (units, units) float64.
+        Both networks are read some ten times; in memory are a tensor of each, and three times (units, units) float64 of a group.
         Distances are of parameters: the running statistics of batch norm go along, and do not count. Where the one network is a
         permutation of the other, bit for bit, it is found as such.
 
