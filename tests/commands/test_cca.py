@@ -214,6 +214,7 @@ def test_with_its_own_initialisation(finished, fundus, invoke, fresh, tmp_path):
     assert "B is needed" in cca(fresh, check=False).stderr
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(finished, fundus, invoke, torchrun, tmp_path):
     given = [finished / "init.safetensors", finished / "last.safetensors", "--data", fundus, "--split", "train"]
     given += ["-d", 3, "--repeats", 3, "--threads", 1, "--device", "cpu", "--metric", "mean_cca,unbiased_cka"]

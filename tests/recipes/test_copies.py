@@ -74,6 +74,7 @@ def test_a_changed_setting_makes_again_what_depends_on_it(changed, expected, stu
     assert commands(make(study, "-n", *TINY, *changed)) == expected
 
 
+@pytest.mark.slow
 def test_what_is_said_is_what_is_done(study, make, tmp_path):
     copy = shutil.copytree(study, tmp_path / study.name)
     ran = commands(make(copy, "-j2", *TINY, "SEEDS=1", "STEPS=4"))

@@ -206,7 +206,7 @@ def eyepacs_tree(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "scheme", "tree", "preset"),
     [
-        ("performance-chexpert", "chexpert", chexpert_tree, "chexpert"),
+        pytest.param("performance-chexpert", "chexpert", chexpert_tree, "chexpert", marks=pytest.mark.slow),
         pytest.param("performance-retina", "eyepacs", eyepacs_tree, "retina", marks=pytest.mark.slow),
     ],
 )

@@ -91,6 +91,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch):
     assert ALONE.in_turn(lambda: "done") == "done"
 
 
+@pytest.mark.slow
 def test_softmax_in_two_processes_is_that_of_one(fundus, invoke, torchrun, tmp_path):
     invoke("init", "vit_tiny_patch16_224", "--num-classes", 5, *TINY_VIT, "-o", tmp_path / "vit")
     given = ["train", tmp_path / "vit", "--data", fundus, *SGD, "--loss", "softmax", "--lr-decay", 0.5]
