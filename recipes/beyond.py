@@ -7,17 +7,19 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
-from wsurgery.statistics.pairs import paired_test
-from wsurgery.statistics.permutation import holm
+from wsurgery.experiments.claims import Claim, corrected
+from wsurgery.experiments.summary import effect, in_words
+from wsurgery.statistics.permutation import sign_flip, verdict
+from wsurgery.statistics.spread import spread
 
 Values = Mapping[str, float]  # seed → value
 
 
-def spread(values: Sequence[float]) -> str:
-    """Write the mean and the standard deviation."""
-    return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+def written(values: Sequence[float]) -> str:
+    """Write the mean and the spread, with a digit more than AUCs have elsewhere: a loss may change by little."""
+    return in_words(spread(values), digits=4)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,12 +29,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def verdicts(claims: Sequence[tuple[str, Values, Values]]) -> Iterator[str]:
     """Say of each claim that its first values are larger than its second, seed by seed, whether that is shown."""
-    tests = [paired_test([more[seed] - less[seed] for seed in more if seed in less]) for _, more, less in claims]
-    for (sentence, *_), test, corrected in zip(claims, tests, holm([test.p_greater for test in tests]), strict=True):
-        interval = f" (90% interval {test.ci[0]:+.4f} to {test.ci[1]:+.4f})" if test.ci else ""
-        word = "shown here" if test.p_greater < 0.05 else "not shown here"
-        p = f"p = {test.p_greater:.2g}, Holm {corrected:.2g}, {test.n} pairs; the least possible p is {test.least:.2g}"
-        yield f"- **{sentence}** By {test.mean:+.4f}{interval}: *{word} ({p}).*\n"
+    found = []
+    for sentence, more, less in claims:
+        differences = [more[seed] - less[seed] for seed in more if seed in less]
+        test = sign_flip(differences)
+        found.append(Claim(sentence, f"By {effect(differences, '{:+.4f}'.format)}:", verdict(test), test.p))
+    for claim in corrected(found):
+        yield f"- **{claim.claim}** {claim.evidence} *{claim.verdict}.*\n"
 
 
 def barrier(net: Path) -> Iterator[str]:
@@ -48,7 +51,7 @@ def barrier(net: Path) -> Iterator[str]:
     for way, paths in found.items():
         ends = [point["macro_auc"] for path in paths.values() for point in (path["points"][0], path["points"][-1])]
         middle = [path["points"][len(path["points"]) // 2]["macro_auc"] for path in paths.values()]
-        rows.append([way, str(len(paths)), spread([*loss[way].values()]), spread(ends), spread(middle)])
+        rows.append([way, str(len(paths)), written([*loss[way].values()]), written(ends), written(middle)])
     yield table(["pair", "seeds", "barrier of the loss", "test AUC of the ends", "of the middle"], rows)
     yield from verdicts([
         ("Between two networks from random weights the barrier is higher than between two from the same pretrained ones.",
@@ -74,9 +77,13 @@ def rewind(net: Path) -> Iterator[str]:
     ways = [(arm, to) for arm in ("transfer", "random") for to in ("start", "fresh")]
     head = [f"{arm}, to {'its beginning' if to == 'start' else 'fresh weights'}" for arm, to in ways]
     yield table(
-        ["block", *head], [[block, *(spread([*lost[arm, block, to].values()]) for arm, to in ways)] for block in blocks]
+        ["block", *head],
+        [[block, *(written([*lost[arm, block, to].values()]) for arm, to in ways)] for block in blocks],
     )
-    yield "Test AUC that is lost, mean over the seeds and its standard deviation; batch norm recalibrated.\n"
+    yield (
+        "Test AUC that is lost: mean over the seeds and their range, from 4 seeds on ± one standard deviation; batch norm "
+        "recalibrated.\n"
+    )
 
     def mean(arm: str, to: str, some: Sequence[str] = blocks) -> dict[str, float]:
         return {seed: fmean(lost[arm, block, to][seed] for block in some) for seed in lost[arm, blocks[0], to]}

@@ -133,12 +133,12 @@ def signed(differences: Sequence[float], *, named: bool = False) -> str:
     return effect(differences, lambda x: f"{x:+.3f}", named=named)
 
 
-def in_words(summary: Spread | None) -> str:
+def in_words(summary: Spread | None, *, digits: int = 3) -> str:
     """Write a mean and its spread: `0.912 (0.905 to 0.919)` for a range, `0.912 ± 0.004` for a standard deviation."""
     if summary is None:
         return "–"
     detail = {
-        "range": f" ({summary.low:.3f} to {summary.high:.3f})",
-        "sd": f" ± {summary.high - summary.mean:.3f}",
+        "range": f" ({summary.low:.{digits}f} to {summary.high:.{digits}f})",
+        "sd": f" ± {summary.high - summary.mean:.{digits}f}",
     }
-    return f"{summary.mean:.3f}{detail.get(summary.kind, '')}"
+    return f"{summary.mean:.{digits}f}{detail.get(summary.kind, '')}"

@@ -41,9 +41,8 @@ SETTINGS: Mapping[str, Mapping[str, float]] = {
 _NOT_FINITE = "holds NaN or infinity, which --method task alone can merge: leave it out with --except"
 _PARALLEL = 1e-6  # radians: below, an arc and its chord are the same in float64's last digits
 
-_BLOCK = (
-    1 << 15
-)  # elements in float64 at a time, so that a block of each checkpoint fits in the cache; of `dare`, part of the result
+# Elements in float64 at a time, so that a block of each checkpoint fits in the cache. Of `dare`, part of the result.
+_BLOCK = 1 << 15
 
 # Gets the number of a block, and that block of each checkpoint, (m,) float64, the base last; gives the merged block.
 Merge = Callable[[int, Sequence[Array]], Array]

@@ -5,7 +5,7 @@ import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
@@ -68,6 +68,14 @@ class Feed:
             weakref.finalize(self, os.close, self._file.descriptor)
         self._resident: Tensor | None = None
         self._stream: torch.cuda.Stream | None = None
+
+    @classmethod
+    def in_order(cls, images: NDArray[np.uint8], starts: Sequence[int], size: int, device: torch.device) -> "Feed":
+        """Give the batches of at most `size` images that begin at `starts`, with nothing beside them."""
+        nothing = np.zeros((0, size), np.float32)
+        return cls(
+            images, lambda i: (np.arange(starts[i], min(starts[i] + size, len(images))), nothing), len(starts), device
+        )
 
     def take(self, number: int) -> Batch:
         """Return a batch. Those that follow are made meanwhile; any other has to be waited for.

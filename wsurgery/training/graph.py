@@ -10,11 +10,7 @@ from torch import Tensor
 from wsurgery.devices import on_device
 
 _EAGER = 3  # steps before one is recorded: they make the optimiser's state and what libraries make once
-_WITH_STATE = (
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.SGD,
-)  # whose fused kernels take their rate from the device
+_RATE_ON_DEVICE = torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD  # their fused kernels can take it from there
 
 
 class Graphed:
@@ -41,7 +37,7 @@ class Graphed:
             wanted: whether to record at all.
         """
         self._step, self._optimizer, self._device = step, optimizer, device
-        fused = isinstance(optimizer, _WITH_STATE) and all(group.get("fused") for group in optimizer.param_groups)
+        fused = isinstance(optimizer, _RATE_ON_DEVICE) and all(group.get("fused") for group in optimizer.param_groups)
         self._wanted = wanted and fused and device.type == "cuda"
         self._taken = 0
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -31,10 +31,9 @@ def predict(
         WsurgeryError: the network cannot take the images, memory ends, or a logit is NaN, which has no rank.
     """
     mean, std = image_statistics(model)
-    n, nothing = len(dataset.images), np.zeros((0, batch_size), np.float32)
-    starts = range(0, n, batch_size)
+    starts = range(0, len(dataset.images), batch_size)
     own = starts[processes.rank :: processes.count]
-    feed = Feed(dataset.images, lambda i: (np.arange(own[i], min(own[i] + batch_size, n)), nothing), len(own), device)
+    feed = Feed.in_order(dataset.images, own, batch_size, device)
     logits, was_training = [], [module for module in model.modules() if module.training]
     with torch.inference_mode(), arithmetic(), memory_errors(device, "use a smaller --image-size"):
         model.to(device).to(memory_format=memory_format(device)).eval()

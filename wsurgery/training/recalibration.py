@@ -2,7 +2,6 @@
 
 from typing import cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,6 +11,7 @@ from wsurgery.data.dataset import Dataset
 from wsurgery.devices import arithmetic, memory_errors, memory_format
 from wsurgery.errors import UsageError
 from wsurgery.models.inputs import fit_channels, image_statistics, run
+from wsurgery.training.feed import Feed
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
@@ -40,6 +40,8 @@ def recalibrate(network: nn.Module, dataset: Dataset, *, device: torch.device, b
     if not norms:
         raise UsageError("the network has no batch norm with running statistics: nothing to recalibrate")
     mean, std = image_statistics(network)
+    starts = range(0, len(dataset.images), batch_size)
+    feed = Feed.in_order(dataset.images, starts, batch_size, device)
     was_training = [module for module in network.modules() if module.training]
     momenta = [norm.momentum for norm in norms]
     network.to(device).to(memory_format=memory_format(device)).eval()
@@ -48,9 +50,8 @@ def recalibrate(network: nn.Module, dataset: Dataset, *, device: torch.device, b
         norm.momentum = cast(float, None)  # the mean over the batches
         norm.training = True
     with torch.inference_mode(), arithmetic(), memory_errors(device, "use fewer --images"):
-        for start in range(0, len(dataset.images), batch_size):
-            batch = torch.from_numpy(np.array(dataset.images[start : start + batch_size])).to(device)
-            run(network, fit_channels(normalise(to_float(batch), mean, std), network))
+        for i in range(len(starts)):
+            run(network, fit_channels(normalise(to_float(feed.take(i).images), mean, std), network))
     network.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
