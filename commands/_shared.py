@@ -71,7 +71,7 @@ class Part:
     upto: Annotated[
         str | None, typer.Option(metavar="BLOCK", help="This block, or 50% of the numbered ones, and all before it.")
     ] = None
-    blocks: Annotated[str | None, typer.Option(metavar="B,...", help="These blocks.")] = None
+    blocks: Annotated[str | None, typer.Option(metavar="B,...", help="These blocks; of ^block2, all but it.")] = None
     role: Annotated[str | None, typer.Option(metavar="R,...", help="Roles: conv, linear, norm, batch_norm, ...")] = None
     only: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Tensors of these names; repeatable.")] = None
     except_: Annotated[

@@ -86,7 +86,8 @@ for _ in range(2):
 """
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_training_that_is_stopped_goes_on_to_the_same_network(system, fundus, fresh, finished, tmp_path):
     line = ["train", fresh, "--data", fundus, "-o", tmp_path / "run", *TRAINING]
     done = subprocess.run(

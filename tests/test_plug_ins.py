@@ -14,6 +14,20 @@ from safetensors.numpy import load_file
 PAGE = (Path(__file__).parents[1] / "docs" / "plug-ins.md").read_text()
 CLIP = PAGE.partition("```python\n")[2].partition("```")[0]
 IMPORTED = '\nimport pathlib\npathlib.Path(__file__).with_name("imported").touch()\n'
+ONTO = '''
+from typing import Annotated
+
+from wsurgery.plugin import Checkpoint, Option, TensorEdit, edit
+
+
+@edit()
+def onto(checkpoint: Checkpoint, *, other: Annotated[Checkpoint, Option(metavar="FILE", help="Whose tensors it takes.")]):
+    """Take all tensors from another.
+
+    Example: wsurgery onto a.safetensors --other b.safetensors > c.safetensors
+    """
+    return [TensorEdit(each, other, each) for each in other.tensors.values()]
+'''
 ENTRY = PAGE.partition('[project.entry-points."wsurgery.commands"]\n')[2].partition("\n")[0].replace('"', "")
 
 
@@ -49,6 +63,7 @@ def install(folder, name: str, module: str, source: str, entry: str) -> None:
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packages") / "site"
     install(folder, "wsurgery-clip", "clip", CLIP + IMPORTED, ENTRY)
+    install(folder, "wsurgery-onto", "onto", ONTO, "onto = onto:onto")
     install(folder, "broken-clip", "broken", "import nothing_like_it\n", "broken = broken:clip")
     return folder
 
@@ -74,7 +89,10 @@ def done(process: subprocess.CompletedProcess[str]) -> str:
 def test_help_names_it_and_its_package_and_does_not_import_it(run, site):
     (site / "imported").unlink(missing_ok=True)
     shown = done(run("wsurgery --help"))
-    assert shown.partition("Plug-ins:")[2].split() == ["broken", "broken-clip", "1.2", "clip", "wsurgery-clip", "1.2"]
+    listed = [["broken", "broken-clip"], ["clip", "wsurgery-clip"], ["onto", "wsurgery-onto"]]
+    assert [line.split() for line in shown.partition("Plug-ins:")[2].strip().splitlines()] == [
+        [*x, "1.2"] for x in listed
+    ]
     assert not (site / "imported").exists()
     assert "clip" not in done(run("wsurgery --help", installed=False))
     shown = done(run("wsurgery clip --help"))
@@ -117,6 +135,15 @@ def test_its_package_stands_in_the_history_and_replay_needs_it(run, resnet):
     refused = run("wsurgery replay y.safetensors", installed=False)
     assert refused.returncode == 2
     assert "clip of wsurgery-clip 1.2, which is not installed" in refused.stderr
+
+
+def test_an_input_that_is_given_with_an_option_is_logged_and_replayed_so(run, resnet):
+    done(run("wsurgery scale resnet.safetensors --by 2 | wsurgery onto --other resnet.safetensors > y.safetensors"))
+    assert done(run("wsurgery log y.safetensors")).splitlines()[1:] == [
+        "wsurgery scale resnet.safetensors --by 2.0 \\",
+        "  | wsurgery onto - --other resnet.safetensors",
+    ]
+    assert done(run("wsurgery replay y.safetensors")) == "identical\n"
 
 
 def test_its_bounds_hold_on_the_command_line_and_in_python(run):

@@ -377,7 +377,8 @@ class Pipeline:
     def prune(
         self,
         *,
-        sparsity: float,
+        sparsity: float | None = None,
+        zeros_of: Source | None = None,
         scope: Literal["tensor", "all"] = "tensor",
         by: Literal["magnitude", "random"] = "magnitude",
         seed: int = 0,
@@ -388,12 +389,19 @@ class Pipeline:
         except_: str | Sequence[str] | None = None,
         block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
     ) -> Pipeline:
-        """Set weights to zero: exactly a share of them, the smallest ones or random ones. `train --keep-zeros` keeps them so.
+        """Set weights to zero: exactly a share of them, the smallest ones or random ones, or those that are zero in another.
+
+        `train --keep-zeros` keeps them so.
 
         Pruned are the weights of convolutions and linear layers, the first among them, but not the head's, as where lottery
         tickets are drawn in deep networks; norms and biases never. --only or --role chooses others.
 
-        Example: wsurgery prune run/last.safetensors --sparsity 0.8 --scope all > ticket.safetensors
+        A lottery ticket is what a trained network leaves of its beginning (Frankle and Carbin 2019, arXiv 1803.03635): its own
+        zeros, put on that.
+
+        Example: wsurgery prune run/last.safetensors --sparsity 0.8 --scope all > pruned.safetensors
+
+        Example: wsurgery prune run/init.safetensors --zeros-of pruned.safetensors > ticket.safetensors
         """
 
     def recalibrate_bn(

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer
@@ -11,7 +12,7 @@ from wsurgery import __version__, ending
 from wsurgery.commands._edits import as_command
 from wsurgery.errors import WsurgeryError, redacted
 from wsurgery.operations.declaration import Edit
-from wsurgery.registry import command_modules, plug_ins
+from wsurgery.registry import command_modules, load_command, plug_ins
 
 # Importing rich's Markdown takes longer than all the rest of --help.
 _SETTINGS: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
@@ -75,25 +76,47 @@ _GROUPS: dict[str, dict[str, str]] = {
 }
 
 
+class _ByName(Mapping[str, Any]):
+    """The subcommands by name: each is imported, and its options made, when it is looked up, and not for the others."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*command_modules(), *plug_ins()])
+
+    def __len__(self) -> int:
+        return len(command_modules()) + len(plug_ins())
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            if name not in command_modules() and name not in plug_ins():
+                raise KeyError(name)
+            self._made[name] = _made(name)
+        return self._made[name]
+
+
+def _made(name: str) -> Any:
+    try:
+        entry = load_command(name) if name in command_modules() else plug_ins()[name].load()
+    except WsurgeryError as error:
+        typer.echo(f"wsurgery: {error}", err=True)
+        raise typer.Exit(error.exit_status) from None
+    short = next((lines[name] for lines in _GROUPS.values() if name in lines), None)
+    app = typer.Typer(add_completion=False, context_settings=_CONTEXT, **_SETTINGS)
+    if isinstance(entry, typer.Typer):
+        app.add_typer(entry, name=name, short_help=short)
+        return typer.main.get_group(app).commands[name]
+    app.command(name, short_help=short)(as_command(entry) if isinstance(entry, Edit) else entry)
+    return typer.main.get_command(app)
+
+
 class _Commands(TyperGroup):
-    """The subcommands; a plug-in is imported when it is run, and not for the help of the others."""
+    """The command line; a plug-in is imported when it is run, and not for the help of the others."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Name the subcommands."""
-        return [*super().list_commands(ctx), *plug_ins()]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Find a subcommand."""
-        found = super().get_command(ctx, cmd_name)
-        if found is not None or cmd_name not in plug_ins():
-            return found
-        app = typer.Typer(**_SETTINGS, context_settings=_CONTEXT)
-        try:
-            app.command(cmd_name)(as_command(plug_ins()[cmd_name].load()))
-        except WsurgeryError as error:
-            typer.echo(f"wsurgery: {error}", err=True)
-            raise typer.Exit(error.exit_status) from None
-        return typer.main.get_command(app)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _ByName()  # type: ignore[assignment]
 
     def invoke(self, ctx: Any) -> Any:
         """Run a subcommand; what the parser says of a word does not repeat a secret that is in it."""
@@ -109,9 +132,7 @@ class _Commands(TyperGroup):
         versions = {name: f"{plug_in.package} {plug_in.version}" for name, plug_in in plug_ins().items()}
         listed = {name for lines in _GROUPS.values() for name in lines}
         others = {  # an edit is a file: it needs no line above
-            name: self.get_command(ctx, name).get_short_help_str(60)
-            for name in super().list_commands(ctx)
-            if name not in listed
+            name: self.get_command(ctx, name).get_short_help_str(60) for name in command_modules() if name not in listed
         }
         groups = {**_GROUPS, "Surgery": dict(sorted({**_GROUPS["Surgery"], **others}.items())), "Plug-ins": versions}
         longest = max(len(name) for lines in groups.values() for name in lines)
@@ -128,7 +149,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def build_app() -> typer.Typer:
-    """Collect the subcommands: a module `reset_bn` holds an edit or a function `reset_bn`, typed as `reset-bn`."""
+    """Make the command line. A module `reset_bn` of `commands/` holds an edit or a function `reset_bn`, typed as `reset-bn`."""
     app = typer.Typer(cls=_Commands, no_args_is_help=True, context_settings=_CONTEXT, **_SETTINGS)
 
     @app.callback()
@@ -142,12 +163,6 @@ def build_app() -> typer.Typer:
         Surgery reads one safetensors checkpoint and writes one: from a file or standard input, to standard output or -o.
         """
 
-    short = {name: line for lines in _GROUPS.values() for name, line in lines.items()}
-    for name, entry in command_modules():
-        if isinstance(entry, typer.Typer):
-            app.add_typer(entry, name=name, short_help=short.get(name))
-        else:
-            app.command(name, short_help=short.get(name))(as_command(entry) if isinstance(entry, Edit) else entry)
     return app
 
 

@@ -3,7 +3,6 @@
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -34,25 +33,30 @@ class PlugIn(entry_points.PlugIn):
         return replace(found, name=self.name, package={"name": self.package, "version": self.version})
 
 
-def command_modules() -> Iterator[tuple[str, Any]]:
-    """Import the modules of `commands/`; yield the name of each subcommand and what stands under that name there."""
-    for module in pkgutil.iter_modules(commands.__path__):
-        if not module.name.startswith("_"):
-            entry = getattr(importlib.import_module(f"wsurgery.commands.{module.name}"), module.name)
-            yield module.name.replace("_", "-"), entry
+@cache
+def command_modules() -> dict[str, str]:
+    """Return the name of each subcommand, and of its module in `commands/`: `reset-bn` and `reset_bn`."""
+    modules = [module.name for module in pkgutil.iter_modules(commands.__path__) if not module.name.startswith("_")]
+    return {name.replace("_", "-"): name for name in modules}
+
+
+def load_command(name: str) -> Any:
+    """Import the module of a subcommand, and return what stands in it under its own name."""
+    module = command_modules()[name]
+    return getattr(importlib.import_module(f"wsurgery.commands.{module}"), module)
 
 
 @cache
 def edits() -> dict[str, Edit]:
     """Return wsurgery's own edits by name."""
-    return {name: entry for name, entry in command_modules() if isinstance(entry, Edit)}
+    return {name: entry for name in command_modules() if isinstance(entry := load_command(name), Edit)}
 
 
 @cache
 def plug_ins() -> dict[str, PlugIn]:
     """Return the edits of other packages by name."""
-    own = {module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)}
-    return {name: PlugIn(**vars(found)) for name, found in entry_points.plug_ins(GROUP).items() if name not in own}
+    found = entry_points.plug_ins(GROUP)
+    return {name: PlugIn(**vars(found[name])) for name in found if name not in command_modules()}
 
 
 def find_edit(name: str) -> Edit | None:
@@ -61,6 +65,7 @@ def find_edit(name: str) -> Edit | None:
     Raises:
         WsurgeryError: it is that of a plug-in that cannot be imported.
     """
-    if found := edits().get(name):
-        return found
+    if name in command_modules():
+        found = load_command(name)
+        return found if isinstance(found, Edit) else None
     return plug_ins()[name].load() if name in plug_ins() else None

@@ -300,7 +300,7 @@ def _applied(record: Record, sources: Sequence[Any], stack: ExitStack) -> Planne
     words = [*record.get("arguments", []), *(["--seed", str(record["seed"])] if "seed" in record else [])]
     places = [f"input {i}" for i in range(len(sources))]
     try:
-        named, options, selection, seed = parsed(edit, with_files(command, ["wsurgery", command, *words], places)[2:])
+        named, options, selection, seed = parsed(edit, with_files(record, ["wsurgery", command, *words], places)[2:])
         given: dict[str, Any] = {}
         for parameter in edit.inputs:
             place = named[parameter.name]

@@ -232,6 +232,9 @@ TENSORS = {
         (Selection(), set(TENSORS)),
         (Selection(upto="block1"), {"conv1.weight", "layer1.0.weight"}),
         (Selection(blocks="head,block2"), {"layer2.0.weight", "layer2.0.norm.weight", "fc.weight"}),
+        (Selection(blocks="^head,^block2"), {"conv1.weight", "layer1.0.weight"}),
+        (Selection(blocks="head,block2,^head"), {"layer2.0.weight", "layer2.0.norm.weight"}),
+        (Selection(upto="block2", blocks="^block1", role="conv"), {"conv1.weight", "layer2.0.weight"}),
         (Selection(role="norm"), {"layer2.0.norm.weight"}),
         (Selection(upto="block2", role="conv", except_=("conv1*",)), {"layer1.0.weight", "layer2.0.weight"}),
         (Selection(only=("layer*", "fc.*"), except_=("*norm*",)), {"layer1.0.weight", "layer2.0.weight", "fc.weight"}),
@@ -245,6 +248,7 @@ def test_selectors_narrow(selection, expected):
     "selection",
     [
         Selection(upto="block7"),
+        Selection(blocks="^block7"),
         Selection(role="embedding"),
         Selection(only=("nothing*",)),
         Selection(except_=("nope",)),

@@ -318,6 +318,7 @@ def test_names_in_a_manifest_drive_no_terminal(run, tmp_path):
     assert list(json.loads(shown)["splits"]) == names[:1]
 
 
+@pytest.mark.slow
 def test_from_a_table_as_pandas_writes_it_to_curves(shell, tmp_path):
     """DataFrame.to_csv() with its index, a float where a label is missing, booleans, `val`, an age; nothing edited by hand."""
     rng = np.random.default_rng(0)

@@ -27,6 +27,9 @@ PIPELINES = {
     "a mean with what is piped in": "wsurgery shuffle resnet.safetensors | wsurgery average - 'donor one.safetensors' > made",
     "by structure": "wsurgery meanvar resnet.safetensors --per filter --role conv | wsurgery covariance --of space"
     " | wsurgery spectrum --keep left --seed 2 | wsurgery shuffle --within position | wsurgery shuffle --axis in > made",
+    "inputs given with options": "wsurgery prune 'donor one.safetensors' --sparsity 0.5 > pruned"
+    " && wsurgery transfuse resnet.safetensors --upto conv1 --into <(wsurgery reset-bn pruned) | wsurgery prune --zeros-of pruned"
+    " | wsurgery merge - resnet.safetensors --base 'donor one.safetensors' --method task -o made",
     "a fresh network": "wsurgery init cbr_tiny --width 0.05 --num-classes 5 --seed 2 | wsurgery gabor > made",
 }
 
@@ -54,6 +57,10 @@ def test_what_a_pipeline_made_is_made_again(line, folder, shell, wsurgery):
     done = wsurgery("replay", folder / "made")
     assert (done.stdout, done.stderr) == (b"identical\n", b"")
     assert sorted(folder.iterdir()) == before
+    typed = shell(f"{wsurgery('log', folder / 'made').stdout.decode().rstrip()} > again", folder)
+    assert typed.returncode == 0, typed.stderr.decode()
+    made, again = load_file(folder / "made"), load_file(folder / "again")
+    assert {name: x.tobytes() for name, x in made.items()} == {name: x.tobytes() for name, x in again.items()}
 
 
 def test_inputs_are_found_in_another_folder(folder, wsurgery):

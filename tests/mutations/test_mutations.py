@@ -16,7 +16,7 @@ def test_a_damaged_file_can_do_nothing_but_be_refused(part):
     attack = Path(__file__).with_name("attack.py")
     kinds = [word for kind in list(KINDS)[part::2] for word in ("--kind", kind)]
     done = subprocess.run(
-        [sys.executable, attack, "--minutes", "0.25", *kinds], capture_output=True, text=True, timeout=300
+        [sys.executable, attack, "--minutes", "0.1", *kinds], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -138,15 +138,48 @@ def test_a_second_pruning_goes_on_from_the_first(prune):
     assert {name: y.tobytes() for name, y in once.items()} == {name: y.tobytes() for name, y in twice.items()}
 
 
+def test_zeros_of_another_are_put_on_what_it_began_from(invoke, tmp_path):
+    start, trained = small_resnet(0), small_resnet(1)
+    start["layer2.0.conv1.weight"][0] = 0  # stays, whatever the other has there
+    save_file(start, tmp_path / "start")
+    save_file({f"module.{name}": x for name, x in trained.items()}, tmp_path / "trained")
+    invoke("prune", tmp_path / "trained", "--sparsity", 0.7, "--scope", "all", "-o", tmp_path / "mask")
+    invoke("prune", tmp_path / "start", "--zeros-of", tmp_path / "mask", "-o", tmp_path / "ticket")
+    mask, ticket = load_file(tmp_path / "mask"), load_file(tmp_path / "ticket")
+    for name, x in start.items():
+        want = np.where(mask[f"module.{name}"] == 0, 0, x) if name in PRUNED else x
+        assert ticket[name].tobytes() == want.astype(x.dtype).tobytes(), name
+    log = invoke("log", tmp_path / "ticket").stdout
+    assert log.startswith("wsurgery prune start --zeros-of <(wsurgery prune trained --sparsity 0.7 --scope all")
+
+
+def test_zeros_of_a_network_of_other_shapes_names_the_tensor(invoke, tmp_path):
+    x = small_resnet()
+    save_file(x, tmp_path / "x")
+    for name, wrong in (("shape", np.zeros((3, 3, 7, 7), np.float32)), ("missing", None)):
+        other = {key: value for key, value in x.items() if key != "conv1.weight"}
+        save_file(other | ({} if wrong is None else {"conv1.weight": wrong}), tmp_path / name)
+        done = invoke("prune", tmp_path / "x", "--zeros-of", tmp_path / name, "-o", tmp_path / "y", check=False)
+        assert done.exit_code == 1
+        assert "conv1.weight" in done.stderr
+        assert str(tmp_path / name) in done.stderr
+        assert "--except" in done.stderr
+        assert not (tmp_path / "y").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--sparsity", 1.1], "--sparsity"),
         (["--sparsity", 0.5, "--blocks", "head"], "no weight of a convolution or linear layer below the head: choose"),
         (["--sparsity", 0.5, "--scope", "layer"], "--scope"),
+        ([], "say which weights go: --sparsity S or --zeros-of FILE"),
+        (["--sparsity", 0.5, "--zeros-of", "RESNET"], "one of them"),
+        (["--zeros-of", "RESNET", "--by", "random"], "leave out --scope and --by"),
     ],
 )
 def test_a_mistake_leaves_no_file(arguments, words, invoke, resnet, tmp_path):
+    arguments = [resnet if word == "RESNET" else word for word in arguments]
     done = invoke("prune", resnet, *arguments, "-o", tmp_path / "y", check=False)
     assert done.exit_code == 2
     assert words in done.stderr

@@ -96,6 +96,7 @@ def content(run):
     return found
 
 
+@pytest.mark.slow
 def test_killed_at_every_moment_and_run_again_it_ends_with_the_same_bytes(train_killed, finished, tmp_path):
     unbroken = content(finished)
     kills = 0

@@ -16,7 +16,7 @@ class Selection:
     """What the selectors of the command line say. Each one given narrows the part; none at all means everything."""
 
     upto: str | None = None  # this block, or this part of the numbered blocks (50%), and all before it
-    blocks: str | None = None  # block names, comma-separated
+    blocks: str | None = None  # block names, comma-separated; ^ before one leaves it out
     role: str | None = None  # roles, comma-separated
     only: tuple[str, ...] = ()  # globs of tensor names: at least one must match
     except_: tuple[str, ...] = ()  # globs of tensor names: none may match
@@ -83,7 +83,7 @@ class Selection:
             if self.upto:
                 chosen &= _upto(_last_block(self.upto, blocks), blocks)
             if self.blocks:
-                wanted = {find_block(word, blocks) for word in self.blocks.split(",")}
+                wanted = _wanted(self.blocks.split(","), blocks)
                 chosen &= {name for name, block in blocks.items() if block in wanted}
         if self.role:
             chosen &= _with_roles(self.role.split(","), tensors)
@@ -133,6 +133,13 @@ def _last_block(word: str, blocks: Mapping[str, str]) -> str:
             f"--upto {word}: give more than 0% and at most 100% of numbered blocks; this network has {have}"
         )
     return numbered[max(1, int(len(numbered) * float(percent[1]) / 100 + 0.5)) - 1]
+
+
+def _wanted(words: Sequence[str], blocks: Mapping[str, str]) -> set[str]:
+    """Return the blocks that are named, or all, without those that are named behind a ^."""
+    without = {find_block(word[1:], blocks) for word in words if word.startswith("^")}
+    named = {find_block(word, blocks) for word in words if not word.startswith("^")}
+    return (named or {*blocks.values()}) - without
 
 
 def _upto(last: str, blocks: Mapping[str, str]) -> set[str]:

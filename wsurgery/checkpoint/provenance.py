@@ -14,7 +14,7 @@ import shlex
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from wsurgery.errors import WsurgeryError
 
 KEY = "wsurgery"
 Record = dict[str, Any]
+# Commands whose records do not say with which options inputs are given, because their bytes were promised before records did.
+WITHOUT_OPTIONS: Mapping[str, list[str]] = {"transfuse": ["--into", ""]}
 _PIPE = " \\\n  | "
 _NOT_RAW = "'\\!"  # what ends a quote, escapes, or recalls an earlier line
 
@@ -147,7 +149,7 @@ def make_record(
     return record | {key: value for key, value in more.items() if value is not None}
 
 
-def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool) -> Record:
+def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool, option: str = "") -> Record:
     """Describe an input for a record.
 
     Args:
@@ -155,7 +157,13 @@ def describe_input(checkpoint: Checkpoint, history: History, *, flows: bool) -> 
         history: its history.
         flows: whether its log goes on in the output. If it does not, its log is kept inside the description, so that
             every parent can be traced.
+        option: that it is given with: `--into`.
     """
+    described = _described(checkpoint, history, flows=flows)
+    return {**described, "option": option} if option else described
+
+
+def _described(checkpoint: Checkpoint, history: History, *, flows: bool) -> Record:
     in_memory = checkpoint.path is None and checkpoint.url is None
     if flows and (history.log or in_memory or not checkpoint.seekable):
         return {"name": STDIN, "header": _header_digest(checkpoint)}
@@ -207,10 +215,10 @@ def as_pipeline(log: Sequence[Record], runs: Iterator[int] | None = None) -> str
             if stages:
                 files = [f"INIT{run}.safetensors"]
                 lines.append(f"{_PIPE.join(stages)} > {files[0]}")
-            lines.append(" ".join([*with_files("train", words, files), "-o", f"RUN{run}"]))
+            lines.append(" ".join([*with_files({"command": "train"}, words, files), "-o", f"RUN{run}"]))
             stages = [f"cat RUN{run}/{_word(record.get('output', 'last.safetensors'))}"]
         else:
-            stages.append(" ".join(with_files(record["command"], words, files)))
+            stages.append(" ".join(with_files(record, words, files)))
     return "\n".join([*lines, _PIPE.join(stages)])
 
 
@@ -247,18 +255,18 @@ def _escaped(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in content)
 
 
-def with_files(command: str, words: list[str], files: list[str]) -> list[str]:
-    """Put a command's input files where it takes them among its `words` (program, command, arguments)."""
+def with_files(record: Record, words: list[str], files: list[str]) -> list[str]:
+    """Put the input files of a record where its command takes them among its `words` (program, command, arguments)."""
+    command, options = record["command"], [given.get("option", "") for given in record.get("inputs", [])]
     if command == "fetch":  # its name is an argument; its input is what was downloaded
         return words
-    if command == "transfuse":  # inputs: the stream that flows through, then the source
-        into = [] if len(files) < 2 else ["--into", files[0]]
-        return [*words[:2], files[-1], *words[2:], *into] if files else words
-    if command == "init":
-        return [*words, *(["--from", *files] if files else [])]
-    if command == "align":
-        return [*words[:2], files[0], "--to", *files[1:], *words[2:]]
-    if command == "merge" and "slerp" not in words:
-        files = [*files[:-1], "--base", files[-1]]
-    named = files if len(files) > 1 else [name for name in files if name != STDIN]
-    return [*words, *named] if command == "rename" else [*words[:2], *named, *words[2:]]
+    if command in WITHOUT_OPTIONS:
+        options = WITHOUT_OPTIONS[command][-len(files) :]
+    by_place = [file for file, option in zip_longest(files, options) if not option]
+    by_option = [word for option, file in zip(options, files, strict=False) if option for word in (option, file)]
+    if len(files) == 1:
+        by_place = [name for name in by_place if name != STDIN]
+    if command == "rename":  # whose patterns stand before it
+        return [*words, *by_place]
+    end = words.index("--") if "--" in words else len(words)
+    return [*words[:2], *by_place, *words[2:end], *by_option, *words[end:]]

@@ -14,6 +14,7 @@ from wsurgery.untrusted import parse_json
 MAX_DEPTH = 128  # logs inside the descriptions of inputs
 MAX_RECORDS = 100_000  # in all logs together
 COMMAND = r"^[a-z0-9][a-z0-9_-]{0,63}\Z"  # its name: no shell reads it otherwise
+OPTION = r"^(--[a-z0-9][a-z0-9-]{0,63})?\Z"  # that an input is given with; none of one that stands by its place
 
 Natural = Annotated[int, Meta(ge=0)]
 Size = Annotated[int, Meta(ge=0, lt=1 << 31)]  # of a dimension
@@ -23,6 +24,7 @@ class Input(Struct, kw_only=True):
     """A file or a stream that a command read: see `describe_input`."""
 
     name: Annotated[str, Meta(min_length=1)]
+    option: Annotated[str, Meta(pattern=OPTION)] = ""
     size: Natural = 0
     blake3: str = ""
     header: str = ""

@@ -23,9 +23,9 @@ from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.average import matched, weighted_sum_edits
 from wsurgery.operations.cast import overflow_count, round_once
-from wsurgery.operations.magnitudes import magnitude, of_ranks
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import CHUNK, RandomStream, chunks, for_each_chunk
+from wsurgery.operations.ranks import magnitude_keys, of_ranks
 from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
 from wsurgery.operations.tensors import not_negative
 
@@ -39,6 +39,9 @@ SETTINGS: Mapping[str, Mapping[str, float]] = {
     "stock": {},
 }
 _NOT_FINITE = "holds NaN or infinity, which --method task alone can merge: leave it out with --except"
+# Keys between which magnitudes stay: none, and the largest number.
+_NONE = (1, 0)
+_LARGEST = int(magnitude_keys(np.array(np.inf)))
 _PARALLEL = 1e-6  # radians: below, an arc and its chord are the same in float64's last digits
 
 # Elements in float64 at a time, so that a block of each checkpoint fits in the cache. Of `dare`, part of the result.
@@ -102,7 +105,7 @@ def merge_edits(
             return partial(_linear, coefficients=_stock(_gram(xs, run, less_last=True)))
         scale = settings["lambda_"]
         if method == "ties":
-            return partial(_ties, weights=weights, scale=scale, least=scan())
+            return partial(_ties, weights=weights, scale=scale, bounds=scan())
         if method == "dare":
             thin: Callable[..., Array] = partial(_dropped, rate=settings["drop"], random=random.of(name))
         else:
@@ -220,13 +223,13 @@ def _dropped(i: int, block: int, vector: Array, *, rate: float, random: RandomSt
     return np.where(drawn >= rate, vector / (1 - rate), 0)
 
 
-def _within(i: int, block: int, vector: Array, *, bounds: Sequence[tuple[float, float]]) -> Array:
-    """Keep the elements between two magnitudes; none where these are NaN."""
-    size = magnitude(vector)
-    return np.where((size >= bounds[i][0]) & (size <= bounds[i][1]), vector, 0)
+def _within(i: int, block: int, vector: Array, *, bounds: Sequence[tuple[int, int]]) -> Array:
+    """Keep the elements whose magnitudes' keys are between two, which count."""
+    keys = magnitude_keys(vector)
+    return np.where((keys >= bounds[i][0]) & (keys <= bounds[i][1]), vector, 0)
 
 
-def _bounds(xs: Sequence[Array], beta: float, gamma: float, run: Map) -> list[tuple[float, float]]:
+def _bounds(xs: Sequence[Array], beta: float, gamma: float, run: Map) -> list[tuple[int, int]]:
     """Model breadcrumbs: which magnitudes stay (Davari and Belilovsky 2024, arXiv 2312.06795).
 
     In each task vector, and each tensor of n elements by itself, those of the ranks from βn to γn, rounded; small ones and
@@ -235,13 +238,13 @@ def _bounds(xs: Sequence[Array], beta: float, gamma: float, run: Map) -> list[tu
     *flat, base = (x.reshape(-1) for x in xs)
     low, high = round(beta * base.size), round(gamma * base.size)
     if low >= high:
-        return [(math.nan, math.nan)] * len(flat)
+        return [_NONE] * len(flat)
     found = [of_ranks([low, high - 1], partial(_visit, x, base, run)) for x in flat]
-    return [(float(least), float(most)) for least, most in found]
+    return [(least.key, most.key) for least, most in found]
 
 
 def _ties(
-    block: int, parts: Sequence[Array], *, weights: Sequence[float], scale: float, least: Sequence[float]
+    block: int, parts: Sequence[Array], *, weights: Sequence[float], scale: float, bounds: Sequence[tuple[int, int]]
 ) -> Array:
     """TIES: trim, elect the sign, and take the mean of what agrees with it (Yadav et al. 2023, arXiv 2306.01708).
 
@@ -249,7 +252,6 @@ def _ties(
     sign, weighted.
     """
     *xs, base = parts
-    bounds = [(size, math.inf) for size in least]
     trimmed = [_within(i, block, x - base, bounds=bounds) for i, x in enumerate(xs)]
     elected = np.sign(sum(weight * vector for weight, vector in zip(weights, trimmed, strict=True)))
     total, share = np.zeros_like(base), np.zeros_like(base)
@@ -265,16 +267,16 @@ def _trimmings(
     tensors: Sequence[TensorInfo],
     density: float,
     read: Callable[[Checkpoint, str], Array],
-) -> list[float]:
-    """TIES: the least magnitude that stays in each task vector, of the share `density` of all its n elements, rounded.
+) -> list[tuple[int, int]]:
+    """TIES: which magnitudes stay in each task vector: the largest, the share `density` of all its n elements, rounded.
 
-    Those tied with it stay. NaN: none does. The last checkpoint is the base.
+    Those tied with the least stay. The last checkpoint is the base.
     """
     *xs, base = checkpoints
     count = sum(tensor.elements for tensor in tensors)
     kept = round(density * count)
     if not kept:
-        return [math.nan] * len(xs)
+        return [_NONE] * len(xs)
     with ThreadPoolExecutor(cores()) as pool:
 
         def visit(source: Checkpoint, look: Callable[[Array], None]) -> None:
@@ -282,7 +284,7 @@ def _trimmings(
                 x, less = (read(each, tensor.name).reshape(-1) for each in (source, base))
                 _visit(x, less, pool.map, look)
 
-        return [float(of_ranks([count - kept], partial(visit, source))[0]) for source in xs]
+        return [(of_ranks([count - kept], partial(visit, source))[0].key, _LARGEST) for source in xs]
 
 
 def _visit(x: Array, base: Array, run: Map, look: Callable[[Array], None]) -> None:
@@ -291,7 +293,7 @@ def _visit(x: Array, base: Array, run: Map, look: Callable[[Array], None]) -> No
     def work(chunk: int) -> None:
         for _, (part, less) in _blocks([x, base], chunk):
             with np.errstate(over="ignore", invalid="ignore"):
-                look(magnitude(part - less))
+                look(magnitude_keys(part - less))
 
     for_each_chunk(run, work, x.size)
 

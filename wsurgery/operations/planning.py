@@ -16,7 +16,7 @@ from wsurgery.checkpoint.companions import ModelFolder, model_folder
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
-from wsurgery.checkpoint.provenance import History, Record, Unmade, describe_input, make_record
+from wsurgery.checkpoint.provenance import WITHOUT_OPTIONS, History, Record, Unmade, describe_input, make_record
 from wsurgery.checkpoint.spool import spooled
 from wsurgery.checkpoint.writer import write_all
 from wsurgery.errors import UsageError, WsurgeryError, printable
@@ -296,16 +296,18 @@ def plan(
     if not 0 <= seed < 1 << 64:
         raise UsageError("--seed: a whole number from 0 to 2^64 - 1 is needed")
     options = {name: p.checked(options.get(name, p.default)) for name, p in edit.options.items()}
-    given = in_turn(edit, inputs)
-    flows, others = (given[0], given[1:]) if given and edit.flows else (None, given)
+    named = _named(edit, inputs)
+    flows = named[0][1] if named and edit.flows else None
     history = History() if flows is None else History.of(flows)
     words_of_part = selection.arguments
     blocks = (selection.used_map if edit.takes_part else None) or history.blocks
     selection = selection.with_map(history.blocks)
     if flows is not None and edit.takes_part:
         selection = selection.with_aliases(history.aliases(flows.tensors))
-    described = [] if flows is None else [describe_input(flows, history, flows=True)]
-    described += [describe_input(other, History.of(other), flows=False) for other in others]
+    described = [
+        describe_input(each, History.of(each), flows=flows is not None and not i, option=option)
+        for i, (option, each) in enumerate(named)
+    ]
     inputs = {name: _in_reach(edit, name, given, flows) for name, given in inputs.items()}
     random = RandomStream(seed, edit.name, history.count(edit.name), "")
     if edit.of_tensors:
@@ -354,11 +356,18 @@ def _tied(result: Result, flows: Checkpoint | None, after: History, selection: S
 
 def in_turn(edit: Edit, inputs: Mapping[str, Any]) -> list[Checkpoint]:
     """Return the checkpoints among the inputs of an edit, the one that flows through first."""
-    names = [parameter.name for parameter in edit.inputs]
-    names.sort(key=lambda name: name != edit.flows)
-    given = [inputs.get(name) for name in names]
-    listed = [each for one in given for each in (one if isinstance(one, list) else [one])]
-    return [each for each in listed if isinstance(each, Checkpoint)]
+    return [each for _, each in _named(edit, inputs)]
+
+
+def _named(edit: Edit, inputs: Mapping[str, Any]) -> list[tuple[str, Checkpoint]]:
+    """Return the same, each with the option that it is given with, "" for one that stands by its place."""
+    found: list[tuple[str, Checkpoint]] = []
+    for parameter in sorted(edit.inputs, key=lambda parameter: parameter.name != edit.flows):
+        given = inputs.get(parameter.name)
+        said = parameter.declared and not parameter.is_argument and edit.name not in WITHOUT_OPTIONS
+        option = parameter.option if said else ""
+        found += [(option, x) for x in (given if isinstance(given, list) else [given]) if isinstance(x, Checkpoint)]
+    return found
 
 
 def _in_reach(edit: Edit, name: str, given: Any, flows: Checkpoint | None) -> Any:

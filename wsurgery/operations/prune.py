@@ -1,27 +1,32 @@
-"""Pruning: weights become zero, those of the least magnitude (Han et al. 2015, Frankle and Carbin 2019) or random ones.
+"""Pruning: the least weights become zero (Han et al. 2015, Frankle and Carbin 2019), random ones, or those that are in another.
 
-Weights are ordered by a key, an unsigned integer: the bits of |w|, which are in the order of the numbers, or random bits. The
-key that bounds those to go is found digit by digit from counts (a radix select), so that of a whole checkpoint only a chunk
-is in memory; of equal keys those go that come first by tensor name and position.
+Weights are ordered by a key: the bits of their magnitude, or random bits. Those below a bound go, and of those equal to it as
+many as are missing, by tensor name and position.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Lock
 
 import numpy as np
 
 from wsurgery.anatomy import Selection
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.spool import spooled
+from wsurgery.cores import cores
+from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
+from wsurgery.operations.counterparts import seen_as, under_names_of
 from wsurgery.operations.layers import layer_weights
-from wsurgery.operations.random_streams import RandomStream, chunk_slice, chunks
+from wsurgery.operations.random_streams import RandomStream, chunk_slice, chunks, for_each_chunk
+from wsurgery.operations.ranks import magnitude_keys, of_ranks
 from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.tensor_edit import Result, TensorEdit
 
+_ALL = sys.maxsize
 Key = Callable[[Array, int], Array]  # the elements of a chunk, and its number → their keys
-_DIGIT = 16  # bits
-_VALUES = 1 << _DIGIT
 
 
 def prune_edits(
@@ -53,23 +58,21 @@ def prune_edits(
     wide = {name: tensors[name].dtype == "F64" or not by_magnitude for name in chosen}
     if together:
         checkpoint, wide = spooled(checkpoint), dict.fromkeys(chosen, any(wide.values()))
-    keys = {
-        name: partial(magnitude_key, wide=wide[name]) if by_magnitude else partial(random_key, random=random.of(name))
+    keys: dict[str, Key] = {
+        name: partial(_magnitude_key, wide=wide[name]) if by_magnitude else partial(_random_key, random=random.of(name))
         for name in chosen
     }
 
     def each(x: Array, run: Map, *, name: str) -> Array:
-        flat = x.reshape(-1)
-        bound, ties = least([(name, lambda: flat, keys[name])], round(sparsity * x.size), bits=32 << wide[name])
-        return pruned(x, keys[name], bound, ties.get(name, 0))
+        count = round(sparsity * x.size)
+        return pruned(x, keys[name], *_bound(count, partial(_visit, x, keys[name], run), bits=32 << wide[name]))
 
     if together:
-        total = sum(tensors[name].elements for name in chosen)
-        found = [(name, partial(checkpoint.read_array, name), keys[name]) for name in chosen]
-        bound, ties = least(found, round(sparsity * total), bits=32 << any(wide.values()))
+        count = round(sparsity * sum(tensors[name].elements for name in chosen))
+        bound, ties = _of_all(checkpoint, keys, count, bits=32 << any(wide.values()))
 
     def all_alike(x: Array, run: Map, *, name: str) -> Array:
-        return pruned(x, keys[name], bound, ties.get(name, 0))
+        return pruned(x, keys[name], bound, ties[name])
 
     operation = all_alike if together else each
     edits = [
@@ -79,60 +82,43 @@ def prune_edits(
     return Result(edits, recorded={"seed": None} if by_magnitude else {})
 
 
-def magnitude_key(x: Array, chunk: int, *, wide: bool) -> Array:
-    """Return the bits of |x|, uint32, or uint64 where `wide`, which float64 needs: in the order of the magnitudes, NaN last."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        magnitudes: Array = np.abs(x.astype(np.float64 if wide else np.float32))
-    return magnitudes.view(np.uint64 if wide else np.uint32)
-
-
-def random_key(x: Array, chunk: int, *, random: RandomStream) -> Array:
-    """Return iid uniform numbers, uint64, and 0 where x is 0."""
-    drawn: Array = random.generator(chunk).integers(1, 1 << 64, x.size, np.uint64)
-    drawn[x == 0] = 0
-    return drawn
-
-
-def least(
-    tensors: Iterable[tuple[str, Callable[[], Array], Key]], count: int, *, bits: int
-) -> tuple[int, Mapping[str, int]]:
-    """Find the `count` least keys of all elements of some tensors.
+def zeros_of(checkpoint: Checkpoint, other: Checkpoint, *, selection: Selection) -> Result:
+    """Set the same weights to zero that are zero in another checkpoint, whose names may have a wrapper's prefix.
 
     Args:
-        tensors: name, what reads the tensor, and what gives its keys; in the order in which equal keys count. Each is read
-            once for every 16 bits.
-        count: how many, at most as many as there are elements.
-        bits: of a key.
+        checkpoint: open.
+        other: open, seekable.
+        selection: of the checkpoint's tensors.
 
-    Returns:
-        A bound: the keys below it are among them. And name → how many of the tensor's first keys equal to the bound are, too.
+    Raises:
+        UsageError: the part has no weight of a convolution or linear layer, or below the head none.
+        WsurgeryError: the other has not all of them, or not in the same shapes.
     """
-    bound, left, ties = 0, count, dict[str, int]()
-    if not count:
-        return bound, ties
-    for shift in range(bits - _DIGIT, -1, -_DIGIT):
-        counts = np.zeros(_VALUES, np.int64)
-        own: list[tuple[str, Array, Array]] = []
-        for name, read, key in tensors:
-            x = read().reshape(-1)
-            inside = np.zeros(_VALUES, np.int64)
-            for chunk in chunks(x.size):
-                digits = key(x[chunk_slice(chunk)], chunk) >> shift
-                if shift < bits - _DIGIT:
-                    digits = digits[digits >> _DIGIT == bound]
-                inside += np.bincount((digits & (_VALUES - 1)).astype(np.intp), minlength=_VALUES)
-            counts += inside
-            if not shift:
-                there = np.flatnonzero(inside)
-                own.append((name, there, inside[there]))
-        ends = counts.cumsum()
-        digit = int(np.searchsorted(ends, left))
-        left -= int(ends[digit] - counts[digit])
-        bound = bound << _DIGIT | digit
-    for name, there, some in own:
-        ties[name] = min(left, int(some[there == digit].sum()))
-        left -= ties[name]
-    return bound, ties
+    chosen = sorted(layer_weights(checkpoint, selection, head=False))
+    tensors = checkpoint.tensors
+    other = seen_as(other, under_names_of(tensors, chosen, other))
+    for name in chosen:
+        found = other.tensors.get(name)
+        if found is None or found.shape != tensors[name].shape:
+            there = "is not there" if found is None else f"is {found.shape} there"
+            raise WsurgeryError(
+                f"{printable(name)}, {tensors[name].shape} in {checkpoint.label}, {there} in {other.label}: "
+                "leave it out with --except"
+            )
+    reading = Lock()  # tensors are computed in several threads, and a file has one position
+
+    def with_zeros(x: Array, run: Map, *, name: str) -> Array:
+        with reading:
+            like = other.read_array(name)
+        result = x.copy()
+        result[like == 0] = 0
+        return result
+
+    edits = [
+        TensorEdit(tensor, checkpoint, tensor, partial(with_zeros, name=name) if name in chosen else None)
+        for name, tensor in tensors.items()
+    ]
+    return Result(edits, recorded={"seed": None, "scope": None, "by": None})
 
 
 def pruned(x: Array, key: Key, bound: int, ties: int) -> Array:
@@ -147,3 +133,48 @@ def pruned(x: Array, key: Key, bound: int, ties: int) -> Array:
         part[equal] = 0
         ties -= len(equal)
     return result
+
+
+def _magnitude_key(x: Array, chunk: int, *, wide: bool) -> Array:
+    return magnitude_keys(x, wide=wide)
+
+
+def _random_key(x: Array, chunk: int, *, random: RandomStream) -> Array:
+    """Return iid uniform numbers, uint64, and 0 where x is 0."""
+    drawn: Array = random.generator(chunk).integers(1, 1 << 64, x.size, np.uint64)
+    drawn[x == 0] = 0
+    return drawn
+
+
+def _visit(x: Array, key: Key, run: Map, look: Callable[[Array], None]) -> None:
+    flat = x.reshape(-1)
+    for_each_chunk(run, lambda chunk: look(key(flat[chunk_slice(chunk)], chunk)), flat.size)
+
+
+def _bound(count: int, visit: Callable[[Callable[[Array], None]], None], *, bits: int) -> tuple[int, int]:
+    """Return the bound below which keys are among the `count` least, and how many of those equal to it are."""
+    if not count:
+        return 0, 0
+    ((bound, before, alike),) = of_ranks([count - 1], visit, bits=bits)
+    return bound, _ALL if before + 1 == alike else before + 1
+
+
+def _of_all(checkpoint: Checkpoint, keys: dict[str, Key], count: int, *, bits: int) -> tuple[int, dict[str, int]]:
+    """Return the bound of all tensors together, and of each how many of the keys equal to it go, by the order of names."""
+    with ThreadPoolExecutor(cores()) as pool:
+
+        def visit(look: Callable[[Array], None], names: Iterable[str] = keys) -> None:
+            for name in names:
+                _visit(checkpoint.read_array(name), keys[name], pool.map, look)
+
+        bound, left = _bound(count, visit, bits=bits)
+        ties = dict.fromkeys(keys, left)
+        if left == _ALL:
+            return bound, ties
+        for name in keys:
+            ties[name] = left
+            if left:
+                alike: list[int] = []
+                visit(lambda found, alike=alike: alike.append(np.count_nonzero(found == bound)), [name])
+                left -= min(left, sum(alike))
+    return bound, ties
