@@ -44,6 +44,7 @@ def prune(
         if scope != "tensor" or by != "magnitude":
             raise UsageError("--zeros-of says which weights go: leave out --scope and --by")
         return with_zeros_of(checkpoint, zeros_of, selection=selection)
+    assert sparsity is not None
     together, by_magnitude = scope == "all", by == "magnitude"
     return prune_edits(
         checkpoint, sparsity, together=together, by_magnitude=by_magnitude, selection=selection, random=random

@@ -1,4 +1,4 @@
-"""The pages of the recipes `barrier` and `rewind`, from the JSON that their commands left.
+"""The pages of the recipes `barrier`, `rewind` and `soup`, from the JSON that their commands left.
 
 python beyond.py barrier out/toy/resnet18 …
 """
@@ -100,12 +100,48 @@ def rewind(net: Path) -> Iterator[str]:
     ])  # fmt: skip
 
 
+def soup(net: Path) -> Iterator[str]:
+    """Give the soups beside the single networks, and the line from a network's beginning to its end."""
+    found = {file.stem: json.loads(file.read_text()) for file in sorted((net / "soup").glob("[0-9]*.json"))}
+    ways = {
+        way: {seed: each[way] for seed, each in found.items()} for way in ("single", "uniform", "greedy", "ensemble")
+    }
+    members = {seed: float(len(each["greedy_members"])) for seed, each in found.items()}
+    said = {
+        "single": "the best single one, by validation",
+        "uniform": "the average of all",
+        "greedy": f"the greedy soup, of {fmean(members.values()):.1f} networks",
+        "ensemble": "the ensemble of all, by mean logits",
+    }
+    runs = {run: [each["runs"][run] for each in found.values()] for run in sorted(next(iter(found.values()))["runs"])}
+    yield table(
+        ["", "test AUC"],
+        [
+            *([said[way], written([*values.values()])] for way, values in ways.items()),
+            *([f"`{run}`", written(values)] for run, values in runs.items()),
+        ],
+    )
+    yield from verdicts([
+        ("The average of all ends higher than the best single network.", ways["uniform"], ways["single"]),
+        ("The greedy soup ends higher than the best single network.", ways["greedy"], ways["single"]),
+        ("The ensemble ends higher than the average.", ways["ensemble"], ways["uniform"]),
+    ])  # fmt: skip
+    lines = [json.loads(file.read_text())["points"] for file in sorted((net / "soup").glob("line-*.json"))]
+    yield table(
+        ["from the beginning (0) to the end (1)", "test AUC", "loss"],
+        [
+            [f"{points[0]['t']:g}", *(written([point[key] for point in points]) for key in ("macro_auc", "loss"))]
+            for points in zip(*lines, strict=True)
+        ],
+    )
+
+
 if __name__ == "__main__":
     recipe, *folders = sys.argv[1:]
     print(f"# {recipe}\n")
     for folder in map(Path, folders):
         print(f"## {folder.name}\n")
-        print("\n".join({"barrier": barrier, "rewind": rewind}[recipe](folder)))
+        print("\n".join({"barrier": barrier, "rewind": rewind, "soup": soup}[recipe](folder)))
     print(
         "Tests: exact, signs of the differences by seed are flipped; one-sided, shown is p < .05. Made by `make results`."
     )

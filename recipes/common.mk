@@ -298,10 +298,11 @@ ARM_gabor       = wsurgery transfuse $(PRETRAINED) --blocks $(firstword $(call b
 ARM_slim-random = $(FRESH_SLIM)
 ARM_slim-transfuse-block2 = $(FRESH_SLIM) | wsurgery transfuse $(PRETRAINED) --upto block2
 
-# Pretrained up to a block; pretrained or random features that are frozen up to it. A frozen batch norm goes on with its running
+# Pretrained up to a block; pretrained with one block to be trained; pretrained or random features that are frozen up to a block. A frozen batch norm goes on with its running
 # statistics: pretrained ones for pretrained features, and for random ones those of the target's images, or they would be 0 and 1.
 define BLOCK_ARMS
 ARM_transfuse-$(1)     = $$(call UPTO,$(1))
+ARM_only-$(1)          = $$(call UPTO,$$(TOP)) | wsurgery freeze-spec --upto $$(TOP) --blocks ^$(1)
 ARM_freeze-$(1)        = $$(call UPTO,$$(TOP)) | wsurgery freeze-spec --upto $(1)
 ARM_freeze-hybrid-$(1) = $$(call UPTO,$(1)) | wsurgery freeze-spec --upto $(1)
 ARM_freeze-random-$(1) = wsurgery recalibrate-bn $$(INITIAL) $$(call own,$$(NET)) --data $$(TARGET) $$(call size,$$(NET)) | wsurgery freeze-spec --upto $(1)
@@ -310,7 +311,8 @@ $(foreach block,$(call unique,$(foreach net,$(NETS),$(call blocks,$(net)))),$(ev
 
 # What a network is made by, if timm does not: $(2) is the arm.
 made_by = $(if $(filter slim%,$(2)),$(if $(filter --model,$(SLIM)),$(SLIM)),$(call own,$(1)))
-rate    = $(if $(findstring -lr,$(1)),--lr $(lastword $(subst -lr, ,$(1))))
+# What an arm is trained with besides: FLAGS_ARM, and the rate in its name.
+flags   = $(strip $(FLAGS_$(1)) $(if $(findstring -lr,$(1)),--lr $(lastword $(subst -lr, ,$(1)))))
 
 # $(1) is the folder of a network, $(2) its name, $(3) a seed.
 define SEED_RULES
@@ -320,7 +322,7 @@ $(1)/init/random/$(3).safetensors $(1)/init/random-twin/$(3).safetensors: $(OUT)
 
 # Train; compare. $* is the arm. A run that was cut off goes on; with other settings, it begins anew.
 $(1)/runs/%/$(3)/metrics.json: $(1)/init/%/$(3).safetensors $(call target,$(3)) $(OUT)/settings/train-$(2)
-	$(RUN) wsurgery train $$< $$(call made_by,$(2),$$*) --data $(call target,$(3)) -o $$(@D) --anew $(call train,$(2)) $$(call rate,$$*) --seed $$(call seed,$$*,$(3)) $(LIMITS)
+	$(RUN) wsurgery train $$< $$(call made_by,$(2),$$*) --data $(call target,$(3)) -o $$(@D) --anew $(call train,$(2)) $$(call flags,$$*) --seed $$(call seed,$$*,$(3)) $(LIMITS)
 
 $(1)/cca/%-to-init/$(3).json: $(1)/runs/%/$(3)/metrics.json $(OUT)/settings/cca
 	@mkdir -p $$(@D)
@@ -348,10 +350,11 @@ $(1)/cca/$(4)-at-init/$(5).json: $(1)/init/$(2)/$(5).safetensors $(1)/init/$(3)/
 	$(RUN) wsurgery cca $$(wordlist 1,2,$$^) $(call own,$(notdir $(1))) --data $(call target,$(5)) $(call size,$(notdir $(1))) $(CCA) -o $$@ --force
 endef
 
-all_arms = $(filter-out random random-twin,$(call unique,transfer transfer-twin meanvar $(call ARMS,$(1))))
+# BESIDE are arms that others are made from, and that do not come on the page.
+all_arms = $(filter-out random random-twin,$(call unique,transfer transfer-twin meanvar $(call ARMS,$(1)) $(BESIDE)))
 
 $(foreach name,$(NAMES),$(eval $(call GIVEN_RULE,$(name)))$(foreach seed,$(SOURCES),$(eval $(call SOURCE_RULES,$(name),$(seed)))))
-$(foreach net,$(NETS),$(foreach arm,$(call all_arms,$(net)),$(call stamp,arm-$(arm)-$(net),$(call any,$(call arm_is,$(arm))))))
+$(foreach net,$(NETS),$(foreach arm,$(call all_arms,$(net)),$(call stamp,arm-$(arm)-$(net),$(call any,$(call arm_is,$(arm))) $(FLAGS_$(arm)))))
 $(foreach net,$(NETS),$(foreach seed,$(SEEDS),\
   $(eval $(call SEED_RULES,$(OUT)/$(net),$(net),$(seed)))\
   $(foreach arm,$(call all_arms,$(net)),$(eval $(call ARM_RULES,$(arm),$(OUT)/$(net),$(net),$(seed))))\

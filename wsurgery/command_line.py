@@ -132,7 +132,7 @@ class _Commands(TyperGroup):
         versions = {name: f"{plug_in.package} {plug_in.version}" for name, plug_in in plug_ins().items()}
         listed = {name for lines in _GROUPS.values() for name in lines}
         others = {  # an edit is a file: it needs no line above
-            name: self.get_command(ctx, name).get_short_help_str(60) for name in command_modules() if name not in listed
+            name: self.commands[name].get_short_help_str(60) for name in command_modules() if name not in listed
         }
         groups = {**_GROUPS, "Surgery": dict(sorted({**_GROUPS["Surgery"], **others}.items())), "Plug-ins": versions}
         longest = max(len(name) for lines in groups.values() for name in lines)

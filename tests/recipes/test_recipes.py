@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-BEYOND = ["barrier", "ladder", "rewind"]
+BEYOND = ["barrier", "ladder", "lottery", "partial", "rewind", "soup"]
 PAPER = sorted({path.parent.name for path in RECIPES.glob("*/paper.md")} - {*BEYOND})
 TINY = ["NETS=cbr_tiny", "WIDTH=0.05", "SEEDS=1 2", "IMAGES=64", "STEPS=4", "EVAL_EVERY=4", "PRETRAIN=4"]
 DISEASES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
@@ -56,9 +56,9 @@ def test_every_line_is_a_command_that_a_user_can_type(recipe, make, tmp_path):
         for line in lines:
             line = re.sub(r"\$\(wsurgery data show \S+ --labels \| wc -l\)", "5", line)
             if "/settings/" not in line:  # stamps
-                assert all(stage.split()[0] in ("wsurgery", "mkdir", "ln", "touch") for stage in line.split(" | ")), (
-                    line
-                )
+                assert all(
+                    stage.split()[0] in ("wsurgery", "python", "mkdir", "ln", "touch") for stage in line.split(" | ")
+                ), line
     assert "--device" not in " ".join(lines)  # the toy's limits stay in the toy
     assert not (tmp_path / "out").exists()
 

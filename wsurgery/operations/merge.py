@@ -154,11 +154,11 @@ def _checked(edit: TensorEdit) -> TensorEdit:
 class _Once:
     """A function that is called when its result is needed first, by whichever thread."""
 
-    def __init__(self, function: Callable[[], Sequence[float]]) -> None:
+    def __init__(self, function: Callable[[], Sequence[tuple[int, int]]]) -> None:
         self._function, self._lock = function, Lock()
-        self._result: Sequence[float] | None = None
+        self._result: Sequence[tuple[int, int]] | None = None
 
-    def __call__(self) -> Sequence[float]:
+    def __call__(self) -> Sequence[tuple[int, int]]:
         with self._lock:
             if self._result is None:
                 self._result = self._function()

@@ -159,6 +159,12 @@ def _bound(count: int, visit: Callable[[Callable[[Array], None]], None], *, bits
     return bound, _ALL if before + 1 == alike else before + 1
 
 
+def _count(visit: Callable[[Callable[[Array], None]], None], key: int) -> int:
+    found: list[int] = []
+    visit(lambda keys: found.append(int(np.count_nonzero(keys == key))))
+    return sum(found)
+
+
 def _of_all(checkpoint: Checkpoint, keys: dict[str, Key], count: int, *, bits: int) -> tuple[int, dict[str, int]]:
     """Return the bound of all tensors together, and of each how many of the keys equal to it go, by the order of names."""
     with ThreadPoolExecutor(cores()) as pool:
@@ -174,7 +180,5 @@ def _of_all(checkpoint: Checkpoint, keys: dict[str, Key], count: int, *, bits: i
         for name in keys:
             ties[name] = left
             if left:
-                alike: list[int] = []
-                visit(lambda found, alike=alike: alike.append(np.count_nonzero(found == bound)), [name])
-                left -= min(left, sum(alike))
+                left -= min(left, _count(partial(visit, names=[name]), bound))
     return bound, ties
