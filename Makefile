@@ -1,7 +1,7 @@
 # make demo    the experiment of the paper, on embedded data, in about 3 minutes
 # make test    the tests, but for the slow ones
 # make test-slow   those: recipes at full length, what Windows lacks
-# make test-gpu    what needs a GPU: 8 minutes at most
+# make test-gpu    what needs a GPU, and what it costs there: 8 minutes at most
 # make check   ruff and mypy
 # make demo-imagenet   surgery on real ImageNet weights
 # make attack   an hour of damaged files, read by every command
@@ -38,6 +38,8 @@ test-slow: $(VENV)/installed-dev
 
 test-gpu: $(VENV)/installed-dev
 	pytest -m gpu tests/gpu
+	python tests/benchmarks/training.py --cuda
+	python tests/benchmarks/similarity.py --cuda
 
 attack: $(VENV)/installed-dev
 	python tests/mutations/attack.py --minutes 60

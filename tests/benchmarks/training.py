@@ -27,7 +27,7 @@ from timm.data import create_loader
 from timm.data.dataset import ImageDataset
 from torch import nn
 from torchvision import transforms
-from turns import medians
+from turns import medians, on_cuda
 
 from wsurgery.cores import cores
 from wsurgery.data.augment import Augmentation, augment, draw, normalise, to_float
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cores())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{options.threads} threads; medians of {options.repeats}\n")
+    print(f"{on_cuda() if options.cuda else f'{options.threads} threads'}; medians of {options.repeats}\n")
     print("| what | wsurgery | compared to | times as fast | wanted |\n|---|---|---|---|---|")
     if options.cuda:
         for name, size, batch, wanted in ON_CUDA:

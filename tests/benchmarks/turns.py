@@ -1,11 +1,22 @@
 """The sides of a comparison, run in turns, so that what disturbs one disturbs the other."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 Result = TypeVar("Result")
+
+
+def on_cuda() -> str:
+    """Say which card this is, with the versions that its speed depends on; end in good order where there is none."""
+    import torch  # which surgery, measured with this module, does without
+
+    if not torch.cuda.is_available():
+        print("no CUDA device here: nothing is measured")
+        sys.exit(0)
+    return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
 
 
 def in_turns(repeats: int, **sides: Callable[[], Result]) -> dict[str, list[Result]]:

@@ -251,9 +251,26 @@ def test_evaluation_is_the_cpus(on_cpu, invoke, fundus, tmp_path):
 
 
 def test_cca_is_the_cpus(on_cpu, invoke, fresh, fundus):
-    given = ["cca", on_cpu, fresh, "--data", fundus, "-p", 600, "-d", 8, "--metric", "mean_cca,linear_cka", "--json"]
+    given = [
+        "cca",
+        on_cpu,
+        fresh,
+        "--data",
+        fundus,
+        "-p",
+        600,
+        "-d",
+        8,
+        "--metric",
+        "mean_cca,linear_cka,unbiased_cka",
+        "--json",
+    ]
     values = [
-        [layer["value"] for layer in json.loads(invoke(*given, "--device", device).stdout)["layers"]]
+        [
+            layer[key]
+            for layer in json.loads(invoke(*given, "--device", device).stdout)["layers"]
+            for key in ("value", "floor", "ceiling")
+        ]
         for device in ("cpu", DEVICE)
     ]
     assert values[0] == pytest.approx(values[1], abs=1e-4)

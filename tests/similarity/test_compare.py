@@ -6,7 +6,10 @@ from torch import nn
 
 from wsurgery.errors import UsageError
 from wsurgery.similarity import protocol
+from wsurgery.similarity.activations import Layout
 from wsurgery.similarity.compare import compare
+from wsurgery.similarity.metric_names import METRICS
+from wsurgery.similarity.protocol import LayerSample, plan_layer
 
 SIZE = 12
 MEAN, STD = [0.2, 0.4, 0.6], [0.5, 0.3, 0.2]
@@ -250,3 +253,18 @@ def test_layers_of_a_matrix_meet_at_the_same_places(images):
 def test_all_layers_are_all_blocks(images):
     layers = [x.layer for x in compare(Small(1), Small(2), images, layers="all", d=2)]
     assert layers == ["conv1", "block1", "head"]
+
+
+def test_rows_are_gathered_without_waiting_for_the_device():
+    """A tensor without values, on torch's device `meta`, cannot be looked at: what asks for a value fails there."""
+    layout = Layout("nchw", 4, 4, 20)
+    plan = plan_layer(
+        "x", "x", layout, layout, p=128, d=6, pool=16, channels="independent", rows="spatial", metrics=METRICS
+    )
+    layer = LayerSample(plan, range(3), channels="independent", seed=0, metrics=METRICS, groups=4)
+    for start in (0, 8):
+        layer.update(start, torch.empty(8, plan.k, 20, device="meta"), torch.empty(8, 2 * plan.k, 20, device="meta"))
+    moments = [each for group in (*layer.draws._groups, layer.draws._rolled) for each in group._moments]
+    assert {each._products.device.type for each in moments} == {"meta"}
+    assert sum(group.rows for group in layer.draws._groups) == 128
+    assert layer.draws._rolled.rows == 15 * plan.k  # the last image of A waits for the first of B

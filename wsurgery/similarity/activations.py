@@ -131,13 +131,14 @@ def sample(
             missing is not sampled.
 
     Returns:
-        Layer → (n, k, c), on the CPU.
+        Layer → (n, k, c), on the network's device where that computes in float64, else on the CPU.
     """
     rows: dict[str, Tensor] = {}
 
     def keep(layer: str, output: Tensor) -> None:
         wanted = torch.from_numpy(cells[layer]).to(output.device)
-        rows[layer] = layouts[layer].take(output, wanted).cpu()
+        taken = layouts[layer].take(output, wanted)
+        rows[layer] = taken.cpu() if output.device.type == "mps" else taken
 
     with _hooks(model, {layer: modules[layer] for layer in cells}, keep):
         run(model, images)

@@ -85,7 +85,8 @@ def compare(
         matrix: compare every layer of A with every layer of B, from the same pass over the images. The ceiling of a pair
             is A's layer against itself.
         seed: of all draws.
-        device: where the networks run. Moments and correlations are float64 on the CPU.
+        device: where the networks run, and the moments are gathered in float64, unless it has none (mps). Correlations are
+            computed on the CPU.
         processes: those that share the images, batch by batch.
 
     Returns:

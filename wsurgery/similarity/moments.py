@@ -5,9 +5,12 @@ from copy import copy
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 CHUNK = 1024  # rows that are converted at a time, at most: float32 sums the products of more with fewer digits
 _CHUNK_BYTES = 1 << 22  # what stays in the cache; the product of fewer than a few hundred rows is slow
@@ -34,10 +37,15 @@ class Varying:
         if len(self.mask) == 0:
             self._first = rows[0].clone()
             self.mask = torch.zeros_like(self._first, dtype=torch.bool)
-        for some in (rows[:_FEW], rows[_FEW:]):  # most channels vary within a few rows: the others need not be read
-            if self.mask.all():
+        # Most channels vary within a few rows: the others need not be read, if to know that is to wait for no device.
+        for some in (rows[:_FEW], rows[_FEW:]) if rows.device.type == "cpu" else (rows,):
+            if rows.device.type == "cpu" and self.mask.all():
                 return
             self.mask = self.mask | (some != self._first).any(0)
+
+    def cpu(self) -> "Varying":
+        """Return it on the CPU."""
+        return _on_cpu(self)
 
     def __add__(self, other: "Varying") -> "Varying":
         """Return what varies in both parts together; neither part may be empty."""
@@ -103,6 +111,8 @@ class Moments:
         step = min(
             max(_SHORTEST_CHUNK, _CHUNK_BYTES // (rows.shape[1] * self._dtype.itemsize)), CHUNK, max(1, len(rows))
         )
+        if rows.device.type != "cpu":  # whose products are as exact of any number of rows, and wait to be started
+            step = max(1, len(rows))
         buffer = rows.new_empty(step, rows.shape[1], dtype=self._dtype)
         for chunk in torch.split(rows, step):
             if len(chunk) == 0:
@@ -129,6 +139,12 @@ class Moments:
             self._sets = self._sets.to(chunk.device)
             self._cubes = torch.zeros_like(self._sets)
             self._quartics = self._shift.new_zeros(len(self._sets), len(self._sets))
+
+    def cpu(self) -> "Moments":
+        """Return them on the CPU."""
+        moved = _on_cpu(self)
+        moved._varying = self._varying.cpu()
+        return moved
 
     def __add__(self, other: "Moments") -> "Moments":
         """Return the moments of both parts together; neither part may be empty."""
@@ -246,8 +262,15 @@ class DrawnMoments:
         if self._whole:
             self._moments[0].update(rows)
         else:
+            self._draws = self._draws.to(rows.device)
             for moments, draw in zip(self._moments, self._draws, strict=True):
                 moments.update(rows[:, draw])
+
+    def cpu(self) -> "DrawnMoments":
+        """Return them on the CPU, where they are compared."""
+        moved = _on_cpu(self)
+        moved._moments = [moments.cpu() for moments in self._moments]
+        return moved
 
     @staticmethod
     def together(parts: Sequence["DrawnMoments"]) -> "DrawnMoments":
@@ -306,6 +329,12 @@ class DrawnMoments:
                     sides = sides + draws[:, None] * len(self._parts)
                 among = norms[matrix[:, None, None], sides[:, :, None], sides[:, None, :]]
             yield Pair(xx, yy, xy, self.rows, among)
+
+
+def _on_cpu(found: T) -> T:
+    moved = copy(found)
+    vars(moved).update({name: value.cpu() for name, value in vars(found).items() if isinstance(value, Tensor)})
+    return moved
 
 
 def _add_products(products: Tensor, z: Tensor) -> None:

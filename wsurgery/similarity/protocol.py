@@ -213,10 +213,12 @@ class Draws:
         self._rolled.update(torch.cat([a, b], dim=1))
 
     def gather(self, processes: Processes) -> None:
-        """Bring what all processes have added to the first of them."""
+        """Bring what all processes have added to the first of them, and from the device where that was."""
         for i, group in enumerate(self._groups):
-            if parts := processes.to_first(group):
+            self._groups[i] = group.cpu()
+            if parts := processes.to_first(self._groups[i]):
                 self._groups[i] = DrawnMoments.together(parts)
+        self._rolled = self._rolled.cpu()
         if parts := processes.to_first(self._rolled):
             self._rolled = DrawnMoments.together(parts)
 
@@ -297,6 +299,7 @@ class LayerSample:
         self._grid = shared_grid(plan.a, plan.b)
         cells, rng = self._grid[0] * self._grid[1], generator(seed, plan.layer, 0, "positions")
         self._positions = np.stack([rng.choice(cells, plan.k, replace=False, shuffle=False) for _ in range(plan.n)])
+        self._columns = self.draws.columns_a, self.draws.columns_b
         self._first_b = self._last_a = torch.zeros(0)
         self.varying_a, self.varying_b = Varying(), Varying()
 
@@ -318,10 +321,12 @@ class LayerSample:
         k = self.plan.k
         self.varying_a.update(a.flatten(0, 1))
         self.varying_b.update(b[:, :k].flatten(0, 1))
-        a, b = a[..., self.draws.columns_a], b[..., self.draws.columns_b]
-        group = torch.arange(start, start + len(a)) * self.draws.groups // self.plan.n
-        for i in torch.unique(group).tolist():
-            self.draws.add_paired(a[group == i].flatten(0, 1), b[group == i, :k].flatten(0, 1), i)
+        self._columns = self._columns[0].to(a.device), self._columns[1].to(b.device)
+        a, b = a[..., self._columns[0]], b[..., self._columns[1]]
+        group = np.arange(start, start + len(a)) * self.draws.groups // self.plan.n
+        for i in np.unique(group).tolist():
+            own = slice(*np.searchsorted(group, [i, i + 1]))
+            self.draws.add_paired(a[own].flatten(0, 1), b[own, :k].flatten(0, 1), i)
         at_previous = b[:, k:]
         if len(self._last_a):
             self._roll(torch.cat([self._last_a, a[:-1]]), at_previous)
@@ -335,11 +340,12 @@ class LayerSample:
 
         With several processes, the image that follows the last one of a process is the first one of the next.
         """
-        firsts = [first for first in processes.from_next(self._first_b) if len(first)]
+        firsts = [first for first in processes.from_next(self._first_b.cpu()) if len(first)]
         if self.plan.n > 1 and len(self._last_a):
-            self._roll(self._last_a, firsts[0])
+            self._roll(self._last_a, firsts[0].to(self._last_a.device))
         self.draws.gather(processes)
         for name in ("varying_a", "varying_b"):
+            setattr(self, name, getattr(self, name).cpu())
             if parts := [part for part in processes.to_first(getattr(self, name)) if len(part.mask)]:
                 setattr(self, name, reduce(add, parts))
 
