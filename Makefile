@@ -6,7 +6,7 @@
 # make demo-imagenet   surgery on real ImageNet weights
 # make attack   an hour of damaged files, read by every command
 # make sweep   blocks and roles of every timm architecture: 10 minutes, then 30 s
-# make bench   what surgery costs, beside what it is compared to: 10 minutes, 8 GB of memory; SD_MECHA=PYTHON, beside sd-mecha, too
+# make bench   what surgery costs, beside what it is compared to: 10 minutes, 8 GB of memory; SD_MECHA=PYTHON MERGEKIT=PYTHON, beside those, too
 
 PYTHON ?= python3
 VENV   := .venv
@@ -48,7 +48,7 @@ sweep: $(VENV)/installed-dev
 	python tests/anatomy/sweep.py
 
 bench: $(VENV)/installed-dev
-	python tests/benchmarks/surgery.py --big $(if $(SD_MECHA),--sd-mecha $(SD_MECHA))
+	python tests/benchmarks/surgery.py --big $(if $(SD_MECHA),--sd-mecha $(SD_MECHA)) $(if $(MERGEKIT),--mergekit $(MERGEKIT))
 	python tests/benchmarks/similarity.py --big
 
 check: $(VENV)/installed-dev types

@@ -10,13 +10,14 @@ The 10 GB file goes to `--disk`, its output to a pipe.
 
 import argparse
 import os
+import re
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,27 @@ import sys, torch, sd_mecha as m
 a, b, base = map(m.model, sys.argv[1:4])
 m.merge({}, output=sys.argv[4], merge_dtype=torch.float32, output_dtype=torch.float32)
 """
+
+# And in mergekit, likewise; it writes a folder. Its TIES trims by tensors, too.
+MERGEKIT = {
+    "lerp": """merge_method: linear
+models:
+- {model: A, parameters: {weight: 0.5}}
+- {model: B, parameters: {weight: 0.5}}
+""",
+    "merge task": """merge_method: task_arithmetic
+base_model: BASE
+models:
+- {model: A, parameters: {weight: 0.4}}
+- {model: B, parameters: {weight: 0.4}}
+""",
+    "merge ties": """merge_method: ties
+base_model: BASE
+models:
+- {model: A, parameters: {weight: 1.0, density: 0.2}}
+- {model: B, parameters: {weight: 1.0, density: 0.2}}
+""",
+}
 
 # A transformer's layers: `largest` bytes each, the rest in one smaller one.
 MAKE = """
@@ -247,18 +269,33 @@ def convert(report: Report, repeats: int, folder: Path, a: Path, b: Path) -> Non
         report.against(f"{name}, {size}", costs["ours"], costs["torch"], "torch script", 0.5, 20)
 
 
-def merges(report: Report, repeats: int, folder: Path, a: Path, b: Path, base: Path, python: Path) -> None:
-    """`lerp` and `merge` against sd-mecha, run by a Python that has it."""
+def merges(
+    report: Report, repeats: int, folder: Path, a: Path, b: Path, base: Path, pythons: Mapping[str, Path]
+) -> None:
+    """`lerp` and `merge` against sd-mecha and mergekit, each run by a Python that has it."""
     out, size = folder / "out.safetensors", f"{a.stat().st_size / 1e9:.1f} GB"
+
+    def sd_mecha(name: str) -> Cost:
+        return run([pythons["sd-mecha"], "-c", MECHA.format(SD_MECHA[name]), a, b, base, out])
+
+    def mergekit(name: str) -> Cost:
+        config = folder / "mergekit.yaml"
+        text = re.sub(r"\b(A|B|BASE)\b", lambda found: str({"A": a, "B": b, "BASE": base}[found[0]]), MERGEKIT[name])
+        config.write_text(f"{text}dtype: float32\n")
+        command = ["-m", "mergekit.scripts.merge_raw_pytorch", config, folder / "mergekit", "--quiet"]
+        return run([pythons["mergekit"], *command])
+
+    others = {name: side for name, side in (("sd-mecha", sd_mecha), ("mergekit", mergekit)) if name in pythons}
     for name, most in (("lerp", 0.5), ("merge task", 0.5), ("merge ties", 1.0)):
         command, *method = name.split()
         how = ["--base", base, "--method", *method] if method else ["--t", "0.5"]
         costs = median_costs(
             repeats,
             ours=lambda command=command, how=how: run([*WSURGERY, command, a, b, *how, "-o", out, "--force"]),
-            mecha=lambda name=name: run([python, "-c", MECHA.format(SD_MECHA[name]), a, b, base, out]),
+            **{other: lambda name=name, side=side: side(name) for other, side in others.items()},
         )
-        report.against(f"{name}, {size}", costs["ours"], costs["mecha"], "sd-mecha", most, 4)
+        for other in others:
+            report.against(f"{name}, {size}", costs["ours"], costs[other], other, most, 4)
 
 
 def pipes(report: Report, repeats: int, source: Path, donor: Path) -> None:
@@ -374,6 +411,7 @@ def main() -> None:
     parser.add_argument(
         "--sd-mecha", type=Path, metavar="PYTHON", help="a Python that has sd-mecha: `lerp` and `merge`, too"
     )
+    parser.add_argument("--mergekit", type=Path, metavar="PYTHON", help="likewise, of mergekit")
     parser.add_argument("--size", type=float, default=2.0, help="gigabytes of the large file")
     options = parser.parse_args()
     repeats = options.repeats
@@ -404,9 +442,10 @@ def main() -> None:
         convert(report, repeats, folder, a, b)
         pipes(report, repeats, b, a)
         chains(report, repeats, b, folder / "chain")
-        if options.sd_mecha:
+        pythons = {"sd-mecha": options.sd_mecha, "mergekit": options.mergekit}
+        if pythons := {name: python for name, python in pythons.items() if python}:
             base = make("base.safetensors", options.size * 1e9, largest, 2)
-            merges(report, repeats, folder, a, b, base, options.sd_mecha)
+            merges(report, repeats, folder, a, b, base, pythons)
             base.unlink()
         b.unlink()
         a.unlink()
