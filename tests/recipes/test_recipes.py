@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-BEYOND = ["barrier", "ladder", "lottery", "partial", "rewind", "soup"]
+BEYOND = ["barrier", "effective-rate", "ladder", "lottery", "partial", "rewind", "soup"]
 PAPER = sorted({path.parent.name for path in RECIPES.glob("*/paper.md")} - {*BEYOND})
 TINY = ["NETS=cbr_tiny", "WIDTH=0.05", "SEEDS=1 2", "IMAGES=64", "STEPS=4", "EVAL_EVERY=4", "PRETRAIN=4"]
 DISEASES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
