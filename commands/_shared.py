@@ -138,8 +138,8 @@ class Output:
             "-o",
             "--output",
             metavar="OUT",
-            help="Write this file, or a folder of shards (DIR/). Default: standard output, or on a terminal a file named "
-            "after the edit.",
+            help="Write this file, a folder of shards (DIR/), or an s3:// address. Default: standard output, or on a "
+            "terminal a file named after the edit.",
         ),
     ] = None
     force: Force = False

@@ -82,6 +82,7 @@ report RESULTS.md -o report.html
 init vit_tiny_patch16_224 -o vit
 fetch resnet18.a1_in1k -o resnet18
 show s3://bucket/net
+push net s3://bucket/net
 """
 RUN_ALL = """
 import json, sys

@@ -39,8 +39,8 @@ class Pipeline:
         threads: int | None = None,
         shard_size: int | str | None = None,
         part: str | None = None,
-    ) -> Path:
-        """Write a file, or with a name that ends in `/` a folder of shards; each appears whole or not at all.
+    ) -> Path | str:
+        """Write a file, an object (s3://), or with a name that ends in `/` a folder of shards; each appears whole or not at all.
 
         Args:
             path: where to.

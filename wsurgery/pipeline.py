@@ -67,8 +67,8 @@ class Pipeline:
         threads: int | None = None,
         shard_size: int | str | None = None,
         part: str | None = None,
-    ) -> Path:
-        """Write a file, or with a name that ends in `/` a folder of shards; each appears whole or not at all.
+    ) -> Path | str:
+        """Write a file, an object (s3://), or with a name that ends in `/` a folder of shards; each appears whole or not at all.
 
         Args:
             path: where to.
@@ -91,7 +91,7 @@ class Pipeline:
             rewrite(planned, target, force=force, threads=threads)
             for line in planned.warnings():
                 warnings.warn(line, stacklevel=2)
-        return Path(path)
+        return path if "://" in str(path) else Path(path)
 
     def tensors(self, *, threads: int | None = None) -> "Iterator[tuple[str, np.ndarray[Any, Any]]]":
         """Yield each tensor's name and array, in order and in its own dtype, with a few of them in memory."""

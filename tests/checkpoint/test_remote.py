@@ -524,7 +524,7 @@ def test_s3_as_moto_has_it(web, resnet, wsurgery, tmp_path, monkeypatch):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [Path(sys.executable).parent / "moto_server", "-p", str(port)],
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={"PATH": os.environ["PATH"]},  # no AWS_ENDPOINT_URL: it would ask another server

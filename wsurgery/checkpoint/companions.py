@@ -1,6 +1,6 @@
 """What stands beside the weights in a folder of the Hugging Face hub, and goes along into an output folder."""
 
-import os
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -31,21 +31,18 @@ def model_folder(path: Path | None, *, renamed: bool = False) -> ModelFolder | N
     return ModelFolder(path if path.is_dir() else path.parent, renamed)
 
 
-def companions(model: ModelFolder, target: Path, *, force: bool) -> dict[str, bytes]:
+def companions(model: ModelFolder, there: Callable[[str], bool]) -> dict[str, bytes]:
     """Return the settings and the licence to write beside the weights, by name.
 
     Args:
         model: the folder of the input.
-        target: the output folder. What it has already is left alone.
-        force: whether files in `target` are replaced.
+        there: says of a name whether the output folder has it already, and it is to be left alone.
     """
-    if target.exists() and os.path.samefile(model.path, target):
-        return {}
     patterns = _OTHERS if model.renamed else (*_MODEL, *_OTHERS)
     found = {}
     for path in sorted(model.path.iterdir()):
         wanted = any(fnmatchcase(path.name, pattern) for pattern in patterns) and path.is_file()
-        if wanted and (force or not (target / path.name).exists()):
+        if wanted and not there(path.name):
             try:
                 found[path.name] = read_regular(path, _LARGEST)
             except WsurgeryError:  # too large to be what its name says

@@ -20,6 +20,7 @@ from wsurgery.checkpoint.header import (
     parse_header,
     require_length,
 )
+from wsurgery.checkpoint.sink import RemoteOutput, Sink
 from wsurgery.checkpoint.unchanged import FileState, file_state, require_unchanged
 from wsurgery.checkpoint.writer import GatheringWriter, write_all
 from wsurgery.errors import WsurgeryError, printable
@@ -154,7 +155,7 @@ class Checkpoint:
             self._position += n
             yield buffer[:n]
 
-    def copy_to(self, tensor: TensorInfo, target: BinaryIO) -> None:
+    def copy_to(self, tensor: TensorInfo, target: Sink) -> None:
         """Copy one tensor's bytes to an unbuffered stream, inside the kernel where it can.
 
         Raises:
@@ -164,7 +165,7 @@ class Checkpoint:
         if self._is_small(tensor):
             write_all(target, self._small(tensor))
             return
-        if sys.platform == "linux":
+        if sys.platform == "linux" and not isinstance(target, RemoteOutput):
             if self.seekable and self.url is None:
                 start = len(self.header_bytes) + tensor.start
                 for move in (_copy_file_range, _sendfile):
@@ -180,7 +181,7 @@ class Checkpoint:
             while piece:
                 piece = piece[target.write(piece) :]
 
-    def copy_whole_to(self, target: BinaryIO) -> None:
+    def copy_whole_to(self, target: Sink) -> None:
         """Copy the checkpoint to an unbuffered stream, as one file with the same metadata.
 
         Raises:

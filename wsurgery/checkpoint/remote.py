@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, WHOLE, ShardedCheckpoint, parse_index
+from wsurgery.checkpoint.upload import as_os_error
 from wsurgery.errors import UsageError, printable, redacted
 
 if TYPE_CHECKING:
@@ -368,16 +369,8 @@ class S3:
                 self.size, self._etag = size, etag
                 file.seek(start)
                 data = file.read(end - start) if start < end else b""
-        except FileNotFoundError:
-            problem = "not found: check the address (a folder ends in /)"
-            raise FileNotFoundError(errno.ENOENT, problem, self.label) from None
-        except PermissionError:
-            problem = "access refused: check AWS_PROFILE or AWS_ACCESS_KEY_ID"
-            raise PermissionError(errno.EACCES, problem, self.label) from None
         except Exception as error:  # botocore's own, which are of no common kind
-            problem = getattr(error, "strerror", None) or str(error)
-            hint = "; for a public bucket set FSSPEC_S3_ANON=true" if "credentials" in problem else ""
-            raise OSError(errno.EIO, printable(problem) + hint, self.label) from None
+            raise as_os_error(error, self.label) from None
         if len(data) < end - start:
             raise OSError(errno.EIO, f"ends at byte {start + len(data):,} of {size:,}: try again", self.label)
         yield data

@@ -5,10 +5,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from mmap import mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from wsurgery.checkpoint.header import Header, TensorInfo, format_header
 from wsurgery.checkpoint.reader import Checkpoint
+from wsurgery.checkpoint.sink import Sink
 from wsurgery.checkpoint.unchanged import FileState
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.untrusted import open_regular, read_regular
@@ -76,7 +77,7 @@ class ShardedCheckpoint(Checkpoint):
         """Read one tensor's bytes in pieces of at most 1 MiB; each is valid until the next is asked for."""
         return self._shard_with(tensor).pieces(tensor, skip=skip)
 
-    def copy_to(self, tensor: TensorInfo, target: BinaryIO) -> None:
+    def copy_to(self, tensor: TensorInfo, target: Sink) -> None:
         """Copy one tensor's bytes to an unbuffered stream, inside the kernel where it can."""
         self._shard_with(tensor).copy_to(tensor, target)
 

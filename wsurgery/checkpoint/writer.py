@@ -7,10 +7,12 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
 from wsurgery.checkpoint.header import TensorInfo, format_header
+from wsurgery.checkpoint.sink import RemoteOutput, Sink
 from wsurgery.ending import half_done
 from wsurgery.errors import UsageError, printable
 
@@ -171,12 +173,26 @@ def _name_full_disk(error: BaseException | None, output: str) -> None:
         error.filename = output
 
 
-def open_output(path: Path | None, *, force: bool = False) -> AtomicFile | StandardOutput:
-    """Open a file, or standard output for None.
+def open_output(path: Path | str | None, *, force: bool = False, size: int = 0) -> AbstractContextManager[Sink]:
+    """Open a file, an object in a store (a URL, as text), or standard output for None.
+
+    Args:
+        path: where to.
+        force: whether what is there is replaced.
+        size: bytes that will be written, or a little less: of these there are as many parts as a store takes.
 
     Raises:
-        UsageError: the file exists and `force` is off, or standard output is a terminal.
+        UsageError: it exists and `force` is off, standard output is a terminal, or a URL is of a kind that is not written.
+        OSError: a store cannot be reached.
     """
+    if isinstance(path, str) and "://" in path:
+        if not path.startswith("s3://"):
+            scheme = printable(path.partition("://")[0])
+            raise UsageError(f"{scheme}:// is not written: name a file, a folder (DIR/), or an s3:// address")
+        from wsurgery.checkpoint.upload import Upload
+
+        return Upload(path, size=size, force=force)
+    path = None if path is None else Path(path)
     if path is not None and str(path) != "-":
         return AtomicFile(path, force=force)
     if sys.stdout.isatty():
@@ -184,17 +200,58 @@ def open_output(path: Path | None, *, force: bool = False) -> AtomicFile | Stand
     return StandardOutput()
 
 
-def write_all(stream: BinaryIO, data: bytes | bytearray | memoryview) -> None:
+def write_all(stream: Sink, data: bytes | bytearray | memoryview) -> None:
     """Write every byte of `data` to an unbuffered stream."""
     view = memoryview(data).cast("B")
     while view:
         view = view[stream.write(view) :]
 
 
+def is_there(path: Path | str) -> bool:
+    """Whether there is a file, or an object at a URL.
+
+    Raises:
+        OSError: a store cannot be reached.
+    """
+    if isinstance(path, Path):
+        return path.exists()
+    from wsurgery.checkpoint.upload import exists
+
+    return exists(path)
+
+
+def goes_back(stream: Sink) -> bool:
+    """Whether what was written first can be written again, once all else is: of a file and an upload, not of a pipe."""
+    if isinstance(stream, RemoteOutput):
+        return True
+    return stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.fileno() != 1
+
+
+def write_again(stream: Sink, data: bytes) -> None:
+    """Replace what was written first by as many other bytes."""
+    if isinstance(stream, RemoteOutput):
+        stream.write_again(data)
+    else:
+        stream.seek(0)
+        write_all(stream, data)
+
+
+def settle(stream: Sink) -> None:
+    """Have all that was written where it will be, so that it can appear within a moment.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    if isinstance(stream, RemoteOutput):
+        stream.settle()
+    else:
+        os.fsync(stream.fileno())
+
+
 class GatheringWriter:
     """Writes to an unbuffered stream, small pieces many at a time; `flush` writes what is left."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Sink) -> None:
         self._stream, self._gathered = stream, bytearray()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

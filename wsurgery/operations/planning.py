@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from wsurgery.anatomy import Selection
 from wsurgery.checkpoint import Checkpoint, Header, TensorInfo
@@ -17,6 +17,7 @@ from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import WITHOUT_OPTIONS, History, Record, Unmade, describe_input, make_record
+from wsurgery.checkpoint.sink import Sink
 from wsurgery.checkpoint.spool import spooled
 from wsurgery.checkpoint.writer import write_all
 from wsurgery.errors import UsageError, WsurgeryError, printable
@@ -87,7 +88,7 @@ class Made(Checkpoint):
         for start in range(skip, len(view), _PIECE):
             yield view[start : start + _PIECE]
 
-    def copy_to(self, tensor: TensorInfo, target: BinaryIO) -> None:
+    def copy_to(self, tensor: TensorInfo, target: Sink) -> None:
         """Make one tensor's bytes and write them to an unbuffered stream."""
         write_all(target, self.read(tensor))
 

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ from functools import partial
 from itertools import groupby
 from mmap import mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,8 @@ from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.reader import SMALL
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
-from wsurgery.checkpoint.writer import AtomicFile, write_all
+from wsurgery.checkpoint.sink import Sink
+from wsurgery.checkpoint.writer import goes_back, is_there, settle, write_again, write_all
 from wsurgery.cores import cores
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
@@ -48,16 +48,20 @@ class Folder:
     """A sharded output.
 
     Attributes:
-        path: the folder, made if it is missing.
+        path: the folder, made if it is missing; or its URL, which ends in `/`.
         shard_size: bytes at which a shard is full. None keeps the shards of `like`.
         like: the sharded checkpoint whose file names and grouping are kept, by tensor name.
         part: `K/N` writes the K-th of N groups of shards only; the parts together are the whole, byte for byte.
     """
 
-    path: Path
+    path: Path | str
     shard_size: int | None = None
     like: Checkpoint | None = None
     part: str | None = None
+
+    def file(self, name: str) -> Path | str:
+        """Return where a file in it is."""
+        return self.path + name if isinstance(self.path, str) else self.path / name
 
     def shards(self, edits: Sequence[TensorEdit]) -> dict[str, list[TensorEdit]]:
         """Say which tensors go in which file."""
@@ -84,8 +88,9 @@ def destination(
     *,
     like: Checkpoint | None,
     exports: Sequence[str] = (),
-) -> Path | Folder | None:
-    """Say what is written: a file, a folder of shards (a name that ends in `/`, or a folder that exists), or (None) a stream.
+) -> Path | str | Folder | None:
+    """Say what is written: a file, an object at a URL, a folder of shards (a name that ends in `/`, or a folder that exists),
+    or (None) a stream.
 
     Args:
         output: its name.
@@ -99,9 +104,8 @@ def destination(
             format's does.
     """
     if output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir()):
-        return Folder(
-            Path(output), None if shard_size is None else parse_size(str(shard_size), "--shard-size"), like, part
-        )
+        path = output if "://" in output else Path(output)
+        return Folder(path, None if shard_size is None else parse_size(str(shard_size), "--shard-size"), like, part)
     if shard_size or part:
         raise UsageError("--shard-size and --part need a folder: -o DIR/")
     if output is not None and (ending := Path(output).suffix) not in exports and ending.lower() in _OTHERS:
@@ -109,7 +113,7 @@ def destination(
             f"{printable(output)}: what is written is safetensors: end its name in .safetensors; wsurgery convert writes "
             ".pth, .pt, .bin and .npz, too"
         )
-    return None if output is None else Path(output)
+    return output if output is None or "://" in output else Path(output)
 
 
 def parse_size(size: str, option: str) -> int:
@@ -127,12 +131,12 @@ def parse_size(size: str, option: str) -> int:
 
 def rewrite(
     planned: Planned,
-    output: Path | Folder | None,
+    output: Path | str | Folder | None,
     *,
     force: bool = False,
     threads: int | None = None,
 ) -> None:
-    """Write what edits make, in its order, to a file, a folder of shards or (None) standard output.
+    """Write what edits make, in its order, to a file, an object, a folder of shards or (None) standard output.
 
     Tensors that come from one stream must stand in its order. The result does not depend on `threads`. Each file appears
     whole or not at all; the shards of a folder all appear when the last one is written, their index after them, so that
@@ -141,45 +145,58 @@ def rewrite(
     Raises:
         WsurgeryError: an input ends early, or an operation cannot work on a tensor.
         UsageError: the output exists and `force` is off.
+        OSError: a store cannot be reached.
     """
     threads = threads or cores()
     if not isinstance(output, Folder):
-        with open_output(output, force=force) as stream:
+        with open_output(output, force=force, size=_size(planned.edits)) as stream:
             _write(planned.edits, planned.history, stream, threads)
             planned.finish()  # before the output appears
         return
     shards = output.shards(planned.edits)
     chosen = part_of(list(shards), output.part) if output.part else list(shards)
-    output.path.mkdir(parents=True, exist_ok=True)
-    for name in (INDEX, *chosen):
-        refuse_link(output.path / name)
+    if isinstance(output.path, Path):
+        output.path.mkdir(parents=True, exist_ok=True)
+        for name in (INDEX, *chosen):
+            refuse_link(output.path / name)
     with ExitStack() as stack:  # left in reverse: the index, which makes a checkpoint of the shards, appears last
         # Every part writes the same index.
-        index = stack.enter_context(AtomicFile(output.path / INDEX, force=force or output.part is not None))
-        for name, content in _beside(planned, output.path, force=force).items():
-            write_all(stack.enter_context(AtomicFile(output.path / name, force=True)), content)
-        streams = {name: stack.enter_context(AtomicFile(output.path / name, force=force)) for name in chosen}
+        index = stack.enter_context(open_output(output.file(INDEX), force=force or output.part is not None))
+        for name, content in _beside(planned, output, force=force).items():
+            write_all(stack.enter_context(open_output(output.file(name), force=True)), content)
+        streams = {
+            name: stack.enter_context(open_output(output.file(name), force=force, size=_size(shards[name])))
+            for name in chosen
+        }
         for name, stream in streams.items():
             _write(shards[name], planned.history, stream, threads)
-            os.fsync(stream.fileno())  # so that afterwards all appear within a moment
+            settle(stream)  # so that afterwards all appear within a moment
         infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
         write_all(index, format_index(infos))
         planned.finish()
 
 
-def _beside(planned: Planned, target: Path, *, force: bool) -> dict[str, bytes]:
+def _size(edits: Sequence[TensorEdit]) -> int:
+    return sum(edit.tensor.nbytes for edit in edits)
+
+
+def _beside(planned: Planned, output: Folder, *, force: bool) -> dict[str, bytes]:
     """Return what goes along into an output folder."""
     model = planned.beside
-    if model is None:
+    if model is None or (isinstance(output.path, Path) and os.path.samefile(model.path, output.path)):
         return {}
     renamed = any(edit.tensor.name != edit.origin.name for edit in planned.edits)
-    return companions(model._replace(renamed=model.renamed or renamed), target, force=force)
+
+    def there(name: str) -> bool:
+        return not force and is_there(output.file(name))
+
+    return companions(model._replace(renamed=model.renamed or renamed), there)
 
 
-def _write(edits: Sequence[TensorEdit], history: History, stream: BinaryIO, threads: int) -> None:
+def _write(edits: Sequence[TensorEdit], history: History, stream: Sink, threads: int) -> None:
     tensors = [edit.tensor for edit in edits]
     # The digests of inputs are computed while their bytes are copied, where the header can still be written after that.
-    late = stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.fileno() != 1
+    late = goes_back(stream)
     total = sum(tensor.nbytes for tensor in tensors)
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as io, Progress(total, "writing") as progress:
         write_all(stream, format_header(tensors, history.metadata(draft=late)))
@@ -198,8 +215,7 @@ def _write(edits: Sequence[TensorEdit], history: History, stream: BinaryIO, thre
         if written:
             written.result()
         if late:
-            stream.seek(0)
-            write_all(stream, format_header(tensors, history.metadata()))
+            write_again(stream, format_header(tensors, history.metadata()))
 
 
 def arrays(planned: Planned, threads: int | None = None) -> Iterator[tuple[str, Array]]:

@@ -44,7 +44,8 @@ def unedited(source: Source) -> Source:
 def made(source: Pipeline | nn.Module) -> Iterator[Checkpoint]:
     """Write a pipeline's result, or a network, to a temporary file, and open that as if it were piped in."""
     with temporary_folder("wsurgery-") as folder:
-        file = open_pipeline(source).write(folder / "init.safetensors")
+        file = folder / "init.safetensors"
+        open_pipeline(source).write(file)
         with Checkpoint(file.open("rb", buffering=0), None, label=label(source)) as checkpoint:
             yield checkpoint
 

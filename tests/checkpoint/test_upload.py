@@ -1,0 +1,352 @@
+"""Checkpoints written to S3: the bytes of a file, whole or not at all, whatever happens on the way; against moto's server."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.conftest import peak_memory
+from wsurgery.checkpoint import upload
+from wsurgery.errors import UsageError
+
+pytest.importorskip("moto.server")
+slow = partial(pytest.param, marks=pytest.mark.slow)
+SECRET = "AKIA_SECRET"
+BUSY = {500: "InternalError", 503: "SlowDown", 429: "TooManyRequests"}
+
+
+class Proxy(ThreadingHTTPServer):
+    """A server before the server, which does what `fault` says to the requests that it is for.
+
+    Attributes:
+        fault: what goes wrong, and a pattern of the requests (`PUT /bucket/…?partNumber=2`) that it goes wrong for:
+            a status; `reset` in the middle of the body; `lost`, the answer; `slow`.
+        times: how often it goes wrong.
+        seen: the requests.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), Relay)
+        self.port, self.lock = port, threading.Lock()
+        self.set(None, "", 0)
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def set(self, fault, pattern, times):
+        self.fault, self.pattern, self.times, self.seen = fault, pattern, times, []
+
+    def handle_error(self, request, client_address):
+        """A client that went away is no error."""
+
+
+class Relay(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def relay(self):
+        server, line = self.server, f"{self.command} {self.path}"
+        with server.lock:
+            server.seen.append(line)
+            wrong = server.times > 0 and re.search(server.pattern, line) is not None
+            server.times -= wrong
+        length = int(self.headers.get("Content-Length", 0))
+        if wrong and server.fault == "reset":
+            self.rfile.read(length // 2)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        if self.headers.get("Expect") == "100-continue":
+            pass  # the standard library has answered
+        body = self.rfile.read(length)
+        if wrong and isinstance(server.fault, int):
+            code = BUSY.get(server.fault, "ExpiredToken")
+            return self.answer(
+                server.fault, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode(), []
+            )
+        if wrong and server.fault == "slow":
+            time.sleep(2)
+        upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        kept = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
+        upstream.request(self.command, self.path, body, kept)
+        found = upstream.getresponse()
+        content = found.read()
+        if wrong and server.fault == "lost":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        self.answer(found.status, content, found.getheaders())
+
+    def answer(self, status, content, headers):
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        size = dict((name.lower(), value) for name, value in headers).get("content-length", len(content))
+        self.send_header("Content-Length", str(size if self.command == "HEAD" else len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = relay
+
+
+@pytest.fixture(scope="module")
+def proxy():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"]},
+    )
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        with Proxy(port) as proxy:
+            yield proxy
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(proxy, monkeypatch):
+    """A bucket of this test's own, `s3://NAME/`, and s3fs's view of it."""
+    import s3fs
+
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}"),
+        ("AWS_ACCESS_KEY_ID", "me"),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    proxy.set(None, "", 0)
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = s3fs.S3FileSystem()
+    name = f"b{time.monotonic_ns()}"
+    store.mkdir(name)
+    store.own = name
+    return store
+
+
+def stored(bucket, key: str) -> bytes | None:
+    bucket.invalidate_cache()
+    return bucket.cat(f"{bucket.own}/{key}") if bucket.exists(f"{bucket.own}/{key}") else None
+
+
+def left(bucket) -> list[upload.Unfinished]:
+    return upload.unfinished(f"s3://{bucket.own}/nets/")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """More than three parts, in tensors that do not end with them."""
+    path = tmp_path_factory.mktemp("large") / "large.safetensors"
+    rng = np.random.default_rng(0)
+    save_file({f"l{i}.weight": rng.normal(size=(1000, 1250 + i)).astype("f4") for i in range(10)}, path)
+    return path
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_an_object_has_the_bytes_of_the_file(size, bucket, large, resnet, wsurgery, tmp_path):
+    source = large if size == "large" else resnet
+    wsurgery("meanvar", source, "--seed", 3, "-o", tmp_path / "file")
+    wsurgery("meanvar", source, "--seed", 3, "-o", f"s3://{bucket.own}/nets/a")
+    assert stored(bucket, "nets/a") == (tmp_path / "file").read_bytes()
+    assert wsurgery("replay", tmp_path / "file", "--inputs", source.parent).stdout == b"identical\n"
+    assert left(bucket) == []
+
+
+def test_what_comes_through_a_pipe_goes_on_to_the_store(bucket, large, shell, tmp_path):
+    line = f"wsurgery scale {large} --by 2 | wsurgery shuffle --seed 1"
+    done = shell(f"{line} -o s3://{bucket.own}/nets/a && {line} > file", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert stored(bucket, "nets/a") == (tmp_path / "file").read_bytes()
+
+
+def test_parts_of_a_folder_make_the_whole_and_a_store_feeds_a_store(bucket, resnet, wsurgery, tmp_path):
+    (tmp_path / "model").mkdir()
+    save_file({"x": np.ones((3, 1000), np.float32)}, tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "LICENSE").write_text("mine")
+    given = ["shuffle", resnet, "--seed", 1, "--shard-size", "20kB"]
+    wsurgery(*given, "-o", f"{tmp_path}/whole/")
+    for k in (2, 1):
+        wsurgery(*given, "-o", f"s3://{bucket.own}/nets/", "--part", f"{k}/2")
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {Path(key).name for key in bucket.ls(f"{bucket.own}/nets")} == names
+    assert len(names) > 3
+    for name in names:
+        assert stored(bucket, f"nets/{name}") == (tmp_path / "whole" / name).read_bytes()
+    wsurgery("scale", f"s3://{bucket.own}/nets/", "--by", 2, "-o", f"s3://{bucket.own}/twice/")
+    wsurgery("scale", tmp_path / "whole", "--by", 2, "-o", f"{tmp_path}/twice/")
+    digests = [wsurgery("digest", place).stdout for place in (tmp_path / "twice", f"s3://{bucket.own}/twice/")]
+    assert digests[0] == digests[1]
+    wsurgery("scale", tmp_path / "model", "--by", 2, "-o", f"s3://{bucket.own}/licensed/")
+    assert stored(bucket, "licensed/LICENSE") == b"mine"
+
+
+def test_what_is_there_is_replaced_only_with_force(bucket, resnet, wsurgery):
+    address = f"s3://{bucket.own}/nets/a"
+    wsurgery("scale", resnet, "--by", 2, "-o", address)
+    first = stored(bucket, "nets/a")
+    refused = wsurgery("scale", resnet, "--by", 3, "-o", address, check=False)
+    assert (refused.returncode, refused.stderr.decode()) == (
+        2,
+        f"wsurgery scale: {address} exists: add --force to overwrite it\n",
+    )
+    assert stored(bucket, "nets/a") == first
+    wsurgery("scale", resnet, "--by", 3, "-o", address, "--force")
+    assert stored(bucket, "nets/a") not in (first, None)
+
+
+@pytest.mark.parametrize("size", [1000, 20_000_000])
+def test_of_two_writers_the_second_is_refused_unless_it_replaces(size, bucket):
+    address = f"s3://{bucket.own}/nets/a"
+    with pytest.raises(UsageError, match="appeared meanwhile: add --force"), upload.Upload(address, size=size) as mine:
+        mine.write(b"a" * size)
+        bucket.pipe(f"{bucket.own}/nets/a", b"theirs")
+    assert stored(bucket, "nets/a") == b"theirs"
+    assert left(bucket) == []
+    with upload.Upload(address, size=size, force=True) as mine:
+        mine.write(b"a" * size)
+    assert stored(bucket, "nets/a") == b"a" * size
+
+
+@pytest.mark.parametrize(
+    "what", ["partNumber=[12]&", r"POST /\S*uploadId=", *(slow(each) for each in (r"POST /\S*uploads", "HEAD"))]
+)
+@pytest.mark.parametrize("fault", ["reset", "lost", 429, *(slow(each) for each in ("slow", 500, 503))])
+def test_what_fails_for_a_while_is_done_again_and_no_byte_twice(fault, what, bucket, proxy):
+    proxy.set(fault, what, 1 if fault == "slow" else 2)
+    content = np.random.default_rng(1).bytes(20_000_000)
+    with upload.Upload(f"s3://{bucket.own}/nets/a", size=len(content)) as mine:
+        for start in range(0, len(content), 3_000_001):
+            mine.write(content[start : start + 3_000_001])
+        mine.write_again(b"header")
+    assert proxy.times <= 0
+    assert stored(bucket, "nets/a") == b"header" + content[6:]
+    proxy.set(None, "", 0)
+    if not (fault == "lost" and "uploads" in what):  # begun, and the answer lost: nobody knows its number
+        assert left(bucket) == []
+
+
+def test_credentials_that_expire_end_it_in_a_line_and_nothing_is_left(bucket, proxy, large, wsurgery):
+    proxy.set(403, "partNumber=2&", 100)
+    done = wsurgery("scale", large, "--by", 2, "-o", f"s3://{bucket.own}/nets/a", check=False)
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        f"wsurgery scale: s3://{bucket.own}/nets/a: your credentials have expired: renew them: check AWS_PROFILE or "
+        "AWS_ACCESS_KEY_ID\n"
+    )
+    proxy.set(None, "", 0)
+    assert stored(bucket, "nets/a") is None
+    assert left(bucket) == []
+
+
+def test_an_input_that_ends_early_leaves_nothing(bucket, large, wsurgery):
+    content = large.read_bytes()[:45_000_000]
+    done = wsurgery("scale", "--by", 2, "-o", f"s3://{bucket.own}/nets/a", stdin=content, check=False)
+    assert done.returncode == 1
+    assert b"ends early" in done.stderr
+    assert stored(bucket, "nets/a") is None
+    assert left(bucket) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_whoever_is_ended_leaves_nothing_to_be_seen(number, bucket, large, wsurgery):
+    address = f"s3://{bucket.own}/nets/a"
+    command = [sys.executable, "-m", "wsurgery", "scale", "--by", "2", "-o", address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(large.read_bytes()[:45_000_000])
+        process.stdin.flush()
+        while not left(bucket):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.stderr.read()
+    assert stored(bucket, "nets/a") is None
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert b"Traceback" not in said
+        assert left(bucket) == []
+        return
+    (lost,) = left(bucket)
+    found = json.loads(wsurgery("push", "--clean", f"s3://{bucket.own}/nets/", "--json").stdout)
+    assert found == {"removed": [lost._asdict()]}
+    assert left(bucket) == []
+    assert b"no unfinished upload" in wsurgery("push", "--clean", address).stderr
+
+
+def test_push_copies_as_it_is(bucket, resnet, wsurgery, shell, tmp_path):
+    wsurgery("push", resnet, f"s3://{bucket.own}/nets/a")
+    assert stored(bucket, "nets/a") == resnet.read_bytes()
+    wsurgery("meanvar", resnet, "--shard-size", "20kB", "-o", f"{tmp_path}/shards/")
+    (tmp_path / "shards" / "config.json").write_text("{}")
+    shown = json.loads(wsurgery("push", tmp_path / "shards", f"s3://{bucket.own}/nets/folder/", "--json").stdout)
+    names = {path.name for path in (tmp_path / "shards").iterdir()}
+    assert {Path(name).name for name in shown["written"]} == names
+    for name in names:
+        assert stored(bucket, f"nets/folder/{name}") == (tmp_path / "shards" / name).read_bytes()
+    again = wsurgery("push", f"s3://{bucket.own}/nets/a", f"s3://{bucket.own}/nets/a", check=False)
+    assert b"exists: add --force" in again.stderr
+    assert shell(f"wsurgery push {resnet} elsewhere", tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("s3://nowhere-at-all/x", "s3://nowhere-at-all/x: not found: check the address"),
+        ("s3://bucket", "write it as s3://bucket/name"),
+        (f"s3://KEY:{SECRET}@bucket/x", "with no key of yours in it"),
+        ("gs://bucket/x", "gs:// is not written: name a file, a folder (DIR/), or an s3:// address"),
+        ("https://host/x", "https:// is not written"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line_without_secrets(address, words, bucket, resnet, wsurgery):
+    done = wsurgery("scale", resnet, "--by", 2, "-o", address, check=False)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+    assert SECRET.encode() not in done.stderr
+
+
+def test_nothing_of_the_credentials_is_recorded(bucket, resnet, wsurgery):
+    wsurgery("scale", resnet, "--by", 2, "-o", f"s3://{bucket.own}/nets/a")
+    wsurgery("scale", f"s3://{bucket.own}/nets/a", "--by", 2, "-o", f"s3://{bucket.own}/nets/b")
+    content = stored(bucket, "nets/b")
+    assert SECRET.encode() not in content
+    assert b"127.0.0.1" not in content
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_a_few_parts(bucket, tmp_path):
+    peaks = []
+    for count in (10, 60):
+        rng = np.random.default_rng(0)
+        path = tmp_path / f"{count}"
+        save_file({f"l{i}.weight": rng.normal(size=(1000, 1250)).astype("f4") for i in range(count)}, path)
+        peaks.append(peak_memory("scale", path, "--by", 2, "-o", f"s3://{bucket.own}/nets/{count}"))
+    assert peaks[1] < peaks[0] + 30_000  # KiB; the larger has 250 MB more

@@ -1,0 +1,304 @@
+"""Objects in a store, written as their bytes come: whole or not at all, and in the memory of a few parts.
+
+An S3 upload has parts, which may be sent in any order, and is no object before it is completed. So what a checkpoint begins with,
+a header that holds digests which are known at its end, waits here, and is sent last.
+"""
+
+import errno
+import io
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from hashlib import md5
+from itertools import count
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from wsurgery.checkpoint.sink import RemoteOutput
+from wsurgery.ending import half_done
+from wsurgery.errors import UsageError, printable
+
+_PART = (
+    8 << 20
+)  # bytes, at least; S3 wants 5 MiB, and of all but the last as many as of the first for some who speak it
+_MOST_PARTS = 9_000  # of S3's 10,000
+_AT_ONCE = 4  # parts on their way
+_LAST_WORD = 5  # seconds to take an upload back in
+_LONGEST_WAIT = 16.0  # seconds
+_ATTEMPTS = 8  # of a request that fails as if it could do better, with waits that double: a minute in all, at most
+
+
+class Unfinished(NamedTuple):
+    """An upload that nobody completed: its object's address, its number, and when it was begun."""
+
+    url: str
+    number: str
+    begun: str
+
+
+class Upload(RemoteOutput):
+    """Context manager that writes an object to S3, which appears when it is left without an error.
+
+    Requests that fail as if they could do better are made again by botocore, a part whole, up to 8 times in a minute.
+
+    Attributes:
+        label: its address.
+    """
+
+    def __init__(self, url: str, *, size: int, force: bool = False) -> None:
+        """Ask whether it exists.
+
+        Args:
+            url: `s3://bucket/key`.
+            size: bytes that will be written, at most.
+            force: whether what is there is replaced.
+
+        Raises:
+            UsageError: it exists and `force` is off, or it is no address.
+            OSError: no connection, or no permission.
+        """
+        self.label = printable(url)
+        self._store, self._place = connect(), place_of(url)
+        self._part = max(_PART, -(-size // _MOST_PARTS // (1 << 20)) * (1 << 20))
+        self._new = {} if force else {"IfNoneMatch": "*"}
+        self._buffer = bytearray()
+        self._held: list[bytearray] = []
+        self._first = 0  # bytes that were written first, and may be written again
+        self._numbers = count(1)
+        self._number: str | None = None  # of the upload, once there is one
+        self._pool = ThreadPoolExecutor(_AT_ONCE)
+        self._sending: deque[Future[None]] = deque()
+        self._etags: dict[int, str] = {}
+        if not force and exists(url):
+            raise UsageError(f"{self.label} exists: add --force to overwrite it")
+
+    def __enter__(self) -> "Upload":
+        half_done[self] = self._take_back
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.settle()
+                self._complete()
+        except BaseException:
+            kind = BaseException
+            raise
+        finally:
+            self._pool.shutdown(cancel_futures=kind is not None)
+            if kind is not None:
+                self._take_back()
+            half_done.pop(self, None)
+            self._store.invalidate_cache()
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Take in bytes, and return how many: all; wait while too many parts are on their way.
+
+        Raises:
+            OSError: an earlier part could not be sent.
+        """
+        view = memoryview(data).cast("B")
+        self._first = self._first or len(view)
+        while view:
+            room = self._part - len(self._buffer)
+            self._buffer += view[:room]
+            view = view[room:]
+            if len(self._buffer) == self._part:
+                part, self._buffer = self._buffer, bytearray()
+                number = next(self._numbers)
+                if (number - 1) * self._part < self._first:
+                    self._held.append(part)
+                else:
+                    self._send(number, part)
+        return len(memoryview(data).cast("B"))
+
+    def write_again(self, data: bytes) -> None:
+        """Replace what was written first by as many other bytes."""
+        view = memoryview(data)
+        for part in (*self._held, self._buffer):
+            n = min(len(part), len(view))
+            part[:n], view = view[:n], view[n:]
+
+    def settle(self) -> None:
+        """Send all that is still here, but what is one part by itself.
+
+        Raises:
+            OSError: a part could not be sent.
+        """
+        if self._held:
+            held, self._held = self._held, []
+            for number, part in enumerate(held, 1):
+                self._send(number, part)
+            if self._buffer:
+                self._send(next(self._numbers), self._buffer)
+                self._buffer = bytearray()
+        while self._sending:
+            self._sending.popleft().result()
+        self._pool.shutdown()
+
+    def _send(self, number: int, part: bytearray) -> None:
+        if self._number is None:
+            self._number = self._call("create_multipart_upload")["UploadId"]
+        while len(self._sending) >= _AT_ONCE:
+            self._sending.popleft().result()
+        self._sending.append(self._pool.submit(self._put, number, part))
+
+    def _put(self, number: int, part: bytearray) -> None:
+        found = self._call("upload_part", PartNumber=number, UploadId=self._number, Body=io.BytesIO(part))
+        self._etags[number] = found["ETag"]
+
+    def _complete(self) -> None:
+        if self._number is None:
+            expected = md5(self._buffer, usedforsecurity=False).hexdigest()
+            complete = partial(self._call, "put_object", Body=io.BytesIO(self._buffer), **self._new)
+        else:
+            parts = [{"PartNumber": number, "ETag": self._etags[number]} for number in sorted(self._etags)]
+            sums = b"".join(bytes.fromhex(str(each["ETag"]).strip('"')) for each in parts) if self._plain else b""
+            expected = f"{md5(sums, usedforsecurity=False).hexdigest()}-{len(parts)}"
+            together = {"UploadId": self._number, "MultipartUpload": {"Parts": parts}}
+            complete = partial(self._call, "complete_multipart_upload", **together, **self._new)
+        try:
+            complete()
+        except OSError as error:
+            # An answer that was lost: what was asked again is refused, because it was done.
+            with suppress(OSError):
+                if str(self._call("head_object")["ETag"]).strip('"') == expected:
+                    self._number = None
+                    return
+            if error.errno == errno.EEXIST:
+                raise UsageError(f"{self.label} appeared meanwhile: add --force to overwrite it") from None
+            raise
+        self._number = None
+
+    @property
+    def _plain(self) -> bool:
+        """Whether parts are known by their MD5, as they are where the store does not encrypt them by keys of its own."""
+        return all(len(etag.strip('"')) == 32 for etag in self._etags.values())
+
+    def _take_back(self) -> None:
+        if self._number is not None:
+            number, self._number = self._number, None
+            with suppress(Exception):  # then `push --clean` finds it
+                _now(self._store, "abort_multipart_upload", UploadId=number, **self._place)
+
+    def _call(self, method: str, **given: Any) -> Any:
+        return call(self._store, self.label, method, **self._place, **given)
+
+
+def exists(url: str) -> bool:
+    """Whether there is an object, as far as this user may know.
+
+    Raises:
+        OSError: no connection.
+    """
+    try:
+        call(connect(), printable(url), "head_object", **place_of(url))
+    except (FileNotFoundError, PermissionError):  # as some answer for what is not there
+        return False
+    return True
+
+
+def unfinished(url: str) -> list[Unfinished]:
+    """Find the uploads to an object, or to what is in a folder (`s3://bucket/folder/`), that nobody completed.
+
+    Raises:
+        OSError: no connection, or no permission.
+    """
+    place = place_of(url)
+    bucket, key = place["Bucket"], place["Key"]
+    given: dict[str, str] = {}
+    found = []
+    while True:
+        page = call(connect(), printable(url), "list_multipart_uploads", Bucket=bucket, Prefix=key, **given)
+        for each in page.get("Uploads", []):
+            if key.endswith("/") or each["Key"] == key:
+                begun = f"{each['Initiated']:%Y-%m-%d %H:%M}"
+                found.append(Unfinished(f"s3://{bucket}/{each['Key']}", each["UploadId"], begun))
+        if not page.get("IsTruncated"):
+            return found
+        given = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+def remove(upload: Unfinished) -> None:
+    """Remove the parts of an upload that nobody completed.
+
+    Raises:
+        OSError: no connection, or no permission.
+    """
+    url = upload.url
+    call(connect(), printable(url), "abort_multipart_upload", UploadId=upload.number, **place_of(url))
+
+
+def place_of(url: str) -> dict[str, str]:
+    """Return `Bucket` and `Key`.
+
+    Raises:
+        UsageError: it is no address of an object.
+    """
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    if not (url.startswith("s3://") and bucket and key) or "@" in bucket:
+        raise UsageError(f"{printable(url)}: write it as s3://bucket/name, with no key of yours in it")
+    return {"Bucket": bucket, "Key": key}
+
+
+def connect() -> Any:
+    """Return s3fs's file system, which finds the credentials."""
+    import s3fs
+
+    store = s3fs.S3FileSystem(config_kwargs={"retries": {"mode": "standard", "max_attempts": _ATTEMPTS}})
+    store.retries = 1  # or those would be made again, too
+    return store
+
+
+def call(store: Any, label: str, method: str, **given: Any) -> Any:
+    """Make a request, again and again if it fails as if it could do better.
+
+    Raises:
+        FileNotFoundError: there is no such object or bucket.
+        PermissionError: no permission, or no longer.
+        FileExistsError: the object exists, and was not to be replaced.
+        OSError: another error.
+    """
+    wait = 0.5
+    while True:
+        if "Body" in given:  # which an attempt has read
+            given["Body"].seek(0)
+        try:
+            return store.call_s3(method, **given)
+        except Exception as error:  # botocore's own, which are of no common kind
+            if _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") != 429 or wait > _LONGEST_WAIT:
+                raise as_os_error(error, label) from None
+        time.sleep(wait)  # "too many requests", which botocore takes for no reason to wait
+        wait *= 2
+
+
+def as_os_error(error: Exception, label: str) -> OSError:
+    """Say what went wrong between here and a store."""
+    name = str(_response(error).get("Error", {}).get("Code", ""))
+    if name in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+        return FileExistsError(errno.EEXIST, "exists", label)
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(errno.ENOENT, "not found: check the address (a folder ends in /)", label)
+    if isinstance(error, PermissionError):
+        expired = "your credentials have expired: renew them" if name == "ExpiredToken" else "access refused"
+        return PermissionError(errno.EACCES, f"{expired}: check AWS_PROFILE or AWS_ACCESS_KEY_ID", label)
+    problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    hint = "; for a public bucket set FSSPEC_S3_ANON=true" if "credentials" in problem else ""
+    return OSError(errno.EIO, printable(problem) + hint, label)
+
+
+def _response(error: Exception) -> Mapping[str, Any]:
+    """Return what the server said, as botocore has it."""
+    return getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
+
+
+def _now(store: Any, method: str, **given: Any) -> Any:
+    """Make a request, and wait for it no longer than somebody waits who ends this process."""
+    from fsspec.asyn import sync
+
+    return sync(store.loop, store._call_s3, method, timeout=_LAST_WORD, **given)
