@@ -24,6 +24,9 @@ def report(
     cca: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="These comparisons, ARM-to-init among them; or none.")
     ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,...", help="These seeds; default: all that are there.")
+    ] = None,
     threshold: Annotated[
         str,
         typer.Option(
@@ -77,6 +80,7 @@ def report(
             json
             or arms
             or cca
+            or seeds
             or baseline
             or plateau
             or paper
@@ -84,7 +88,7 @@ def report(
             or any(path.suffix != ".md" for path in folders)
         ):
             raise UsageError(
-                "Markdown files only come together on an .html page: no folder beside them, no --arms, --cca, "
+                "Markdown files only come together on an .html page: no folder beside them, no --arms, --cca, --seeds, "
                 "--baseline, --claims, --paper or --json"
             )
         with AtomicFile(output, force=force) as stream:
@@ -100,6 +104,7 @@ def report(
         plateau=plateau,
         arms=_names(arms),
         comparisons=_names(cca),
+        seeds=_names(seeds),
         baseline=baseline,
         claims=read_claims(claims) if claims else (),
     )

@@ -138,7 +138,8 @@ def soup(net: Path) -> Iterator[str]:
 
 if __name__ == "__main__":
     recipe, *folders = sys.argv[1:]
-    print(f"# {recipe}\n")
+    of_a_set = Path(folders[0]).parent.parent.name == "real"  # out/real/SET/NET
+    print(f"# {Path(folders[0]).parent.name if of_a_set else recipe}\n")
     for folder in map(Path, folders):
         print(f"## {folder.name}\n")
         print("\n".join({"barrier": barrier, "rewind": rewind, "soup": soup}[recipe](folder)))

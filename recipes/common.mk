@@ -182,7 +182,7 @@ TARGETS  := $(call unique,$(foreach seed,$(SEEDS),$(call target,$(seed))))
 NAMES    := $(call unique,$(foreach net,$(NETS),$(call name,$(net))))
 ALL_ARMS  = $(strip $(call unique,$(foreach net,$(NETS),$(call ARMS,$(net)))))
 CLAIMS   := $(firstword $(wildcard claims-$(SCALE).txt claims.txt))
-REPORT    = wsurgery report $(FOLDERS) --arms $(call list,$(or $(ALL_ARMS),none)) --cca $(call list,$(COMPARISONS)) \
+REPORT    = wsurgery report $(FOLDERS) --arms $(call list,$(or $(ALL_ARMS),none)) --cca $(call list,$(COMPARISONS)) --seeds $(call list,$(SEEDS)) \
             $(if $(ALL_ARMS),--threshold $(THRESHOLD) $(addprefix --plateau ,$(PLATEAU))) $(addprefix --claims ,$(CLAIMS)) --force
 TITLED    = --title $(RECIPE) $(addprefix --paper ,$(wildcard paper.md))
 

@@ -88,3 +88,14 @@ def test_json_of_a_comparison_is_complete(tmp_path: Path, write_cca: Callable[..
     assert (first["mean"], first["low"], first["high"]) == pytest.approx((0.6, 0.5, 0.7))
     assert (first["floor"], first["ceiling"]) == (0.1, 0.9)
     assert "mean" not in second
+
+
+def test_only_chosen_seeds_come_on_the_page(experiment):
+    everything = read_report(experiment, threshold="0.9")
+    (arm, *_) = everything.arms
+    seeds = [run.seed for run in everything.arms[arm].runs]
+    (experiment / "runs" / arm / seeds[0] / "metrics.json").unlink()  # a run that goes on, and is not looked at
+    found = read_report(experiment, threshold="0.9", arms=[arm], comparisons=[], seeds=seeds[1:])
+    assert [run.seed for run in found.arms[arm].runs] == seeds[1:]
+    with pytest.raises(UsageError, match="no runs of .* with seed 77"):
+        read_report(experiment, threshold="0.9", arms=[arm], seeds=["77"])

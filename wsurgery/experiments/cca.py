@@ -1,6 +1,6 @@
 """Comparisons of two networks by layer, made once or for several seeds: which there are, and what they come to."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
 from pathlib import Path
@@ -114,19 +114,22 @@ def standard_error(comparison: Comparison, layer: str) -> float | None:
     return error
 
 
-def find_comparisons(folder: Path, arms: Sequence[str], chosen: Sequence[str] | None) -> dict[str, Comparison]:
+def find_comparisons(
+    folder: Path, arms: Sequence[str], chosen: Sequence[str] | None, seeds: Collection[str] | None = None
+) -> dict[str, Comparison]:
     """Read `folder`/cca/NAME.json, `folder`/cca/NAME/SEED.json and, as ARM-to-init, `folder`/runs/ARM/SEED/cca-init.json.
 
     Args:
         folder: an experiment.
         arms: without `chosen`, whose cca-init.json are read; empty for all.
         chosen: names, in the order of the page; None for all.
+        seeds: which, of those that have several; None for all.
 
     Raises:
         UsageError: a chosen name is not there, or two places have it.
         WsurgeryError: a file is broken.
     """
-    to_init, once, seeded = _places(folder)
+    to_init, once, seeded = _places(folder, seeds)
     pairs = once | seeded
     paths = to_init | pairs
     if chosen is None:
@@ -156,13 +159,17 @@ def comparisons_in(folder: Path) -> list[str]:
     return sorted({name for place in _places(folder) for name in place}, key=natural)
 
 
-def _places(folder: Path) -> tuple[_Paths, _Paths, _Paths]:
+def _places(folder: Path, seeds: Collection[str] | None = None) -> tuple[_Paths, _Paths, _Paths]:
     """Look where comparisons may be: beside runs, cca/NAME.json, and cca/NAME/SEED.json."""
     to_init = _gather(
-        (f"{x.parents[1].name}{TO_INIT}", x.parent.name, x) for x in folder.glob("runs/*/*/cca-init.json")
+        (f"{x.parents[1].name}{TO_INIT}", x.parent.name, x)
+        for x in folder.glob("runs/*/*/cca-init.json")
+        if seeds is None or x.parent.name in seeds
     )
     once = _gather((x.stem, "", x) for x in folder.glob("cca/*.json"))
-    seeded = _gather((x.parent.name, x.stem, x) for x in folder.glob("cca/*/*.json"))
+    seeded = _gather(
+        (x.parent.name, x.stem, x) for x in folder.glob("cca/*/*.json") if seeds is None or x.stem in seeds
+    )
     return to_init, once, seeded
 
 

@@ -1,7 +1,7 @@
 """Several experiments side by side, one a network or one a size of training set, and claims across them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, inf
 from pathlib import Path
@@ -55,6 +55,7 @@ def read_experiments(
     plateau: str | None = None,
     arms: Sequence[str] | None = None,
     comparisons: Sequence[str] | None = None,
+    seeds: Collection[str] | None = None,
     baseline: str | None = None,
     claims: Sequence[Line] = (),
 ) -> Report | Networks:
@@ -64,7 +65,7 @@ def read_experiments(
         folders: one experiment each; of several, the folder's name is the network's.
         threshold, plateau: as for `read_report`; a share is of each network's own.
         arms, comparisons: likewise; of several experiments each shows those that it has.
-        baseline: likewise.
+        seeds, baseline: likewise.
         claims: what to judge, of each experiment and across them.
 
     Raises:
@@ -86,6 +87,7 @@ def read_experiments(
             plateau=plateau,
             arms=arms,
             comparisons=comparisons,
+            seeds=seeds,
             baseline=baseline,
             claims=claims,
         )
@@ -99,6 +101,7 @@ def read_experiments(
             plateau=plateau,
             arms=arms_of[name],
             comparisons=pairs_of[name],
+            seeds=seeds,
             baseline=baseline,
             claims=claims,
         )

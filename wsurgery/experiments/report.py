@@ -1,6 +1,6 @@
 """The report on an experiment: what its runs and comparisons came to, as data for its page and as JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def read_report(
     plateau: str | None = None,
     arms: Sequence[str] | None = None,
     comparisons: Sequence[str] | None = None,
+    seeds: Collection[str] | None = None,
     baseline: str | None = None,
     claims: Sequence[Line] = (),
 ) -> Report:
@@ -79,6 +80,7 @@ def read_report(
         plateau: the arm whose end shares in `threshold` are of; it does not come on the page.
         arms: which, in the order of the page; None for all.
         comparisons: likewise; ARM-to-init stands for runs/ARM/SEED/cca-init.json.
+        seeds: which, of arms and comparisons; None for all.
         baseline: the arm that the others are held against. Default: `random` where there is one, else the first.
         claims: what to judge; those without their runs or comparisons are left out.
 
@@ -88,16 +90,16 @@ def read_report(
     """
     chosen = arms is not None or comparisons is not None
     asked = read_thresholds(threshold)
-    there = arms_in(folder)
+    there = arms_in(folder, seeds)
     if plateau is not None and plateau in (arms or []):
         raise UsageError(f"--plateau {printable(plateau)} is on the page: name an arm that no claim is about")
     if arms is None and plateau in there:
         arms = [arm for arm in sorted(there, key=arm_order) if arm != plateau]
-    runs = find_runs(folder, arms)
-    ends = find_runs(folder, [plateau]) if plateau and runs else []
+    runs = find_runs(folder, arms, seeds)
+    ends = find_runs(folder, [plateau], seeds) if plateau and runs else []
     thresholds = resolve(asked, ends) if runs else Thresholds([auc for auc, _ in asked])
     found = summarise(runs, thresholds.tested)
-    compared = find_comparisons(folder, list(found), comparisons)
+    compared = find_comparisons(folder, list(found), comparisons, seeds)
     if not found and not compared:
         raise UsageError(f"nothing of {printable(str(folder))} is left to report: choose arms or comparisons")
     if baseline is not None and baseline not in found:
@@ -107,10 +109,10 @@ def read_report(
         )
     baseline = baseline or next((arm for arm in ("random", *found) if arm in found), "")
     # Other arms of the folder tell which seeds share a source network, but only of the seeds that are on the page.
-    seeds = {run.seed for arm in found.values() for run in arm.runs}.union(
+    on_page = {run.seed for arm in found.values() for run in arm.runs}.union(
         *(each.by_seed for each in compared.values())
     )
-    units = {seed: unit for seed, unit in source_units(there).items() if seed in seeds}
+    units = {seed: unit for seed, unit in source_units(there).items() if seed in on_page}
     basis = Basis(thresholds, units, asked, ends)
     judged = judge(claims, found, compared, basis)
     return Report(found, compared, judged, basis, baseline, what_ran(found), chosen)

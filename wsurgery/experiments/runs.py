@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -179,33 +179,36 @@ def shared_labels(runs: Sequence[Run]) -> list[str]:
     return [label for label in runs[0].by_label if all(label in run.by_label for run in runs)]
 
 
-def find_runs(folder: Path, arms: Sequence[str] | None = None) -> list[Run]:
+def find_runs(folder: Path, arms: Sequence[str] | None = None, seeds: Collection[str] | None = None) -> list[Run]:
     """Read every finished run under `folder`/runs/ARM/SEED, seeds in numeric order.
 
     Args:
         folder: an experiment.
         arms: whose runs, in this order; the others are not looked at. None for all, those of the paper first.
+        seeds: which; the others are not looked at. None for all.
 
     Raises:
         UsageError: there is none, or none of one of `arms`.
         WsurgeryError: a run is broken or has not ended.
     """
-    folders = arms_in(folder)
-    there = sorted(folders, key=arm_order)
+    folders = arms_in(folder, seeds)
+    there = sorted(arms_in(folder), key=arm_order)
     if not there and arms != []:
         raise UsageError(f"{printable(str(folder))} holds no runs: a report is made from FOLDER/runs/ARM/SEED")
     for arm in arms or []:
         if arm not in folders:
             names = ", ".join(printable(name) for name in there)
-            raise UsageError(f"{printable(str(folder))} has no runs of {printable(arm)}: there are {names}")
-    return [run for arm in (there if arms is None else arms) for run in _read_arm(arm, folders[arm])]
+            chosen = "" if seeds is None else f" with seed {', '.join(map(printable, seeds))}"
+            raise UsageError(f"{printable(str(folder))} has no runs of {printable(arm)}{chosen}: there are {names}")
+    wanted = sorted(folders, key=arm_order) if arms is None else arms
+    return [run for arm in wanted for run in _read_arm(arm, folders[arm])]
 
 
-def arms_in(folder: Path) -> dict[str, list[Path]]:
-    """List the folders of the seeds in `folder`/runs/ARM/SEED, in numeric order, by arm."""
+def arms_in(folder: Path, seeds: Collection[str] | None = None) -> dict[str, list[Path]]:
+    """List the folders of the seeds, or of these, in `folder`/runs/ARM/SEED, in numeric order, by arm."""
     folders: dict[str, list[Path]] = {}
     for path in sorted((folder / "runs").glob("*/*"), key=lambda path: natural(path.name)):
-        if path.is_dir():
+        if path.is_dir() and (seeds is None or path.name in seeds):
             folders.setdefault(path.parent.name, []).append(path)
     return folders
 
