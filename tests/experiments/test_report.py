@@ -97,5 +97,5 @@ def test_only_chosen_seeds_come_on_the_page(experiment):
     (experiment / "runs" / arm / seeds[0] / "metrics.json").unlink()  # a run that goes on, and is not looked at
     found = read_report(experiment, threshold="0.9", arms=[arm], comparisons=[], seeds=seeds[1:])
     assert [run.seed for run in found.arms[arm].runs] == seeds[1:]
-    with pytest.raises(UsageError, match="no runs of .* with seed 77"):
+    with pytest.raises(UsageError, match=r"no runs of .* with seed 77"):
         read_report(experiment, threshold="0.9", arms=[arm], seeds=["77"])

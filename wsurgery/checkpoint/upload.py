@@ -299,6 +299,6 @@ def _response(error: Exception) -> Mapping[str, Any]:
 
 def _now(store: Any, method: str, **given: Any) -> Any:
     """Make a request, and wait for it no longer than somebody waits who ends this process."""
-    from fsspec.asyn import sync
+    import asyncio  # which s3fs has imported, and takes a while where nothing else does
 
-    return sync(store.loop, store._call_s3, method, timeout=_LAST_WORD, **given)
+    return asyncio.run_coroutine_threadsafe(store._call_s3(method, **given), store.loop).result(_LAST_WORD)
