@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import os
 import re
 import shutil
 import socket
@@ -517,59 +516,39 @@ def test_only_urls_import_what_urls_need(resnet, shell, tmp_path):
         assert done.returncode == 0, done.stderr.decode()
 
 
-def test_s3_as_moto_has_it(web, resnet, wsurgery, tmp_path, monkeypatch):
+def test_s3_as_moto_has_it(moto, web, resnet, wsurgery, tmp_path, monkeypatch):
     """An S3 server that others wrote; an object that is written over while it is read is noticed."""
-    pytest.importorskip("moto.server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={"PATH": os.environ["PATH"]},  # no AWS_ENDPOINT_URL: it would ask another server
+    endpoint = f"http://127.0.0.1:{moto}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    send(f"{endpoint}/bucket")
+    send(f"{endpoint}/bucket/some/net.safetensors", resnet.read_bytes())
+    shard(small_resnet(), tmp_path / "sharded", 2)
+    for path in (tmp_path / "sharded").iterdir():
+        send(f"{endpoint}/bucket/sharded/{path.name}", path.read_bytes())
+    wsurgery("shuffle", resnet, "-o", tmp_path / "local")
+    wsurgery("shuffle", "s3://bucket/some/net.safetensors", "-o", tmp_path / "remote")
+    assert without_inputs(tmp_path / "remote") == without_inputs(tmp_path / "local")
+    local = wsurgery("digest", tmp_path / "sharded").stdout
+    assert wsurgery("digest", "s3://bucket/sharded/").stdout == local
+    assert b"not found" in wsurgery("show", "s3://bucket/some", check=False).stderr
+    assert b"not found" in wsurgery("show", "s3://nothing/x", check=False).stderr
+    script = (
+        "from wsurgery.checkpoint import open_checkpoint\n"
+        "checkpoint = open_checkpoint('s3://bucket/some/net.safetensors')\n"
+        "print('open', flush=True)\ninput()\ncheckpoint.read(list(checkpoint.tensors.values())[-1])\n"
     )
-    try:
-        endpoint = f"http://127.0.0.1:{port}"
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        send(f"{endpoint}/bucket")
-        send(f"{endpoint}/bucket/some/net.safetensors", resnet.read_bytes())
-        shard(small_resnet(), tmp_path / "sharded", 2)
-        for path in (tmp_path / "sharded").iterdir():
-            send(f"{endpoint}/bucket/sharded/{path.name}", path.read_bytes())
-        wsurgery("shuffle", resnet, "-o", tmp_path / "local")
-        wsurgery("shuffle", "s3://bucket/some/net.safetensors", "-o", tmp_path / "remote")
-        assert without_inputs(tmp_path / "remote") == without_inputs(tmp_path / "local")
-        local = wsurgery("digest", tmp_path / "sharded").stdout
-        assert wsurgery("digest", "s3://bucket/sharded/").stdout == local
-        assert b"not found" in wsurgery("show", "s3://bucket/some", check=False).stderr
-        assert b"not found" in wsurgery("show", "s3://nothing/x", check=False).stderr
-        script = (
-            "from wsurgery.checkpoint import open_checkpoint\n"
-            "checkpoint = open_checkpoint('s3://bucket/some/net.safetensors')\n"
-            "print('open', flush=True)\ninput()\ncheckpoint.read(list(checkpoint.tensors.values())[-1])\n"
-        )
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        with subprocess.Popen([sys.executable, "-c", script], **pipes) as reader:
-            assert reader.stdout.readline() == b"open\n"
-            content = bytearray(resnet.read_bytes())
-            content[-1] ^= 1
-            send(f"{endpoint}/bucket/some/net.safetensors", bytes(content))
-            assert b"was replaced by another file" in reader.communicate(b"\n", timeout=60)[1]
-    finally:
-        server.kill()
-        server.wait()
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as reader:
+        assert reader.stdout.readline() == b"open\n"
+        content = bytearray(resnet.read_bytes())
+        content[-1] ^= 1
+        send(f"{endpoint}/bucket/some/net.safetensors", bytes(content))
+        assert b"was replaced by another file" in reader.communicate(b"\n", timeout=60)[1]
 
 
 def send(url: str, content: bytes = b"") -> None:
-    """Put an object, once the server answers; it does not check signatures."""
+    """Put an object in moto, which does not check signatures."""
     signed = "AWS4-HMAC-SHA256 Credential=me/20240101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
     headers = {"Authorization": signed, "Content-Type": "application/octet-stream"}
     request = urllib.request.Request(url, content, headers, method="PUT")
-    for _ in range(100):
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
-            return
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.1)
-    raise TimeoutError(url)
+    urllib.request.urlopen(request, timeout=30).close()

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -22,7 +21,6 @@ from tests.conftest import peak_memory
 from wsurgery.checkpoint import upload
 from wsurgery.errors import UsageError
 
-pytest.importorskip("moto.server")
 slow = partial(pytest.param, marks=pytest.mark.slow)
 SECRET = "AKIA_SECRET"
 BUSY = {500: "InternalError", 503: "SlowDown", 429: "TooManyRequests"}
@@ -107,28 +105,9 @@ class Relay(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def proxy():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={"PATH": os.environ["PATH"]},
-    )
-    try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        with Proxy(port) as proxy:
-            yield proxy
-    finally:
-        server.kill()
-        server.wait()
+def proxy(moto):
+    with Proxy(moto) as proxy:
+        yield proxy
 
 
 @pytest.fixture
