@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wsurgery.errors import UsageError, printable
+from wsurgery.untrusted import require_local
 
 
 class Recipe(NamedTuple):
@@ -46,6 +47,7 @@ def copy_recipe(name: str, folder: Path) -> None:
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{printable(str(folder))} exists and is not an empty folder: name another")
+    require_local(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with as_file(files("wsurgery.recipes")) as root:
         for path in _parts(root, name):

@@ -2,11 +2,12 @@
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, TextIO, TypeVar
 
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.errors import UsageError, WsurgeryError, printable
 
 MAX_LINE = 1 << 24  # characters of a line of a table
 MAX_COLUMNS = 30_000  # of a table: the largest set of labels, ImageNet's, has 21,841
@@ -32,6 +33,19 @@ def open_regular(path: str | os.PathLike[str], *, buffering: int = 0) -> BinaryI
         os.close(descriptor)
         raise WsurgeryError(f"{printable(str(path))} is not a regular file")
     return os.fdopen(descriptor, "rb", buffering=buffering)
+
+
+def require_local(path: str | os.PathLike[str]) -> None:
+    """Refuse an address where a file or a folder of this machine is to be written.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):[/\\]+(.*)", str(path)):
+        raise UsageError(
+            f"{printable('://'.join(match.groups()))} is an address: name a file or a folder here; checkpoints alone are "
+            "written to a store, by -o of surgery commands and by push"
+        )
 
 
 def refuse_link(path: str | os.PathLike[str]) -> None:

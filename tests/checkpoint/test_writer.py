@@ -104,3 +104,15 @@ def test_a_link_is_followed_and_a_device_is_written(tmp_path):
         stream.write(b"gone")
     assert os.path.realpath(tmp_path / "null") == "/dev/null"
     assert not os.path.isfile("/dev/null")
+
+
+@pytest.mark.parametrize(
+    "words", ["train NET --data synthetic:fundus?n=60&size=32 --steps 1", "histogram NET", "recipe copy meanvar"]
+)
+def test_what_is_no_checkpoint_is_not_written_to_an_address(words, fresh, wsurgery, tmp_path):
+    words = [str(fresh) if word == "NET" else word for word in words.split()]
+    address = ["s3://bucket/x.png"] if words[0] == "recipe" else ["-o", "s3://bucket/x.png"]
+    done = wsurgery(*words, *address, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
+    assert b"s3://bucket/x.png is an address: name a file or a folder here" in done.stderr
+    assert list(tmp_path.iterdir()) == []

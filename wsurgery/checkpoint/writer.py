@@ -15,6 +15,7 @@ from wsurgery.checkpoint.header import TensorInfo, format_header
 from wsurgery.checkpoint.sink import RemoteOutput, Sink
 from wsurgery.ending import half_done
 from wsurgery.errors import UsageError, printable
+from wsurgery.untrusted import require_local
 
 _DESCRIPTORS = "/proc/self/fd"
 _PIPE = 1 << 20  # bytes that a pipe holds, the most that Linux allows everyone: commands wait for each other less
@@ -30,6 +31,7 @@ class AtomicFile:
     """
 
     def __init__(self, path: Path, *, force: bool = False) -> None:
+        require_local(path)
         self.path = Path(os.path.realpath(path))  # a link is followed, not replaced
         self.temporary: Path | None = None
         exists = self.path.exists()

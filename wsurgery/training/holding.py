@@ -10,6 +10,7 @@ from uuid import uuid4
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.locks import Busy, locked
 from wsurgery.processes import Processes
+from wsurgery.untrusted import require_local
 
 SEEN_WITHIN = 10.0  # seconds: no process has asked for the name before, so no file system has an old answer to it
 _POLL = 0.1
@@ -41,6 +42,7 @@ def held(run: Path, processes: Processes, say: Callable[[str], None]) -> Iterato
 @contextmanager
 def _locked(run: Path) -> Iterator[bool]:
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
+    require_local(run)
     run.mkdir(parents=True, exist_ok=True)
     try:
         with locked(run / ".lock", wait=False) as has_locks:
