@@ -196,3 +196,10 @@ def test_a_network_and_weights_of_ones_own_are_three_variables(recipe, tmp_path,
     if recipe == "transfuse":
         assert "runs/transfuse-block2/1" in planned
         assert "block3/1" not in planned  # which is all but the head
+
+
+@pytest.mark.parametrize("recipe", [each.name for each in recipes()])
+def test_a_copy_has_what_its_makefile_runs(recipe, tmp_path):
+    copy_recipe(recipe, tmp_path / "copy")
+    scripts = re.findall(r"python (?:\$\(COMMON\))?(\S+\.py)", (tmp_path / "copy" / "Makefile").read_text())
+    assert [script for script in scripts if not (tmp_path / "copy" / script).exists()] == []
