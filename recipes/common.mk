@@ -298,8 +298,9 @@ ARM_gabor       = wsurgery transfuse $(PRETRAINED) --blocks $(firstword $(call b
 ARM_slim-random = $(FRESH_SLIM)
 ARM_slim-transfuse-block2 = $(FRESH_SLIM) | wsurgery transfuse $(PRETRAINED) --upto block2
 
-# Pretrained up to a block; pretrained with one block to be trained; pretrained or random features that are frozen up to a block. A frozen batch norm goes on with its running
-# statistics: pretrained ones for pretrained features, and for random ones those of the target's images, or they would be 0 and 1.
+# Pretrained up to a block; pretrained with one block to be trained; pretrained or random features that are frozen up to a block.
+# A frozen batch norm goes on with its running statistics: pretrained ones for pretrained features, and for random ones those of the
+# target's images, or they would be 0 and 1.
 define BLOCK_ARMS
 ARM_transfuse-$(1)     = $$(call UPTO,$(1))
 ARM_only-$(1)          = $$(call UPTO,$$(TOP)) | wsurgery freeze-spec --upto $$(TOP) --blocks ^$(1)

@@ -43,10 +43,9 @@ def main() -> None:
             wsurgery.average(*members).recalibrate_bn(data=given.data, model=given.model).write(out)
             return out
 
-        best_first = sorted(
-            (run / "best.safetensors" for run in given.runs), key=lambda each: auc(each, "valid"), reverse=True
-        )
-        greedy, value = best_first[:1], auc(best_first[0], "valid")
+        valid = {member: auc(member, "valid") for member in (run / "best.safetensors" for run in given.runs)}
+        best_first = sorted(valid, key=lambda each: valid[each], reverse=True)
+        greedy, value = best_first[:1], valid[best_first[0]]
         for member in best_first[1:]:
             with_it = auc(soup([*greedy, member]), "valid")
             if with_it >= value:

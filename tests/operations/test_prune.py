@@ -156,7 +156,8 @@ def test_zeros_of_another_are_put_on_what_it_began_from(invoke, tmp_path):
 def test_zeros_of_a_network_of_other_shapes_names_the_tensor(invoke, tmp_path):
     x = small_resnet()
     save_file(x, tmp_path / "x")
-    for name, wrong in (("shape", np.zeros((3, 3, 7, 7), np.float32)), ("missing", None)):
+    whole = np.zeros(x["conv1.weight"].shape, np.int8)
+    for name, wrong in (("shape", np.zeros((3, 3, 7, 7), np.float32)), ("missing", None), ("integers", whole)):
         other = {key: value for key, value in x.items() if key != "conv1.weight"}
         save_file(other | ({} if wrong is None else {"conv1.weight": wrong}), tmp_path / name)
         done = invoke("prune", tmp_path / "x", "--zeros-of", tmp_path / name, "-o", tmp_path / "y", check=False)

@@ -103,7 +103,8 @@ class Upload(RemoteOutput):
             OSError: an earlier part could not be sent.
         """
         view = memoryview(data).cast("B")
-        self._first = self._first or len(view)
+        size = len(view)
+        self._first = self._first or size
         while view:
             room = self._part - len(self._buffer)
             self._buffer += view[:room]
@@ -115,7 +116,7 @@ class Upload(RemoteOutput):
                     self._held.append(part)
                 else:
                     self._send(number, part)
-        return len(memoryview(data).cast("B"))
+        return size
 
     def write_again(self, data: bytes) -> None:
         """Replace what was written first by as many other bytes."""

@@ -192,12 +192,11 @@ def find_runs(folder: Path, arms: Sequence[str] | None = None, seeds: Collection
         WsurgeryError: a run is broken or has not ended.
     """
     folders = arms_in(folder, seeds)
-    there = sorted(arms_in(folder), key=arm_order)
-    if not there and arms != []:
+    if not folders and arms != [] and not arms_in(folder):
         raise UsageError(f"{printable(str(folder))} holds no runs: a report is made from FOLDER/runs/ARM/SEED")
     for arm in arms or []:
         if arm not in folders:
-            names = ", ".join(printable(name) for name in there)
+            names = ", ".join(map(printable, sorted(arms_in(folder), key=arm_order)))
             chosen = "" if seeds is None else f" with seed {', '.join(map(printable, seeds))}"
             raise UsageError(f"{printable(str(folder))} has no runs of {printable(arm)}{chosen}: there are {names}")
     wanted = sorted(folders, key=arm_order) if arms is None else arms

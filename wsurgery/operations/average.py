@@ -1,7 +1,7 @@
 """Weighted sums of checkpoints: averages (Wortsman et al. 2022, model soups) and linear interpolation."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 from threading import Lock
 
@@ -20,6 +20,7 @@ from wsurgery.operations.random_streams import chunk_slice, for_each_chunk
 from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit, copy
 
+_REMEDY = "leave it out with --except if the two are to differ there"
 _SUM_TOLERANCE = 1e-6  # weights typed with six digits
 
 
@@ -122,7 +123,10 @@ def matched(
     chosen = selection.names(first.tensors)
     seen = [first, *(seen_as(other, under_names_of(first.tensors, chosen, other)) for other in sources[1:])]
     for other in seen[1:]:
-        _require_same(first, other, chosen, selection)
+        require_same(first, other, chosen)
+        extra = selection.names(other.tensors) - first.tensors.keys()
+        for name in sorted(name for name in extra if not name.endswith(COUNTER)):
+            raise WsurgeryError(f"{printable(name)} is in {other.label} and not in {first.label}: {_REMEDY}")
     return seen, chosen, history, says
 
 
@@ -160,29 +164,30 @@ def _end_to_end(source: Checkpoint, names: Sequence[str]) -> Array | None:
     return np.frombuffer(b"".join(source.read(tensor) for tensor in tensors), numpy_dtype(tensors[0].dtype))
 
 
-def _require_same(first: Checkpoint, other: Checkpoint, chosen: set[str], selection: Selection) -> None:
+def require_same(first: Checkpoint, other: Checkpoint, chosen: Collection[str]) -> None:
+    """See that chosen tensors of one checkpoint are in another, with numbers that can be read; a counter may be missing.
+
+    Raises:
+        WsurgeryError: one is not there, has another shape, is of integers in one alone, or cannot be read as numbers.
+    """
     for source in (first, other):
         require_unscaled(source, chosen)
-    remedy = "leave it out with --except if the two are to differ there"
     for name, tensor in first.tensors.items():
         counterpart = other.tensors.get(name)
         if name not in chosen or (counterpart is None and name.endswith(COUNTER)):
             continue
         if counterpart is None:
-            raise WsurgeryError(f"{printable(name)} is in {first.label} and not in {other.label}: {remedy}")
+            raise WsurgeryError(f"{printable(name)} is in {first.label} and not in {other.label}: {_REMEDY}")
         if counterpart.shape != tensor.shape:
             raise WsurgeryError(
-                f"{printable(name)} is {tensor.shape} in {first.label} and {counterpart.shape} in {other.label}: {remedy}"
+                f"{printable(name)} is {tensor.shape} in {first.label} and {counterpart.shape} in {other.label}: {_REMEDY}"
             )
         if is_float(tensor.dtype) != is_float(counterpart.dtype):
             raise WsurgeryError(
-                f"{printable(name)} is {tensor.dtype} in {first.label} and {counterpart.dtype} in {other.label}: {remedy}"
+                f"{printable(name)} is {tensor.dtype} in {first.label} and {counterpart.dtype} in {other.label}: {_REMEDY}"
             )
         if is_float(tensor.dtype):
             try:
                 numpy_dtype(counterpart.dtype)
             except TypeError as error:  # elements smaller than a byte
                 raise WsurgeryError(f"{other.label}: {printable(name)}: {error}: leave it out with --except") from None
-    extra = selection.names(other.tensors) - first.tensors.keys()
-    for name in sorted(name for name in extra if not name.endswith(COUNTER)):
-        raise WsurgeryError(f"{printable(name)} is in {other.label} and not in {first.label}: {remedy}")

@@ -16,8 +16,8 @@ from wsurgery.anatomy import Selection
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.spool import spooled
 from wsurgery.cores import cores
-from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
+from wsurgery.operations.average import require_same
 from wsurgery.operations.counterparts import seen_as, under_names_of
 from wsurgery.operations.layers import layer_weights
 from wsurgery.operations.random_streams import RandomStream, chunk_slice, chunks, for_each_chunk
@@ -92,19 +92,12 @@ def zeros_of(checkpoint: Checkpoint, other: Checkpoint, *, selection: Selection)
 
     Raises:
         UsageError: the part has no weight of a convolution or linear layer, or below the head none.
-        WsurgeryError: the other has not all of them, or not in the same shapes.
+        WsurgeryError: the other has not all of them, in the same shapes and as numbers.
     """
     chosen = sorted(layer_weights(checkpoint, selection, head=False))
     tensors = checkpoint.tensors
     other = seen_as(other, under_names_of(tensors, chosen, other))
-    for name in chosen:
-        found = other.tensors.get(name)
-        if found is None or found.shape != tensors[name].shape:
-            there = "is not there" if found is None else f"is {found.shape} there"
-            raise WsurgeryError(
-                f"{printable(name)}, {tensors[name].shape} in {checkpoint.label}, {there} in {other.label}: "
-                "leave it out with --except"
-            )
+    require_same(checkpoint, other, chosen)
     reading = Lock()  # tensors are computed in several threads, and a file has one position
 
     def with_zeros(x: Array, run: Map, *, name: str) -> Array:

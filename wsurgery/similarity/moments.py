@@ -38,8 +38,9 @@ class Varying:
             self._first = rows[0].clone()
             self.mask = torch.zeros_like(self._first, dtype=torch.bool)
         # Most channels vary within a few rows: the others need not be read, if to know that is to wait for no device.
-        for some in (rows[:_FEW], rows[_FEW:]) if rows.device.type == "cpu" else (rows,):
-            if rows.device.type == "cpu" and self.mask.all():
+        on_cpu = rows.device.type == "cpu"
+        for some in (rows[:_FEW], rows[_FEW:]) if on_cpu else (rows,):
+            if on_cpu and self.mask.all():
                 return
             self.mask = self.mask | (some != self._first).any(0)
 
