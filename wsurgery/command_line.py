@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from wsurgery import __version__, ending
+from wsurgery import __version__, ending, lazy_dynamo
 from wsurgery.commands._edits import as_command
 from wsurgery.errors import WsurgeryError, redacted
 from wsurgery.operations.declaration import Edit
@@ -174,6 +174,7 @@ def run() -> None:
     )  # as often as by default, the search for cycles among a file's tensors takes a quarter of the time
     if sys.stdout is None:
         sys.exit("wsurgery: standard output is closed: send it somewhere, if only to /dev/null")
+    lazy_dynamo.put_off()
     try:
         build_app()()
     finally:

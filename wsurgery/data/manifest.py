@@ -18,8 +18,6 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 from numpy.typing import NDArray
 
 from wsurgery.checkpoint.digest import bytes_digest
@@ -364,6 +362,9 @@ def write_manifest(manifest: Manifest, file: Path) -> None:
         writer.writerows(zip(*texts, *labels, *(map(table_cell, column) for column in beside), strict=True))
         data = text.getvalue().encode()
     else:
+        import pyarrow as pa
+        import pyarrow.parquet
+
         strings = [pa.array(column, pa.string()) for column in (manifest.paths, patients, manifest.splits)]
         numbers = [pa.array([int(x) if x else None for x in column], pa.int8()) for column in labels]
         texts = [pa.array(column, pa.string()) for column in beside]

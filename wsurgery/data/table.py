@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TextIO
-
-import pyarrow as pa
-import pyarrow.parquet
+from typing import TYPE_CHECKING, TextIO
 
 from wsurgery.errors import UsageError, WsurgeryError, plain_cell, printable
 from wsurgery.untrusted import MAX_COLUMNS, open_regular, short_lines
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -207,29 +207,40 @@ def _blocks(rows: Iterator[list[str]]) -> Iterator[list[list[str]]]:
 
 
 def _read_parquet(file: Path) -> Table:
-    with open_regular(file) as stream, pa.parquet.ParquetFile(stream) as parquet:
+    import pyarrow.parquet as pq  # takes a quarter of a second, which who reads text need not
+
+    with open_regular(file) as stream, pq.ParquetFile(stream) as parquet:
         _check_columns(parquet.metadata.num_columns)
         size, rows = file.stat().st_size, parquet.metadata.num_rows
         # Packed, a column of one value takes no bytes, however many rows there are.
         if rows > _FREE_ROWS + 16 * size or rows * parquet.metadata.num_columns > _FREE_CELLS + 100 * size:
             raise WsurgeryError(f"there are {rows:,} rows in {size:,} bytes")
         schema = parquet.schema_arrow
-    # Images and lists among the columns are no text, and may be most of the file.
-    fields = [field for field in schema if _is_flat(field.type) and not _NAMELESS.fullmatch(field.name)]
-    names = [field.name for field in fields]
+    fields = [field for field in schema if not _NAMELESS.fullmatch(field.name)]
+    names, texts = _flat(fields)
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise WsurgeryError(f"column {twice!r} is there twice")
     # Kept once for all rows that have it: a long text that comes often is a few bytes in the file.
-    texts = [field.name for field in fields if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
-    table = pa.parquet.read_table(file, columns=names, read_dictionary=texts, use_threads=False)
+    table = pq.read_table(file, columns=names, read_dictionary=texts, use_threads=False)
     return Table(file, {name.strip(): _texts(table[name], name) for name in names}, "", range(1, table.num_rows + 1))
 
 
-def _is_flat(kind: pa.DataType) -> bool:
-    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+def _flat(fields: "list[pa.Field]") -> tuple[list[str], list[str]]:
+    """Return the names of the columns that have one value a cell, without images and lists, and of those that are text."""
+    from pyarrow import types
+
+    flat = [
+        field
+        for field in fields
+        if not (types.is_nested(field.type) or types.is_binary(field.type) or types.is_large_binary(field.type))
+    ]
+    texts = [field.name for field in flat if types.is_string(field.type) or types.is_large_string(field.type)]
+    return [field.name for field in flat], texts
 
 
-def _texts(column: pa.ChunkedArray, name: str) -> list[str]:
+def _texts(column: "pa.ChunkedArray", name: str) -> list[str]:
+    import pyarrow as pa
+
     values: list[str] = []
     try:
         for chunk in column.chunks:

@@ -1,7 +1,7 @@
 """How large a network a checkpoint may ask for: its metadata is untrusted, and its tensors are what there is."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 from wsurgery.anatomy.architecture import Architecture
 from wsurgery.anatomy.blocks import Shapes
@@ -53,6 +54,22 @@ def _integers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
             yield from _integers(inner, key)
     elif isinstance(value, int):
         yield key, value
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no normal numbers: for those on `meta`, where there are none, torch imports sympy, half a second of CPU."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func is torch.Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Build networks without values, on torch's device `meta`."""
+    with torch.device("meta"), _Undrawn():
+        yield
 
 
 @contextmanager

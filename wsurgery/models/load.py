@@ -23,7 +23,7 @@ from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.trained import trained_on
 from wsurgery.checkpoint.writer import write_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.models.bounds import SPARE, SPARE_OF_OWN, counted, require_small_arguments
+from wsurgery.models.bounds import SPARE, SPARE_OF_OWN, counted, on_meta, require_small_arguments
 from wsurgery.models.own import Model, OwnModel, find_model
 from wsurgery.operations.planning import Made
 
@@ -109,7 +109,7 @@ def state_shapes(
         UsageError: as `create`.
     """
     require_small_arguments(label, shapes, architecture)
-    with counted(label, shapes, SPARE), torch.device("meta"):
+    with counted(label, shapes, SPARE), on_meta():
         return {name: tuple(value.shape) for name, value in create(architecture).state_dict().items()}
 
 
@@ -281,10 +281,10 @@ def create_for(checkpoint: Checkpoint, architecture: Architecture, *, model: Mod
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     require_small_arguments(checkpoint.label, shapes, architecture)
     if model is None:
-        with counted(checkpoint.label, shapes, SPARE), torch.device("meta"), warnings.catch_warnings():
+        with counted(checkpoint.label, shapes, SPARE), on_meta(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            on_meta = create(architecture).state_dict()
-        _find_tied(on_meta, checkpoint)
+            valueless = create(architecture).state_dict()
+        _find_tied(valueless, checkpoint)
         network = create(architecture)
     else:  # not on `meta`, which is not everybody's
         with counted(checkpoint.label, shapes, SPARE_OF_OWN if architecture.get("args") else math.inf):

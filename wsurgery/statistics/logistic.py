@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 Floats = NDArray[np.floating[Any]]
 
@@ -69,6 +68,7 @@ class Regressions:
             start: (d + 1, k), weights to begin with, such as those of a neighbouring penalty. Default: 0.
         """
         from scipy.optimize import minimize  # takes half a second, which training, which knows this module, need not
+        from scipy.special import expit
 
         n, (d, k) = len(self._features), (self._features.shape[1], self._labels.shape[1])
         begin = np.zeros((d + 1, k)) if start is None else start
@@ -93,6 +93,8 @@ class Regressions:
 
     def loss(self, weights: NDArray[np.float64], penalty: float) -> tuple[float, NDArray[np.float64]]:
         """Return the sum of the penalised log losses of all labels at `weights`, (d + 1, k), and its gradient, likewise."""
+        from scipy.special import expit
+
         value = penalty / 2 * float((weights[:-1] ** 2).sum())
         gradient = np.vstack([penalty * weights[:-1], np.zeros((1, weights.shape[1]))])
         for rows in _chunks(len(self._features)):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -17,7 +16,11 @@ from wsurgery.anatomy import role_map
 from wsurgery.anatomy.roles import LAYERS
 from wsurgery.checkpoint import TensorInfo
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.lazy_dynamo import without_dtensor
 from wsurgery.training.settings import Settings
+
+with without_dtensor():
+    from timm.optim import create_optimizer_v2, get_optimizer_class
 
 
 def freeze(model: nn.Module, globs: tuple[str, ...], more: Collection[str] = ()) -> list[nn.Module]:

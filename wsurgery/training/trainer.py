@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from copy import deepcopy
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -117,18 +116,15 @@ class Trainer:
     def _try_forward(self) -> None:
         """Refuse images that the network cannot take, or a batch that its batch norms cannot, before a run begins.
 
-        Only shapes pass through it. Where that fails a copy of it gets real numbers, for not every network runs without.
+        On black images and copies of its buffers, which batch norm changes. On torch's device `meta` that would cost the
+        import of sympy, and not every network runs there.
         """
         _, height, width, _ = self.training.images.shape
-        shape = (self.share, 3, height, width)
-        state = {name: x.to("meta") for name, x in (*self.model.named_parameters(), *self.model.named_buffers())}
-        try:
-            images = fit_channels(torch.empty(shape, device="meta"), self.model)
-            logits = torch.func.functional_call(self.model, state, images)
-        except Exception:
-            with torch.no_grad(), torch.random.fork_rng([]):
-                images = fit_channels(torch.zeros(shape, device=self.device), self.model)
-                logits = run(deepcopy(self.model), images)
+        buffers = {name: x.clone() for name, x in self.model.named_buffers()}
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(cuda):
+            images = fit_channels(torch.zeros((self.share, 3, height, width), device=self.device), self.model)
+            logits = run(partial(torch.func.functional_call, self.model, buffers), images)
         require_outputs(logits.shape[-1], self.training)
 
     def trained_on(self, eval_split: str) -> TrainedOn:
