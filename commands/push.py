@@ -21,7 +21,10 @@ def push(
         ),
     ],
     target: Annotated[
-        str | None, typer.Argument(metavar="[URL]", help="s3://bucket/name, or s3://bucket/folder/ for shards.")
+        str | None,
+        typer.Argument(
+            metavar="[URL]", help="s3://bucket/name, s3://bucket/folder/ for shards, hf://org/repo[@branch][/name]."
+        ),
     ] = None,
     force: Force = False,
     clean: Annotated[
@@ -32,6 +35,8 @@ def push(
 ) -> None:
     """Copy a checkpoint as it is to a store; all commands that write checkpoints take such an address for -o, too.
 
+    To the hub, all files of a folder go in one commit, with a model card that the history writes unless there is a README.md.
+
     An object appears when all of it is there, and what is interrupted is taken back. A process that was killed, or lost its
     connection for good, leaves an upload behind, which nobody sees and the store's owner pays for: --clean removes it. It
     removes uploads that are still going on, too.
@@ -40,15 +45,20 @@ def push(
 
     Example: wsurgery push net.safetensors s3://bucket/nets/net.safetensors
 
+    Example: wsurgery push net.safetensors hf://org/net
+
     Example: wsurgery push --clean s3://bucket/nets/
     """
     if clean:
         _clean(source if target is None else target, json=json)
         return
     if target is None or "://" not in target:
-        raise UsageError("push copies to a store: write wsurgery push IN s3://bucket/name")
+        raise UsageError("push copies to a store: write wsurgery push IN s3://bucket/name, or hf://org/repo")
     from wsurgery.checkpoint import open_checkpoint
+    from wsurgery.checkpoint.hub_api import is_repo
 
+    if is_repo(target):
+        target += "/"
     with open_checkpoint(source) as checkpoint:
         written = _copy(checkpoint, target, force=force)
         checkpoint.finish()
@@ -64,8 +74,8 @@ def _copy(checkpoint: "Checkpoint", target: str, *, force: bool) -> list[str]:
     from wsurgery.checkpoint import open_output
     from wsurgery.checkpoint.companions import companions, model_folder
     from wsurgery.checkpoint.shards import INDEX, WHOLE, ShardedCheckpoint, format_index
-    from wsurgery.checkpoint.sink import Sink
-    from wsurgery.checkpoint.writer import is_there, settle, write_all
+    from wsurgery.checkpoint.sink import Sink, settle, write_all
+    from wsurgery.checkpoint.writer import is_there
 
     def size(each: "Checkpoint") -> int:
         return sum(tensor.nbytes for tensor in each.tensors.values())
@@ -100,6 +110,10 @@ def _copy(checkpoint: "Checkpoint", target: str, *, force: bool) -> list[str]:
 def _clean(url: str, *, json: bool) -> None:
     from wsurgery.checkpoint.upload import remove, unfinished
 
+    if url.startswith("hf://"):
+        raise UsageError(
+            f"{printable(url)}: the hub keeps nothing of an upload that was not finished: there is nothing to clean"
+        )
     found = unfinished(url)
     for upload in found:
         remove(upload)

@@ -65,7 +65,7 @@ def report(
     Example: wsurgery report meanvar/RESULTS.md gabor/RESULTS.md -o results.html
     """
     from wsurgery.checkpoint import AtomicFile
-    from wsurgery.checkpoint.writer import write_all
+    from wsurgery.checkpoint.sink import write_all
     from wsurgery.experiments.claims import read_claims
     from wsurgery.experiments.networks import json_of, read_experiments
     from wsurgery.figures.page import render_page, render_results

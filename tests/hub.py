@@ -1,11 +1,14 @@
-"""A local server that speaks as much of the Hugging Face hub's API as downloads need."""
+"""A local server that speaks as much of the Hugging Face hub's API as downloads and commits need."""
 
+import base64
 import hashlib
 import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.faults import read_body
 
 
 class HubServer(ThreadingHTTPServer):
@@ -16,6 +19,9 @@ class HubServer(ThreadingHTTPServer):
         gated: names of models whose files are refused.
         damages: whether a byte of each large file is another one.
         asked: (method, path) of each request.
+        large: SHA-256 → bytes that were sent, and belong to no commit yet.
+        token: that who writes has to have; None: anybody may.
+        commits: (model, branch, names) of each commit that came from outside.
     """
 
     daemon_threads = True
@@ -26,6 +32,10 @@ class HubServer(ThreadingHTTPServer):
         self.gated: set[str] = set()
         self.damages = False
         self.asked: list[tuple[str, str]] = []
+        self.large: dict[str, bytes] = {}
+        self.token: str | None = None
+        self.commits: list[tuple[str, str, list[str]]] = []
+        self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     @property
@@ -42,6 +52,22 @@ class HubServer(ThreadingHTTPServer):
                 versions[name] = commit, files
         return commit
 
+    def commit(self, model: str, branch: str, lines: list[dict]) -> str | None:
+        """Add files to a branch, as the hub's API says it; return the commit, or None where its parent is not the head."""
+        versions = self.models[model]
+        head, files = versions[branch]
+        if lines[0]["value"].get("parentCommit", head) != head:
+            return None
+        added = {}
+        for line in lines[1:]:
+            value = line["value"]
+            small = line["key"] == "file"
+            added[value["path"]] = base64.b64decode(value["content"]) if small else self.large[value["oid"]]
+        self.commits.append((model, branch, sorted(added)))
+        commit = hashlib.sha1(f"{head} {sorted(added)} {len(versions)}".encode()).hexdigest()
+        versions[branch] = versions[commit] = commit, {**files, **added}
+        return commit
+
     def stop(self) -> None:
         self.shutdown()
         self.server_close()
@@ -49,6 +75,7 @@ class HubServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: HubServer
+    protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments):
         pass
@@ -59,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         self.server.asked.append((self.command, path))
-        about = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path)
+        about = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = about or file
         if match is None:
@@ -67,20 +94,23 @@ class _Handler(BaseHTTPRequestHandler):
         versions = self.server.models.get(match[1])
         if versions is None:
             return self.answer(401, {"X-Error-Code": "RepoNotFound"})
-        if match[2] not in versions:
+        revision = match[2] or "main"
+        if revision not in versions:
             return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
-        commit, files = versions[match[2]]
+        commit, files = versions[revision]
         if about:
             siblings = [{"rfilename": name} for name in files]
             info = {"id": match[1], "modelId": match[1], "sha": commit, "siblings": siblings, "tags": []}
-            return self.answer(200, {"Content-Type": "application/json"}, json.dumps(info).encode())
+            if b"license: " in files.get("README.md", b""):
+                info["cardData"] = {"license": re.search(rb"license: (\S+)", files["README.md"])[1].decode()}
+            return self.say(info)
         if match[1] in self.server.gated:
             return self.answer(403, {"X-Error-Code": "GatedRepo"})
         if match[3] not in files:
             return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         data = files[match[3]]
-        if match[3].endswith(".json"):
-            etag = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # as git names it
+        if _is_small(match[3]):
+            etag = _git_name(data)
         else:
             etag = hashlib.sha256(data).hexdigest()
             if self.server.damages:
@@ -92,10 +122,76 @@ class _Handler(BaseHTTPRequestHandler):
             data = data[part]
         self.answer(status, headers, data)
 
+    def do_PUT(self):
+        body = read_body(self)
+        self.server.asked.append((self.command, self.path))
+        with self.server.lock:
+            self.server.large[hashlib.sha256(body).hexdigest()] = body
+        self.answer(200)
+
+    def do_POST(self):
+        body, path = read_body(self), unquote(urlsplit(self.path).path)
+        self.server.asked.append((self.command, path))
+        if path == "/api/validate-yaml":
+            return self.say({"warnings": [], "errors": []})
+        about = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(paths-info|preupload|commit)/(.+)", path)
+        if re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            return self.say(
+                {"transfer": "basic", "objects": [self.place(each) for each in json.loads(body)["objects"]]}
+            )
+        if about is None or about[1] not in self.server.models:
+            return self.answer(401, {"X-Error-Code": "RepoNotFound"})
+        model, what, branch = about.groups()
+        if branch not in self.server.models[model]:
+            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        if what == "paths-info":
+            files = self.server.models[model][branch][1]
+            names = parse_qs(body.decode())["paths"]
+            return self.say([_about(name, files[name]) for name in names if name in files])
+        if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            return self.answer(403)
+        if what == "preupload":
+            modes = [
+                {"path": x["path"], "uploadMode": "regular" if _is_small(x["path"]) else "lfs", "shouldIgnore": False}
+                for x in json.loads(body)["files"]
+            ]
+            return self.say({"files": modes})
+        with self.server.lock:
+            commit = self.server.commit(model, branch, [json.loads(line) for line in body.splitlines()])
+        if commit is None:
+            return self.answer(412)
+        self.say({"commitUrl": f"{self.server.url}/{model}/commit/{commit}", "commitOid": commit})
+
+    def place(self, asked):
+        """Say where a large file goes; nowhere, if it is there."""
+        if asked["oid"] in self.server.large:
+            return asked
+        host = self.headers["Host"]  # of whoever stands between
+        return {**asked, "actions": {"upload": {"href": f"http://{host}/lfs/{asked['oid']}"}}}
+
+    def say(self, content):
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
+
     def answer(self, status, headers=None, body=b""):
         self.send_response(status)
         for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _is_small(name):
+    """Whether git has it, and not LFS."""
+    return name.endswith((".json", ".md")) or "." not in name
+
+
+def _git_name(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _about(name, data):
+    info = {"type": "file", "path": name, "size": len(data), "oid": _git_name(data)}
+    if not _is_small(name):
+        info["lfs"] = {"size": len(data), "oid": hashlib.sha256(data).hexdigest(), "pointerSize": 100}
+    return info

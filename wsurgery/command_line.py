@@ -41,7 +41,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "new-head": "A fresh classifier for another number of classes.",
         "permute": "Permute hidden units; the function stays.",
         "prune": "Set a share of the weights to zero.",
-        "push": "Copy a checkpoint to s3://, and remove broken uploads.",
+        "push": "Copy a checkpoint to s3:// or hf://; remove broken uploads.",
         "recalibrate-bn": "Set batch norm's statistics to those of images.",
         "rename": "Rename tensors by a pattern.",
         "replay": "Run a checkpoint's history again: does every byte agree?",

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 from typing import Any
@@ -38,7 +39,7 @@ class _Settings(_StandIn):
         super().__setattr__(name, value)
 
 
-class _Finder:
+class _Finder(Loader):
     """Finds the stand-ins, and what else there is of `torch._dynamo` by importing that."""
 
     def __init__(self) -> None:

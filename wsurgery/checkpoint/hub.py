@@ -3,8 +3,6 @@
 The cache also notes which files a commit does not have. So what is taken from the cache is what would be downloaded.
 """
 
-import errno
-import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from wsurgery.checkpoint.digest import FilesDigest, file_sha256
+from wsurgery.checkpoint.hub_api import asked, hush
 from wsurgery.checkpoint.provenance import Record
 from wsurgery.checkpoint.shards import INDEX, WHOLE, read_shard_names
-from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.errors import WsurgeryError, printable
 
 _WEIGHTS = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first that there is, is taken
 _CONFIGS = ("config.json", "preprocessor_config.json")
@@ -61,11 +60,7 @@ def download(repo: str, revision: str | None = None, *, offline: bool = False, p
         WsurgeryError: it cannot be had, holds no weights, or came damaged.
         UsageError: `repo` is no name.
     """
-    from huggingface_hub import utils
-
-    if not progress:
-        utils.disable_progress_bars()  # type: ignore[attr-defined]
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else it tells of each retry and missing log-in
+    hush(progress=progress)
     model = _Model(repo, revision or "main", offline)
     weights = next((path for name in _WEIGHTS if (path := model.get(name))), None)
     if weights is None:
@@ -101,7 +96,7 @@ class _Model:
         from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
-        found = self._call(try_to_load_from_cache, self.repo, name, revision=self.revision)
+        found = self._call(try_to_load_from_cache, name, revision=self.revision)
         if found is None and self.offline:
             where = printable(constants.HF_HUB_CACHE)
             raise WsurgeryError(f"{self.label}: {name} is not in the cache {where}: fetch it once while online")
@@ -109,7 +104,7 @@ class _Model:
             if not self.asked:
                 self._ask()
             try:
-                found = self._call(hf_hub_download, self.repo, name, revision=self.revision)
+                found = self._call(hf_hub_download, name, revision=self.revision)
             except RemoteEntryNotFoundError:
                 return None
         return Path(found) if isinstance(found, str) else None
@@ -126,45 +121,14 @@ class _Model:
         from huggingface_hub import HfApi, hf_hub_download
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
-        commit = self._call(HfApi().model_info, self.repo, revision=self.revision, timeout=30).sha
+        commit = self._call(HfApi().model_info, revision=self.revision, timeout=30).sha
         if commit != self.revision:
             with suppress(RemoteEntryNotFoundError):  # the cache learns for --offline which commit the branch or tag is
-                self._call(hf_hub_download, self.repo, _CONFIGS[0], revision=self.revision)
+                self._call(hf_hub_download, _CONFIGS[0], revision=self.revision)
         self.revision, self.asked = commit, True
 
-    def _call(self, function: Callable[..., Any], *arguments: object, **options: object) -> Any:
-        from huggingface_hub import constants
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HfHubHTTPError,
-            HFValidationError,
-            RemoteEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
-
-        try:
-            return function(*arguments, **options)
-        except RemoteEntryNotFoundError:
-            raise
-        except GatedRepoError:
-            page = printable(f"{constants.ENDPOINT}/{self.repo}")
-            problem = f"it is gated: accept its terms on {page}, then log in with `hf auth login` or HF_TOKEN"
-        except RepositoryNotFoundError:
-            problem = "the hub has no such model: check the name, or log in with `hf auth login` if it is private"
-        except RevisionNotFoundError:
-            problem = "the model has no such revision: name a branch, a tag or a commit with --revision"
-        except HFValidationError:
-            raise UsageError(f"{self.label} is not a name on the hub: write org/name") from None
-        except HfHubHTTPError as error:
-            problem = f"the hub answered {error.response.status_code}: try again later"
-        except Exception as error:  # of the HTTP library, which is another one in each version of huggingface_hub
-            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
-                raise
-            reason = printable((str(error) or type(error).__name__).splitlines()[0])
-            where = printable(constants.ENDPOINT)
-            problem = f"the download from {where} failed ({reason}): try again, or --offline for the cache"
-        raise WsurgeryError(f"{self.label}: {problem}") from None
+    def _call(self, function: Callable[..., Any], *arguments: object, **options: Any) -> Any:
+        return asked(self.label, function, self.repo, *arguments, **options)
 
 
 def _verify(file: Path, label: str) -> None:

@@ -20,9 +20,8 @@ from wsurgery.checkpoint.header import (
     parse_header,
     require_length,
 )
-from wsurgery.checkpoint.sink import RemoteOutput, Sink
+from wsurgery.checkpoint.sink import GatheringWriter, RemoteOutput, Sink, write_all
 from wsurgery.checkpoint.unchanged import FileState, file_state, require_unchanged
-from wsurgery.checkpoint.writer import GatheringWriter, write_all
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.untrusted import open_regular
 

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Protocol, cast
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from wsurgery.checkpoint.hub_api import split_url
 from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, WHOLE, ShardedCheckpoint, parse_index
 from wsurgery.checkpoint.upload import as_os_error
@@ -38,7 +39,6 @@ _PATIENCE = 30.0  # seconds of waiting in which a server sends at least as many 
 _FEWEST = 30 << 10
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone a second later
 _REPLACED = "it was replaced by another file while it was read: run the command again"
-_HUB = re.compile(r"hf://([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
 
 
 class RemoteObject(Protocol):
@@ -535,9 +535,4 @@ def _place(url: str) -> RemoteObject:
         return S3(url)
     if scheme != "hf":
         raise UsageError(f"{printable(scheme)}:// is not read: name a file, or an hf://, s3:// or https:// address")
-    match = _HUB.fullmatch(url)
-    if match is None:
-        raise UsageError(
-            f"{printable(redacted(url))}: write it as hf://org/repo, hf://org/repo@revision or hf://org/repo/path"
-        )
-    return Hub(match[1], match[2], match[3] or "")
+    return Hub(*split_url(url))

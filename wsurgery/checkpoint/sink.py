@@ -1,8 +1,12 @@
 """Where a checkpoint is written to: an unbuffered stream, or an object in a store."""
 
+import os
+import stat
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import BinaryIO, TypeAlias
+
+_GATHERED = 1 << 18  # bytes of small pieces that are written together
 
 
 class RemoteOutput(ABC):
@@ -31,3 +35,59 @@ class RemoteOutput(ABC):
 
 
 Sink: TypeAlias = BinaryIO | RemoteOutput
+
+
+def write_all(stream: Sink, data: bytes | bytearray | memoryview) -> None:
+    """Write every byte of `data` to an unbuffered stream."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[stream.write(view) :]
+
+
+def goes_back(stream: Sink) -> bool:
+    """Whether what was written first can be written again, once all else is: of a file and an upload, not of a pipe."""
+    if isinstance(stream, RemoteOutput):
+        return True
+    return stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.fileno() != 1
+
+
+def write_again(stream: Sink, data: bytes) -> None:
+    """Replace what was written first by as many other bytes."""
+    if isinstance(stream, RemoteOutput):
+        stream.write_again(data)
+    else:
+        stream.seek(0)
+        write_all(stream, data)
+
+
+def settle(stream: Sink) -> None:
+    """Have all that was written where it will be, so that it can appear within a moment.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    if isinstance(stream, RemoteOutput):
+        stream.settle()
+    else:
+        os.fsync(stream.fileno())
+
+
+class GatheringWriter:
+    """Writes to an unbuffered stream, small pieces many at a time; `flush` writes what is left."""
+
+    def __init__(self, stream: Sink) -> None:
+        self._stream, self._gathered = stream, bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write every byte of `data`, now or with what follows."""
+        if len(self._gathered) + len(data) > _GATHERED:
+            self.flush()
+        if len(data) > _GATHERED:
+            write_all(self._stream, data)
+        else:
+            self._gathered += data
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        write_all(self._stream, self._gathered)
+        self._gathered = bytearray()

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from wsurgery.checkpoint.header import TensorInfo, format_header
-from wsurgery.checkpoint.sink import RemoteOutput, Sink
+from wsurgery.checkpoint.sink import GatheringWriter, RemoteOutput, Sink, write_all
 from wsurgery.ending import half_done
 from wsurgery.errors import UsageError, printable
 from wsurgery.untrusted import require_local
 
 _DESCRIPTORS = "/proc/self/fd"
 _PIPE = 1 << 20  # bytes that a pipe holds, the most that Linux allows everyone: commands wait for each other less
-_GATHERED = 1 << 18  # bytes of small pieces that are written together
 
 
 class AtomicFile:
@@ -188,12 +187,7 @@ def open_output(path: Path | str | None, *, force: bool = False, size: int = 0) 
         OSError: a store cannot be reached.
     """
     if isinstance(path, str) and "://" in path:
-        if not path.startswith("s3://"):
-            scheme = printable(path.partition("://")[0])
-            raise UsageError(f"{scheme}:// is not written: name a file, a folder (DIR/), or an s3:// address")
-        from wsurgery.checkpoint.upload import Upload
-
-        return Upload(path, size=size, force=force)
+        return _upload(path, size=size, force=force)
     path = None if path is None else Path(path)
     if path is not None and str(path) != "-":
         return AtomicFile(path, force=force)
@@ -202,11 +196,17 @@ def open_output(path: Path | str | None, *, force: bool = False, size: int = 0) 
     return StandardOutput()
 
 
-def write_all(stream: Sink, data: bytes | bytearray | memoryview) -> None:
-    """Write every byte of `data` to an unbuffered stream."""
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[stream.write(view) :]
+def _upload(url: str, *, size: int, force: bool) -> RemoteOutput:
+    if url.startswith("s3://"):
+        from wsurgery.checkpoint.upload import Upload
+
+        return Upload(url, size=size, force=force)
+    if url.startswith("hf://"):
+        from wsurgery.checkpoint.hub_upload import HubUpload
+
+        return HubUpload(url, force=force)
+    scheme = printable(url.partition("://")[0])
+    raise UsageError(f"{scheme}:// is not written: name a file, a folder (DIR/), or an s3:// or hf:// address")
 
 
 def is_there(path: Path | str) -> bool:
@@ -217,58 +217,13 @@ def is_there(path: Path | str) -> bool:
     """
     if isinstance(path, Path):
         return path.exists()
-    from wsurgery.checkpoint.upload import exists
+    if path.startswith("hf://"):
+        from wsurgery.checkpoint import hub_upload
 
-    return exists(path)
+        return hub_upload.exists(path)
+    from wsurgery.checkpoint import upload
 
-
-def goes_back(stream: Sink) -> bool:
-    """Whether what was written first can be written again, once all else is: of a file and an upload, not of a pipe."""
-    if isinstance(stream, RemoteOutput):
-        return True
-    return stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.fileno() != 1
-
-
-def write_again(stream: Sink, data: bytes) -> None:
-    """Replace what was written first by as many other bytes."""
-    if isinstance(stream, RemoteOutput):
-        stream.write_again(data)
-    else:
-        stream.seek(0)
-        write_all(stream, data)
-
-
-def settle(stream: Sink) -> None:
-    """Have all that was written where it will be, so that it can appear within a moment.
-
-    Raises:
-        OSError: it cannot be.
-    """
-    if isinstance(stream, RemoteOutput):
-        stream.settle()
-    else:
-        os.fsync(stream.fileno())
-
-
-class GatheringWriter:
-    """Writes to an unbuffered stream, small pieces many at a time; `flush` writes what is left."""
-
-    def __init__(self, stream: Sink) -> None:
-        self._stream, self._gathered = stream, bytearray()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write every byte of `data`, now or with what follows."""
-        if len(self._gathered) + len(data) > _GATHERED:
-            self.flush()
-        if len(data) > _GATHERED:
-            write_all(self._stream, data)
-        else:
-            self._gathered += data
-
-    def flush(self) -> None:
-        """Write what has been gathered."""
-        write_all(self._stream, self._gathered)
-        self._gathered = bytearray()
+    return upload.exists(path)
 
 
 def write_checkpoint(

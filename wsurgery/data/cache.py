@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsurgery.checkpoint.digest import bytes_digest
-from wsurgery.checkpoint.writer import AtomicFile, write_all
+from wsurgery.checkpoint.sink import write_all
+from wsurgery.checkpoint.writer import AtomicFile
 from wsurgery.cores import cores
 from wsurgery.data.archive import MAX_PIXELS, ArchiveReader, split_path
 from wsurgery.data.manifest import Manifest

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsurgery.checkpoint.writer import AtomicFile, write_all
+from wsurgery.checkpoint.sink import write_all
+from wsurgery.checkpoint.writer import AtomicFile
 from wsurgery.data.cache import decode, decode_readable, native_size
 from wsurgery.data.manifest import are_known
 from wsurgery.data.rendering import DEFAULT, Rendering

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsurgery.checkpoint.digest import bytes_digest
-from wsurgery.checkpoint.writer import AtomicFile, write_all
+from wsurgery.checkpoint.sink import write_all
+from wsurgery.checkpoint.writer import AtomicFile
 from wsurgery.data.adapters import SPLIT_NAMES, SPLITS, Images, choose, hold_out, read_keys, split_name
 from wsurgery.data.labels import (
     check_names,

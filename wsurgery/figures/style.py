@@ -16,7 +16,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.transforms import Affine2D
 
 from wsurgery.checkpoint import AtomicFile
-from wsurgery.checkpoint.writer import write_all
+from wsurgery.checkpoint.sink import write_all
 from wsurgery.errors import UsageError, printable
 
 INK = "#1f2328"

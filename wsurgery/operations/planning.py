@@ -17,9 +17,8 @@ from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import WITHOUT_OPTIONS, History, Record, Unmade, describe_input, make_record
-from wsurgery.checkpoint.sink import Sink
+from wsurgery.checkpoint.sink import Sink, write_all
 from wsurgery.checkpoint.spool import spooled
-from wsurgery.checkpoint.writer import write_all
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.declaration import Edit
 from wsurgery.operations.names import blocks_after

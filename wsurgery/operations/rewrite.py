@@ -20,11 +20,12 @@ from wsurgery.checkpoint import Checkpoint, open_output
 from wsurgery.checkpoint.companions import companions
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
+from wsurgery.checkpoint.hub_api import is_repo
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.reader import SMALL
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
-from wsurgery.checkpoint.sink import Sink
-from wsurgery.checkpoint.writer import goes_back, is_there, settle, write_again, write_all
+from wsurgery.checkpoint.sink import Sink, goes_back, settle, write_again, write_all
+from wsurgery.checkpoint.writer import is_there
 from wsurgery.cores import cores
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
@@ -103,6 +104,8 @@ def destination(
         UsageError: `shard_size` or `part` of what is no folder, a size that is none, or a name that ends as another
             format's does.
     """
+    if output is not None and is_repo(output):
+        output += "/"
     if output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir()):
         path = output if "://" in output else Path(output)
         return Folder(path, None if shard_size is None else parse_size(str(shard_size), "--shard-size"), like, part)

@@ -12,7 +12,8 @@ import torch
 
 from wsurgery import __version__
 from wsurgery.checkpoint.provenance import describe_file
-from wsurgery.checkpoint.writer import AtomicFile, write_all
+from wsurgery.checkpoint.sink import write_all
+from wsurgery.checkpoint.writer import AtomicFile
 from wsurgery.data.dataset import load_dataset, report_skipped
 from wsurgery.devices import choose_device, memory_errors, on_device, threads_used
 from wsurgery.errors import UsageError, printable, printable_json

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from wsurgery.checkpoint.writer import AtomicFile, write_all
+from wsurgery.checkpoint.sink import write_all
+from wsurgery.checkpoint.writer import AtomicFile
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import open_data
 from wsurgery.devices import choose_device, on_device, threads_used

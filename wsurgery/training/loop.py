@@ -20,8 +20,8 @@ from torch import nn
 
 from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.provenance import History, describe_input, make_record
+from wsurgery.checkpoint.sink import write_all
 from wsurgery.checkpoint.spool import seekable
-from wsurgery.checkpoint.writer import write_all
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import portable_name
 from wsurgery.errors import UsageError, WsurgeryError, printable

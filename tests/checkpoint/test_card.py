@@ -1,0 +1,79 @@
+"""A model card says what the history says, and text from files stays text."""
+
+import json
+import re
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from wsurgery.checkpoint import open_checkpoint
+from wsurgery.checkpoint.card import model_card, sources
+
+LOG = [
+    {"command": "fetch", "arguments": ["hf://org/a"], "version": "0", "inputs": [
+        {"name": "model.safetensors", "size": 3, "blake3": "a" * 64, "url": "hf://org/a@" + "0" * 40}]},
+    {"command": "transfuse", "arguments": ["--upto", "block2"], "version": "0", "inputs": [
+        {"name": "-", "header": "b" * 64},
+        {"name": "into.safetensors", "size": 3, "blake3": "c" * 64, "log": [
+            {"command": "scale", "arguments": ["--by", "2"], "version": "0", "inputs": [
+                {"name": "x`|<b>.safetensors", "size": 3, "header": "d" * 64, "url": "hf://org/b/x`|<b>.safetensors"}]}]}]},
+]  # fmt: skip
+
+
+def card(tmp_path, log=LOG, licences=None, name="net", **metadata: str) -> str:
+    entry = {"log": log, "freeze": ["conv1.*"], "architecture": {"name": "resnet18"}}
+    path = tmp_path / "x.safetensors"
+    save_file({"w": np.ones((3, 4), np.float32), "b": np.ones(3)}, path, {"wsurgery": json.dumps(entry), **metadata})
+    with open_checkpoint(path) as checkpoint:
+        return model_card(checkpoint, name, licences)
+
+
+def front(text: str) -> str:
+    return text.split("---\n")[1]
+
+
+def test_it_says_what_was_done_to_what(tmp_path, wsurgery):
+    text = card(tmp_path)
+    pipeline = wsurgery("log", tmp_path / "x.safetensors").stdout.decode().strip()
+    assert pipeline in text
+    assert "2 tensors, 15 elements" in text
+    assert "`resnet18`" in text
+    assert "`conv1.*`" in text
+    for digest in "acd":
+        assert digest * 64 in text
+    assert wsurgery("log", "--card", tmp_path / "x.safetensors").stdout.decode() == text.replace("# net\n", "# x\n")
+
+
+def test_models_of_the_hub_are_its_bases_and_a_licence_is_theirs_if_there_is_one(tmp_path):
+    assert front(card(tmp_path)) == 'base_model:\n- "org/a"\n- "org/b"\ntags:\n- wsurgery\n'
+    both = {"org/a": "mit", "org/b": "gpl-3.0"}
+    assert "license:" not in front(card(tmp_path, licences=both))  # of two: neither is the whole's
+    assert "| mit |" in card(tmp_path, licences=both)
+    assert front(card(tmp_path, LOG[:1], both)).startswith("license: mit\n")
+    assert front(card(tmp_path, licences=both, license="apache-2.0")).startswith("license: apache-2.0\n")
+    assert "license:" not in front(card(tmp_path, license="mit\nevil: yes"))
+
+
+def test_text_of_others_stays_text(tmp_path):
+    log = [{**LOG[0], "arguments": ["```", "# head"]}, *LOG[1:]]
+    text = card(tmp_path, log, {"org/a": "[x](http://y)|"}, name="<script>\n# n")
+    assert "\\<script\\>" in text
+    assert text.count("\n# ") == 1
+    fence = re.search("^(`+)sh\n", text, re.MULTILINE)[1]
+    assert len(fence) > 3
+    assert text.count(f"{fence}\n") == 1
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
+    assert "[x]" not in text
+
+
+def test_a_checkpoint_without_history_has_a_card_too(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"w": np.ones(3)}, path)
+    with open_checkpoint(path) as checkpoint:
+        text = model_card(checkpoint, "net")
+    assert text == "---\ntags:\n- wsurgery\n---\n\n# net\n\n1 tensors, 3 elements.\n"
+    with open_checkpoint(path) as checkpoint:
+        from wsurgery.checkpoint.provenance import History
+
+        assert sources(History.of(checkpoint)) == []

@@ -1,0 +1,263 @@
+"""Checkpoints written to the Hugging Face hub: whole or not at all, in one commit, whatever happens on the way."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.conftest import peak_memory
+from tests.faults import Proxy
+from tests.hub import HubServer
+from wsurgery.checkpoint.hub_upload import HubUpload
+from wsurgery.errors import UsageError
+
+TOKEN = "hf_SECRET"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with an empty model `org/net` of which nothing but TOKEN may write, behind a proxy."""
+    server = HubServer()
+    server.push("org/net", {})
+    server.token = TOKEN
+    with Proxy(server.server_port) as proxy:
+        server.proxy = proxy
+        for name, value in (
+            ("HF_ENDPOINT", f"http://127.0.0.1:{proxy.server_port}"),
+            ("HF_HOME", str(tmp_path / "hf")),
+            ("HF_TOKEN", TOKEN),
+            ("HF_HUB_DISABLE_XET", "1"),  # whose servers are others
+            ("no_proxy", "127.0.0.1"),
+        ):
+            monkeypatch.setenv(name, value)
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
+    server.stop()
+
+
+@pytest.fixture
+def here(hub, monkeypatch):
+    """The hub, for huggingface_hub in this process, too: it reads its settings once."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.proxy.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    return hub
+
+
+def files(hub, branch="main", model="org/net") -> dict[str, bytes]:
+    return hub.models[model][branch][1]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "large.safetensors"
+    rng = np.random.default_rng(0)
+    save_file({f"l{i}.weight": rng.normal(size=(500, 1250 + i)).astype("f4") for i in range(4)}, path)
+    return path
+
+
+def test_a_file_has_the_bytes_of_the_file_and_a_card_beside_it(hub, large, wsurgery, tmp_path):
+    wsurgery("meanvar", large, "--seed", 3, "-o", tmp_path / "file")
+    wsurgery("meanvar", large, "--seed", 3, "-o", "hf://org/net/a.safetensors")
+    assert files(hub)["a.safetensors"] == (tmp_path / "file").read_bytes()
+    assert hub.commits == [("org/net", "main", ["README.md", "a.safetensors"])]
+    assert wsurgery("log", tmp_path / "file").stdout.decode().strip() in files(hub)["README.md"].decode()
+    assert b"hf_SECRET" not in b"".join(files(hub).values())
+    # And it is read again from there.
+    digest = wsurgery("digest", "hf://org/net/a.safetensors").stdout.split()[0]
+    assert digest == wsurgery("digest", tmp_path / "file").stdout.split()[0]
+
+
+def test_a_model_is_one_commit_with_its_index_and_settings(hub, resnet, wsurgery, tmp_path):
+    (tmp_path / "model").mkdir()
+    source = tmp_path / "model" / "model.safetensors"
+    source.write_bytes(resnet.read_bytes())
+    (tmp_path / "model" / "LICENSE").write_text("mine")
+    hub.models["org/net"]["mine"] = hub.models["org/net"]["main"]
+    given = ["shuffle", source, "--seed", 1, "--shard-size", "20kB"]
+    wsurgery(*given, "-o", f"{tmp_path}/whole/")
+    wsurgery(*given, "-o", "hf://org/net@mine")
+    assert len(hub.commits) == 1
+    card = files(hub, "mine").pop("README.md")
+    assert b"wsurgery shuffle" in card
+    assert files(hub, "mine") == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert files(hub) == {}
+    again = wsurgery(*given, "-o", "hf://org/net@mine", check=False)
+    assert again.returncode == 2
+    assert b"exists: add --force" in again.stderr
+
+
+@pytest.mark.slow
+def test_parts_make_the_whole_in_a_commit_each(hub, resnet, wsurgery, tmp_path):
+    given = ["shuffle", resnet, "--seed", 1, "--shard-size", "20kB"]
+    wsurgery(*given, "-o", f"{tmp_path}/whole/")
+    for k in (2, 1):
+        wsurgery(*given, "-o", "hf://org/net/", "--part", f"{k}/2")
+    files(hub).pop("README.md")
+    assert files(hub) == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+
+
+def test_push_copies_as_it_is_and_keeps_a_card(hub, resnet, wsurgery, tmp_path):
+    hub.push("org/net", {"README.md": b"mine"})
+    wsurgery("push", resnet, "hf://org/net/sub/a.safetensors")
+    assert files(hub) == {"README.md": b"mine", "sub/a.safetensors": resnet.read_bytes()}
+    wsurgery("meanvar", resnet, "--shard-size", "20kB", "-o", f"{tmp_path}/shards/")
+    (tmp_path / "shards" / "config.json").write_text("{}")
+    shown = json.loads(wsurgery("push", tmp_path / "shards", "hf://org/net", "--json").stdout)
+    names = {path.name for path in (tmp_path / "shards").iterdir()}
+    assert {Path(name).name for name in shown["written"]} == names
+    assert {name: files(hub)[name] for name in names} == {n: (tmp_path / "shards" / n).read_bytes() for n in names}
+    assert files(hub)["README.md"] == b"mine"
+    clean = wsurgery("push", "--clean", "hf://org/net", check=False)
+    assert (clean.returncode, clean.stderr) == (
+        2,
+        b"wsurgery push: hf://org/net: the hub keeps nothing of an upload that was not finished: there is nothing to clean\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        ("reset", "PUT /lfs/"),
+        ("lost", "/commit/"),
+        *(
+            pytest.param(fault, what, marks=pytest.mark.slow)
+            for fault in ("reset", "lost", 429, 503)
+            for what in ("PUT /lfs/", "/commit/", "paths-info", "GET /api/models")
+            if (fault, what) not in (("reset", "PUT /lfs/"), ("lost", "/commit/"), ("reset", "GET /api/models"))
+        ),
+    ],
+)
+def test_what_fails_for_a_while_is_done_again(fault, what, hub, large, wsurgery):
+    hub.proxy.set(fault, what, 1 if (fault, what) == ("lost", "/commit/") else 2)
+    wsurgery("push", large, "hf://org/net/a.safetensors")
+    assert hub.proxy.times <= 0
+    assert files(hub)["a.safetensors"] == large.read_bytes()
+    assert len(hub.commits) == 1  # and not again, because an answer was lost
+
+
+OF_HTTPX = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # what huggingface_hub hands on
+
+
+@OF_HTTPX
+def test_somebody_elses_commit_comes_between(here, large):
+    hub = here
+    with HubUpload("hf://org/net/a.safetensors") as mine:
+        mine.write(large.read_bytes())
+        hub.push("org/net", {"elsewhere.json": b"theirs"})
+    assert files(hub).keys() == {"README.md", "a.safetensors", "elsewhere.json"}
+    address = "hf://org/net/b.safetensors"
+    with pytest.raises(UsageError, match=r"b\.safetensors appeared meanwhile: add --force"), HubUpload(address) as mine:
+        mine.write(large.read_bytes())
+        hub.push("org/net", {"b.safetensors": b"theirs"})
+    assert files(hub) == {"b.safetensors": b"theirs"}
+    with HubUpload(address, force=True) as mine:
+        mine.write(large.read_bytes())
+    assert files(hub)["b.safetensors"] == large.read_bytes()
+
+
+@OF_HTTPX
+@pytest.mark.slow
+def test_a_commit_between_a_look_and_its_own_is_seen(here, large, monkeypatch):
+    """The hub refuses a commit whose parent is no longer the head: it is made again, upon the other."""
+    hub = here
+    from huggingface_hub import HfApi
+
+    own = HfApi.create_commit
+
+    def late(api, *arguments, **options):
+        if not hub.commits:
+            _, there = hub.models["org/net"]["main"]
+            hub.commits.append(("somebody", "else", []))
+            hub.push("org/net", {**there, "elsewhere.json": b"theirs"})
+        return own(api, *arguments, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", late)
+    with HubUpload("hf://org/net/a.safetensors") as mine:
+        mine.write(large.read_bytes())
+    assert files(hub).keys() == {"README.md", "a.safetensors", "elsewhere.json"}
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("hf://org/none/x", "the hub has no such model: make it with `hf repo create org/none`"),
+        ("hf://org/net@none/x", "the model has no such branch: `hf repo branch create org/net BRANCH` makes one"),
+        ("hf://net", "write it as hf://org/repo"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line(address, words, hub, resnet, wsurgery):
+    done = wsurgery("scale", resnet, "--by", 2, "-o", address, check=False)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_who_may_not_write_is_told_so_and_nothing_is_there(hub, resnet, wsurgery, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    done = wsurgery("scale", resnet, "--by", 2, "-o", "hf://org/net", check=False)
+    assert done.returncode == 1
+    assert (
+        b"the hub answered 403: log in with `hf auth login` or HF_TOKEN, with a token that may write here"
+        in done.stderr
+    )
+    assert b"expired" not in done.stderr
+    assert files(hub) == {}
+
+
+@pytest.mark.slow
+def test_an_input_that_ends_early_leaves_nothing(hub, large, wsurgery):
+    content = large.read_bytes()[:-1000]
+    done = wsurgery("scale", "--by", 2, "-o", "hf://org/net/a.safetensors", stdin=content, check=False)
+    assert done.returncode == 1
+    assert b"ends early" in done.stderr
+    assert (files(hub), hub.commits) == ({}, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_whoever_is_ended_leaves_nothing(number, hub, large, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    command = [sys.executable, "-m", "wsurgery", "scale", "--by", "2", "-o", "hf://org/net/a.safetensors"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(large.read_bytes()[:-1000])
+        process.stdin.flush()
+        while not any("paths-info" in path for _, path in hub.asked):
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(number)
+        said = process.stderr.read()
+    assert b"Traceback" not in said
+    assert (files(hub), hub.commits, list((tmp_path / "tmp").iterdir())) == ({}, [], [])
+
+
+def test_a_full_disk_names_the_folder_and_the_remedy(hub, large):
+    limit = large.stat().st_size // 2
+    script = f"import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+    script += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from wsurgery.__main__ import main; main()"
+    typed = [sys.executable, "-c", script, "scale", str(large), "--by", "2", "-o", "hf://org/net/a.safetensors"]
+    done = subprocess.run(typed, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "where hf://org/net/a.safetensors waits until it is whole; TMPDIR moves it" in done.stderr
+    assert files(hub) == {}
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(hub, tmp_path):
+    peaks = []
+    for count in (10, 60):
+        rng = np.random.default_rng(0)
+        path = tmp_path / f"{count}"
+        save_file({f"l{i}.weight": rng.normal(size=(1000, 1250)).astype("f4") for i in range(count)}, path)
+        peaks.append(peak_memory("scale", path, "--by", 2, "-o", f"hf://org/net/{count}.safetensors"))
+    assert peaks[1] < peaks[0] + 20e6

@@ -1,0 +1,118 @@
+"""Addresses on the Hugging Face hub, and what huggingface_hub's errors say to a user."""
+
+import errno
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+from wsurgery.errors import UsageError, WsurgeryError, printable, redacted
+
+_URL = re.compile(r"hf://([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
+_PASSING = (408, 409, 412, 429, 500, 502, 503, 504)  # HTTP statuses that may be others a moment later
+
+
+class HubError(WsurgeryError):
+    """What the hub answered, or that it did not.
+
+    Attributes:
+        passes: whether the same request may be answered otherwise a moment later.
+    """
+
+    def __init__(self, message: str, *, passes: bool = False) -> None:
+        super().__init__(message)
+        self.passes = passes
+
+
+def split_url(url: str) -> tuple[str, str | None, str]:
+    """Return the model, the revision and the path of `hf://org/repo[@revision][/path]`.
+
+    Raises:
+        UsageError: it is no such address.
+    """
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise UsageError(
+            f"{printable(redacted(url))}: write it as hf://org/repo, hf://org/repo@revision or hf://org/repo/path"
+        )
+    return match[1], match[2], match[3] or ""
+
+
+def is_repo(url: str) -> bool:
+    """Whether it is the address of a whole model, without a path: what is written there is a folder."""
+    match = _URL.fullmatch(url)
+    return match is not None and match[3] is None
+
+
+def hush(*, progress: bool) -> None:
+    """Have huggingface_hub draw its bars only if that is wanted, and tell of no retry or missing log-in."""
+    from huggingface_hub import utils
+
+    if not progress:
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def asked(
+    label: str, function: Callable[..., Any], repo: str, *arguments: object, writing: bool = False, **options: object
+) -> Any:
+    """Call a function of huggingface_hub, `function(repo, *arguments, **options)`.
+
+    Args:
+        label: what messages call the model or the file.
+        writing: whether it is for an upload, which other remedies help.
+
+    Raises:
+        HubError: the hub refuses, or cannot be reached.
+        UsageError: `repo` is no name.
+        OSError: the cache, or a temporary file, cannot be read or written.
+        huggingface_hub.errors.RemoteEntryNotFoundError: the model has no such file.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where, passes = printable(constants.ENDPOINT), False
+    try:
+        return function(repo, *arguments, **options)
+    except RemoteEntryNotFoundError:
+        raise
+    except GatedRepoError:
+        page = printable(f"{constants.ENDPOINT}/{repo}")
+        problem = f"it is gated: accept its terms on {page}, then log in with `hf auth login` or HF_TOKEN"
+    except RepositoryNotFoundError:
+        create = f"make it with `hf repo create {printable(repo)}`" if writing else "check the name"
+        problem = f"the hub has no such model: {create}, or log in with `hf auth login` if it is private"
+    except RevisionNotFoundError:
+        make = f"`hf repo branch create {printable(repo)} BRANCH` makes one"
+        problem = (
+            f"the model has no such branch: {make}"
+            if writing
+            else ("the model has no such revision: name a branch, a tag or a commit with --revision")
+        )
+    except HFValidationError:
+        raise UsageError(f"{label} is not a name on the hub: write org/name") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        passes = status in _PASSING
+        problem = f"the hub answered {status}: "
+        refused = "log in with `hf auth login` or HF_TOKEN, with a token that may write here"
+        problem += refused if writing and status in (401, 403) else "try again later"
+    except Exception as error:  # of the HTTP library, which is another one in each version of huggingface_hub
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
+            raise
+        passes = True
+        cause = error.__cause__ if writing and error.__cause__ is not None else error
+        reason = printable(redacted((str(cause) or type(cause).__name__).splitlines()[0]))
+        problem = (
+            f"the upload to {where} failed ({reason}): run it again"
+            if writing
+            else (f"the download from {where} failed ({reason}): try again, or --offline for the cache")
+        )
+    raise HubError(f"{label}: {problem}", passes=passes) from None
