@@ -72,6 +72,7 @@ def _print_metadata(entries: Mapping[str, str], *, json: bool) -> None:
 def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads: int | None) -> dict[str, Any]:
     import re
     from fnmatch import translate
+    from itertools import count
 
     from wsurgery.anatomy import role_map
     from wsurgery.anatomy.scales import scales
@@ -100,7 +101,7 @@ def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads
     members: dict[str, list[str]] = {}
     for name, block in blocks.items():
         members.setdefault(block, []).append(name)
-    position = {name: i for i, name in enumerate(checkpoint.tensors)}
+    position = dict(zip(checkpoint.tensors, count(), strict=False))
     return {
         "architecture": history.architecture,
         "history": [

@@ -139,7 +139,7 @@ def block_map(shapes: Shapes) -> dict[str, str]:
         previous = place
     stem = {short[name]: shapes[name] for name, place in places.items() if place[0] == _STEM}
     label[_STEM, ()] = "conv1" if _is_lone_conv1(stem) else "stem"
-    return {name: label[places[name]] for name in sorted(places, key=lambda name: places[name])}
+    return {name: label[places[name]] for name in sorted(places, key=places.__getitem__)}
 
 
 MAX_BLOCK_MAP = 10_000_000  # bytes of a file
@@ -240,11 +240,12 @@ def _is_lone_conv1(stem: Shapes) -> bool:
 
 
 def _rules_for(names: Collection[str]) -> _Rules:
-    held = [
-        (rule, pattern)
-        for rule, pattern in _RULES
-        if not rule.beside or any(name.startswith(rule.beside) for name in names)
-    ]
+    text = "\n".join(["", *names])  # where a beginning is not, it begins no name, which is found out in no time
+
+    def holds(beginning: str) -> bool:
+        return not beginning or (f"\n{beginning}" in text and any(name.startswith(beginning) for name in names))
+
+    held = [(rule, pattern) for rule, pattern in _RULES if holds(rule.beside)]
     return _Rules(held, re.compile("|".join(f"(?P<r{i}>{pattern.pattern})" for i, (_, pattern) in enumerate(held))))
 
 

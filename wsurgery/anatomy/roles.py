@@ -33,6 +33,7 @@ _TABLES = {
 _LOOKED_UP = _TABLES["embedding"] | {"wte", "wpe", "shared", "relative"}  # the module of a table that is a `weight`
 _LAYER_SCALE = re.compile(r"gamma\w*|ls\d?|lambda_?\d|(?:res|layer)_scale\w*")
 _SCALE_AND_SHIFT = ({"gamma", "beta"}, {"alpha", "beta"})  # a norm's weight and bias by other names
+_SCALES_AND_SHIFTS = set().union(*_SCALE_AND_SHIFT)
 _LINEAR = re.compile(r"\w*proj_weight|weight_(?:ih|hh)_l\d+(?:_reverse)?")  # of attention and recurrent modules
 _BIAS = re.compile(r"\w+_bias|bias_(?:ih|hh)_l\d+(?:_reverse)?")
 
@@ -108,7 +109,7 @@ def _role(name: str, tensor: Described, siblings: Mapping[str, tuple[int, ...]])
         return "linear" if "bias" in siblings else _lookup(last) or "linear"
     if len(shape) == 1 and len(siblings.get("weight", ())) == 1:
         return "norm"
-    if any(part in pair and pair <= siblings.keys() for pair in _SCALE_AND_SHIFT):
+    if part in _SCALES_AND_SHIFTS and any(part in pair and pair <= siblings.keys() for pair in _SCALE_AND_SHIFT):
         return "norm"
     if len(shape) == 2 and _LINEAR.fullmatch(part):
         return "linear"
