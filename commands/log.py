@@ -42,7 +42,7 @@ def log(
         if graph:
             from wsurgery.figures.history_graph import history_svg
 
-            drawing = history_svg(records, checkpoint.name or "standard input", alone=True)
+            drawing = history_svg(records, checkpoint.name or checkpoint.label, alone=True)
             if output is None:
                 typer.echo(drawing)
                 return

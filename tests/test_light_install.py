@@ -60,6 +60,8 @@ show {hub}/org/net/resolve/main/model.safetensors
 diff net hybrid
 digest net
 log hybrid
+log hybrid --graph -o history.svg
+view net --against hybrid -o net.html
 replay hybrid
 """
 NEED_MORE = """

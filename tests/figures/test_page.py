@@ -23,7 +23,7 @@ HOSTILE = "<script>alert('1')&\x1b[31m"
 class Page(HTMLParser):
     """Collects tags, attributes and the rows of tables, and checks that elements are closed in order."""
 
-    VOID = ("meta", "img", "br", "link")
+    VOID = ("meta", "img", "br", "link", "input")
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -129,7 +129,7 @@ def history_svg(log: Sequence[Record], result: str, *, alone: bool = False) -> s
     said = f"History of {result}: {', '.join(record['command'] for record in log[-20:]) or 'nothing'}"
     parts = [
         f"<svg xmlns='http://www.w3.org/2000/svg' class='history' viewBox='0 0 {width} {height}' width='{width}' "
-        f"height='{height}' role='img' aria-label='{text(said, 1000)}'>"
+        f"height='{height}' style='min-width:{0.9 * width:.0f}px' role='img' aria-label='{text(said, 1000)}'>"
     ]
     if alone:
         parts.append(f"<style>{shared('graph.css')}</style><rect class='ground' width='{width}' height='{height}'/>")

@@ -1,15 +1,12 @@
 """The report's page: one HTML file with everything in it, and no script."""
 
 import base64
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-import numpy as np
 from markdown_it import MarkdownIt
-from PIL import Image
 
 from wsurgery.errors import printable
 from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, Comparison, differences, layer_names
@@ -19,7 +16,7 @@ from wsurgery.experiments.report import Report
 from wsurgery.experiments.runs import Run
 from wsurgery.experiments.summary import in_words
 from wsurgery.figures.curves import band_caption, draw_curves
-from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
+from wsurgery.figures.filter_grid import FilterGrid, filter_grid, png, read_first_filters
 from wsurgery.figures.gather import results_html
 from wsurgery.figures.html import html_page, text
 from wsurgery.figures.similarities import draw_comparisons
@@ -87,9 +84,9 @@ def _page(title: str, body: str) -> str:
     return html_page(title, _NUMBER.sub(r"<td class='number'\1>", body), "report.css")
 
 
-def _paper(text: str) -> str:
+def _paper(markdown: str) -> str:
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    html: str = renderer.render("".join(printable(line, 10_000) + "\n" for line in text.splitlines()))
+    html: str = renderer.render("".join(printable(line, 10_000) + "\n" for line in markdown.splitlines()))
     return html.replace("<table>", "<div class='scroll'><table>").replace("</table>", "</table></div>")
 
 
@@ -174,9 +171,7 @@ def _ends(folder: Path) -> tuple[Path, Path]:
 
 
 def _filter_image(label: str, grid: FilterGrid) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray((grid.pixels * 255).round().astype(np.uint8)).save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
+    data = base64.b64encode(png(grid.pixels)).decode()
     caption = text(f"{label.rpartition(' ')[2]}: black to white is ±{grid.scale:.3g}")
     alt = text(f"First-layer filters, {label}")
     return f"<figure><img src='data:image/png;base64,{data}' alt='{alt}'><figcaption>{caption}</figcaption></figure>"
@@ -246,8 +241,8 @@ def _what_ran(name: str, report: Report) -> str:
     return page
 
 
-def _lines(text: str) -> str:
-    return "\n".join(map(text, text.splitlines()))
+def _lines(words: str) -> str:
+    return "\n".join(map(text, words.splitlines()))
 
 
 def _claim_list(claims: Sequence[Claim]) -> str:

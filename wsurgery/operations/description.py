@@ -57,7 +57,7 @@ def describe(checkpoint: Checkpoint, selection: Selection | None = None) -> dict
             {
                 "name": block,
                 "parameters": sum(
-                    checkpoint.tensors[name].elements for name in names if _is_parameter(name, roles[name])
+                    checkpoint.tensors[name].elements for name in names if is_parameter(name, roles[name])
                 ),
                 "bytes": sum(checkpoint.tensors[name].nbytes for name in names),
                 "tensors": sorted(names, key=position.__getitem__),
@@ -68,5 +68,6 @@ def describe(checkpoint: Checkpoint, selection: Selection | None = None) -> dict
     }
 
 
-def _is_parameter(name: str, role: str) -> bool:
+def is_parameter(name: str, role: str) -> bool:
+    """Whether a tensor's elements are parameters: not integers, and not what a batch norm measures."""
     return role != "integer" and not (role == "batch_norm" and name.endswith(BATCH_NORM_STATISTICS))
