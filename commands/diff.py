@@ -1,11 +1,13 @@
 """`wsurgery diff`."""
 
 import json as json_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from wsurgery.commands._shared import Json, Part, Threads, command, print_table, say, table_console
+from wsurgery.commands._pictures import labels_of
+from wsurgery.commands._shared import Force, Json, Part, Threads, command, print_table, say, table_console
 from wsurgery.errors import UsageError, printable
 
 
@@ -18,6 +20,10 @@ def diff(
         bool, typer.Option("--exit-code", help="Exit with status 1 if anything differs. Without it, the status is 0.")
     ] = False,
     json: Json = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the blocks' distances, too: .pdf, .svg or .png.")
+    ] = None,
+    force: Force = False,
     threads: Threads = None,
     *,
     part: Part,
@@ -30,6 +36,8 @@ def diff(
     compared by value, and counters (num_batches_tracked) that only one has are passed over.
 
     Example: wsurgery diff init.safetensors run
+
+    Example: wsurgery diff init.safetensors run --plot moved.png
     """
     from contextlib import ExitStack
 
@@ -38,6 +46,9 @@ def diff(
     from wsurgery.checkpoint.spool import seekable
     from wsurgery.operations.changes import changes
 
+    if plot is not None:  # a library that is missing is said before anything is read
+        from wsurgery.figures.block_changes import draw_block_changes
+        from wsurgery.figures.style import save
     if a == b == "-":
         raise UsageError("only one of A and B can be standard input: name the other")
     with ExitStack() as stack:
@@ -52,6 +63,9 @@ def diff(
             typer.echo(json_module.dumps(description))
         else:
             _print_table(description, by_tensor=tensors)
+    if plot is not None:
+        title = "A: {}, B: {}".format(*labels_of([a, b]))
+        save(draw_block_changes(description, title=title), plot, force=force)
     if exit_code and not description["identical"]:
         raise typer.Exit(1)
 

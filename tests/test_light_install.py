@@ -77,6 +77,7 @@ cca net meanvar --data manifest.csv
 path net meanvar --data manifest.csv
 cca --activations a.npy b.npy
 curves run -o picture.png
+diff net meanvar --plot picture.png
 filters net -o picture.png
 histogram net -o picture.png
 report run -o report.html
