@@ -1,9 +1,11 @@
 """A checkpoint's blocks as areas of parameters, in order, and the colours of what is in them."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 from wsurgery.figures.html import text
+from wsurgery.operations.description import is_parameter
 
 ASPECT = 2.0  # of the map: width over height
 _SMALLEST = 1 / 20_000  # of all parameters: what is smaller has no area, and stands in the list alone
@@ -71,6 +73,16 @@ def change_word(relative_l2: float | None) -> str:
     if relative_l2 is None:
         return _UNKNOWN
     return next(word for most, word, _ in _CHANGES if relative_l2 <= most)
+
+
+def drawn_rows(description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the tensors of `operations.description.describe` by name, each with its `parameters` and its `state`."""
+    return {
+        row["name"]: row
+        | {"parameters": prod(row["shape"]) if is_parameter(row["name"], row["role"]) else 0}
+        | {"state": "frozen" if row["frozen"] else "trained"}
+        for row in description["tensors"]
+    }
 
 
 class Colouring(NamedTuple):

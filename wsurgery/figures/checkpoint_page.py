@@ -17,11 +17,11 @@ from wsurgery.checkpoint.dtypes import BITS, is_float
 from wsurgery.checkpoint.provenance import History, as_pipeline
 from wsurgery.cores import cores
 from wsurgery.errors import UsageError
-from wsurgery.figures.areas import Colouring, area_map, change_word, colourings, together
+from wsurgery.figures.areas import Colouring, area_map, change_word, colourings, drawn_rows, together
 from wsurgery.figures.filter_grid import filter_grid, png
 from wsurgery.figures.history_graph import history_svg
 from wsurgery.figures.html import html_page, text
-from wsurgery.operations.description import describe, is_parameter
+from wsurgery.operations.description import describe
 from wsurgery.operations.profile import BINS, POINTS, WIDEST, Profile, profile
 from wsurgery.progress import Progress
 
@@ -69,13 +69,10 @@ def render_view(
     description, history = describe(checkpoint, selection), History.of(checkpoint)
     moved = {row["name"]: row["relative_l2"] for row in changed["tensors"]} if changed else {}
     moved_blocks = {row["name"]: row["relative_l2"] for row in changed["blocks"]} if changed else {}
-    rows = {}
-    for row in description["tensors"]:
-        parameters = prod(row["shape"]) if is_parameter(row["name"], row["role"]) else 0
-        own = {"parameters": parameters, "state": "frozen" if row["frozen"] else "trained"}
-        if changed:
-            own |= {"change": change_word(moved.get(row["name"])), "moved": moved.get(row["name"])}
-        rows[row["name"]] = row | own
+    rows = drawn_rows(description)
+    if changed:
+        for tensor, row in rows.items():
+            row |= {"change": change_word(moved.get(tensor)), "moved": moved.get(tensor)}
     ways = colourings(list(rows.values()))
     shown = _largest(checkpoint)
     cards, pictures = {}, {}
