@@ -53,6 +53,7 @@ def test_the_page_has_every_block_with_the_parameters_that_show_says_and_every_t
 
 def test_the_page_needs_nothing_from_outside_and_runs_no_script(edited, invoke):
     text = page_of(invoke, edited, "--against", edited.with_name("moved"))
+    assert "default-src 'none'" in text  # and what slipped through could not do it
     assert "url(" not in text
     assert "@import" not in text
     for tag, attributes in Page(text).tags:

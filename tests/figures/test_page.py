@@ -64,7 +64,7 @@ def render(folder: Path) -> str:
 
 def test_the_page_needs_nothing_from_outside(experiment: Path) -> None:
     text = render(experiment)
-    assert "http" not in text
+    assert "://" not in text
     assert "url(" not in text.replace("url(#", "")
     assert "@import" not in text
     for tag, attributes in Page(text).tags:

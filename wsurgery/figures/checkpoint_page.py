@@ -28,6 +28,7 @@ from wsurgery.progress import Progress
 MOST_TENSORS = 10_000  # that are shown one by one
 _MOST_PIXELS = 1 << 16  # of first-layer filters
 _MOST_ENTRIES = 100  # of metadata
+_LONGEST = 300  # letters of a name
 _HEIGHT = 20  # of a drawing, in its own units
 _DECADES = 3  # of singular values
 _HOW = (
@@ -173,7 +174,7 @@ def _block(
     others = len(rows) - len(inside)
     more = f"<p class='note'>And {others:,} smaller tensors.</p>" if others else ""
     return (
-        f"<details class='block'><summary><strong>{text(block['name'])}</strong>"
+        f"<details class='block'><summary><strong>{text(block['name'], _LONGEST)}</strong>"
         f"<span class='bar' aria-hidden='true'><b style='width:{100 * share:.3g}%'>{inner}</b></span>"
         f"<small>{text(' · '.join(words))}</small></summary>"
         f"<div id='block-{n}'>{picture}</div><ul class='tensors'>{''.join(inside)}</ul>{more}</details>"
@@ -192,7 +193,7 @@ def _card(row: Mapping[str, Any], found: Profile | None) -> str:
         odd = (("zero", found.summary.zeros), ("NaN", found.summary.nan), ("infinite", found.summary.inf))
         words += [f"{count:,} {what}" for what, count in odd if count]
         charts = f"<div class='charts'>{_histogram(found)}{_spectrum(found)}</div>"
-    return f"<li><b>{text(row['name'])}</b><small>{text(' · '.join(words))}</small>{charts}</li>"
+    return f"<li><b>{text(row['name'], _LONGEST)}</b><small>{text(' · '.join(words))}</small>{charts}</li>"
 
 
 def _histogram(found: Profile) -> str:
@@ -244,12 +245,12 @@ def _cells(sizes: Mapping[tuple[str, ...], int], classes: dict[tuple[str, ...], 
 
 
 def _choice(ways: Sequence[Colouring]) -> str:
-    """Build the choice of colours, and a legend for each. The styles find both as what stands before the map."""
-    parts = ["<span id='by'>Colour by</span>"]
+    """Build the choice of colours, and a legend for each. The styles find what is chosen as what stands before the map."""
+    parts = ["<fieldset><legend>Colour by</legend>"]
     for n, way in enumerate(ways):
         checked = "" if n else " checked"
-        parts.append(f"<input type='radio' name='by' id='by-{n}' aria-describedby='by'{checked}>")
-        parts.append(f"<label for='by-{n}'>{way.label}</label>")
+        parts.append(f"<label><input type='radio' name='by' id='by-{n}'{checked}> {way.label}</label>")
+    parts.append("</fieldset>")
     for n, way in enumerate(ways):
         items = (f"<li><i style='background:{colour}'></i>{text(value)}</li>" for value, colour in way.colours.items())
         parts.append(f"<ul class='key' id='key-{n}'>{''.join(items)}</ul>")
@@ -260,9 +261,10 @@ def _colours(ways: int, classes: Mapping[tuple[str, ...], int]) -> str:
     """Write the styles by which the choice colours the cells."""
     rules = []
     for n in range(ways):
-        rules.append(f"#by-{n}:checked ~ #key-{n} {{ display: flex; }}")
+        chosen = f"fieldset:has(#by-{n}:checked) ~"
+        rules.append(f"{chosen} #key-{n} {{ display: flex; }}")
         for colours, i in classes.items():
-            rules.append(f"#by-{n}:checked ~ .all .c{i} {{ background: {colours[n]}; }}")
+            rules.append(f"{chosen} .all .c{i} {{ background: {colours[n]}; }}")
     return "\n".join(rules)
 
 

@@ -1,6 +1,6 @@
 """Convergence: AUC or loss against optimiser steps, one line an arm, with a band over its seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -51,16 +51,19 @@ def smoothed(run: Run, factor: float) -> Run:
     return replace(run, auc=average(run.auc), loss=average(run.loss), by_label=by_label)
 
 
+def band_words(sizes: Collection[int]) -> str:
+    """Say what the bands are of lines with so many seeds; nothing where each has one."""
+    words = {False: "smallest to largest seed", True: "±1 standard deviation of the seeds"}
+    kinds = [words[large] for large in sorted({n >= SD_FROM for n in sizes if n > 1})]
+    return f"band: {' or '.join(kinds)}{f' (from {SD_FROM} seeds on)' if len(kinds) > 1 else ''}" if kinds else ""
+
+
 def band_caption(runs: Sequence[Run], *, smooth: float = 0) -> str:
     """Say what the bands are, and how the curves were smoothed, if they were."""
     sizes = [len(arm) for arm in by_arm(runs).values()]
-    words = {False: "smallest to largest seed", True: "±1 standard deviation of the seeds"}
-    kinds = [words[large] for large in sorted({n >= SD_FROM for n in sizes if n > 1})]
     seeds = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
-    if not kinds:
-        said = "one seed an arm, no band"
-    else:
-        said = f"mean of {seeds} seeds; band: {' or '.join(kinds)}{f' (from {SD_FROM} seeds on)' if len(kinds) > 1 else ''}"
+    bands = band_words(sizes)
+    said = f"mean of {seeds} seeds; {bands}" if bands else "one seed an arm, no band"
     return f"{said}; each seed smoothed: exponential moving average, factor {smooth:g}" if smooth else said
 
 
