@@ -50,11 +50,11 @@ def run_html(folder: Path) -> str | None:
     """Return a run's curves, macro AUC and loss; None without an evaluation, or without the library that draws."""
     with suppress(WsurgeryError, ModuleNotFoundError):
         from wsurgery.experiments.runs import read_run
-        from wsurgery.figures.curves import draw_curves
+        from wsurgery.figures.curves import Metric, draw_curves
         from wsurgery.figures.style import inline_svg
 
         run = read_run(folder)
-        metrics = ("auc", "loss") if run.loss else ("auc",)
+        metrics: tuple[Metric, ...] = ("auc", "loss") if run.loss else ("auc",)
         drawn = (inline_svg(draw_curves([run], metric=metric), f"{metric} against steps") for metric in metrics)
         return "".join(f"<div style='display:inline-block;width:28em;max-width:100%'>{svg}</div>" for svg in drawn)
     return None
