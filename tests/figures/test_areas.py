@@ -47,5 +47,5 @@ def test_every_role_that_has_parameters_has_its_own_colour():
 
 def test_changes_fall_in_classes_whose_words_are_true():
     assert [change_word(value) for value in (None, 0.0, 0.01, 0.02, 0.5, 1.0, 1.1)] == [
-        "not comparable", "unchanged", "up to 1 %", "up to 10 %", "up to 50 %", "up to 100 %", "more",
+        "undefined: from 0, or no counterpart", "unchanged", "up to 0.01", "up to 0.1", "up to 0.5", "up to 1", "above 1",
     ]  # fmt: skip

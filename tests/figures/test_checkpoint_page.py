@@ -83,7 +83,7 @@ def test_change_is_what_diff_says(edited, invoke):
         assert re.search(rf"<strong>{row['name']}</strong>.*?change {row['relative_l2']:.3g}</small>", text)
 
 
-def test_another_shape_is_not_comparable_and_stands_there(edited, invoke, tmp_path):
+def test_what_has_another_shape_stands_there_without_a_number(edited, invoke, tmp_path):
     save_file({**load_file(edited.with_name("net")), "fc.weight": np.ones((2, 32), np.float32)}, tmp_path / "other")
     assert re.search(r"<b>fc.weight</b><small>[^<]*change –", page_of(invoke, edited, "--against", tmp_path / "other"))
 

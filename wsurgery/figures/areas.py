@@ -19,10 +19,10 @@ _PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#
 _FROZEN = {"frozen": "#56b4e9", "trained": "#e69f00"}
 # Relative L2 distance of a tensor, up to and with; viridis, from dark to light.
 _CHANGES = (
-    (0.0, "unchanged", "#8c959f"), (0.01, "up to 1 %", "#46327e"), (0.1, "up to 10 %", "#2c728e"),
-    (0.5, "up to 50 %", "#27ad81"), (1.0, "up to 100 %", "#9bd93c"), (float("inf"), "more", "#e8c500"),
+    (0.0, "unchanged", "#8c959f"), (0.01, "up to 0.01", "#46327e"), (0.1, "up to 0.1", "#2c728e"),
+    (0.5, "up to 0.5", "#27ad81"), (1.0, "up to 1", "#9bd93c"), (float("inf"), "above 1", "#e8c500"),
 )  # fmt: skip
-_UNKNOWN = "not comparable"
+_UNKNOWN = "undefined: from 0, or no counterpart"
 
 
 class Rectangle(NamedTuple):

@@ -147,6 +147,6 @@ def history_svg(log: Sequence[Record], result: str, *, alone: bool = False) -> s
             f"<g class='{node.kind}'><title>{text(f'{node.title} {node.detail}', 500)}</title>"
             f"<rect x='{x - _WIDTH // 2}' y='{y}' width='{_WIDTH}' height='{_HEIGHT}' rx='{corner}'/>"
             f"<text class='title' x='{x}' y='{y + (18 if node.detail else 26)}'>{text(node.title, _TITLE)}</text>"
-            f"<text x='{x}' y='{y + 33}'>{text(node.detail, _DETAIL)}</text></g>"
+            + (f"<text x='{x}' y='{y + 33}'>{text(node.detail, _DETAIL)}</text></g>" if node.detail else "</g>")
         )
     return "".join([*parts, "</svg>"])
