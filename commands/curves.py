@@ -15,11 +15,21 @@ def curves(
     metric: Annotated[Literal["auc", "loss"], typer.Option(help="What to draw.")] = "auc",
     per_label: Annotated[bool, typer.Option("--per-label", help="A panel for each label, of its own AUC.")] = False,
     threshold: Annotated[float | None, typer.Option(help="Draw a line at this value.")] = None,
+    smooth: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.999,
+            help="Smooth each seed: an exponential moving average over its logged points, of this factor.",
+        ),
+    ] = 0,
     force: Force = False,
 ) -> None:
     """Draw convergence curves: the mean over the seeds of each arm, with a band.
 
     Example: wsurgery curves runs/random/* runs/transfer/* -o curves.pdf --threshold 0.9
+
+    Example: wsurgery curves runs/*/1 -o loss.png --metric loss --smooth 0.9
     """
     from wsurgery.errors import UsageError
     from wsurgery.experiments.runs import read_run, require_alike, told_apart
@@ -32,7 +42,7 @@ def curves(
     require_alike(found)
     thresholds = [] if threshold is None else [threshold]
     if per_label:
-        figure = draw_curves_by_label(found, thresholds=thresholds)
+        figure = draw_curves_by_label(found, thresholds=thresholds, smooth=smooth)
     else:
-        figure = draw_curves(found, metric=metric, thresholds=thresholds)
+        figure = draw_curves(found, metric=metric, thresholds=thresholds, smooth=smooth)
     save(figure, output, force=force)

@@ -1,16 +1,14 @@
 """`wsurgery diff`."""
 
 import json as json_module
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from wsurgery.commands._shared import Json, Part, Threads, command, print_table, say, table_console
-from wsurgery.errors import UsageError, WsurgeryError, printable
-
-if TYPE_CHECKING:
-    from wsurgery.checkpoint import Checkpoint, TensorInfo
-    from wsurgery.operations.difference import Difference
+from wsurgery.commands._pictures import labels_of
+from wsurgery.commands._shared import Force, Json, Part, Threads, command, print_table, say, table_console
+from wsurgery.errors import UsageError, printable
 
 
 @command
@@ -22,6 +20,10 @@ def diff(
         bool, typer.Option("--exit-code", help="Exit with status 1 if anything differs. Without it, the status is 0.")
     ] = False,
     json: Json = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the blocks' distances, too: .pdf, .svg or .png.")
+    ] = None,
+    force: Force = False,
     threads: Threads = None,
     *,
     part: Part,
@@ -34,20 +36,26 @@ def diff(
     compared by value, and counters (num_batches_tracked) that only one has are passed over.
 
     Example: wsurgery diff init.safetensors run
+
+    Example: wsurgery diff init.safetensors run --plot moved.png
     """
     from contextlib import ExitStack
 
     from wsurgery.anatomy.scales import scaled_note
     from wsurgery.checkpoint import open_checkpoint
     from wsurgery.checkpoint.spool import seekable
+    from wsurgery.operations.changes import changes
 
+    if plot is not None:  # a library that is missing is said before anything is read
+        from wsurgery.figures.block_changes import draw_block_changes
+        from wsurgery.figures.style import save
     if a == b == "-":
         raise UsageError("only one of A and B can be standard input: name the other")
     with ExitStack() as stack:
         before, after = stack.enter_context(open_checkpoint(a)), stack.enter_context(open_checkpoint(b))
         if not before.seekable and list(before.tensors) != list(after.tensors):
             after = stack.enter_context(seekable(after))
-        description = _compare(before, after, part, threads, by_tensor=tensors or json)
+        description = changes(before, after, part.selection, threads=threads, by_tensor=tensors or json)
         for each in (before, after):
             if note := scaled_note(each.tensors, each.label):
                 say(note)
@@ -55,83 +63,11 @@ def diff(
             typer.echo(json_module.dumps(description))
         else:
             _print_table(description, by_tensor=tensors)
+    if plot is not None:
+        title = "A: {}, B: {}".format(*labels_of([a, b]))
+        save(draw_block_changes(description, title=title), plot, force=force)
     if exit_code and not description["identical"]:
         raise typer.Exit(1)
-
-
-def _compare(a: "Checkpoint", b: "Checkpoint", part: Part, threads: int | None, *, by_tensor: bool) -> dict[str, Any]:
-    from wsurgery.checkpoint.provenance import History
-    from wsurgery.operations.counterparts import COUNTER, seen_as, under_names_of, untied
-    from wsurgery.operations.difference import Difference, comparable, differences
-
-    a = untied(a, [b])[0]
-    found_in_b = under_names_of(a.tensors, a.tensors, b)
-    known = {tensor.name for tensor in found_in_b.values()}
-    b = seen_as(b, found_in_b | {name: tensor for name, tensor in b.tensors.items() if name not in known})
-    both = {**b.tensors, **a.tensors}
-    if not both:
-        raise WsurgeryError(f"{a.label} and {b.label} hold no tensors")
-    selection = part.selection.with_map(History.of(a).blocks or History.of(b).blocks)
-    passed_over = {name for name in a.tensors.keys() ^ b.tensors.keys() if name.endswith(COUNTER)}
-    chosen = selection.names(both) - passed_over
-    blocks = {name: block for name, block in selection.place(both).items() if name in chosen}
-    in_both = [name for name in chosen if name in a.tensors and name in b.tensors]
-    alike = {name for name in in_both if comparable(a.tensors[name], b.tensors[name])}
-    other_type = {name for name in alike if a.tensors[name].dtype != b.tensors[name].dtype}
-    order = a.tensors if b.seekable else b.tensors
-    found = differences(a, b, [name for name in order if name in alike], threads=threads)
-    members: dict[str, list[str]] = {}
-    for name, block in blocks.items():
-        members.setdefault(block, []).append(name)
-    block_rows = []
-    for block, names in members.items():
-        compared = [name for name in names if name in alike]
-        whole = sum((found[name] for name in compared), Difference()) if compared else None
-        block_rows.append(
-            {
-                "name": block,
-                "tensors": len(names),
-                "compared": len(compared),
-                **_measures(whole, one_type=other_type.isdisjoint(names)),
-            }
-        )
-    return {
-        "identical": alike == chosen and not other_type and all(found[name].identical for name in alike),
-        "blocks": block_rows,
-        "tensors": [
-            {"name": name, "block": blocks[name], **_measures(found[name], one_type=name not in other_type)}
-            for name in blocks
-            if name in alike
-        ]
-        if by_tensor
-        else [],
-        "only_in_a": [_described(a.tensors[name]) for name in blocks if name not in b.tensors],
-        "only_in_b": [_described(b.tensors[name]) for name in blocks if name not in a.tensors],
-        "changed_dtype": [
-            {"name": name, "a": _described(a.tensors[name]), "b": _described(b.tensors[name])}
-            for name in blocks
-            if name in other_type
-        ],
-        "changed_kind": [
-            {"name": name, "a": _described(a.tensors[name]), "b": _described(b.tensors[name])}
-            for name in blocks
-            if name not in alike and name in a.tensors and name in b.tensors
-        ],
-    }
-
-
-def _described(tensor: "TensorInfo") -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
-
-
-def _measures(of: "Difference | None", *, one_type: bool) -> dict[str, Any]:
-    return {
-        "relative_l2": of.relative_l2 if of else None,
-        "cosine": of.cosine if of else None,
-        "max": of.max_difference if of else None,
-        "equal": of.equal if of else None,
-        "identical": of is not None and of.identical and one_type,
-    }
 
 
 def _print_table(description: dict[str, Any], *, by_tensor: bool) -> None:

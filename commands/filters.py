@@ -21,7 +21,8 @@ def filters(
 
     Example: wsurgery filters run/init.safetensors run -o filters.png
     """
-    from wsurgery.figures.filters import draw_filters, read_first_filters
+    from wsurgery.figures.filter_grid import read_first_filters
+    from wsurgery.figures.filters import draw_filters
     from wsurgery.figures.style import save
     from wsurgery.figures.titles import network_names
 

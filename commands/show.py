@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsurgery.anatomy.roles import BATCH_NORM_STATISTICS
 from wsurgery.commands._shared import BlockMap, Input, Json, Part, Threads, command, print_table, say, table_console
 from wsurgery.errors import UsageError, printable, table_cell
 
@@ -40,6 +39,7 @@ def show(
     from wsurgery.anatomy.scales import scaled_note
     from wsurgery.checkpoint import open_checkpoint
     from wsurgery.checkpoint.provenance import History
+    from wsurgery.operations.description import describe
 
     if json and csv:
         raise UsageError("--json and --csv: choose one")
@@ -49,7 +49,12 @@ def show(
         if metadata:
             _print_metadata(History.of(checkpoint).others, json=json)
             return
-        description = _describe(checkpoint, Part(block_map=block_map), with_stats=stats, threads=threads)
+        description = describe(checkpoint, Part(block_map=block_map).selection)
+        if stats:
+            found = _statistics(checkpoint, threads)
+            description["tensors"] = [
+                {**row, **numbers} for row, numbers in zip(description["tensors"], found, strict=True)
+            ]
         if json:
             typer.echo(json_module.dumps(description))
         elif csv:
@@ -67,64 +72,6 @@ def _print_metadata(entries: Mapping[str, str], *, json: bool) -> None:
         print_table(("entry", "value"), sorted(entries.items()), left=("entry", "value"))
     else:
         say("no entries of other tools")
-
-
-def _describe(checkpoint: "Checkpoint", part: Part, *, with_stats: bool, threads: int | None) -> dict[str, Any]:
-    import re
-    from fnmatch import translate
-    from itertools import count
-
-    from wsurgery.anatomy import role_map
-    from wsurgery.anatomy.scales import scales
-    from wsurgery.checkpoint.opening import STDIN
-    from wsurgery.checkpoint.provenance import History
-
-    history = History.of(checkpoint)
-    blocks = part.selection.with_map(history.blocks).place(checkpoint.tensors)
-    roles = role_map(checkpoint.tensors)
-    frozen = re.compile("|".join(map(translate, history.freeze))).match if history.freeze else lambda name: None
-    scaled = scales(checkpoint.tensors)
-    rows = []
-    for name, tensor in checkpoint.tensors.items():
-        row: dict[str, Any] = {
-            "name": name,
-            "block": blocks[name],
-            "role": roles[name],
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "bytes": tensor.nbytes,
-            "frozen": frozen(name) is not None,
-        }
-        rows.append(row | {"scaled_by": scaled[name]} if name in scaled else row)
-    if with_stats:
-        rows = [{**row, **found} for row, found in zip(rows, _statistics(checkpoint, threads), strict=True)]
-    members: dict[str, list[str]] = {}
-    for name, block in blocks.items():
-        members.setdefault(block, []).append(name)
-    position = dict(zip(checkpoint.tensors, count(), strict=False))
-    return {
-        "architecture": history.architecture,
-        "history": [
-            {"command": record["command"], "inputs": [given.get("name", STDIN) for given in record.get("inputs", [])]}
-            for record in history.log
-        ],
-        "blocks": [
-            {
-                "name": block,
-                "parameters": sum(
-                    checkpoint.tensors[name].elements for name in names if _is_parameter(name, roles[name])
-                ),
-                "bytes": sum(checkpoint.tensors[name].nbytes for name in names),
-                "tensors": sorted(names, key=position.__getitem__),
-            }
-            for block, names in members.items()
-        ],
-        "tensors": rows,
-    }
-
-
-def _is_parameter(name: str, role: str) -> bool:
-    return role != "integer" and not (role == "batch_norm" and name.endswith(BATCH_NORM_STATISTICS))
 
 
 def _statistics(checkpoint: "Checkpoint", threads: int | None) -> Iterator[dict[str, Any]]:

@@ -60,6 +60,8 @@ show {hub}/org/net/resolve/main/model.safetensors
 diff net hybrid
 digest net
 log hybrid
+log hybrid --graph -o history.svg
+view net --against hybrid -o net.html
 replay hybrid
 """
 NEED_MORE = """
@@ -75,6 +77,7 @@ cca net meanvar --data manifest.csv
 path net meanvar --data manifest.csv
 cca --activations a.npy b.npy
 curves run -o picture.png
+diff net meanvar --plot picture.png
 filters net -o picture.png
 histogram net -o picture.png
 report run -o report.html

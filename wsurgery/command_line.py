@@ -58,6 +58,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "digest": "A hash of the content, whatever the order or the shards.",
         "log": "The history, as the shell pipeline that made it.",
         "show": "Blocks, roles and shapes, what is frozen, the origin.",
+        "view": "One page: blocks as areas, histograms, the history drawn.",
     },
     "Data and training": {
         "cca": "Compare two networks layer by layer: CCA, CKA, Procrustes.",

@@ -54,6 +54,11 @@ class Pipeline:
         log = History.of(self._checkpoint).log if isinstance(self._checkpoint, Planned) else ()
         return as_pipeline(log) if log else self._checkpoint.label
 
+    def _repr_html_(self) -> str:
+        from wsurgery.figures.notebook import checkpoint_html
+
+        return checkpoint_html(self._checkpoint)
+
     @property
     def names(self) -> list[str]:
         """The tensors' names, in order."""

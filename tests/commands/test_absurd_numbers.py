@@ -8,6 +8,7 @@ LINES = [
     "eval x --data d --bootstrap", "eval x --data d --threads", "compare a b --bootstrap", "cca x x --data d -p",
     "cca x x --data d -d", "cca x x --data d --repeats", "cca x x --data d --groups", "cca x x --data d --images",
     "train x --data d -o run --crop", "train x --data d -o run --ema", "histogram x -o x.png --bins",
+    "view x -o x.html --threads", "curves run -o x.png --smooth",
 ]  # fmt: skip
 
 

@@ -60,7 +60,12 @@ def test_no_surgery_command_imports_a_heavy_library(arguments, resnet, tmp_path,
     assert done.returncode == 0, done.stderr.decode()
 
 
-@pytest.mark.parametrize("command", ["--help", "show x.safetensors", "log x.safetensors"])
+def test_looking_at_a_checkpoint_imports_no_heavy_library(resnet, tmp_path, shell):
+    done = shell(f"{watching_imports(tmp_path)} view {resnet} --against {resnet} -o page.html", tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("command", ["--help", "show x.safetensors", "log x.safetensors", "log x.safetensors --graph"])
 def test_commands_that_read_the_header_do_not_import_numpy(command, resnet, tmp_path, shell):
     os.link(resnet, tmp_path / "x.safetensors")
     run = watching_imports(tmp_path, ["numpy"])

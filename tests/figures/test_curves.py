@@ -5,7 +5,7 @@ import pytest
 
 from wsurgery.errors import UsageError
 from wsurgery.experiments.runs import Run
-from wsurgery.figures.curves import band_caption, draw_curves, draw_curves_by_label, seed_curve
+from wsurgery.figures.curves import band_caption, draw_curves, draw_curves_by_label, seed_curve, smoothed
 
 
 def run(arm: str, auc: dict[int, float], loss: dict[int, float] | None = None) -> Run:
@@ -33,6 +33,27 @@ def test_loss_is_drawn_from_the_loss() -> None:
     axes = draw_curves([run("a", {0: 0.5}, {5: 0.7, 10: 0.3})], metric="loss").axes[0]
     np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [[5, 0.7], [10, 0.3]])
     assert "loss" in axes.get_ylabel()
+
+
+def test_smoothing_is_the_weighted_mean_of_what_was_logged_so_far() -> None:
+    values = np.random.default_rng(0).random(20)
+    curve = {7 * i: value for i, value in enumerate(values)}
+    for factor in (0.0, 0.6, 0.99):
+        found = smoothed(run("a", curve, curve), factor)
+        expected = [np.average(values[: n + 1], weights=factor ** np.arange(n, -1.0, -1)) for n in range(20)]
+        np.testing.assert_allclose(list(found.auc.values()), expected)
+        assert list(found.auc) == list(curve)
+        assert found.loss == found.auc
+    assert smoothed(run("a", curve), 0.0).auc == curve
+
+
+def test_each_seed_is_smoothed_before_the_mean_and_the_picture_says_so() -> None:
+    runs = [run("a", {0: 0.2, 10: 0.6}), run("a", {0: 0.4, 10: 0.8})]
+    figure = draw_curves(runs, smooth=0.5)
+    np.testing.assert_allclose(figure.axes[0].get_lines()[0].get_ydata(), [0.3, 0.3 + 0.4 / 1.5])
+    said = figure.legends[0].get_title().get_text().replace("\n", " ")
+    assert "mean of 2 seeds" in said
+    assert "exponential moving average, factor 0.5" in said
 
 
 def labelled(arm: str, **by_label: dict[int, float]) -> Run:

@@ -41,6 +41,7 @@ def test_lines_whiskers_and_bands_are_the_data() -> None:
     assert {round(float(y), 9) for ys in dotted for y in ys} == {0.1, 0.9}
     assert all(container.lines[0].get_linestyle() == "-" for container in axes.containers)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean canonical correlation", "linear CKA"]
+    assert "n 9 images" in figure.legends[0].get_title().get_text()
     figure.canvas.draw()
 
 
@@ -70,4 +71,8 @@ def test_lines_bands_and_bounds_are_the_data() -> None:
     assert set(band) == {0.5, 0.75, 0.25}
     dotted = [line.get_ydata(orig=False) for line in axes.lines if line.get_linestyle() == ":"]
     assert {round(float(y), 9) for ys in dotted for y in ys} == {0.1, 0.9}
+    said = figure.legends[0].get_title().get_text().replace("\n", " ")
+    assert all(
+        word in said for word in ("n 1 to 2 seeds", "band: smallest to largest seed", "whisker: ±1 standard error")
+    )
     figure.canvas.draw()

@@ -19,6 +19,7 @@ _CCA = f"--data images/manifest.csv --image-size 32 -p 40 -d 4 --repeats 2 {_CPU
 
 _SURGERY = [
     "show {}", "show {} --stats --json", "show {} --csv", "log {}", "digest {}", "diff {} init.safetensors --json",
+    "log {} --graph -o out/x.svg", "view {} --against init.safetensors -o out/x.html",
     "meanvar {} -o out/x", "shuffle {} -o out/x", "reset-bn {} -o out/x", "scale {} --by 2 --only *conv* -o out/x",
     "cast {} --to bf16 -o out/x", "rename a b {} -o out/x", "drop {} --blocks head -o out/x",
     "new-head {} --num-classes 3 -o out/x",

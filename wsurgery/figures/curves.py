@@ -1,6 +1,7 @@
 """Convergence: AUC or loss against optimiser steps, one line an arm, with a band over its seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
@@ -30,20 +31,50 @@ def seed_curve(runs: Sequence[Run], metric: Metric) -> dict[int, Spread]:
     return {step: spread([curve[step] for curve in curves]) for step in common}
 
 
-def band_caption(runs: Sequence[Run]) -> str:
-    """Say what the bands are."""
-    sizes = [len(arm) for arm in by_arm(runs).values()]
+def smoothed(run: Run, factor: float) -> Run:
+    """Return a run with each of its curves as an exponential moving average over what was logged, not over steps.
+
+    Args:
+        run: any.
+        factor: the weight of the average so far, at least 0 and below 1; what is missing before the first point is
+            corrected for, as in Adam (Kingma and Ba 2015, section 3).
+    """
+
+    def average(curve: Mapping[int, float]) -> dict[int, float]:
+        found, total, weight = {}, 0.0, 0.0
+        for step, value in curve.items():
+            total, weight = factor * total + (1 - factor) * value, factor * weight + (1 - factor)
+            found[step] = total / weight
+        return found
+
+    by_label = {label: average(curve) for label, curve in run.by_label.items()}
+    return replace(run, auc=average(run.auc), loss=average(run.loss), by_label=by_label)
+
+
+def band_words(sizes: Collection[int]) -> str:
+    """Say what the bands are of lines with so many seeds; nothing where each has one."""
     words = {False: "smallest to largest seed", True: "±1 standard deviation of the seeds"}
     kinds = [words[large] for large in sorted({n >= SD_FROM for n in sizes if n > 1})]
+    return f"band: {' or '.join(kinds)}{f' (from {SD_FROM} seeds on)' if len(kinds) > 1 else ''}" if kinds else ""
+
+
+def band_caption(runs: Sequence[Run], *, smooth: float = 0) -> str:
+    """Say what the bands are, and how the curves were smoothed, if they were."""
+    sizes = [len(arm) for arm in by_arm(runs).values()]
     seeds = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
-    if not kinds:
-        return "one seed an arm, no band"
-    return f"mean of {seeds} seeds; band: {' or '.join(kinds)}{f' (from {SD_FROM} seeds on)' if len(kinds) > 1 else ''}"
+    bands = band_words(sizes)
+    said = f"mean of {seeds} seeds; {bands}" if bands else "one seed an arm, no band"
+    return f"{said}; each seed smoothed: exponential moving average, factor {smooth:g}" if smooth else said
 
 
 @house_style
 def draw_curves(
-    runs: Sequence[Run], *, metric: Metric = "auc", thresholds: Sequence[float] = (), width: float = WIDTH
+    runs: Sequence[Run],
+    *,
+    metric: Metric = "auc",
+    thresholds: Sequence[float] = (),
+    smooth: float = 0,
+    width: float = WIDTH,
 ) -> Figure:
     """Draw one line an arm: the mean over its seeds, with a band.
 
@@ -51,26 +82,29 @@ def draw_curves(
         runs: any number of arms and seeds.
         metric: what to draw.
         thresholds: values at which to draw a dashed line; the middle one has its number at it.
+        smooth: each seed by this factor, before the mean: see `smoothed`.
         width: in inches.
     """
     figure = Figure(figsize=(width, 0.6 * width))
     axes = figure.subplots()
-    _draw_lines(axes, runs, metric, line_styles(by_arm(runs)), markers=40)
+    _draw_lines(axes, [smoothed(run, smooth) for run in runs], metric, line_styles(by_arm(runs)), markers=40)
     _draw_thresholds(axes, thresholds)
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel(_LABELS[metric])
     add_title(figure, networks_of_runs(run.folder for run in runs))
-    add_legend(figure, axes, band_caption(runs))
+    add_legend(figure, axes, band_caption(runs, smooth=smooth))
     return figure
 
 
 @house_style
-def draw_curves_by_label(runs: Sequence[Run], *, thresholds: Sequence[float] = (), width: float = WIDTH) -> Figure:
+def draw_curves_by_label(
+    runs: Sequence[Run], *, thresholds: Sequence[float] = (), smooth: float = 0, width: float = WIDTH
+) -> Figure:
     """Draw a panel for each label, of its own AUC, as `draw_curves` draws one of their mean.
 
     Args:
         runs: any number of arms and seeds.
-        thresholds: as in `draw_curves`, the same in each panel.
+        thresholds, smooth: as in `draw_curves`, the same in each panel.
         width: in inches.
 
     Raises:
@@ -87,7 +121,7 @@ def draw_curves_by_label(runs: Sequence[Run], *, thresholds: Sequence[float] = (
     styles = line_styles(by_arm(runs))
     panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
     for panel, label in zip(panels, labels, strict=False):
-        _draw_lines(panel, [run.of(label) for run in runs], "auc", styles, markers=40 // columns)
+        _draw_lines(panel, [smoothed(run.of(label), smooth) for run in runs], "auc", styles, markers=40 // columns)
         _draw_thresholds(panel, thresholds)
         panel.set_title(plain_text(label), fontsize="medium")
     for panel in panels[len(labels) :]:
@@ -97,7 +131,7 @@ def draw_curves_by_label(runs: Sequence[Run], *, thresholds: Sequence[float] = (
         panel.set_xlabel("optimiser steps")
     figure.supylabel("AUC, validation split", fontsize="medium")
     add_title(figure, networks_of_runs(run.folder for run in runs))
-    add_legend(figure, panels[0], band_caption(runs))
+    add_legend(figure, panels[0], band_caption(runs, smooth=smooth))
     return figure
 
 

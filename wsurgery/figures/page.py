@@ -1,17 +1,12 @@
 """The report's page: one HTML file with everything in it, and no script."""
 
 import base64
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
-import numpy as np
 from markdown_it import MarkdownIt
-from PIL import Image
 
 from wsurgery.errors import printable
 from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, Comparison, differences, layer_names
@@ -21,8 +16,9 @@ from wsurgery.experiments.report import Report
 from wsurgery.experiments.runs import Run
 from wsurgery.experiments.summary import in_words
 from wsurgery.figures.curves import band_caption, draw_curves
-from wsurgery.figures.filters import FilterGrid, filter_grid, read_first_filters
+from wsurgery.figures.filter_grid import FilterGrid, filter_grid, png, read_first_filters
 from wsurgery.figures.gather import results_html
+from wsurgery.figures.html import html_page, text
 from wsurgery.figures.similarities import draw_comparisons
 from wsurgery.figures.style import INK, PAGE_WIDTH, inline_svg, line_styles, marker_points
 from wsurgery.figures.tables import arms_note, notes_of, speed_rows
@@ -67,8 +63,8 @@ def render_page(report: Report | Networks, *, title: str, paper: str = "") -> st
     if isinstance(report, Networks):
         parts += [_introduction(reports)]
         for name, one in report.reports.items():
-            parts += [f"<h2 class='network'>{_text(name)}</h2>", _sections(one, "h3")]
-        rows = [[_text(cell) for cell in row] for row in gap_rows(report.reports)]
+            parts += [f"<h2 class='network'>{text(name)}</h2>", _sections(one, "h3")]
+        rows = [[text(cell) for cell in row] for row in gap_rows(report.reports)]
         if rows or report.claims:
             parts += ["<h2>Across networks</h2>", _table(rows[0], rows[1:]) if rows else "", _claim_list(report.claims)]
         claims, compared = report.all_claims, any(one.comparisons for one in report.reports.values())
@@ -78,20 +74,19 @@ def render_page(report: Report | Networks, *, title: str, paper: str = "") -> st
     notes = [_SIMILARITY_NOTE] * compared + notes_of(reports.values(), claims)
     ran = "".join(_what_ran(name, one) for name, one in reports.items())
     if notes:
-        parts += ["<h2>How to read this</h2>", *(f"<p>{_text(note)}</p>" for note in notes)]
+        parts += ["<h2>How to read this</h2>", *(f"<p>{text(note)}</p>" for note in notes)]
     if ran:
         parts.append(f"<details><summary>What was run</summary>{ran}</details>")
     return _page(title, "\n".join(parts))
 
 
 def _page(title: str, body: str) -> str:
-    template = Template(files("wsurgery.figures").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(title=_text(title), body=_NUMBER.sub(r"<td class='number'\1>", body))
+    return html_page(title, _NUMBER.sub(r"<td class='number'\1>", body), "report.css")
 
 
-def _paper(text: str) -> str:
+def _paper(markdown: str) -> str:
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    html: str = renderer.render("".join(printable(line, 10_000) + "\n" for line in text.splitlines()))
+    html: str = renderer.render("".join(printable(line, 10_000) + "\n" for line in markdown.splitlines()))
     return html.replace("<table>", "<div class='scroll'><table>").replace("</table>", "</table></div>")
 
 
@@ -131,15 +126,13 @@ def _arm_table(report: Report) -> str:
     headings = ["arm", "seeds", "test macro AUC", "validation AUC at end", "mean along training"]
     rows = []
     for arm in report.arms.values():
-        name = f"{_swatch(arm.name, styles[arm.name])}{_text(arm.name)}<small>{_text(arm.origin)}</small>"
+        name = f"{_swatch(arm.name, styles[arm.name])}{text(arm.name)}<small>{text(arm.origin)}</small>"
         seeds = ", ".join(run.seed for run in arm.runs)
-        rows.append([name, _text(seeds), *map(_two_lines, (arm.test_spread, arm.valid_spread, arm.area_spread))])
+        rows.append([name, text(seeds), *map(_two_lines, (arm.test_spread, arm.valid_spread, arm.area_spread))])
     head, *steps = speed_rows(report)
     page = _table(headings, rows)
-    page += _table(
-        head, [[_text(name), _text(by_seed), *map(_on_two_lines, ratios)] for name, by_seed, *ratios in steps]
-    )
-    page += f"<p class='note'>{_text(note)}</p>" if (note := arms_note(report)) else ""
+    page += _table(head, [[text(name), text(by_seed), *map(_on_two_lines, ratios)] for name, by_seed, *ratios in steps])
+    page += f"<p class='note'>{text(note)}</p>" if (note := arms_note(report)) else ""
     if all(arm.test_spread is None for arm in report.arms.values()):
         page += _missing("test AUC", "wsurgery eval RUN --data SPEC --split test --json > RUN/eval.json")
     return page
@@ -150,7 +143,7 @@ def _curves(report: Report) -> str:
     figure = draw_curves(runs, thresholds=report.thresholds.aucs, width=PAGE_WIDTH)
     dashed = "the thresholds" if report.thresholds.others else "the threshold"
     caption = f"Macro AUC on the validation split against optimiser steps: {band_caption(runs)}. Dashed: {dashed}."
-    return _figure(inline_svg(figure, _text(caption)), caption)
+    return _figure(inline_svg(figure, text(caption)), caption)
 
 
 def _filters(report: Report) -> str:
@@ -165,7 +158,7 @@ def _filters(report: Report) -> str:
             images = "".join(_filter_image(f"{name} {when}", grid) for when, grid in grids)
             many = " class='many'" if max(grid.pixels.shape[1] for _, grid in grids) > _MANY else ""
             sections.append(
-                f"<section{many}><h3>{_text(name)}, seed {_text(folder.name)}</h3><div>{images}</div></section>"
+                f"<section{many}><h3>{text(name)}, seed {text(folder.name)}</h3><div>{images}</div></section>"
             )
     if not sections:
         return _missing("checkpoints", "wsurgery train INIT --data SPEC -o RUN")
@@ -178,11 +171,9 @@ def _ends(folder: Path) -> tuple[Path, Path]:
 
 
 def _filter_image(label: str, grid: FilterGrid) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray((grid.pixels * 255).round().astype(np.uint8)).save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    caption = _text(f"{label.rpartition(' ')[2]}: black to white is ±{grid.scale:.3g}")
-    alt = _text(f"First-layer filters, {label}")
+    data = base64.b64encode(png(grid.pixels)).decode()
+    caption = text(f"{label.rpartition(' ')[2]}: black to white is ±{grid.scale:.3g}")
+    alt = text(f"First-layer filters, {label}")
     return f"<figure><img src='data:image/png;base64,{data}' alt='{alt}'><figcaption>{caption}</figcaption></figure>"
 
 
@@ -203,7 +194,7 @@ def _pairs(report: Report) -> str:
     page = _comparisons(report.pairs, "Similarity of two networks, layer by layer.", "networks", _network(report))
     if PRETRAINED_PAIR in report.pairs and RANDOM_PAIR in report.pairs:
         rows = [
-            [_text(x.layer), f"{x.difference:+.3f}" + (f" ± {x.se:.3f}" if x.se is not None else "")]
+            [text(x.layer), f"{x.difference:+.3f}" + (f" ± {x.se:.3f}" if x.se is not None else "")]
             for x in differences(report.pairs[PRETRAINED_PAIR], report.pairs[RANDOM_PAIR])
         ]
         page += "<p>The pretrained pair less the random pair, as in the paper's Table 5, where the difference in the "
@@ -218,13 +209,13 @@ def _network(report: Report) -> str:
 
 def _comparisons(shown: Mapping[str, Comparison], caption: str, heading: str, network: str) -> str:
     drawn = draw_comparisons(shown, title=network, width=PAGE_WIDTH)
-    figure = _figure(inline_svg(drawn, _text(caption)), caption)
+    figure = _figure(inline_svg(drawn, text(caption)), caption)
     layers = layer_names({name: comparison.results for name, comparison in shown.items()})
     rows = []
     for name, comparison in shown.items():
         floors, ceilings, places = (comparison.means(field) for field in ("floor", "ceiling", "normalised"))
         seeds = len(comparison.by_seed)
-        rows.append([f"{_text(name)}<small class='short'>{seeds} seed{'s' if seeds > 1 else ''}</small>"])
+        rows.append([f"{text(name)}<small class='short'>{seeds} seed{'s' if seeds > 1 else ''}</small>"])
         for layer in layers:
             cell = _two_lines(comparison.spread(layer))
             if layer in floors and layer in ceilings:
@@ -241,17 +232,17 @@ def _what_ran(name: str, report: Report) -> str:
     ran = report.ran
     if not ran.facts and not ran.commands:
         return ""
-    rows = [[_text(heading), "<br>".join(map(_text, said))] for heading, said in ran.facts.items()]
-    page = f"<h3>{_text(name)}</h3>" if name else ""
+    rows = [[text(heading), "<br>".join(map(text, said))] for heading, said in ran.facts.items()]
+    page = f"<h3>{text(name)}</h3>" if name else ""
     page += _table(["", "as the runs say it"], rows) if rows else ""
     for arm, commands in ran.commands.items():
         seed = report.arms[arm].runs[0].seed
-        page += f"<p>{_text(arm)}{f', seed {_text(seed)}' if seed else ''}:</p><pre>{_lines(commands)}</pre>"
+        page += f"<p>{text(arm)}{f', seed {text(seed)}' if seed else ''}:</p><pre>{_lines(commands)}</pre>"
     return page
 
 
-def _lines(text: str) -> str:
-    return "\n".join(map(_text, text.splitlines()))
+def _lines(words: str) -> str:
+    return "\n".join(map(text, words.splitlines()))
 
 
 def _claim_list(claims: Sequence[Claim]) -> str:
@@ -264,17 +255,13 @@ def _claim_list(claims: Sequence[Claim]) -> str:
             if claim.verdict.startswith(NOT_SHOWN) or claim.verdict.endswith("not suggested")
             else "maybe"
         )
-        verdict = f"<em class='{kind}'>{_text(claim.verdict)}</em>"
-        items.append(f"<li><strong>{_text(claim.claim)}</strong>{_text(claim.evidence)}{verdict}</li>")
+        verdict = f"<em class='{kind}'>{text(claim.verdict)}</em>"
+        items.append(f"<li><strong>{text(claim.claim)}</strong>{text(claim.evidence)}{verdict}</li>")
     return f"<ol class='claims'>{''.join(items)}</ol>" if items else ""
 
 
 def _runs(report: Report) -> list[Run]:
     return [run for arm in report.arms.values() for run in arm.runs]
-
-
-def _text(text: str) -> str:
-    return escape(printable(text, 10_000))
 
 
 def _two_lines(summary: Spread | None) -> str:
@@ -284,7 +271,7 @@ def _two_lines(summary: Spread | None) -> str:
 
 def _on_two_lines(ratio: str) -> str:
     """Put the interval of a ratio below it."""
-    value, bracket, interval = _text(ratio).partition(" (")
+    value, bracket, interval = text(ratio).partition(" (")
     return f"{value}<small>({interval}</small>" if bracket else value
 
 
@@ -293,19 +280,19 @@ def _swatch(arm: str, style: Mapping[str, str]) -> str:
     colour = "currentColor" if style["color"] == INK else style["color"]
     dashes = {"-": "none", "--": "6 3", ":": "2 3", "-.": "6 3 2 3"}[style["linestyle"]]
     return (
-        f"<svg class='swatch' viewBox='-16 -5 32 10' fill='{colour}' stroke='{colour}' role='img' aria-label='{_text(arm)}'>"
+        f"<svg class='swatch' viewBox='-16 -5 32 10' fill='{colour}' stroke='{colour}' role='img' aria-label='{text(arm)}'>"
         f"<path d='M-15 0H15' stroke-width='2' stroke-dasharray='{dashes}'/>"
         f"<polygon points='{marker_points(style['marker'], 8)}' stroke='none'/></svg>"
     )
 
 
 def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+    return f"<figure>{svg}<figcaption>{text(caption)}</figcaption></figure>"
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Build a table that scrolls in its own box; `rows` are HTML, `headings` are text."""
-    head = "".join(f"<th scope='col'>{_text(heading)}</th>" for heading in headings)
+    head = "".join(f"<th scope='col'>{text(heading)}</th>" for heading in headings)
     body = ""
     for first, *rest in rows:
         cells = "".join(f"<td>{cell}</td>" for cell in rest)

@@ -22,6 +22,8 @@ def draw_path(result: Mapping[str, Any], *, title: str = "") -> Figure:
         axes.plot((0, 1), (values[0], values[-1]), color=FAINT, linestyle="--", linewidth=1)
         axes.plot(at, values, color=INK, marker="o")
         axes.set_ylabel(words)
-    axes.set_xlabel("t, from A (0) to B (1)")
+    axes.set_xlabel(
+        f"t, from A (0) to B (1)\ndashed: the line between the ends; n {result['n']:,} images; one pair, no band"
+    )
     add_title(figure, title)
     return figure

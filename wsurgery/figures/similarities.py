@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from wsurgery.experiments.cca import Comparison, layer_names, standard_error
+from wsurgery.figures.curves import band_words
 from wsurgery.figures.style import WIDTH, add_legend, add_title, house_style, line_styles, plain_text
 from wsurgery.similarity.metric_names import METRICS
 from wsurgery.statistics.spread import spread
@@ -45,7 +46,9 @@ def draw_layers(found: "Sequence[LayerSimilarity]", *, title: str = "") -> Figur
     axes.set_xlabel("layer")
     axes.grid(axis="x", visible=False)
     add_title(figure, title)
-    add_legend(figure, axes, "dotted: floor and ceiling; whisker: ± 1 standard error")
+    images = sorted({x.images for x in found if x.images})
+    n = f"n {' to '.join(f'{n:,}' for n in dict.fromkeys((images[0], images[-1])))} images; " if images else ""
+    add_legend(figure, axes, f"{n}dotted: floor and ceiling; whisker: ± 1 standard error")
     return figure
 
 
@@ -115,7 +118,11 @@ def draw_comparisons(shown: Mapping[str, Comparison], *, title: str = "", width:
     axes.set_ylabel("mean canonical correlation")
     axes.set_xlabel("layer")
     add_title(figure, title)
-    add_legend(figure, axes, "dotted: floor and ceiling")
+    sizes = [len(comparison.by_seed) for comparison in shown.values()]
+    seeds = " to ".join(dict.fromkeys((str(min(sizes)), str(max(sizes)))))
+    whisker = "whisker: ±1 standard error" if 1 in sizes else ""
+    said = ("dotted: floor and ceiling", f"n {seeds} seed{'s' if max(sizes) > 1 else ''}", band_words(sizes), whisker)
+    add_legend(figure, axes, "; ".join(filter(None, said)))
     return figure
 
 

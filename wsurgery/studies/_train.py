@@ -40,6 +40,11 @@ class Trained(NamedTuple):
     folder: Path
     metrics: dict[str, Any]
 
+    def _repr_html_(self) -> str | None:
+        from wsurgery.figures.notebook import run_html
+
+        return run_html(self.folder)
+
 
 def silent(steps: int, training: Dataset) -> AbstractContextManager[Report]:
     """Watch a run of some steps without a word."""
