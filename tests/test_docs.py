@@ -15,6 +15,7 @@ A page on which something is trained is slow. `python tests/test_docs.py PAGE...
 import doctest
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -135,6 +136,23 @@ def test_a_session_of_python_prints_what_a_page_shows(page, tmp_path, monkeypatc
 def test_what_is_not_run_says_why(page):
     for said, kind, content in BLOCK.findall(page.read_text()):
         assert kind != "sh" or (said or "").startswith("not run: "), content
+
+
+LINE = re.compile(r"""wsurgery [a-z-]+ (?:'[^'\n]*'|"[^"\n]*"|[^'"|;>&\n])*""")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_not_run_is_accepted_by_the_command_line(page):
+    """Commands in blocks that are not run, and in the cells of tables."""
+    text = page.read_text().replace("\\\n", " ")
+    shown = [content for said, _, content in BLOCK.findall(text) if (said or "").startswith("not run")]
+    shown += [
+        cell for row in re.findall(r"^\|.*", text, re.MULTILINE) for cell in re.findall(r"`(wsurgery [^`]*)`", row)
+    ]
+    for line in LINE.findall("\n".join(shown).replace("\\|", "|")):
+        typed = shlex.split(re.sub(r"\$\w+|\$\(\(.*?\)\)", "1", line), comments=True)
+        words = next(words for words in COMMANDS if list(words) == typed[1 : 1 + len(words)])
+        COMMANDS[words].make_context("wsurgery", typed[1 + len(words) :])
 
 
 def test_the_navigation_names_every_page():
