@@ -53,7 +53,7 @@ bench: $(VENV)/installed-dev
 	python tests/benchmarks/similarity.py --big
 
 docs: $(VENV)/installed-dev
-	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build
 	@echo "The documentation: $(CURDIR)/build/docs/index.html"
 
 check: $(VENV)/installed-dev types

@@ -20,10 +20,12 @@ ELSEWHERE = re.compile(r"<(?:script|img|link|iframe|source)\b[^>]*\b(?:src|href)
 
 
 def target(page: str, link: str) -> str:
-    """The file of this repository that a link on one of its pages means; "" for a folder without a page."""
+    """The file of this repository that a link on one of its pages means, if there or not; "" for a folder without a page."""
     path = posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
-    path = f"{path}/README.md" if (ROOT / path).is_dir() else path
-    return path if (ROOT / path).is_file() or not (ROOT / path).parent.is_dir() else ""
+    if (ROOT / path).is_dir():
+        path = f"{path}/README.md"
+        return path if (ROOT / path).is_file() else ""
+    return path
 
 
 def in_site(path: str) -> str:

@@ -111,6 +111,7 @@ def test_the_readme_names_every_command():
     text = readme.read_text()
     missing = [" ".join(words) for words in COMMANDS if not re.search(rf"\b{words[-1]}\b", text)]
     assert missing == []
+    assert len(text.splitlines()) <= 200
 
 
 def test_the_module_runs_as_a_command():
