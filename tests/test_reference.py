@@ -65,9 +65,8 @@ def options(words: tuple[str, ...]) -> Iterator[Any]:
         common = COMMON | ({"--seed"} if edits()[name].draws else set())
         common |= SELECTORS if edits()[name].takes_part else set()
     for parameter in COMMANDS[words].params:
-        if not (is_argument(parameter) and (name in edits() or not parameter.help)) and not common & set(
-            parameter.opts
-        ):
+        in_usage = is_argument(parameter) and (name in edits() or not parameter.help)
+        if not in_usage and not common & set(parameter.opts):
             yield parameter
 
 
