@@ -3,6 +3,7 @@
 # make test-slow   those: recipes at full length, what Windows lacks
 # make test-gpu    what needs a GPU, and what it costs there: 8 minutes at most
 # make check   ruff and mypy
+# make docs    the documentation, in build/docs: pages that need no server, and ask no other host
 # make demo-imagenet   surgery on real ImageNet weights
 # make attack   an hour of damaged files, read by every command
 # make sweep   blocks and roles of every timm architecture: 10 minutes, then 30 s
@@ -21,7 +22,7 @@ ifneq ($(filter demo demo-imagenet,$(or $(MAKECMDGOALS),demo)),)
 include recipes/make-4.3.mk
 endif
 
-.PHONY: demo demo-imagenet test test-slow test-gpu attack sweep bench check types setup clean
+.PHONY: demo demo-imagenet test test-slow test-gpu attack sweep bench docs check types setup clean
 
 demo: $(VENV)/installed
 	$(MAKE) -C recipes/demo -j$(JOBS)
@@ -50,6 +51,10 @@ sweep: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	python tests/benchmarks/surgery.py --big $(if $(SD_MECHA),--sd-mecha $(SD_MECHA)) $(if $(MERGEKIT),--mergekit $(MERGEKIT))
 	python tests/benchmarks/similarity.py --big
+
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 mkdocs build
+	@echo "The documentation: $(CURDIR)/build/docs/index.html"
 
 check: $(VENV)/installed-dev types
 	ruff check .

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "house.md").read_text(encoding="utf-8")
 HEAVY = {"torch", "torchvision", "timm", "scipy", "matplotlib", "sklearn"}
-WALL = "║"
 TOP = "commands"
 ABOVE_ALL = {
     f"wsurgery.{name}" for name in ("__main__", "command_line", "pipeline", "registry", "replay", "studies")
@@ -41,11 +41,13 @@ def table() -> dict[str, Room]:
 
 def drawing() -> tuple[dict[str, int], set[str]]:
     """Return the floor of each room in the drawing, and the rooms left of the wall."""
+    drawn = ElementTree.parse(ROOT / "docs" / "assets" / "house.svg").getroot()
+    wall = next(float(each.attrib["x1"]) for each in drawn.iter() if each.get("id") == "wall")
     floors, left = {}, set()
-    for line in PAGE.split("```")[1].splitlines():
-        if found := re.match(r"(\d) (.*)", line):
-            floors |= dict.fromkeys(re.findall(r"\w+", found[2]), int(found[1]))
-            left |= set(re.findall(r"\w+", found[2].partition(WALL)[0] if WALL in found[2] else ""))
+    for floor in drawn.iter("{http://www.w3.org/2000/svg}g"):
+        for name in (each for each in floor if each.get("class") == "name" and each.text):
+            floors[name.text] = int(floor.attrib["id"].removeprefix("floor-"))
+            left |= {name.text} if float(name.attrib["x"]) < wall else set()
     return floors, left
 
 

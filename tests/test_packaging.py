@@ -11,6 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from wsurgery import __version__
+from wsurgery.checkpoint.opening import open_checkpoint
+from wsurgery.checkpoint.provenance import History
 from wsurgery.command_line import build_app
 
 if sys.version_info >= (3, 11):
@@ -109,6 +111,7 @@ def test_the_readme_names_every_command():
     text = readme.read_text()
     missing = [" ".join(words) for words in COMMANDS if not re.search(rf"\b{words[-1]}\b", text)]
     assert missing == []
+    assert len(text.splitlines()) <= 200
 
 
 def test_the_module_runs_as_a_command():
@@ -116,6 +119,15 @@ def test_the_module_runs_as_a_command():
     assert (done.returncode, done.stdout) == (0, f"wsurgery {__version__}\n"), done.stderr
     assert __version__ == PROJECT["project"]["version"]
     assert PROJECT["project"]["scripts"]["wsurgery"] == "wsurgery.__main__:main"
+
+
+def test_all_that_name_the_version_agree(resnet, tmp_path, wsurgery):
+    """What `--version` prints is held above; a record, the changelog and the citation say the same."""
+    wsurgery("scale", resnet, "--by", 2, "-o", tmp_path / "scaled")
+    with open_checkpoint(tmp_path / "scaled") as scaled:
+        assert History.of(scaled).log[-1]["version"] == __version__
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == __version__
+    assert re.search(r"^version: (\S+)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == __version__
 
 
 def test_no_tracked_file_names_a_folder_of_the_machine_that_it_was_written_on():

@@ -117,6 +117,21 @@ def test_an_input_may_be_a_chain_as_it_may_be_a_pipe(here, shell):
     assert (here / "chain").read_bytes() == (here / "pipe").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda a: a.drop(blocks="conv1"),
+        lambda a: a.keep(only="layer2.*").scale(by=2),
+        lambda a: a.transfuse("B", upto="block1"),
+    ],
+)
+def test_what_a_later_edit_leaves_out_of_a_conversion_is_passed_over(edit, here):
+    wsurgery.convert("net.pth").write("net")
+    edit(wsurgery.open("net")).write("by file")
+    edit(wsurgery.convert("net.pth")).write("chain")
+    assert (here / "chain").read_bytes() == (here / "by file").read_bytes()
+
+
 def test_shards_come_out_as_from_the_command(here, shell):
     lines = ("shuffle A -o s/ --shard-size 400kB", "scale s --by 2 -o t/", "sample s | wsurgery scale --by 2 -o u/")
     assert shell(" && ".join(f"wsurgery {line}" for line in lines), here).returncode == 0

@@ -1,93 +1,113 @@
-"""docs/edits.md, the reference of the edits: written from what they declare.
+"""docs/commands.md, the reference of the commands: written from what they declare.
 
 `python tests/test_reference.py` writes it; the test demands that it is what would be written.
 """
 
 import re
-import typing
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-from typer.models import OptionInfo
-
+from tests.test_packaging import COMMANDS
+from wsurgery.command_line import _GROUPS
 from wsurgery.commands._shared import Part
-from wsurgery.operations.declaration import Edit, Parameter
 from wsurgery.registry import edits
 
-PAGE = Path(__file__).parents[1] / "docs" / "edits.md"
-HEAD = """# The edits
+PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
+HEAD = """# Every command
 
-<!-- Written by tests/test_reference.py from what each edit declares: do not edit. -->
+<!-- Written by tests/test_reference.py from what each command declares: do not edit. -->
 
-Every edit reads one checkpoint (`IN`: a file, a folder of shards, a URL, or standard input) or several, and writes one: to
-standard output, or `-o FILE`, `-o DIR/`. All take `--force`, `--threads N`, `--dry-run`, `--no-digest`, `--shard-size SIZE`,
-`--part K/N`, `--quiet` and `--debug`; those marked *part* take the selectors; those marked *draws* take `--seed N`.
+`wsurgery COMMAND --help` says the same. Every command takes `--debug`, which shows a traceback where something fails.
+
+An edit reads one checkpoint (`IN`: a file, a folder of shards, a URL, or standard input) or several, and writes one: to
+standard output, or `-o FILE`, `-o DIR/`. All edits take `--output`, `--force`, `--threads N`, `--dry-run`, `--no-digest`,
+`--shard-size SIZE`, `--part K/N` and `--quiet`; those marked *part* take the selectors; those marked *draws* take `--seed N`.
 
 """
+COMMON = {"--help", *re.findall(r"--[\w-]+", HEAD)}
+SELECTORS = {f"--{field.name.rstrip('_').replace('_', '-')}" for field in fields(Part)}
 
 
-def cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "\\<")
+KINDS = {"<int range>": "N", "<int>": "N", "<float range>": "X", "<float>": "X", " <str>": "", " <path>": ""}
 
 
-def usage(edit: Edit) -> str:
-    words = [f"wsurgery {edit.name}"]
-    common = False
-    for parameter in edit.parameters.values():
-        common |= parameter.is_checkpoint and not parameter.declared
-        if parameter.is_argument and parameter.declared:
-            words.append(parameter.info.metavar or parameter.name.upper())
-    return " ".join([*words, *(["[IN]"] if common else [])])
+def is_argument(parameter: Any) -> bool:
+    return parameter.param_type_name == "argument"
 
 
-def row(option: str, hint: typing.Any, default: typing.Any, info: OptionInfo) -> str:
-    choices = [str(choice) for choice in re.findall(r"'([^']+)'", str(hint))] if "Literal" in str(hint) else []
-    number = next((letter for kind, letter in (("int", "N"), ("float", "X")) if kind in str(hint)), "")
-    metavar = info.metavar or "\\|".join(choices) or number
-    value = f" {metavar}" if metavar and hint is not bool else ""
-    given = "" if default in (None, False) or "Ellipsis" in str(default) else f" Default: {default}."
-    return f"| `{option}{value}` | {cell(info.help or '')}{given} |"
+def usage(words: tuple[str, ...]) -> str:
+    context = COMMANDS[words].make_context("", [], resilient_parsing=True)
+    names = [piece for each in COMMANDS[words].params if is_argument(each) for piece in each.get_usage_pieces(context)]
+    plain = [re.sub(r"[{}]|\.\.\.$", "", name).replace("[[", "[").replace("]]", "]") for name in names]
+    return " ".join(["wsurgery", *words, *plain])
 
 
-def options(parameters: list[Parameter]) -> list[str]:
-    return [
-        row(parameter.option, parameter.hint, None if parameter.required else parameter.default, parameter.info)
-        for parameter in parameters
-        if not parameter.is_argument and parameter.declared
-    ]
+def row(parameter: Any, context: Any) -> str:
+    """A line of a command's --help as a row of a table."""
+    shown, said = parameter.get_help_record(context)
+    for typed, letter in KINDS.items():
+        shown = shown.replace(typed, letter)
+    shown = re.sub(r" <(.*)>$", r" \1", shown).removeprefix("-o, ").replace("[IN]", "IN").replace("|", "\\|")
+    said, _, more = said.partition("  [")
+    for each in more.rstrip("]").split("; ") if more else ():
+        limits = each.replace("<=", " ≤ ").replace(">=", " ≥ ").replace("<", " < ").replace(">", " > ")
+        said += f" {limits}." if limits != each else f" {each[0].upper()}{each[1:]}."
+    said = re.sub(r"([|<*[])", r"\\\1", " ".join(said.split()))
+    return f"| `{shown}` | {said} |"
+
+
+def options(words: tuple[str, ...]) -> Iterator[Any]:
+    """What a command's own table has: of an edit, not what all edits take."""
+    name, common = words[0], {"--help", "--debug"}
+    if name in edits():
+        common = COMMON | ({"--seed"} if edits()[name].draws else set())
+        common |= SELECTORS if edits()[name].takes_part else set()
+    for parameter in COMMANDS[words].params:
+        in_usage = is_argument(parameter) and (name in edits() or not parameter.help)
+        if not in_usage and not common & set(parameter.opts):
+            yield parameter
+
+
+def section(words: tuple[str, ...]) -> str:
+    name, command = words[0], COMMANDS[words]
+    marks = []
+    if name in edits():
+        marks = [m for m, holds in (("part", edits()[name].takes_part), ("draws", edits()[name].draws)) if holds]
+    said, *examples = re.split(r"\s*Example: ", command.help.strip())
+    text = f"\n### {' '.join(words)}" + (f" *({', '.join(marks)})*" if marks else "") + f"\n\n    {usage(words)}\n\n"
+    text += said.strip() + "\n\n"
+    context = command.make_context("", [], resilient_parsing=True)
+    if rows := [row(each, context) for each in options(words)]:
+        text += "| option | |\n|---|---|\n" + "\n".join(rows) + "\n\n"
+    return text + "".join("    " + example.strip().replace("\n", "\n    ") + "\n" for example in examples)
 
 
 def text() -> str:
-    parts = [HEAD, "| selector | |\n|---|---|\n"]
-    for name, hint in typing.get_type_hints(Part, include_extras=True).items():
-        assert typing.get_origin(hint) is Annotated
-        parts.append(row(f"--{name.rstrip('_').replace('_', '-')}", str, None, hint.__metadata__[0]) + "\n")
-    for name, edit in sorted(edits().items()):
-        marks = [mark for mark, holds in (("part", edit.takes_part), ("draws", edit.draws)) if holds]
-        title = f"\n## {name}" + (f" *({', '.join(marks)})*" if marks else "")
-        examples = re.findall(r"Example: (.*)", edit.__doc__)
-        said = re.sub(r"\s*Example: .*", "", edit.__doc__).strip()
-        parts.append(f"{title}\n\n    {usage(edit)}\n\n{said}\n\n")
-        if rows := options(list(edit.parameters.values())):
-            parts.append("| option | |\n|---|---|\n" + "\n".join(rows) + "\n\n")
-        parts.append("".join(f"    {example}\n" for example in examples))
+    edit = COMMANDS["meanvar",]
+    context = edit.make_context("", [], resilient_parsing=True)
+    selectors = [row(each, context) + "\n" for each in edit.params if SELECTORS & set(each.opts)]
+    parts = [HEAD, "| selector | |\n|---|---|\n", *selectors]
+    for title, lines in _GROUPS.items():
+        parts.append(f"\n## {title}\n")
+        parts += [section(words) for name in sorted(lines) for words in sorted(COMMANDS) if words[0] == name]
     return "".join(parts)
 
 
-def test_it_is_what_the_edits_declare():
+def test_it_is_what_the_commands_declare():
     assert PAGE.read_text() == text(), "python tests/test_reference.py writes it anew"
 
 
-def test_every_option_of_the_command_stands_in_it(invoke):
-    for name, edit in edits().items():
-        section = PAGE.read_text().partition(f"\n## {name}")[2].partition("\n## ")[0]
-        shown = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", invoke(name, "--help").stdout, re.MULTILINE))
-        common = (
-            {f"--{field.name.rstrip('_').replace('_', '-')}" for field in fields(Part)} if edit.takes_part else set()
-        )
-        common |= set(re.findall(r"--[\w-]+", HEAD)) | {"--output", "--help", "--json"}
-        assert shown - common == set(re.findall(r"\| `(--[\w-]+)", section)), name
+def test_every_option_of_every_command_stands_in_it(invoke):
+    """As a command's own help lists them."""
+    for words in COMMANDS:
+        there = PAGE.read_text().partition(f"\n### {' '.join(words)}")[2].partition("\n## ")[0].partition("\n### ")[0]
+        shown = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", invoke(*words, "--help").stdout, re.MULTILINE))
+        marks = there.partition("\n")[0]
+        common = (COMMON if words[0] in edits() else {"--help", "--debug"}) | (SELECTORS if "part" in marks else set())
+        common |= {"--seed"} if "draws" in marks else set()
+        assert shown - common == set(re.findall(r"^\| `(--[\w-]+)", there, re.MULTILINE)) - common, words
 
 
 if __name__ == "__main__":

@@ -281,9 +281,8 @@ def test_files_that_are_no_images_are_counted(run, tmp_path, classes):
     assert "4 files are no images by their names and left out: 2 .heic, 1 without a suffix, 1 .txt" in made.stderr
 
 
-# The README's page "On your data".
-README = (Path(__file__).parents[2] / "README.md").read_text()
-PAGE = README.partition("### On your data")[2].partition("```sh\n")[2].partition("```")[0]
+TUTORIAL = (Path(__file__).parents[2] / "docs" / "tutorials" / "own-images.md").read_text()
+PAGE = TUTORIAL.partition("### A folder a class")[2].partition("```sh\n")[2].partition("```")[0]
 
 
 def test_from_a_folder_of_images_to_a_convergence_plot(shell, tmp_path):

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
 
 from wsurgery.checkpoint.header import (
@@ -39,7 +40,8 @@ _WINDOW = 4 * SMALL  # bytes of them in memory
 class Checkpoint:
     """An open safetensors file or stream.
 
-    A file is read at any place; standard input only forwards, in file order. Use as a context manager.
+    A file is read at any place; standard input only forwards, in file order. `read` and `copy_to` may be called from several
+    threads. Use as a context manager.
 
     Attributes:
         label: what messages call it, `standard input` or the file's name.
@@ -61,6 +63,7 @@ class Checkpoint:
         self.label = label or (printable(str(path)) if path else "standard input")
         self.file_state = None if label else file_state(stream.fileno())
         self.seekable = self.file_state is not None if path else label is not None  # not so for a named pipe
+        self._reading = Lock()  # a file has one position
         self._position = 0  # in the data: how far a stream has been read
         self._window, self._window_start = memoryview(b""), 0  # bytes of small tensors that were read together
         try:
@@ -102,6 +105,10 @@ class Checkpoint:
         Raises:
             WsurgeryError: the input ends early.
         """
+        with self._reading:
+            return self._bytes(tensor)
+
+    def _bytes(self, tensor: TensorInfo) -> bytearray | mmap.mmap:
         if self._is_small(tensor):
             return bytearray(self._small(tensor))
         known = self.seekable or tensor.nbytes <= _TRUSTED
@@ -160,6 +167,10 @@ class Checkpoint:
         Raises:
             WsurgeryError: the input ends early.
         """
+        with self._reading:
+            self._copy_to(tensor, target)
+
+    def _copy_to(self, tensor: TensorInfo, target: Sink) -> None:
         done = 0
         if self._is_small(tensor):
             write_all(target, self._small(tensor))

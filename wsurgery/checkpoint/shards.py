@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from mmap import mmap
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from wsurgery.checkpoint.header import Header, TensorInfo, format_header
@@ -31,6 +32,7 @@ class ShardedCheckpoint(Checkpoint):
     def __init__(self, label: str, shard_of: dict[str, str], folder: Path | None = None) -> None:
         self.path, self.label, self.seekable = folder, label, True
         self.name = folder.name if folder else None
+        self._reading = Lock()  # one shard is open
         self.shard_of = shard_of
         self.shards: dict[str, Checkpoint] = {}
         tensors: dict[str, TensorInfo] = {}
@@ -71,7 +73,8 @@ class ShardedCheckpoint(Checkpoint):
 
     def read(self, tensor: TensorInfo) -> bytearray | mmap:
         """Read one tensor's bytes."""
-        return self._shard_with(tensor).read(tensor)
+        with self._reading:
+            return self._shard_with(tensor).read(tensor)
 
     def pieces(self, tensor: TensorInfo, *, skip: int = 0) -> Iterator[memoryview]:
         """Read one tensor's bytes in pieces of at most 1 MiB; each is valid until the next is asked for."""
@@ -79,7 +82,8 @@ class ShardedCheckpoint(Checkpoint):
 
     def copy_to(self, tensor: TensorInfo, target: Sink) -> None:
         """Copy one tensor's bytes to an unbuffered stream, inside the kernel where it can."""
-        self._shard_with(tensor).copy_to(tensor, target)
+        with self._reading:
+            self._shard_with(tensor).copy_to(tensor, target)
 
     @property
     def _whole_header(self) -> bytes:

@@ -36,11 +36,15 @@ class Converted(Made):
             self.names = names(self.state)
             self.aliases = new_aliases(self.names, self.state.aliases, self.state.history.metadata())
             tensors = described(self.names, self.state.tensors, self.aliases)
-        super().__init__(self.state.label, tensors, lambda tensor: next(self._data), in_order=True)
+        super().__init__(self.state.label, tensors, self._next, in_order=True)
         self._data = self._assembled()
 
-    def _assembled(self) -> Iterator[Data]:
-        return assembled(self.names, self.state.tensors, self.aliases, self.state.read)
+    def _assembled(self) -> Iterator[tuple[str, Data]]:
+        return zip(self.tensors, assembled(self.names, self.state.tensors, self.aliases, self.state.read), strict=True)
+
+    def _next(self, tensor: TensorInfo) -> Data:
+        """Pass over what comes before a tensor: a later edit of a chain may have left it out."""
+        return next(data for name, data in self._data if name == tensor.name)
 
     def result(self, architecture: Architecture | None, **more: Any) -> Result:
         """Return it as what an edit makes.

@@ -84,8 +84,7 @@ def load_images(
 class Images:
     """The images of a split, decoded once for each size and fit that networks were trained with.
 
-    Args:
-        data, split, image_size, skip_bad, bad_list, say, processes: as `load_images` takes them.
+    Its arguments are those of `load_images`.
     """
 
     def __init__(
