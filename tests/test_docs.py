@@ -135,6 +135,17 @@ def test_a_session_of_python_prints_what_a_page_shows(page, tmp_path, monkeypatc
     assert (failed, tried > 0) == (0, True), "".join(said)
 
 
+def test_the_tests_of_equivalence_give_what_is_said_of_them():
+    (code,) = (
+        content for _, kind, content in BLOCK.findall((ROOT / "docs" / "statistics.md").read_text()) if kind == "python"
+    )
+    of_auc, of_steps = (re.sub(r"#.*", "", line) for line in code.splitlines() if line.startswith("equivalence("))
+    given: dict[str, object] = {}
+    exec(code, given)
+    assert eval(of_auc, given) == 1 / 32
+    assert eval(of_steps, given) > 0.05
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_is_not_run_says_why(page):
     for said, kind, content in BLOCK.findall(page.read_text()):
