@@ -51,6 +51,7 @@ sweep: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	python tests/benchmarks/surgery.py --big $(if $(SD_MECHA),--sd-mecha $(SD_MECHA)) $(if $(MERGEKIT),--mergekit $(MERGEKIT))
 	python tests/benchmarks/similarity.py --big
+	python tests/benchmarks/stores.py
 
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 mkdocs build

@@ -62,7 +62,7 @@ def large(tmp_path_factory):
     """More than three parts, in tensors that do not end with them."""
     path = tmp_path_factory.mktemp("large") / "large.safetensors"
     rng = np.random.default_rng(0)
-    save_file({f"l{i}.weight": rng.normal(size=(1000, 1250 + i)).astype("f4") for i in range(10)}, path)
+    save_file({f"l{i}.weight": rng.normal(size=(1000, 1250 + i)).astype("f4") for i in range(12)}, path)
     return path
 
 

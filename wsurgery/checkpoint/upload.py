@@ -21,9 +21,8 @@ from wsurgery.checkpoint.sink import RemoteOutput
 from wsurgery.ending import half_done
 from wsurgery.errors import UsageError, printable
 
-_PART = (
-    8 << 20
-)  # bytes, at least; S3 wants 5 MiB, and of all but the last as many as of the first for some who speak it
+# Bytes, at least. S3 wants 5 MiB, and some who speak it as many of all but the last; each part costs a request and a signature.
+_PART = 16 << 20
 _MOST_PARTS = 9_000  # of S3's 10,000
 _AT_ONCE = 4  # parts on their way
 _LAST_WORD = 5  # seconds to take an upload back in
