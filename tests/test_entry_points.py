@@ -148,7 +148,7 @@ def test_nothing_is_imported_that_is_not_asked_for_and_own_names_win(run, site, 
         pytest.param(
             "metric", "number", "is a int: wsurgery.metrics names a function of a Pair", marks=pytest.mark.slow
         ),
-        ("metric", "scalar", "returned () where a tensor of 10 values is due"),
+        ("metric", "scalar", "returned a float64 where an array of 10 values is due"),
     ],
 )
 def test_a_broken_one_costs_a_line_that_names_its_package(what, name, words, run, activations):
