@@ -4,12 +4,9 @@ Source: Hotelling, *Relations between two sets of variates*, 1936; its mean as a
 of Raghu et al., *Transfusion*, 2019, appendix C.
 """
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from wsurgery.operations.arrays import Array
 
 TOLERANCE = 1e-10
 _SMALL_PIVOT = 10  # times the dimension and the tolerance: below it the rank is in doubt, so Cholesky is not trusted

@@ -10,9 +10,10 @@ import numpy as np
 from wsurgery.archives import one_line_errors, read_array_header
 from wsurgery.checkpoint.unchanged import file_state, require_unchanged
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.arrays import Array
 from wsurgery.progress import Progress
 from wsurgery.similarity.metrics import check_metrics, require_rows
-from wsurgery.similarity.moments import Array, Varying
+from wsurgery.similarity.moments import Varying
 from wsurgery.similarity.protocol import (
     GROUPS,
     Channels,

@@ -7,9 +7,10 @@ import numpy as np
 
 from wsurgery.entry_points import find, plug_ins
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.arrays import Array
 from wsurgery.similarity.canonical import correlations_of, singular_values, transposed, whiten
 from wsurgery.similarity.metric_names import METRICS
-from wsurgery.similarity.moments import Array, Pair
+from wsurgery.similarity.moments import Pair
 
 Scores = list[float | None]
 

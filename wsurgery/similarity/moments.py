@@ -11,13 +11,13 @@ from operator import add
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+
+from wsurgery.operations.arrays import Array
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Array = NDArray[Any]
-Rows: TypeAlias = "Array | Tensor"
+AnyRows: TypeAlias = "Array | Tensor"
 T = TypeVar("T")
 
 # Rows that are converted at a time, at most: float32 sums the products of more with fewer digits.
@@ -40,7 +40,7 @@ class Varying:
         self.mask: Any = np.zeros(0, bool)
         self._first: Any = None
 
-    def update(self, rows: Rows) -> None:
+    def update(self, rows: AnyRows) -> None:
         """Look at rows, (n, c)."""
         if len(rows) == 0:
             return
@@ -141,20 +141,18 @@ class Moments:
                 self._sets = self._sets.reshape(1, -1, channels)
 
     @np.errstate(all="ignore")  # of what is not finite; `finite` says so
-    def update(self, rows: Rows) -> None:
+    def update(self, rows: AnyRows) -> None:
         """Add rows, (n, channels), of any floating type."""
+        on_cpu = isinstance(rows, np.ndarray)
         step = min(max(_SHORTEST_CHUNK, _CHUNK_BYTES // (rows.shape[1] * self._dtype().itemsize)), CHUNK[self._dtype])
-        if not isinstance(
-            rows, np.ndarray
-        ):  # a device's products are as exact of any number of rows, and wait to begin
+        if not on_cpu:  # a device's products are as exact of any number of rows, and wait to begin
             step = max(1, len(rows))
         for start in range(0, len(rows), step):
-            chunk = rows[start : start + step]
+            chunk: Any = rows[start : start + step]
             self._varying.update(chunk)
             if self.rows == 0:
                 self._begin(chunk)
-            on_cpu = isinstance(chunk, np.ndarray)
-            z: Any = np.subtract(chunk, self._shift, dtype=self._dtype) if on_cpu else chunk - self._shift
+            z = np.subtract(chunk, self._shift, dtype=self._dtype) if on_cpu else chunk - self._shift
             self._sums += z.sum(0, dtype=self._sums.dtype)
             for i, products in enumerate(self._products):
                 own = z if self._draws is None else _columns(z, self._draws[i])
@@ -165,7 +163,7 @@ class Moments:
                     self._quartics[i] += norms.T @ norms
             self.rows += len(z)
 
-    def _begin(self, chunk: Rows) -> None:
+    def _begin(self, chunk: AnyRows) -> None:
         zeros: Any = np.zeros
         if isinstance(chunk, np.ndarray):
             self._shift: Any = chunk.mean(0, dtype=np.float64).astype(self._dtype).astype(np.float64)

@@ -10,11 +10,12 @@ from typing import Literal
 
 import numpy as np
 
+from wsurgery.operations.arrays import Array
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.processes import Processes
 from wsurgery.similarity.canonical import smallest_eigenvalue
 from wsurgery.similarity.metrics import Scores, quick_similarities, similarities
-from wsurgery.similarity.moments import Array, Moments, Rows, matrix_elements
+from wsurgery.similarity.moments import AnyRows, Moments, matrix_elements
 
 Channels = Literal["independent", "same", "all"]
 
@@ -127,11 +128,11 @@ class Draws:
         self._groups = [Moments(in_a, in_b, in_self, channels=c_drawn, norms=norms, fast=fast) for _ in range(groups)]
         self._rolled = Moments(in_a, in_b, channels=c_drawn, norms=norms, fast=fast)
 
-    def add_paired(self, rows: Rows, group: int = 0) -> None:
+    def add_paired(self, rows: AnyRows, group: int = 0) -> None:
         """Add rows of A beside those of B that belong to them, (n, columns_a + columns_b), to a group."""
         self._groups[group].update(rows)
 
-    def add_rolled(self, rows: Rows) -> None:
+    def add_rolled(self, rows: AnyRows) -> None:
         """Add rows of A beside rows of B that do not belong to them."""
         self._rolled.update(rows)
 

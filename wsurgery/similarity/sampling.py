@@ -14,7 +14,7 @@ from wsurgery.errors import UsageError, printable
 from wsurgery.processes import Processes
 from wsurgery.similarity.activations import Cells, Layout, cells_at, shared_grid
 from wsurgery.similarity.metrics import require_rows
-from wsurgery.similarity.moments import Array, Varying
+from wsurgery.similarity.moments import AnyRows, Varying
 from wsurgery.similarity.protocol import (
     Channels,
     Draws,
@@ -214,7 +214,7 @@ def draw_passes(
     ]
 
 
-def _rows(*sides: Tensor) -> Array | Tensor:
+def _rows(*sides: Tensor) -> AnyRows:
     """Return patches, (n, k, c) of each side, as rows beside each other, (n·k, all c): numpy's if they are on the CPU."""
     rows = torch.cat([side.flatten(0, 1) for side in sides], dim=1)
     if rows.device.type != "cpu":
