@@ -29,7 +29,7 @@ NOT_FOR_ACTIVATIONS = (
 
 def cca(
     a: Source,
-    b: "Source | None" = None,
+    b: Source | None = None,
     *,
     data: str | Path | None = None,
     activations: bool = False,

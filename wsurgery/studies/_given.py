@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Union
 
 from wsurgery.errors import UsageError, printable
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from wsurgery.pipeline import Pipeline
 
-Source: TypeAlias = "str | Path | Pipeline | nn.Module"
+Source = Union[str, Path, "Pipeline", "nn.Module"]
 Say = Callable[[str], None]
 
 
@@ -36,7 +36,7 @@ def label(source: Source) -> str:
     return "the pipeline" if isinstance(source, Pipeline) else f"the {type(source).__name__}"
 
 
-def path_of(source: "Source | None", option: str) -> str:
+def path_of(source: Source | None, option: str) -> str:
     if not isinstance(source, (str, Path)):
         raise UsageError(f"{option} is for files: give a path")
     return str(source)

@@ -21,7 +21,7 @@ from wsurgery.training.recorded import record_of, say_other_images
 
 def compare_checkpoints(
     a: Source,
-    b: "Source | None",
+    b: Source | None,
     *,
     data: str,
     layers: Sequence[str] | Literal["all"] | None,
