@@ -60,6 +60,7 @@ show net --stats
 show hf://org/net
 show {hub}/org/net/resolve/main/model.safetensors
 diff net hybrid
+cca --activations a.npy b.npy
 digest net
 log hybrid
 log hybrid --graph -o history.svg
@@ -77,7 +78,6 @@ eval net --data manifest.csv
 compare run run
 cca net meanvar --data manifest.csv
 path net meanvar --data manifest.csv
-cca --activations a.npy b.npy
 curves run -o picture.png
 diff net meanvar --plot picture.png
 filters net -o picture.png
@@ -140,6 +140,8 @@ def test_the_base_does_all_surgery_and_the_rest_names_its_extra(tmp_path):
         hub.push("org/net", {"config.json": b"{}", "model.safetensors": save(small_resnet())})
         torch.save({name: torch.from_numpy(x) for name, x in small_resnet().items()}, folder / "weights.pth")
         np.savez(folder / "weights.npz", **small_resnet())
+        for name in ("a", "b"):
+            np.save(folder / f"{name}.npy", np.random.default_rng(ord(name)).standard_normal((50, 4)))
         assert run(ABSENT).stdout == "\n"
         for words, result in run_all([[*words, "--help"] for words in COMMANDS]):
             assert result[0] == 0, (words, result)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, TypeVar
 
 from wsurgery.cores import shared_cores, which_cores
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.launch import Launch, launched
+
+if TYPE_CHECKING:
+    import torch.distributed as dist  # elsewhere imported where processes meet: one alone does without
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=12)  # the first process may have to decode all images while the others wait
@@ -52,15 +52,19 @@ class Processes:
         """Return the values of all processes, by rank, in the first process; nothing in the others."""
         if self.count == 1:
             return [value]
+        from torch.distributed import gather_object
+
         values: list[T] | None = [value] * self.count if self.rank == 0 else None
-        dist.gather_object(value, values)
+        gather_object(value, values)
         return values or []
 
     def to_all(self, value: T) -> list[T]:
         """Return the values of all processes, by rank."""
         values = [value] * self.count
         if self.count > 1:
-            dist.all_gather_object(values, value)
+            from torch.distributed import all_gather_object
+
+            all_gather_object(values, value)
         return values
 
     def from_next(self, value: T) -> list[T]:
@@ -72,13 +76,18 @@ class Processes:
         """Return the first process's value."""
         values = [value]
         if self.count > 1:
-            dist.broadcast_object_list(values)
+            from torch.distributed import broadcast_object_list
+
+            broadcast_object_list(values)
         return values[0]
 
     def largest(self, value: int) -> int:
         """Return the largest of the processes' values."""
         if self.count == 1:
             return value
+        import torch
+        import torch.distributed as dist
+
         values = torch.tensor([value])
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
@@ -87,6 +96,9 @@ class Processes:
         """Return, for each of the values, its mean over the processes."""
         if self.count == 1:
             return list(values)
+        import torch
+        import torch.distributed as dist
+
         sums = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sums)
         means: list[float] = (sums / self.count).tolist()
@@ -140,7 +152,9 @@ class Processes:
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.count > 1:
-            dist.barrier()
+            from torch.distributed import barrier
+
+            barrier()
 
 
 ALONE = Processes()
@@ -161,6 +175,9 @@ def joined() -> Iterator[Processes]:
     if launch is None:
         yield ALONE
         return
+    import torch
+    import torch.distributed as dist
+
     try:
         _meet(launch)
         processes, sharing = _introduced(launch)
@@ -179,6 +196,8 @@ def joined() -> Iterator[Processes]:
 
 
 def _meet(launch: Launch) -> None:
+    import torch.distributed as dist
+
     if launch.meeting is None:
         dist.init_process_group("gloo", timeout=TIMEOUT)
         return
@@ -195,6 +214,9 @@ def _meet(launch: Launch) -> None:
 
 def _introduced(launch: Launch) -> tuple[Processes, int]:
     """Return this process among those that met, and how many of them share its cores."""
+    import torch
+    import torch.distributed as dist
+
     met = Processes(launch.rank, launch.count)
     host, allowed = socket.gethostname(), which_cores()
     neighbours = [cores for name, cores in met.to_all((host, allowed)) if name == host]
@@ -211,5 +233,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _part() -> None:
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -5,24 +5,33 @@ on one thread. Times are seconds of CPU, so that other processes disturb them li
 description of its algorithm: covariance, pseudo-inverses, their square roots, singular values.
 
 Where it would take many minutes, it runs a few of the draws, and its time is scaled up; the table says so.
+
+What the command takes in all is that of a process of its own: seconds of CPU, and peak memory.
 """
 
 import argparse
+import subprocess
+import sys
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
-from turns import medians, on_cuda
+from turns import in_turns, medians, on_cuda
 
 from wsurgery.devices import arithmetic, memory_format
 from wsurgery.similarity.compare import compare
+from wsurgery.similarity.files import LAYER, compare_files
 from wsurgery.similarity.metrics import METRICS, similarities
-from wsurgery.similarity.moments import DrawnMoments, Moments
+from wsurgery.similarity.moments import Moments
+from wsurgery.similarity.protocol import generator
 
 CPU = torch.device("cpu")
+SHARED = Path("/dev/shm")  # files in memory
 Rows = NDArray[np.float32]
 
 
@@ -60,15 +69,15 @@ def row(what: str, ours: float, theirs: float, label: str, wanted: str, *, most:
 def single(repeats: int, p: int, d: int) -> None:
     """One comparison of d channels with d."""
     x, y = make(p, d)
-    rows = torch.from_numpy(np.hstack([x, y]))
-    wide = rows.double().numpy()
-    sets = torch.zeros(2, 2 * d)
-    sets[0, :d], sets[1, d:] = 1, 1
+    rows = np.hstack([x, y])
+    wide = rows.astype(np.float64)
+    sides = np.split(np.arange(2 * d)[None], 2, axis=1)
 
     def ours(metrics: tuple[str, ...] = ("mean_cca",), *, fast: bool = False) -> float | None:
-        moments = Moments(sets=sets if "unbiased_cka" in metrics else None, fast=fast)
+        moments = Moments(*sides, channels=2 * d, norms="unbiased_cka" in metrics, fast=fast)
         moments.update(rows)
-        return similarities(moments.pair(d), metrics)[0]["mean_cca"][0]
+        (pair,) = moments.pairs(0, 1)
+        return similarities(pair, metrics)[0]["mean_cca"][0]
 
     costs = medians(
         repeats,
@@ -88,26 +97,72 @@ def single(repeats: int, p: int, d: int) -> None:
 
 
 def drawn(repeats: int, p: int, c: int, d: int, draws: int, theirs: int) -> None:
-    """Draws of d of c channels on each side, `theirs` of which the other side runs."""
+    """Draws of d of c channels on each side, with their floors and ceilings; the other side runs `theirs` of them."""
     x, y = make(p, c)
-    rng = np.random.default_rng(1)
-    in_x, in_y = (np.stack([np.sort(rng.permutation(c)[:d]) for _ in range(draws)]) for _ in range(2))
-    rows = torch.from_numpy(np.hstack([x, y]))
+    rolled = np.roll(y, -(p // 2), axis=0)
+    purposes = ("channels of A", x), ("channels of B", y), ("channels of B", rolled), ("channels of B", x)
 
-    def ours() -> list[float | None]:
-        moments = DrawnMoments(torch.from_numpy(in_x), torch.from_numpy(in_y) + c, channels=2 * c)
-        moments.update(rows)
-        return [v for pair in moments.pairs(0, 1) for v in similarities(pair, ["mean_cca"])[0]["mean_cca"]]
+    def google() -> list[tuple[float, ...]]:
+        found = []
+        for r in range(theirs):
+            u, *others = (
+                rows[:, np.sort(generator(0, LAYER, r, purpose).permutation(c)[:d])] for purpose, rows in purposes
+            )
+            found.append(tuple(google_svcca(u, v) for v in others))
+        return found
 
-    def google() -> list[float]:
-        return [google_svcca(x[:, i], y[:, j]) for i, j in zip(in_x[:theirs], in_y[:theirs], strict=True)]
+    with TemporaryDirectory(dir=SHARED if SHARED.is_dir() else None) as folder:
+        files = Path(folder) / "x.npy", Path(folder) / "y.npy"
+        for file, rows in zip(files, (x, y), strict=True):
+            np.save(file, rows)
 
-    costs = medians(repeats, ours=ours, google=google)
+        def ours() -> tuple[float | None, ...]:
+            (found,) = compare_files(*files, d=d, repeats=draws, groups=1)
+            return found.value, found.floor, found.ceiling
+
+        if theirs == draws:
+            assert np.allclose(np.mean(google(), axis=0), ours(), atol=1e-4), "they do not compute the same"
+        costs = medians(repeats, ours=ours, google=google)
     scaled = "" if theirs == draws else f" ({theirs} draws, scaled)"
     row(
-        f"p = {p}, c = {c}, d = {d}: {draws} draws", costs["ours"], costs["google"] * draws / theirs, f"svcca{scaled}",
-        "10 times faster", most=0.1,
+        f"p = {p}, c = {c}, d = {d}: {draws} draws with floor and ceiling", costs["ours"],
+        costs["google"] * draws / theirs, f"svcca{scaled}", "10 times faster", most=0.1,
     )  # fmt: skip
+
+
+# In a process between, for a child has the peak of what it was forked from.
+MEASURE = """import resource, subprocess, sys
+subprocess.run([sys.executable, *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / (1 << 10 if sys.platform == "linux" else 1 << 20))
+"""
+
+
+def process(*words: str | Path) -> list[float]:
+    """Run Python in a process of its own; return its seconds of CPU, and its peak memory in MiB."""
+    measured = [sys.executable, "-c", MEASURE, *map(str, words)]
+    return [float(word) for word in subprocess.run(measured, capture_output=True, check=True).stdout.split()]
+
+
+def activations(repeats: int) -> None:
+    """`cca --activations` as it is typed, beside the import of numpy."""
+    with TemporaryDirectory(dir=SHARED if SHARED.is_dir() else None) as folder:
+        for p, c, most in ((500, 8, float("inf")), (100_000, 512, 150)):
+            files = Path(folder) / "x.npy", Path(folder) / "y.npy"
+            for file, rows in zip(files, make(p, c), strict=True):
+                np.save(file, rows)
+            given = "-m", "wsurgery", "cca", "--activations", *files, "--json"
+            found = in_turns(
+                repeats, ours=lambda given=given: process(*given), numpy=lambda: process("-c", "import numpy")
+            )
+            (ours, peak), (numpy, least) = (np.median(found[side], axis=0) for side in ("ours", "numpy"))
+            missed = "" if peak <= most else " (missed)"
+            wanted = "–" if most == float("inf") else f"at most {most} MiB"
+            print(
+                f"| cca --activations, {p:,} × {c} | {ours:.3g} s, {peak:.0f} MiB{missed} | import numpy {numpy:.3g} s, "
+                f"{least:.0f} MiB | {ours / numpy:.3g} | {wanted} |",
+                flush=True,
+            )
 
 
 def networks(repeats: int, images: int, device: torch.device = CPU) -> None:
@@ -159,6 +214,7 @@ def main() -> None:
     for d in (64, 256, 512):
         single(options.repeats, 10_000, d)
     drawn(options.repeats, 10_000, 256, 64, options.draws, options.draws)
+    activations(options.repeats)
     if options.images:
         networks(min(options.repeats, 1), options.images)
     if options.big:

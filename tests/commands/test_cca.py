@@ -13,9 +13,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from tests.conftest import said_on
+from tests.conftest import said_on, watching_imports
 from wsurgery.command_line import build_app
 from wsurgery.models import cbr_small
+from wsurgery.similarity.metric_names import METRICS
 
 pytest.importorskip("wsurgery.data.dataset")
 
@@ -76,6 +77,7 @@ def test_json_on_standard_output_says_all_that_is_needed_to_run_it_again(run, fo
     assert found["a"]["blake3"] != found["b"]["blake3"]
     assert found["arguments"]["repeats"] == 3
     assert found["data"]["split"] == "test"
+    assert found["versions"].keys() == {"python", "numpy", "timm", "torch"}
     assert run("--json", "--repeats", "3").stdout == result.stdout
 
 
@@ -144,7 +146,16 @@ def test_activations_need_no_network_and_no_data(arrays, invoke):
     assert set(layer) >= FIELDS
     assert layer["floor"] < layer["value"] < layer["ceiling"] == pytest.approx(1)
     assert (found["a"]["name"], len(found["b"]["blake3"])) == ("a.npy", 64)
+    assert found["versions"].keys() == {"python", "numpy"}
     assert "activations" in invoke("cca", "--activations", *arrays, "--channels", "all", "--fast").stdout
+
+
+def test_activations_are_compared_by_numpy_alone(arrays, tmp_path):
+    metrics = ",".join(METRICS)
+    run = f"{watching_imports(tmp_path)} cca --activations {' '.join(arrays)} --metric {metrics} --csv a.csv"
+    done = subprocess.run(run.split(), cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == len(METRICS) + 1
 
 
 def test_options_that_would_be_ignored_are_refused(arrays, invoke):

@@ -224,10 +224,10 @@ def import_all() -> None:
 
     import wsurgery.experiments.comparison
     import wsurgery.figures.page
-    import wsurgery.similarity.protocol
-    import wsurgery.studies
+    import wsurgery.studies._networks
     import wsurgery.training.loop  # noqa: F401
     from wsurgery.command_line import build_app
+    from wsurgery.studies import cca, compare, evaluate, path, train  # noqa: F401 - each imports its own
 
     global _app
     _app = build_app()

@@ -9,7 +9,7 @@ from wsurgery.similarity import protocol
 from wsurgery.similarity.activations import Layout
 from wsurgery.similarity.compare import compare
 from wsurgery.similarity.metric_names import METRICS
-from wsurgery.similarity.protocol import LayerSample, plan_layer
+from wsurgery.similarity.sampling import LayerSample, plan_layer
 
 SIZE = 12
 MEAN, STD = [0.2, 0.4, 0.6], [0.5, 0.3, 0.2]
@@ -264,7 +264,7 @@ def test_rows_are_gathered_without_waiting_for_the_device():
     layer = LayerSample(plan, range(3), channels="independent", seed=0, metrics=METRICS, groups=4)
     for start in (0, 8):
         layer.update(start, torch.empty(8, plan.k, 20, device="meta"), torch.empty(8, 2 * plan.k, 20, device="meta"))
-    moments = [each for group in (*layer.draws._groups, layer.draws._rolled) for each in group._moments]
+    moments = (*layer.draws._groups, layer.draws._rolled)
     assert {each._products.device.type for each in moments} == {"meta"}
     assert sum(group.rows for group in layer.draws._groups) == 128
     assert layer.draws._rolled.rows == 15 * plan.k  # the last image of A waits for the first of B

@@ -3,30 +3,21 @@
 import numpy as np
 import pytest
 import scipy.linalg
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.similarity.test_moments import moments_of
 from wsurgery.errors import UsageError
 from wsurgery.similarity.canonical import TOLERANCE
 from wsurgery.similarity.metrics import METRICS, check_metrics, similarities
-from wsurgery.similarity.moments import Moments
 
 N = 400
 OF_CORRELATIONS = ("mean_cca", "r2_cca", "adjusted_r2_cca")
 
 
-def pair_of(x, y):
-    c_x, c_y = x.shape[1], y.shape[1]
-    sets = torch.zeros(2, c_x + c_y)
-    sets[0, :c_x], sets[1, c_x:] = 1, 1
-    moments = Moments(sets=sets)
-    moments.update(torch.from_numpy(np.hstack([x, y])))
-    return moments.pair(c_x)
-
-
 def ours(x, y, metrics=METRICS):
-    return {metric: values[0] for metric, values in similarities(pair_of(x, y), metrics)[0].items()}
+    (pair,) = moments_of(np.hstack([x, y]), sides=[x.shape[1]], norms=True).pairs(0, 1)
+    return {metric: values[0] for metric, values in similarities(pair, metrics)[0].items()}
 
 
 def basis(a):

@@ -38,17 +38,18 @@ def shuffle(x: Array, *, random: RandomStream, run: Map = map, within: str | Non
         return result.view(x.dtype).reshape(x.shape)
 
     buckets = 2 * len(chunks(flat.size))
-    key = np.uint32 if buckets * CHUNK <= 1 << 32 else np.uint64
-    places, firsts = np.arange(CHUNK, dtype=key), np.arange(buckets, dtype=key) * key(CHUNK)
+    key = "u4" if buckets * CHUNK <= 1 << 32 else "u8"
+    places: Array = np.arange(CHUNK, dtype=key)
+    firsts: Array = np.arange(buckets, dtype=key) * CHUNK
 
     def scatter(chunk: int) -> tuple[Array, Array]:
         part = flat[chunk_slice(chunk)]
         where = random.generator(chunk, "bucket").integers(buckets, size=part.size, dtype=np.uint32)
         # Sorted with their places, as numpy does by vector instructions: sorting places by bucket takes five times as long.
-        order = where.astype(key) * key(CHUNK) | places[: part.size]
+        order: Array = where.astype(key) * CHUNK | places[: part.size]
         order.sort()
         counts = np.diff(order.searchsorted(firsts), append=part.size)
-        return part.take((order & key(CHUNK - 1)).astype(np.intp), mode="clip"), counts
+        return part.take((order & (CHUNK - 1)).astype(np.intp), mode="clip"), counts
 
     parts = list(run(scatter, chunks(flat.size)))
     counts = np.array([count for _, count in parts])  # (chunks, buckets)

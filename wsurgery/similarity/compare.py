@@ -22,17 +22,9 @@ from wsurgery.processes import ALONE, Processes
 from wsurgery.progress import Progress
 from wsurgery.similarity.activations import Cells, Layout, layer_modules, probe, sample
 from wsurgery.similarity.metrics import check_metrics
-from wsurgery.similarity.protocol import (
-    GROUPS,
-    Channels,
-    LayerSample,
-    Plan,
-    Rows,
-    draw_passes,
-    generator,
-    plan_layer,
-)
+from wsurgery.similarity.protocol import GROUPS, Channels, enough_threads, generator
 from wsurgery.similarity.results import LayerSimilarity, summarise
+from wsurgery.similarity.sampling import LayerSample, Plan, Rows, draw_passes, plan_layer
 
 _BATCH_PIXELS = 32 * 224 * 224
 _WIDEST_BATCH = 64  # images
@@ -126,11 +118,12 @@ def compare(
                 _run(*networks, images, order, samples, progress, processes)
         if processes.rank:
             return []
-        return [
-            result
-            for i, plan in enumerate(plans)
-            for result in _summarise(plan, [samples[i] for _, samples in passes], same_rows=rows == "spatial")
-        ]
+        with enough_threads(max(max(plan.d_a, plan.d_b) for plan in plans)):
+            return [
+                result
+                for i, plan in enumerate(plans)
+                for result in _summarise(plan, [samples[i] for _, samples in passes], same_rows=rows == "spatial")
+            ]
 
 
 def _pairs(a: Mapping[str, str], b: Mapping[str, str], *, matrix: bool) -> list[tuple[str, str]]:

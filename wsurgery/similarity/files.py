@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from wsurgery.archives import one_line_errors, read_array_header
 from wsurgery.checkpoint.unchanged import file_state, require_unchanged
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.arrays import Array
 from wsurgery.progress import Progress
 from wsurgery.similarity.metrics import check_metrics, require_rows
 from wsurgery.similarity.moments import Varying
@@ -20,6 +18,7 @@ from wsurgery.similarity.protocol import (
     GROUPS,
     Channels,
     Draws,
+    enough_threads,
     few_rows,
     groups_at_once,
     repeats_at_once,
@@ -59,10 +58,23 @@ class ActivationFile:
         self._path, self._header = path, header
         self.rows, self.channels = header.shape
 
-    def read(self, rows: NDArray[np.int64]) -> Tensor:
-        """Return some rows, (n, channels)."""
-        taken = self._map()[rows]
-        return torch.from_numpy(np.ascontiguousarray(taken, dtype=taken.dtype.newbyteorder("=")))
+    def read(self, start: int, stop: int) -> Array:
+        """Return the rows from `start` to `stop`, (n, channels).
+
+        Raises:
+            WsurgeryError: the file has become shorter.
+        """
+        header, n = self._header, stop - start
+        starts, count = [start * self.channels], n * self.channels
+        if header.fortran:  # column after column
+            starts, count = list(range(start, self.rows * self.channels, self.rows)), n
+        pieces = []
+        with one_line_errors(printable(str(self._path))), open_regular(self._path) as stream:
+            for first in starts:
+                stream.seek(header.length + first * header.dtype.itemsize)
+                pieces.append(np.fromfile(stream, header.dtype, count))
+            rows = np.stack(pieces, axis=1) if header.fortran else pieces[0].reshape(n, self.channels)
+        return rows.astype(header.dtype.newbyteorder("="), copy=False)
 
     def finish(self) -> None:
         """See that nobody wrote to it while it was read.
@@ -71,14 +83,6 @@ class ActivationFile:
             WsurgeryError: somebody did.
         """
         require_unchanged(printable(str(self._path)), self._path, self._state)
-
-    def _map(self) -> NDArray[np.floating]:
-        # Mapped anew for each chunk: the pages of a chunk count as ours for as long as its mapping lives.
-        header = self._header
-        mapped: NDArray[np.floating] = np.memmap(
-            self._path, header.dtype, "r", header.length, header.shape, "F" if header.fortran else "C"
-        )
-        return mapped
 
 
 def compare_files(
@@ -136,43 +140,54 @@ def compare_files(
     step = repeats_at_once(sizes, repeats)
     groups = usable_groups(groups_at_once(sizes, step, groups), units=rows_a, rows=1, channels=need)
     found, varied = [], []
-    for start in range(0, repeats, step):
-        some = range(start, min(start + step, repeats))
+    with enough_threads(max(drawn)):
+        for start in range(0, repeats, step):
+            some = range(start, min(start + step, repeats))
 
-        def draw(some: range = some, *, fast: bool) -> Draws:
-            return Draws(
-                LAYER, (c_a, c_b), drawn, some, channels=channels, seed=seed, metrics=metrics, groups=groups, fast=fast
-            )
+            def draw(some: range = some, *, fast: bool) -> Draws:
+                return Draws(
+                    LAYER,
+                    (c_a, c_b),
+                    drawn,
+                    some,
+                    channels=channels,
+                    seed=seed,
+                    metrics=metrics,
+                    groups=groups,
+                    fast=fast,
+                )
 
-        draws = draw(fast=fast)
-        varying = _run(*files, draws)
-        if fast and draws.finite and draws.smallest_eigenvalue < SMALLEST_EIGENVALUE:
-            draws = draw(fast=False)
+            draws = draw(fast=fast)
             varying = _run(*files, draws)
-            note = "float32 could not hold 1e-6 on channels as correlated as these: multiplied in float64"
-            notes += [note] if note not in notes else []
-        found.append(draws)
-        varied.append(varying)
-    for file in files:
-        file.finish()
-    return summarise(LAYER, LAYER, found, varied, d=min(drawn), p=rows_a, images=None, same_rows=True, notes=notes)
+            if fast and draws.finite and draws.smallest_eigenvalue < SMALLEST_EIGENVALUE:
+                draws = draw(fast=False)
+                varying = _run(*files, draws)
+                note = "float32 could not hold 1e-6 on channels as correlated as these: multiplied in float64"
+                notes += [note] if note not in notes else []
+            found.append(draws)
+            varied.append(varying)
+        for file in files:
+            file.finish()
+        return summarise(LAYER, LAYER, found, varied, d=min(drawn), p=rows_a, images=None, same_rows=True, notes=notes)
 
 
 def _run(a: ActivationFile, b: ActivationFile, draws: Draws) -> tuple[Varying, Varying]:
     """Pass over all rows once; return what varies of A and of B."""
-    varying = Varying(), Varying()
+    varying, n, half = (Varying(), Varying()), a.rows, a.rows // 2
     step = max(1, _CHUNK_BYTES // (8 * (a.channels + b.channels)))
-    with Progress(a.rows, "rows") as progress:
-        for start in range(0, a.rows, step):
-            here = np.arange(start, min(start + step, a.rows))
-            rows_a, rows_b, rolled_b = a.read(here), b.read(here), b.read((here + a.rows // 2) % a.rows)
+    with Progress(n, "rows") as progress:
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            rows_a, rows_b = a.read(start, stop), b.read(start, stop)
             varying[0].update(rows_a)
             varying[1].update(rows_b)
-            rows_a = rows_a[:, draws.columns_a]
-            group, rows_b = here * draws.groups // a.rows, rows_b[:, draws.columns_b]
+            rows_a, rows = rows_a.take(draws.columns_a, 1), rows_b.take(draws.columns_b, 1)
+            group, paired = np.arange(start, stop) * draws.groups // n, np.hstack([rows_a, rows])
             for i in np.unique(group):
                 first, last = np.searchsorted(group, [i, i + 1])
-                draws.add_paired(rows_a[first:last], rows_b[first:last], int(i))
-            draws.add_rolled(rows_a, rolled_b[:, draws.columns_b])
-            progress.advance(len(here))
+                draws.add_paired(paired[first:last], int(i))
+            across = (start + half, min(stop + half, n)), (max(start + half, n) - n, stop + half - n)
+            rolled_b = np.concatenate([b.read(*part) for part in across if part[0] < part[1]])
+            draws.add_rolled(np.hstack([rows_a, rolled_b.take(draws.columns_b, 1)]))
+            progress.advance(stop - start)
     return varying

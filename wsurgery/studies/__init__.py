@@ -8,13 +8,28 @@ A checkpoint is what the commands take (a file, a folder of shards or of a run, 
 or a network, which is copied, with the weights that it has: its mode, its device and its memory format stay as they are.
 """
 
-from wsurgery.studies._cca import NOT_FOR_ACTIVATIONS, cca, cca_text, require_for_activations
-from wsurgery.studies._checkpoints import Say, Source, warn
-from wsurgery.studies._compare import Comparison, compare, compare_runs
-from wsurgery.studies._evaluate import evaluate
-from wsurgery.studies._images import Images, load_images
-from wsurgery.studies._path import path
-from wsurgery.studies._train import Trained, silent, train
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wsurgery.studies._cca import NOT_FOR_ACTIVATIONS, cca, cca_text, require_for_activations
+    from wsurgery.studies._compare import Comparison, compare, compare_runs
+    from wsurgery.studies._evaluate import evaluate
+    from wsurgery.studies._given import Say, Source, warn
+    from wsurgery.studies._images import Images, load_images
+    from wsurgery.studies._path import path
+    from wsurgery.studies._train import Trained, silent, train
+
+# Each is imported when it is asked for: activations of files are compared without torch.
+_MODULES = {
+    "_cca": ("NOT_FOR_ACTIVATIONS", "cca", "cca_text", "require_for_activations"),
+    "_compare": ("Comparison", "compare", "compare_runs"),
+    "_evaluate": ("evaluate",),
+    "_given": ("Say", "Source", "warn"),
+    "_images": ("Images", "load_images"),
+    "_path": ("path",),
+    "_train": ("Trained", "silent", "train"),
+}
 
 __all__ = [
     "NOT_FOR_ACTIVATIONS",
@@ -35,3 +50,10 @@ __all__ = [
     "train",
     "warn",
 ]
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"wsurgery.studies has no {name!r}")

@@ -8,7 +8,7 @@ from wsurgery.checkpoint.trained import TrainedOn
 from wsurgery.data.dataset import Dataset
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.statistics.auc import auc_per_label
-from wsurgery.studies._checkpoints import Say, Source, label
+from wsurgery.studies._given import Say, Source, label
 from wsurgery.studies._images import Images
 from wsurgery.training.baseline import against, fit_baseline
 from wsurgery.training.baseline_names import Name

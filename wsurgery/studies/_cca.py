@@ -4,39 +4,23 @@ import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import torch
+from platform import python_version
+from typing import TYPE_CHECKING, Any
 
 from wsurgery import __version__
 from wsurgery.checkpoint.provenance import describe_file
 from wsurgery.checkpoint.sink import write_all
 from wsurgery.checkpoint.writer import AtomicFile
-from wsurgery.data.dataset import load_dataset, report_skipped
-from wsurgery.devices import choose_device, memory_errors, on_device, threads_used
 from wsurgery.errors import UsageError, printable, printable_json
-from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
-from wsurgery.similarity.compare import compare as compare_networks
 from wsurgery.similarity.files import compare_files
-from wsurgery.similarity.initialisation import find_initialisation
 from wsurgery.similarity.results import LayerSimilarity, as_csv
-from wsurgery.studies._checkpoints import (
-    Say,
-    Source,
-    describe,
-    label,
-    models_of,
-    network_of,
-    path_of,
-    require_at_least,
-    unedited,
-    warn,
-)
-from wsurgery.studies._images import common_images, load_once
-from wsurgery.training.recorded import record_of, say_other_images
+from wsurgery.studies._given import Say, Source, label, path_of, require_at_least, warn
+
+if TYPE_CHECKING:
+    from wsurgery.models.own import Model
 
 NOT_FOR_ACTIVATIONS = (
     "data", "layers", "p", "rows", "split", "image_size", "skip_bad", "bad_list", "images", "device", "arch", "model",
@@ -70,7 +54,7 @@ def cca(
     seed: int = 0,
     device: str = "auto",
     arch: str | None = None,
-    model: Model | None = None,
+    model: "Model | None" = None,
     threads: int | None = None,
     output: str | Path | None = None,
     csv: str | Path | None = None,
@@ -149,13 +133,13 @@ def cca(
         raise UsageError(f"{printable(str(figure))} exists: add --force to overwrite it")
     require_at_least(0, seed=seed)
     require_at_least(1, threads=threads)
-    a, b = unedited(a), None if b is None else unedited(b)
     with ExitStack() as stack:
+        if not activations:
+            from wsurgery.studies._networks import compare_checkpoints
         if threads:
             from threadpoolctl import threadpool_limits
 
-            stack.enter_context(threads_used(threads))
-            stack.enter_context(threadpool_limits(threads))  # numpy's and scipy's libraries, which are loaded by now
+            stack.enter_context(threadpool_limits(threads))  # numpy's libraries and torch's, which are loaded by now
         first = processes.is_first
         wanted = [path if first else None for path in (json_file, table_file)]
         stream, table = (stack.enter_context(AtomicFile(path, force=force)) if path else None for path in wanted)
@@ -163,57 +147,30 @@ def cca(
             "d": d, "repeats": repeats, "channels": channels, "metrics": ["google_svcca"] if compat else _listed(metric),
             "groups": groups, "seed": seed,
         }  # fmt: skip
-        result: dict[str, Any] = {"version": __version__, "versions": _versions()}
-        if data is None:
+        if activations:
             if processes.count > 1:
                 raise UsageError("--activations is for one process: start it without torchrun")
-            files = [_activation_file(source) for source in (a, b)]
+            files = Path(path_of(a, "--activations")), Path(path_of(b, "--activations"))
             found = compare_files(*files, fast=fast, **shared)
-            result |= {side: describe_file(file) for side, file in zip("ab", files, strict=True)}
-            result["arguments"] = {**shared, "fast": fast}
+            compared: dict[str, Any] = {side: describe_file(file) for side, file in zip("ab", files, strict=True)}
+            compared["arguments"] = {**shared, "fast": fast}
+            sides: tuple[Source, Source] = files
         else:
-            other = b if b is not None else find_initialisation(path_of(a, "--with-init"))
-            arguments = {**shared, "p": p, "rows": rows, "matrix": matrix}
-            names = layers if layers in (None, "all") else _listed(layers)
-            where = choose_device(device, processes)
-            result |= {"a": describe(a), "b": describe(other)}
-            sides = zip((a, other), models_of((a, other), model), strict=True)
-            network_a, network_b = (network_of(side, arch, own) for side, own in sides)
-            skip_bad = skip_bad or bad_list is not None
-            size, rendering = common_images(str(data), image_size, network_a, network_b)
-            load = partial(load_dataset, str(data), split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
-            dataset = load_once(load, processes)
-            for side, network in ((a, network_a), (other, network_b)) if first else ():
-                say_other_images(label(side), record_of(network), dataset, say)
-            if first:
-                report_skipped({split: dataset.skipped}, say, bad_list)
-            with on_device(where), memory_errors(where, "use a smaller --image-size, or fewer --layers or --repeats"):
-                found = compare_networks(
-                    network_a,
-                    network_b,
-                    dataset.images,
-                    layers=names,
-                    n_images=images,
-                    device=where,
-                    processes=processes,
-                    **arguments,
-                )
-            result["data"] = {
-                "spec": str(data), "split": split, "image_size": dataset.images.shape[1], "digest": dataset.digest,
-                "skip_bad": skip_bad, **dataset.rendering.keys,
-            }  # fmt: skip
-            result["arguments"] = {
-                **arguments, "layers": names, "images": images, "arch": arch, "device": str(where),
-                "with_init": with_init, "processes": processes.count,
-            }  # fmt: skip
+            found, compared, sides = compare_checkpoints(
+                a, b, data=str(data), layers=layers if layers in (None, "all") else _listed(layers), split=split,
+                image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, images=images, device=device, arch=arch,
+                model=model, threads=threads, say=say, processes=processes,
+                arguments={**shared, "p": p, "rows": rows, "matrix": matrix},
+            )  # fmt: skip
         if not first:
             return {}
         for note in dict.fromkeys(f"{layer.layer}: {note}" for layer in found for note in layer.notes):
             say(note)
-        result["layers"] = [asdict(layer) for layer in found]
+        libraries = ("numpy",) if activations else ("numpy", "timm", "torch")
+        versions = {"python": python_version(), **{name: str(import_module(name).__version__) for name in libraries}}
+        result = {"version": __version__, "versions": versions, **compared, "layers": [asdict(x) for x in found]}
         if figure is not None:
-            shown = (a, b if b is not None else find_initialisation(path_of(a, "--with-init")))
-            _draw(found, figure, matrix=matrix, force=force, title=_pair_title(shown))
+            _draw(found, figure, matrix=matrix, force=force, title=_pair_title(sides))
         if table:
             write_all(table, as_csv(found).encode())
         if stream:
@@ -233,23 +190,8 @@ def require_for_activations(given: Iterable[str]) -> None:
             raise UsageError(f"{'-p' if name == 'p' else '--' + name.replace('_', '-')} is not for --activations")
 
 
-def _activation_file(source: Source | None) -> Path:
-    return Path(path_of(source, "--activations"))
-
-
 def _listed(words: str | Sequence[str]) -> list[str]:
     return words.split(",") if isinstance(words, str) else list(words)
-
-
-def _versions() -> dict[str, str]:
-    from platform import python_version
-
-    import numpy
-    import scipy
-    import timm
-
-    libraries = {module.__name__: str(module.__version__) for module in (numpy, scipy, timm, torch)}
-    return {"python": python_version(), **libraries}
 
 
 def _pair_title(sides: Sequence[Source]) -> str:

@@ -1,8 +1,6 @@
-"""The checkpoints that a study takes, and what it says to people."""
+"""The checkpoints that a study takes."""
 
-import inspect
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -13,26 +11,12 @@ from torch import nn
 from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.digest import content_digest, tensor_digests
 from wsurgery.checkpoint.provenance import History, describe_input
-from wsurgery.checkpoint.remote import without_secrets
 from wsurgery.ending import temporary_folder
-from wsurgery.errors import UsageError, printable
 from wsurgery.models import load, models_for
 from wsurgery.models.own import Model
 from wsurgery.pipeline import Pipeline
 from wsurgery.pipeline import open as open_pipeline
-
-Source = str | Path | Pipeline | nn.Module
-
-
-Say = Callable[[str], None]
-
-
-def warn(line: str) -> None:
-    """Issue what there is to be said as a warning, on behalf of who called a function here."""
-    depth, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("wsurgery."):
-        depth, frame = depth + 1, frame.f_back
-    warnings.warn(line, stacklevel=depth)
+from wsurgery.studies._given import Source, label
 
 
 def unedited(source: Source) -> Source:
@@ -64,13 +48,6 @@ def models_of(sources: Sequence[Source], model: Model | None) -> list[Model | No
     return [None if isinstance(source, nn.Module) else model for source in sources]
 
 
-def label(source: Source) -> str:
-    """What messages call a checkpoint."""
-    if isinstance(source, (str, Path)):
-        return without_secrets(str(source))
-    return "the pipeline" if isinstance(source, Pipeline) else f"the {type(source).__name__}"
-
-
 def describe(source: Source) -> dict[str, Any]:
     """Describe a checkpoint for a record; a network by its type and what `wsurgery digest` says of its weights."""
     if isinstance(source, (str, Path)):
@@ -85,21 +62,3 @@ def describe(source: Source) -> dict[str, Any]:
 def _known(described: dict[str, Any]) -> dict[str, Any]:
     """Wait for digests."""
     return {key: value.result() if hasattr(value, "result") else value for key, value in described.items()}
-
-
-def path_of(source: Source | None, option: str) -> str:
-    if not isinstance(source, (str, Path)):
-        raise UsageError(f"{option} is for files: give a path")
-    return str(source)
-
-
-def require_one_of(option: str, value: str | None, choices: Iterable[str | None]) -> None:
-    if value not in choices:
-        there = ", ".join(choice for choice in choices if choice is not None)
-        raise UsageError(f"{option} {printable(str(value))}: one of {there}")
-
-
-def require_at_least(least: int, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise UsageError(f"--{name} {value}: at least {least}")

@@ -12,7 +12,8 @@ from wsurgery.experiments.runs import Run, read_seeds
 from wsurgery.models import load
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE
-from wsurgery.studies._checkpoints import Say, models_of, require_at_least, warn
+from wsurgery.studies._checkpoints import models_of
+from wsurgery.studies._given import Say, require_at_least, warn
 from wsurgery.studies._images import Images, predictions_of
 from wsurgery.training.predictions import Predictions, read_predictions
 

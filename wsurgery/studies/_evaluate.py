@@ -9,16 +9,8 @@ from wsurgery.devices import choose_device, on_device, threads_used
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
 from wsurgery.studies._baseline import beside, require_train
-from wsurgery.studies._checkpoints import (
-    Say,
-    Source,
-    label,
-    network_of,
-    require_at_least,
-    require_one_of,
-    unedited,
-    warn,
-)
+from wsurgery.studies._checkpoints import network_of, unedited
+from wsurgery.studies._given import Say, Source, label, require_at_least, require_one_of, warn
 from wsurgery.studies._images import Images, predictions_of
 from wsurgery.training.baseline_names import NAMES, Name
 from wsurgery.training.evaluation import evaluate as evaluate_predictions

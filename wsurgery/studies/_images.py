@@ -16,7 +16,7 @@ from wsurgery.data.rendering import Rendering
 from wsurgery.data.sources import open_data, said_rendering
 from wsurgery.errors import UsageError
 from wsurgery.processes import ALONE, Processes
-from wsurgery.studies._checkpoints import Say, warn
+from wsurgery.studies._given import Say, warn
 from wsurgery.training.baseline import Baseline
 from wsurgery.training.predict import predict
 from wsurgery.training.predictions import Predictions, from_logits

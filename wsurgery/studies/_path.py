@@ -19,17 +19,8 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE
 from wsurgery.statistics.auc import macro
-from wsurgery.studies._checkpoints import (
-    Say,
-    Source,
-    describe,
-    label,
-    models_of,
-    network_of,
-    require_at_least,
-    unedited,
-    warn,
-)
+from wsurgery.studies._checkpoints import describe, models_of, network_of, unedited
+from wsurgery.studies._given import Say, Source, label, require_at_least, warn
 from wsurgery.studies._images import Images, common_images, predictions_of
 from wsurgery.training.evaluation import aucs_of, loss_of
 from wsurgery.training.recalibration import batch_norms

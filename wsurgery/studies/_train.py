@@ -18,7 +18,8 @@ from wsurgery.errors import UsageError
 from wsurgery.models.own import Model
 from wsurgery.operations.declaration import Parameter
 from wsurgery.processes import ALONE, Processes
-from wsurgery.studies._checkpoints import Say, Source, made, require_at_least, require_one_of, unedited, warn
+from wsurgery.studies._checkpoints import made, unedited
+from wsurgery.studies._given import Say, Source, require_at_least, require_one_of, warn
 from wsurgery.studies._images import load_once
 from wsurgery.training.display import LOGGERS, Report, logged
 from wsurgery.training.flags import Flags, Flip, Loss
