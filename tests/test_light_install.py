@@ -7,17 +7,19 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.numpy import save
 
 from tests.conftest import small_resnet
 from tests.hub import HubServer
 from tests.test_docs import FIRST, agrees, followed
-from tests.test_packaging import COMMANDS, ROOT
+from tests.test_packaging import COMMANDS, ROOT, tomllib
 
 MEGABYTES = 200  # at most; measured: 134 with compiled files
 
@@ -163,15 +165,44 @@ def test_the_base_does_all_surgery_and_the_rest_names_its_extra(tmp_path):
         hub.stop()
 
 
-def install(folder: Path) -> Path:
+def python_of(version: str) -> str:
+    """Return a Python of this version, or skip."""
+    installed = sorted(map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python")))
+    for python in (shutil.which(f"python{version}"), *installed):
+        if python and subprocess.run([python, "-c", ""], capture_output=True).returncode == 0:
+            return python
+    pytest.skip(f"there is no Python {version} here")
+
+
+def lowest() -> list[str]:
+    """Return what pyproject.toml allows at least of each library that the base needs, as pip takes it."""
+    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return [need.replace(">=", "==") for need in needs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("version", "pinned"), [("3.10", True), ("3.10", False), ("3.11", True), ("3.12", False), ("3.13", False)]
+)
+def test_surgery_is_done_by_every_python_and_by_the_oldest_libraries_that_are_allowed(version, pinned, tmp_path):
+    python = install(tmp_path, python_of(version), lowest() if pinned else [])
+    (tmp_path / "work").mkdir()
+    needs_more = re.compile(r"hub|hf:|^fetch|weights\.|\.npy")  # a server or files that are made above
+    lines = [words for words in typed(SURGERY) if not any(map(needs_more.search, words))]
+    for words in lines:
+        done = subprocess.run([python, "-m", "wsurgery", *words], capture_output=True, text=True, cwd=tmp_path / "work")
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def install(folder: Path, python: str = sys.executable, pins: Sequence[str] = ()) -> Path:
     """Install a copy of this repository in an environment of its own and return that one's Python."""
     for name in ("wsurgery", "commands", "recipes"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__", "out"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder / "source")
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
     before = megabytes(folder / "venv")
-    pip = [folder / "venv" / "bin" / "pip", "install", "--quiet", "--no-compile", folder / "source"]
+    pip = [folder / "venv" / "bin" / "pip", "install", "--quiet", "--no-compile", folder / "source", *pins]
     done = subprocess.run(pip, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     size = megabytes(folder / "venv") - before

@@ -285,7 +285,7 @@ def edit(
     """
 
     def declare(function: Callable[..., Any]) -> Edit:
-        hints = typing.get_type_hints(function, include_extras=True)
+        hints = inspect.get_annotations(function, eval_str=True)  # as written: Python 3.10's get_type_hints is not
         parameters: dict[str, Parameter] = {}
         takes: dict[str, Any] = {}
         of_tensors = False
