@@ -94,10 +94,10 @@ def zeros_of(checkpoint: Checkpoint, other: Checkpoint, *, selection: Selection)
         UsageError: the part has no weight of a convolution or linear layer, or below the head none.
         WsurgeryError: the other has not all of them, in the same shapes and as numbers.
     """
-    chosen = sorted(layer_weights(checkpoint, selection, head=False))
+    chosen = layer_weights(checkpoint, selection, head=False)
     tensors = checkpoint.tensors
     other = seen_as(other, under_names_of(tensors, chosen, other))
-    require_same(checkpoint, other, chosen)
+    chosen = require_same(checkpoint, other, chosen)
     reading = Lock()  # tensors are computed in several threads, and a file has one position
 
     def with_zeros(x: Array, run: Map, *, name: str) -> Array:
