@@ -107,5 +107,7 @@ def test_narrow_types_are_rounded_once_from_float64(dtype):
 def test_a_vector_is_left_alone_and_what_is_no_number_refused():
     x = np.arange(5, dtype=np.float32)
     assert spectrum(x, random=stream()).tobytes() == x.tobytes()
-    with pytest.raises(WsurgeryError, match="--except"):
-        spectrum(np.array([[1, np.inf]], np.float32), random=stream())
+    for beyond in (np.inf, np.nan, np.finfo(np.float64).max):
+        with pytest.raises(WsurgeryError, match="--except"):
+            spectrum(np.array([[1, beyond]]), random=stream())
+    assert np.isfinite(spectrum(np.full((9, 4), 1e305), random=stream())).all()
