@@ -145,6 +145,7 @@ def random_edit(state: State, rng: Random, folder: Path) -> Edit:
         },
         "spectrum": lambda: {"bn": bn, "keep": rng.choice(["left", "right", "none"])},
         "covariance": lambda: {"bn": bn, "of": rng.choice(["space", "filter", "channel"])},
+        "low_rank": lambda: {"rank": rng.randint(1, 3)},
         "set_metadata": lambda: _metadata(state, rng),
         "permute": dict,
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """What holds for a tensor that is not known to the byte."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ def gaussian(x: Tensor, options: dict[str, Any]) -> Callable[[Tensor], bool]:
         spread = before.std() if options.get("per", "tensor") == "tensor" else before.max() - before.min()
         middle = before.mean() if spread == before.std() else before
         reach = np.abs(middle).max() + FAR * spread
-        return bool((np.abs(after) <= reach * (1 + 2 * float(ml_dtypes.finfo(TYPES[x.dtype]).eps)) + _tiny(x)).all())
+        rounding = max(2 * float(ml_dtypes.finfo(TYPES[x.dtype]).eps), 1e-12)
+        return bool((np.abs(after) <= reach * (1 + rounding) + _tiny(x)).all())
 
     return holds
 
@@ -108,6 +110,23 @@ def _rotated(x: Tensor, options: dict[str, Any]) -> Callable[[Tensor], bool]:
             return True
         a, b = np.linalg.svd(before, compute_uv=False), np.linalg.svd(after, compute_uv=False)
         return bool(np.allclose(a, b, rtol=1e-5, atol=1e-5 * a.max()))
+
+    return holds
+
+
+def of_rank(x: Tensor, rank: int) -> Callable[[Tensor], bool]:
+    """The leading singular values stay, and there are no others."""
+
+    def holds(got: Tensor) -> bool:
+        before, after = in_float64(x).reshape(x.shape[0], -1), in_float64(got).reshape(x.shape[0], -1)
+        if not np.isfinite(after).all() or np.abs(before).max() > 1e100:
+            return not (np.isnan(after).any() and x.dtype not in ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ"))
+        a, b = np.linalg.svd(before, compute_uv=False), np.linalg.svd(after, compute_uv=False)
+        a[rank:] = 0
+        rounding = float(ml_dtypes.finfo(TYPES[x.dtype]).eps) * np.linalg.norm(before) + _tiny(x) * math.sqrt(
+            x.elements
+        )
+        return bool(np.allclose(a, b, rtol=1e-6, atol=rounding + 1e-7 * a[0]))
 
     return holds
 

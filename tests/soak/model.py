@@ -10,7 +10,7 @@ import numpy as np
 
 from soak.checkpoints import FLOATS, SMALLER, TYPES, State, Tensor, blocks_of
 from soak.edits import Edit
-from soak.laws import LAWS, Law, computed, gaussian, in_float64, near, positive, pruned_at_random, shuffled
+from soak.laws import LAWS, Law, computed, gaussian, in_float64, near, of_rank, positive, pruned_at_random, shuffled
 from soak.selection import IDENTITY, Refused, Undecided, is_batch_norm, selected
 
 CASTS = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp8_e4m3": "F8_E4M3", "fp8_e5m2": "F8_E5M2"}
@@ -231,19 +231,34 @@ def _average(state: State, edit: Edit, chosen: set[str], result: Expected) -> No
         result.tensors[name] = computed(rounded(total, first.dtype), first.dtype)
 
 
-def _prune(state: State, edit: Edit, chosen: set[str], result: Expected) -> None:
+def _layers(state: State, edit: Edit, chosen: set[str], kinds: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return what is chosen of a network's layers, or of any floating-point tensors that somebody chose, by name."""
     chosen = {name for name in chosen if state.tensors[name].dtype in REAL}
     if not _explicit(edit):
-        places = blocks_of(state)
-        if not places:
+        if not blocks_of(state):
             raise Undecided
-        chosen = {name for name in chosen if name.endswith("conv1.weight")}
+        chosen = {name for name in chosen if name.endswith(kinds)}
     if not chosen:
         raise Refused
-    xs = {name: whole(state.tensors[name]) for name in sorted(chosen)}
+    return {name: whole(state.tensors[name]) for name in sorted(chosen)}
+
+
+def _low_rank(state: State, edit: Edit, chosen: set[str], result: Expected) -> None:
+    for name, x in _layers(state, edit, chosen, ("conv1.weight", "fc.weight")).items():
+        rank = edit.options["rank"]
+        if len(x.shape) < 2 or not x.elements or rank >= min(x.shape[0], x.elements // x.shape[0]):
+            continue
+        if not np.isfinite(in_float64(x)).all():
+            raise Refused
+        result.may_refuse |= bool((np.abs(in_float64(x)) > 1e300).any())
+        result.tensors[name] = Law(x.dtype, x.shape, of_rank(x, rank))
+
+
+def _prune(state: State, edit: Edit, chosen: set[str], result: Expected) -> None:
+    xs = _layers(state, edit, chosen, ("conv1.weight",))
     if "zeros_of" in edit.options:
         (other,) = edit.others.values()
-        _require_same(state, other, chosen)
+        _require_same(state, other, {*xs})
         for name, x in xs.items():
             if name not in other.tensors:
                 continue
@@ -331,6 +346,7 @@ MODELS: dict[str, Callable[[State, Edit, set[str], Expected], None]] = {
     "scale": _scale, "cast": _cast, "keep": _keep, "drop": _keep, "freeze_spec": _freeze, "rename": _rename,
     "reset_bn": _reset, "set_metadata": _metadata, "join": _join, "transfuse": _transfuse, "lerp": _average,
     "average": _average, "prune": _prune, **dict.fromkeys(LAWS, _resample), "add_noise": _noise, "permute": _permute,
+    "low_rank": _low_rank,
 }  # fmt: skip
 
 

@@ -22,7 +22,8 @@ def as_matrix(x: Array) -> Array:
     Raises:
         WsurgeryError: it holds NaN or infinity, or numbers so near the end of float64 that sums of them may be beyond it.
     """
-    matrix: Array = x.reshape(len(x), -1).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        matrix: Array = x.reshape(len(x), -1).astype(np.float64)
     largest = np.abs(matrix).max()
     if not largest <= np.finfo(np.float64).max / (16 * x.size):
         what = "numbers near the end of float64" if np.isfinite(largest) else "NaN or infinity"

@@ -104,7 +104,8 @@ def zeros_of(checkpoint: Checkpoint, other: Checkpoint, *, selection: Selection)
         with reading:
             like = other.read_array(name)
         result = x.copy()
-        result[like == 0] = 0
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            result[like == 0] = 0
         return result
 
     edits = [
@@ -135,7 +136,8 @@ def _magnitude_key(x: Array, chunk: int, *, wide: bool) -> Array:
 def _random_key(x: Array, chunk: int, *, random: RandomStream) -> Array:
     """Return iid uniform numbers, uint64, and 0 where x is 0."""
     drawn: Array = random.generator(chunk).integers(1, 1 << 64, x.size, np.uint64)
-    drawn[x == 0] = 0
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        drawn[x == 0] = 0
     return drawn
 
 
