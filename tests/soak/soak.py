@@ -49,8 +49,8 @@ class Case:
     def __init__(self, rng: Random, server: Server) -> None:
         self.rng, self.server = rng, server
         self.edits: list[Edit] = []
-        self.refused = False
-        self.way = ""
+        self.is_folder = self.refused = False
+        self.way = self.said = ""
 
     @property
     def line(self) -> str:
@@ -201,7 +201,7 @@ class Soak:
     """Cases by number, and what came of them."""
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
+        self.seed, self.server = seed, Server(Path())
         self.ran: Counter[str] = Counter()
         self.found: list[str] = []
 
@@ -209,9 +209,8 @@ class Soak:
         """Run a case in a folder that is empty."""
         here = Path.cwd()
         os.chdir(folder)
-        server = self.server = getattr(self, "server", None) or Server(folder)
-        server.root = folder
-        case = Case(Random(f"{self.seed} {number}"), server)
+        self.server.root = folder
+        case = Case(Random(f"{self.seed} {number}"), self.server)
         fault = ""
         try:
             case.run()
