@@ -6,6 +6,7 @@
 # make docs    the documentation, in build/docs: pages that need no server, and ask no other host
 # make demo-imagenet   surgery on real ImageNet weights
 # make attack   an hour of damaged files, read by every command
+# make soak     an hour of random pipelines, each edit held against a numpy model of it
 # make sweep   blocks and roles of every timm architecture: 10 minutes, then 30 s
 # make bench   what surgery costs, beside what it is compared to: 10 minutes, 8 GB of memory; SD_MECHA=PYTHON MERGEKIT=PYTHON, beside those, too
 
@@ -22,7 +23,7 @@ ifneq ($(filter demo demo-imagenet,$(or $(MAKECMDGOALS),demo)),)
 include recipes/make-4.3.mk
 endif
 
-.PHONY: demo demo-imagenet test test-slow test-gpu attack sweep bench docs check types setup clean
+.PHONY: demo demo-imagenet test test-slow test-gpu attack soak sweep bench docs check types setup clean
 
 demo: $(VENV)/installed
 	$(MAKE) -C recipes/demo -j$(JOBS)
@@ -44,6 +45,9 @@ test-gpu: $(VENV)/installed-dev
 
 attack: $(VENV)/installed-dev
 	python tests/mutations/attack.py --minutes 60
+
+soak: $(VENV)/installed-dev
+	python tests/soak/soak.py --minutes 60
 
 sweep: $(VENV)/installed-dev
 	python tests/anatomy/sweep.py

@@ -94,6 +94,25 @@ def test_prefixes_are_looked_through_and_counters_may_be_missing(command, prefix
         np.testing.assert_array_equal(back.get(prefix + name, half), half)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "average a b",
+        "lerp a b --t 1",
+        "merge a b --method slerp",
+        "merge a --base b --method dare",
+        "prune a --only * --zeros-of b",
+    ],
+)
+def test_a_counter_of_floats_that_is_missing_stays_as_it_is(line, invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    norm = {f"bn.{part}": np.ones(3, np.float32) for part in ("weight", "bias", "running_mean", "running_var")}
+    save_file({**norm, "bn.num_batches_tracked": np.array(7, np.float32)}, "a")
+    save_file(norm, "b")
+    invoke(*line.split(), "-o", "made")
+    assert load_file("made")["bn.num_batches_tracked"] == 7
+
+
 def test_a_task_vector_is_added_by_weights(invoke, tmp_path, monkeypatch):
     """Ilharco et al. 2023: base + λ (tuned - base), and the same for several tasks."""
     monkeypatch.chdir(tmp_path)

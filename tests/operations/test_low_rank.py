@@ -130,11 +130,14 @@ def test_a_mistake_leaves_no_file(arguments, status, words, invoke, resnet, tmp_
     assert not (tmp_path / "y").exists()
 
 
-def test_a_tensor_without_singular_values_is_named(invoke, tmp_path):
-    save_file({"a.weight": matrix((4, 4)), "fc.weight": matrix((4, 4)) * np.float32(np.nan)}, tmp_path / "x")
+@pytest.mark.parametrize(
+    ("beyond", "what"), [(np.nan, "NaN or infinity"), (np.finfo(np.float64).max, "numbers near the end of float64")]
+)
+def test_a_tensor_without_singular_values_is_named(beyond, what, invoke, tmp_path):
+    save_file({"a.weight": matrix((4, 4)), "fc.weight": np.full((4, 4), beyond)}, tmp_path / "x")
     done = invoke("low-rank", tmp_path / "x", "--rank", 2, "-o", tmp_path / "y", check=False)
     assert done.exit_code == 1
     assert done.stderr == (
-        "wsurgery low-rank: fc.weight holds NaN or infinity, so it has no singular values: leave it out with --except\n"
+        f"wsurgery low-rank: fc.weight holds {what}, so it has no singular values: leave it out with --except\n"
     )
     assert not (tmp_path / "y").exists()

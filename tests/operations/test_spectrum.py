@@ -107,5 +107,8 @@ def test_narrow_types_are_rounded_once_from_float64(dtype):
 def test_a_vector_is_left_alone_and_what_is_no_number_refused():
     x = np.arange(5, dtype=np.float32)
     assert spectrum(x, random=stream()).tobytes() == x.tobytes()
-    with pytest.raises(WsurgeryError, match="--except"):
-        spectrum(np.array([[1, np.inf]], np.float32), random=stream())
+    signalling = np.array([[0x7F800001]], np.uint32).view(np.float32)
+    for beyond in (np.array([[np.inf]], np.float32), signalling, np.array([[np.finfo(np.float64).max, 1]])):
+        with pytest.raises(WsurgeryError, match="--except"):
+            spectrum(beyond, random=stream())
+    assert np.isfinite(spectrum(np.full((9, 4), 1e305), random=stream())).all()

@@ -110,7 +110,8 @@ def adapt_channels(weight: Array, *, in_chans: int, base_chans: int | None = Non
             total = total + wide[:, [channel]]
         return round_once(total, weight.dtype)
     repeated = wide[:, [channel % old for channel in range(in_chans)]]
-    return round_once(repeated * wide.dtype.type(old / in_chans), weight.dtype)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return round_once(repeated * wide.dtype.type(old / in_chans), weight.dtype)
 
 
 def resample_positions(table: Array, *, prefix: int, side: int | Sides, old: Sides | None = None) -> Array:

@@ -114,7 +114,7 @@ def matched(
         selection: of the first's tensors.
 
     Returns:
-        The checkpoints, the names of the selected tensors, the first's history, and what to say of it.
+        The checkpoints, the names of the selected tensors that are in all of them, the first's history, and what to say of it.
 
     Raises:
         WsurgeryError: a selected tensor is not in every source, or not with the same shape.
@@ -123,7 +123,7 @@ def matched(
     chosen = selection.names(first.tensors)
     seen = [first, *(seen_as(other, under_names_of(first.tensors, chosen, other)) for other in sources[1:])]
     for other in seen[1:]:
-        require_same(first, other, chosen)
+        chosen = require_same(first, other, chosen)
         extra = selection.names(other.tensors) - first.tensors.keys()
         for name in sorted(name for name in extra if not name.endswith(COUNTER)):
             raise WsurgeryError(f"{printable(name)} is in {other.label} and not in {first.label}: {_REMEDY}")
@@ -164,8 +164,11 @@ def _end_to_end(source: Checkpoint, names: Sequence[str]) -> Array | None:
     return np.frombuffer(b"".join(source.read(tensor) for tensor in tensors), numpy_dtype(tensors[0].dtype))
 
 
-def require_same(first: Checkpoint, other: Checkpoint, chosen: Collection[str]) -> None:
+def require_same(first: Checkpoint, other: Checkpoint, chosen: Collection[str]) -> set[str]:
     """See that chosen tensors of one checkpoint are in another, with numbers that can be read; a counter may be missing.
+
+    Returns:
+        The chosen names that are in both.
 
     Raises:
         WsurgeryError: one is not there, has another shape, is of integers in one alone, or cannot be read as numbers.
@@ -191,3 +194,4 @@ def require_same(first: Checkpoint, other: Checkpoint, chosen: Collection[str]) 
                 numpy_dtype(counterpart.dtype)
             except TypeError as error:  # elements smaller than a byte
                 raise WsurgeryError(f"{other.label}: {printable(name)}: {error}: leave it out with --except") from None
+    return {name for name in chosen if name in other.tensors}

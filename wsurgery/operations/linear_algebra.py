@@ -1,4 +1,4 @@
-"""LAPACK in one thread: how a matrix is cut among threads decides how sums are rounded."""
+"""Tensors as matrices, and LAPACK in one thread: how a matrix is cut among threads decides how sums are rounded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,9 +6,29 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
+from wsurgery.errors import WsurgeryError
+from wsurgery.operations.arrays import Array
+
 _lock = Lock()
 _inside = 0
 _before: list[int] = []
+
+
+def as_matrix(x: Array) -> Array:
+    """Return a tensor, (out, …), at least one element, as the matrix (out, everything else), float64.
+
+    Raises:
+        WsurgeryError: it holds NaN or infinity, or numbers so near the end of float64 that sums of them may be beyond it.
+    """
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        matrix: Array = x.reshape(len(x), -1).astype(np.float64)
+    largest = np.abs(matrix).max()
+    if not largest <= np.finfo(np.float64).max / (16 * x.size):
+        what = "numbers near the end of float64" if np.isfinite(largest) else "NaN or infinity"
+        raise WsurgeryError(f"holds {what}, so it has no singular values: leave it out with --except")
+    return matrix
 
 
 @contextmanager

@@ -6,11 +6,10 @@ import numpy as np
 
 from wsurgery.anatomy import Selection
 from wsurgery.checkpoint import Checkpoint
-from wsurgery.errors import WsurgeryError
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.cast import overflow_count, round_once
 from wsurgery.operations.layers import layer_weights
-from wsurgery.operations.linear_algebra import one_blas_thread
+from wsurgery.operations.linear_algebra import as_matrix, one_blas_thread
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.tensor_edit import Result, TensorEdit
 
@@ -57,13 +56,11 @@ def low_rank(x: Array, *, rank: int | None = None, energy: float | None = None) 
         Same shape, float64 (or `x` itself).
 
     Raises:
-        WsurgeryError: an element is not finite.
+        WsurgeryError: it holds NaN, infinity, or numbers near the end of float64.
     """
-    matrix = x.reshape(len(x), -1).astype(np.float64)
-    if rank is not None and rank >= min(matrix.shape):
+    if rank is not None and rank >= min(len(x), x.size // len(x)):
         return x
-    if not np.isfinite(matrix).all():
-        raise WsurgeryError("holds NaN or infinity, so it has no singular values: leave it out with --except")
+    matrix = as_matrix(x)
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     with one_blas_thread():
         if x.dtype == np.float64:

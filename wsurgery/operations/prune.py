@@ -94,17 +94,18 @@ def zeros_of(checkpoint: Checkpoint, other: Checkpoint, *, selection: Selection)
         UsageError: the part has no weight of a convolution or linear layer, or below the head none.
         WsurgeryError: the other has not all of them, in the same shapes and as numbers.
     """
-    chosen = sorted(layer_weights(checkpoint, selection, head=False))
+    chosen = layer_weights(checkpoint, selection, head=False)
     tensors = checkpoint.tensors
     other = seen_as(other, under_names_of(tensors, chosen, other))
-    require_same(checkpoint, other, chosen)
+    chosen = require_same(checkpoint, other, chosen)
     reading = Lock()  # tensors are computed in several threads, and a file has one position
 
     def with_zeros(x: Array, run: Map, *, name: str) -> Array:
         with reading:
             like = other.read_array(name)
         result = x.copy()
-        result[like == 0] = 0
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            result[like == 0] = 0
         return result
 
     edits = [
@@ -135,7 +136,8 @@ def _magnitude_key(x: Array, chunk: int, *, wide: bool) -> Array:
 def _random_key(x: Array, chunk: int, *, random: RandomStream) -> Array:
     """Return iid uniform numbers, uint64, and 0 where x is 0."""
     drawn: Array = random.generator(chunk).integers(1, 1 << 64, x.size, np.uint64)
-    drawn[x == 0] = 0
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        drawn[x == 0] = 0
     return drawn
 
 

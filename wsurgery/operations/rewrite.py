@@ -320,8 +320,12 @@ def _read(edit: TensorEdit) -> Array:
 
 
 def _as_array(edit: TensorEdit, data: bytearray | mmap) -> Array:
+    return _elements(edit, data).reshape(edit.origin.shape)
+
+
+def _elements(edit: TensorEdit, data: bytes | bytearray | mmap) -> Array:
     try:
-        return np.frombuffer(data, numpy_dtype(edit.origin.dtype)).reshape(edit.origin.shape)
+        return np.frombuffer(data, numpy_dtype(edit.origin.dtype))
     except TypeError as error:  # sub-byte elements
         raise WsurgeryError(
             f"{printable(edit.origin.name)}: {error}: leave it out with --except, or drop it first"
@@ -350,7 +354,7 @@ def _compute_alike(
         return
     computes = [each.compute for each, _ in batch if isinstance(each.compute, Separable)]
     if len(computes) > 1:
-        whole = np.frombuffer(b"".join(data for _, data in batch), numpy_dtype(edit.origin.dtype))
+        whole = _elements(edit, b"".join(data for _, data in batch))
         result = computed_together(computes, [each.origin.elements for each, _ in batch], whole)
         if result is not None:
             yield result.view(np.uint8).data

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wsurgery.errors import WsurgeryError
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.cast import round_within
+from wsurgery.operations.linear_algebra import as_matrix
 from wsurgery.operations.products import halves, normals, on_grid, product
 from wsurgery.operations.random_streams import RandomStream
 
@@ -32,13 +32,11 @@ def spectrum(x: Array, *, keep: str = "none", random: RandomStream, run: Map = m
         dtype becomes its ends.
 
     Raises:
-        WsurgeryError: it holds NaN or infinity.
+        WsurgeryError: it holds NaN, infinity, or numbers near the end of float64.
     """
     if x.ndim < 2:
         return x
-    matrix = x.reshape(len(x), -1).astype(np.float64)
-    if not np.isfinite(matrix).all():
-        raise WsurgeryError("holds NaN or infinity, so it has no singular values: leave it out with --except")
+    matrix = as_matrix(x)
     if keep != "left":
         _rotate(matrix, random=random, first=0, run=run)
     if keep != "right":

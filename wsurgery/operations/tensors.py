@@ -204,8 +204,12 @@ def not_negative(compute: "Compute") -> "Compute":
     """Refuse a result that no running variance can be."""
 
     def checked(x: "Array", run: "Map") -> "Array":
+        import numpy as np
+
         result = compute(x, run)
-        if (result < 0).any():
+        with np.errstate(invalid="ignore"):  # of NaN in bfloat16
+            negative = (result < 0).any()
+        if negative:
             raise WsurgeryError("is a running variance and would become negative: leave it out with --except")
         return result
 
