@@ -104,6 +104,7 @@ def test_its_scheme_is_data(run, images):
     )
 
 
+@pytest.mark.slow
 def test_a_record_names_it_without_its_folder(run, images, tmp_path):
     start, folder = tmp_path / "start.safetensors", tmp_path / "run"
     run("init", "cbr_tiny", "--width", 0.05, "--num-classes", 1, "-o", start)

@@ -65,6 +65,7 @@ def test_a_process_that_compiles_imports_torch_s_own():
     assert found.returncode == 0, found.stderr
 
 
+@pytest.mark.slow
 def test_nothing_is_put_off_that_is_there():
     script = "import torch._dynamo, sys; from wsurgery.lazy_dynamo import put_off; put_off(); import torchvision, timm.optim; "
     script += "assert type(sys.modules['torch._dynamo']).__name__ == 'module' and torch._dynamo.reset() is None"

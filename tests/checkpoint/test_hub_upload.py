@@ -105,6 +105,7 @@ def test_parts_make_the_whole_in_a_commit_each(hub, resnet, wsurgery, tmp_path):
     assert files(hub) == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
 
 
+@pytest.mark.slow
 def test_push_copies_as_it_is_and_keeps_a_card(hub, resnet, wsurgery, tmp_path):
     hub.push("org/net", {"README.md": b"mine"})
     wsurgery("push", resnet, "hf://org/net/sub/a.safetensors")

@@ -83,6 +83,7 @@ def test_what_comes_through_a_pipe_goes_on_to_the_store(bucket, large, shell, tm
     assert stored(bucket, "nets/a") == (tmp_path / "file").read_bytes()
 
 
+@pytest.mark.slow
 def test_parts_of_a_folder_make_the_whole_and_a_store_feeds_a_store(bucket, resnet, wsurgery, tmp_path):
     (tmp_path / "model").mkdir()
     save_file({"x": np.ones((3, 1000), np.float32)}, tmp_path / "model" / "model.safetensors")
@@ -196,6 +197,7 @@ def test_whoever_is_ended_leaves_nothing_to_be_seen(number, bucket, large, wsurg
     assert b"no unfinished upload" in wsurgery("push", "--clean", address).stderr
 
 
+@pytest.mark.slow
 def test_push_copies_as_it_is(bucket, resnet, wsurgery, shell, tmp_path):
     wsurgery("push", resnet, f"s3://{bucket.own}/nets/a")
     assert stored(bucket, "nets/a") == resnet.read_bytes()

@@ -107,7 +107,12 @@ def test_a_link_is_followed_and_a_device_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", ["train NET --data synthetic:fundus?n=60&size=32 --steps 1", "histogram NET", "recipe copy meanvar"]
+    "words",
+    [
+        pytest.param("train NET --data synthetic:fundus?n=60&size=32 --steps 1", marks=pytest.mark.slow),
+        "histogram NET",
+        "recipe copy meanvar",
+    ],
 )
 def test_what_is_no_checkpoint_is_not_written_to_an_address(words, fresh, wsurgery, tmp_path):
     words = [str(fresh) if word == "NET" else word for word in words.split()]

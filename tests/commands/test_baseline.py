@@ -84,6 +84,7 @@ def test_nothing_is_held_against_a_network_unasked_and_nothing_else_changes(fini
     assert alone == both
 
 
+@pytest.mark.slow
 def test_of_a_run_with_a_subset_the_baseline_learns_from_that_alone(subset_run, fundus, invoke, fitted, tmp_path):
     given = ("--data", fundus, "--baseline", "thumbnail", "--json", *QUICK)
     small = load_dataset(fundus, split="train", subset=30)

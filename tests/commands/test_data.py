@@ -285,6 +285,7 @@ TUTORIAL = (Path(__file__).parents[2] / "docs" / "tutorials" / "own-images.md").
 PAGE = TUTORIAL.partition("### A folder a class")[2].partition("```sh\n")[2].partition("```")[0]
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_images_to_a_convergence_plot(shell, tmp_path):
     """Stripes against checks, two images a patient."""
     rng = np.random.default_rng(0)

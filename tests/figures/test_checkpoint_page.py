@@ -134,6 +134,7 @@ def test_ten_thousand_tensors_are_a_page_of_bounded_size(many, invoke):
     assert len(text) < 1000 * MOST_TENSORS
 
 
+@pytest.mark.slow
 def test_memory_follows_the_largest_tensor_and_not_the_file(tmp_path):
     def used(tensors: int) -> int:
         save_file({f"{i}.weight": np.ones((1024, 2048), np.float32) for i in range(tensors)}, tmp_path / "x", {})

@@ -67,6 +67,7 @@ def test_a_block_is_convolution_batch_norm_relu_and_pool(name):
         torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_importing_the_models_is_enough_for_timm_to_know_them():
     line = "import timm, wsurgery.models; print(timm.create_model('cbr_tiny', num_classes=5, width=0.1).num_classes)"
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, timeout=120)

@@ -11,7 +11,7 @@ from mutations import mutators
 from mutations.honest import KINDS
 
 
-@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_file_can_do_nothing_but_be_refused(part):
     attack = Path(__file__).with_name("attack.py")
     kinds = [word for kind in list(KINDS)[part::2] for word in ("--kind", kind)]

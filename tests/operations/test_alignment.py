@@ -173,6 +173,7 @@ def test_products_do_not_depend_on_the_order_of_sums():
     assert linear_sum_assignment(np.zeros((0, 0)))[1].shape == (0,)
 
 
+@pytest.mark.slow
 def test_every_number_of_threads_and_every_way_gives_the_same_bytes(tmp_path, shell):
     for seed, name in enumerate("ab"):
         save_file(mlp(3, 600, 500, 5, seed=seed), tmp_path / name)

@@ -16,6 +16,7 @@ def page(recipe, net):
     return subprocess.run([sys.executable, SCRIPT, recipe, net], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_barriers_are_compared_seed_by_seed(tmp_path):
     net = tmp_path / "net"
     barriers = {
@@ -67,6 +68,7 @@ def test_a_block_that_is_set_back_costs_what_the_whole_network_had_more(tmp_path
     assert effects == ["+0.0950", "+0.2950", "+0.2000", "+0.2000"]
 
 
+@pytest.mark.slow
 def test_soups_stand_beside_the_best_single_network(tmp_path):
     net = tmp_path / "net"
     (net / "soup").mkdir(parents=True)

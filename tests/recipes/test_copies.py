@@ -43,6 +43,7 @@ def study(tmp_path_factory, make):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
@@ -174,7 +175,11 @@ def test_a_copy_runs_on_a_table_of_ones_own(tmp_path, make, invoke):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["meanvar", "transfuse", pytest.param("freeze", marks=pytest.mark.slow), "cca-to-init", "cca-seeds"]
+    "recipe",
+    [
+        "meanvar",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("transfuse", "freeze", "cca-to-init", "cca-seeds")),
+    ],
 )
 def test_a_network_and_weights_of_ones_own_are_three_variables(recipe, tmp_path, make, invoke):
     """A ResNet-20 that timm does not know, its weights as PyTorch writes them, and a table."""

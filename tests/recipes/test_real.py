@@ -136,7 +136,8 @@ def test_where_all_networks_of_one_maker_are_evaluated_only_the_others_are(downl
     assert [re.findall(r"runs/(\S+)/1", line) for line in evaluated] == [["slim-random", "slim-transfuse-block2"]]
 
 
-@pytest.mark.parametrize(("recipe", "made"), [("transfuse", 3), pytest.param("freeze", 8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "made"), [("transfuse", 3), ("freeze", 8)])
 def test_any_table_and_any_network_by_two_variables(recipe, made, make, tmp_path, invoke):
     """A network whose blocks have other names than ours, a table with other columns, and folds of its patients."""
     (tmp_path / "net.py").write_text(NETWORK)

@@ -43,6 +43,7 @@ def test_every_job_of_a_recipe_goes_through_slurm(tmp_path):
     assert not Path(configurations[0]).parent.exists()
 
 
+@pytest.mark.slow
 @slurm
 def test_the_tasks_of_a_job_train_one_run(tmp_path, fresh, fundus):
     train = f"{sys.executable} -m wsurgery train {fresh} --data '{fundus}' --steps 4 --eval-every 2 --global-batch 8 --device cpu"

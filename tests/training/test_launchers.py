@@ -158,6 +158,7 @@ def test_several_processes_that_nobody_introduced_are_refused_in_a_line(command,
     assert "LOCAL_RANK is not: start the processes with torchrun or srun" in said
 
 
+@pytest.mark.slow
 def test_processes_without_local_world_size_are_counted(fresh, fundus, tmp_path):
     given = ["train", fresh, "--data", fundus, "-o", tmp_path / "run", *SGD]
     said = [

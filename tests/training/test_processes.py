@@ -50,6 +50,7 @@ def read_log(run):
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_that_one_process_began_goes_on_in_two_as_in_one(masked, invoke, torchrun, tmp_path):
     invoke("init", "vit_tiny_patch16_224", "--num-classes", 5, *TINY_VIT, "-o", tmp_path / "vit")
     given = ["train", tmp_path / "vit", "--data", masked, *SGD, "--grad-clip", 0.5, "--ema", 0.5]

@@ -122,7 +122,7 @@ class Trainer:
         _, height, width, _ = self.training.images.shape
         buffers = {name: x.clone() for name, x in self.model.named_buffers()}
         cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(cuda):
+        with torch.no_grad(), torch.random.fork_rng(cuda), arithmetic(self.settings.precision):
             images = fit_channels(torch.zeros((self.share, 3, height, width), device=self.device), self.model)
             logits = run(partial(torch.func.functional_call, self.model, buffers), images)
         require_outputs(logits.shape[-1], self.training)
