@@ -54,6 +54,12 @@ def test_models_of_the_hub_are_its_bases_and_a_licence_is_theirs_if_there_is_one
     assert "license:" not in front(card(tmp_path, license="mit\nevil: yes"))
 
 
+def test_replay_is_named_where_it_runs(tmp_path):
+    trained = {"command": "train", "arguments": [], "version": "0", "inputs": [{"name": "-", "header": "b" * 64}]}
+    assert "wsurgery replay" in card(tmp_path)
+    assert "wsurgery replay" not in card(tmp_path, [*LOG, trained])
+
+
 def test_text_of_others_stays_text(tmp_path):
     log = [{**LOG[0], "arguments": ["```", "# head"]}, *LOG[1:]]
     text = card(tmp_path, log, {"org/a": "[x](http://y)|"}, name="<script>\n# n")

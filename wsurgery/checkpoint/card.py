@@ -10,6 +10,7 @@ from wsurgery.checkpoint.provenance import History, Record, as_pipeline, package
 from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.errors import printable
 
+_NOT_REPLAYED = ("train", "recalibrate-bn")  # they need images
 LICENCES = ("license", "modelspec.license")  # entries of the metadata
 _HUB = re.compile(r"hf://([^/@]+/[^/@]+)")
 _WORD = re.compile(r"[\w.+-]{1,100}")  # what a licence is called on the hub
@@ -59,7 +60,10 @@ def model_card(checkpoint: Checkpoint, name: str, licences: Mapping[str, str] | 
         )
         fence = "`" * (max(map(len, re.findall("`+", pipeline)), default=0) + 3)
         lines += ["", "## How it was made", "", f"{fence}sh", pipeline, fence]
-        lines += ["", f"`wsurgery log FILE` prints this, `wsurgery replay FILE` runs it again; wsurgery {__version__}."]
+        trained = any(record["command"] in _NOT_REPLAYED for record in history.log)
+        own_code = (history.architecture or {}).get("model")
+        again = "" if trained or own_code else ", `wsurgery replay FILE` runs it again"
+        lines += ["", f"`wsurgery log FILE` prints this{again}; wsurgery {__version__}."]
     if rows := list(dict.fromkeys(_row(given, licences) for given in _inputs(history.log))):
         lines += ["", "| from | BLAKE3 | licence |", "|---|---|---|", *rows]
     return "\n".join(lines) + "\n"
