@@ -69,6 +69,7 @@ def on_linux(tmp_path_factory) -> dict[str, bytes]:
     return made("linux", tmp_path_factory.mktemp("linux"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_same_bytes_by_file_pipe_shards_replay_and_in_processes_that_draw(system, on_linux, tmp_path):
     files = made(system, tmp_path)

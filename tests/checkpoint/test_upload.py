@@ -76,6 +76,7 @@ def test_an_object_has_the_bytes_of_the_file(size, bucket, large, resnet, wsurge
     assert left(bucket) == []
 
 
+@pytest.mark.slow
 def test_what_comes_through_a_pipe_goes_on_to_the_store(bucket, large, shell, tmp_path):
     line = f"wsurgery scale {large} --by 2 | wsurgery shuffle --seed 1"
     done = shell(f"{line} -o s3://{bucket.own}/nets/a && {line} > file", tmp_path)

@@ -89,6 +89,7 @@ def test_what_is_said_is_what_is_done(study, make, tmp_path):
     make(copy, "-q", *TINY, "SEEDS=1", "STEPS=4")
 
 
+@pytest.mark.slow
 def test_an_arm_of_ones_own_is_a_line(study, make, tmp_path):
     copy = shutil.copytree(study, tmp_path / study.name)
     makefile = copy / "Makefile"
@@ -100,6 +101,7 @@ def test_an_arm_of_ones_own_is_a_line(study, make, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_an_arm_a_seed_and_a_length_are_run_and_no_more(study, make, tmp_path):
     copy = tmp_path / "mine"
@@ -136,6 +138,7 @@ def test_pairs_share_no_network_and_a_twin_has_its_seeds_source(make, tmp_path):
     assert {arm: source for source, arm in started} == expected
 
 
+@pytest.mark.slow
 def test_an_arm_that_nobody_described_is_named(study, make):
     with pytest.raises(AssertionError, match="ARM_nothing is not set"):
         make(study, "-n", *TINY, "SEEDS=1", "ARMS=random nothing")

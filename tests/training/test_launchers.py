@@ -76,6 +76,7 @@ def read_log(run):
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_tasks_of_srun_train_one_run(fresh, fundus, tmp_path):
     given = ["train", fresh, "--data", fundus, "-o", tmp_path / "run", *SGD]
     (first, said), (second, nothing) = ended([start(given, each) for each in slurm()])
@@ -219,9 +220,10 @@ def wait_for(path: Path, *processes):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGUSR1))],
+    [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1],
 )
 def test_signals_that_come_twice_to_every_process_lose_nothing(number, fresh, fundus, tmp_path):
     run, event = tmp_path / "run", tmp_path / "saving"
@@ -358,9 +360,8 @@ def test_memory_that_ends_in_some_processes_is_a_line_in_each(when, command, inv
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize(
-    "command", ["train", *(pytest.param(each, marks=pytest.mark.slow) for each in ("eval", "cca"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "eval", "cca"])
 def test_a_device_that_is_not_there_is_one_line_of_all_processes(command, fresh, fundus, tmp_path):
     given = {"train": [fresh, "-o", tmp_path / "run", *SGD[:6]], "eval": [fresh], "cca": [fresh, fresh]}[command]
     done = ended([start([command, *given, "--data", fundus, "--device", "cuda:9"], each) for each in slurm()])

@@ -123,6 +123,7 @@ def test_modes_and_momenta_are_put_back_and_weights_left(network: nn.Module, dat
         recalibrate(nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)), dataset, device=CPU)
 
 
+@pytest.mark.slow
 def test_the_command_changes_the_statistics_alone_in_file_pipe_and_python(
     wsurgery_in: Callable[..., bytes], fundus: str, tmp_path: Path
 ) -> None:
