@@ -318,7 +318,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     added. An error that the user caused ends in one line on standard error and its exit status, and so does a library that
     is missing, if an extra brings it; `--debug` shows the traceback.
     """
-    hints = inspect.get_annotations(function, eval_str=True)  # as written: Python 3.10's get_type_hints is not
+    # As they are written: get_type_hints of Python 3.10 changes what has the default None.
+    hints: dict[str, Any] = inspect.get_annotations(function, eval_str=True)
     groups: dict[str, Any] = {}
     flat: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():

@@ -102,7 +102,6 @@ def test_an_arm_of_ones_own_is_a_line(study, make, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_an_arm_a_seed_and_a_length_are_run_and_no_more(study, make, tmp_path):
     copy = tmp_path / "mine"
     copy_recipe("meanvar", copy)

@@ -285,7 +285,8 @@ def edit(
     """
 
     def declare(function: Callable[..., Any]) -> Edit:
-        hints = inspect.get_annotations(function, eval_str=True)  # as written: Python 3.10's get_type_hints is not
+        # As they are written: get_type_hints of Python 3.10 changes what has the default None.
+        hints: dict[str, Any] = inspect.get_annotations(function, eval_str=True)
         parameters: dict[str, Parameter] = {}
         takes: dict[str, Any] = {}
         of_tensors = False
