@@ -237,7 +237,7 @@ keyed   = $(DATA)$(if $(1),$(if $(findstring ?,$(DATA)),&,?)fold=$(1)/$(FOLDS))
 define TARGET_RULE
 $(OUT)/data/target$(addprefix -,$(1)).csv: $(OUT)/settings/data $(wildcard $(firstword $(subst ?, ,$(DATA)))) $(if $(findstring $(OUT)/images,$(DATA)),$(OUT)/images.unpacked)
 	@mkdir -p $$(@D)
-	wsurgery data make "$$(if $$(DATA),$(call keyed,$(1)),$$(error $$(NO_DATA)))" -o $$@ --force
+	wsurgery data make "$$(if $$(DATA),$$(call keyed,$(1)),$$(error $$(NO_DATA)))" -o $$@ --force
 endef
 $(foreach fold,$(if $(FOLD_OF),$(shell seq $(FOLDS)),-),$(eval $(call TARGET_RULE,$(filter-out -,$(fold)))))
 

@@ -122,6 +122,14 @@ def test_an_arm_has_the_rate_that_its_name_says(downloads, make, tmp_path):
     assert "wsurgery eval" not in planned
 
 
+def test_a_specification_with_commas_goes_through_whole(make, tmp_path):
+    """make's functions end an argument at a comma; the value of a variable, expanded inside one, they do not."""
+    (tmp_path / "my.csv").touch()
+    data = f"{tmp_path}/my.csv?labels=a,b"
+    planned = make("meanvar", "-n", "SCALE=real", f"DATA={data}", f"OUT={tmp_path}", "SEEDS=1", "FOLDS=5", "CLASSES=2")
+    assert f'wsurgery data make "{data}&fold=1/5"' in planned
+
+
 def test_where_all_networks_of_one_maker_are_evaluated_only_the_others_are(downloads, make, tmp_path):
     """In slim two makers share a fold: the whole network's runs are those of other recipes, and evaluated already."""
     runs = tmp_path / "cifar_resnet20" / "runs"
