@@ -126,7 +126,10 @@ def test_a_specification_with_commas_goes_through_whole(make, tmp_path):
     """make's functions end an argument at a comma; the value of a variable, expanded inside one, they do not."""
     (tmp_path / "my.csv").touch()
     data = f"{tmp_path}/my.csv?labels=a,b"
-    planned = make("meanvar", "-n", "SCALE=real", f"DATA={data}", f"OUT={tmp_path}", "SEEDS=1", "FOLDS=5", "CLASSES=2")
+    target = tmp_path / "data" / "target-1.csv"
+    planned = make(
+        "meanvar", "-n", target, "SCALE=real", "SOURCE_NET=x", f"DATA={data}", f"OUT={tmp_path}", "SEEDS=1", "FOLDS=5"
+    )
     assert f'wsurgery data make "{data}&fold=1/5"' in planned
 
 
