@@ -39,7 +39,6 @@ def log(
     Example: wsurgery log init.safetensors --card -o README.md
     """
     from wsurgery.checkpoint import AtomicFile, open_checkpoint
-    from wsurgery.checkpoint.card import model_card
     from wsurgery.checkpoint.provenance import History, as_pipeline, packages
     from wsurgery.checkpoint.sink import write_all
 
@@ -57,6 +56,8 @@ def log(
 
                 text = history_svg(records, name, alone=True) + "\n"
             else:
+                from wsurgery.checkpoint.card import model_card
+
                 text = model_card(checkpoint, Path(name).stem)
             if output is None:
                 typer.echo(text, nl=False)

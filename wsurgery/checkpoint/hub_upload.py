@@ -37,6 +37,7 @@ class _Commit:
         self.opened = 0
         self.failed = False
         self.files: dict[str, HubUpload] = {}  # that are whole, by name
+        self.described: Checkpoint | None = None  # the first of the model's own: what a card is written from
 
 
 _commits: dict[tuple[str, str], _Commit] = {}
@@ -48,7 +49,6 @@ class HubUpload(RemoteOutput):
     Attributes:
         label: its address.
         operation: huggingface_hub's, once the file is on its way.
-        header: of a checkpoint, what the model card is written from.
     """
 
     def __init__(self, url: str, *, force: bool = False) -> None:
@@ -69,7 +69,6 @@ class HubUpload(RemoteOutput):
         if _there(self.repo, self.branch, [self.path]) and not force:
             raise UsageError(f"{self.label} exists: add --force to overwrite it")
         self.operation: Any = None
-        self.card: str | None = None
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> "HubUpload":
@@ -134,8 +133,9 @@ class HubUpload(RemoteOutput):
 
         self._file.flush()
         self.operation = CommitOperationAdd(path_in_repo=self.path, path_or_fileobj=self._name)
-        if self.path.endswith(".safetensors") and "/" not in self.path:
-            self.card = self._write_card()
+        if self._commit.described is None and self.path.endswith(".safetensors") and "/" not in self.path:
+            self._file.seek(0)
+            self._commit.described = Checkpoint(self._file, None)  # type: ignore[arg-type]
         send = HfApi().preupload_lfs_files
         asked(self.label, send, self.repo, [self.operation], revision=self.branch, writing=True)  # tries by itself
         if self.operation.path_or_fileobj == b"":  # as huggingface_hub leaves what it has sent
@@ -146,13 +146,6 @@ class HubUpload(RemoteOutput):
         if self._file is not None:
             self._file.close()
             self._file = None
-
-    def _write_card(self) -> str:
-        assert self._file is not None
-        self._file.seek(0)
-        checkpoint = Checkpoint(self._file, None)  # type: ignore[arg-type]
-        licences = {model: licence for model in sources(History.of(checkpoint)) if (licence := _licence(model))}
-        return model_card(checkpoint, self.repo.rpartition("/")[2], licences)
 
 
 def place_of(url: str) -> tuple[str, str, str]:
@@ -231,8 +224,10 @@ def _send(commit: _Commit) -> None:
     label, api = f"hf://{commit.repo}@{commit.branch}", HfApi()
     operations = [file.operation for file in commit.files.values()]
     kept = [path for path, file in commit.files.items() if not file.force]
-    card = next((file.card for file in commit.files.values() if file.card is not None), None)
-    if card is not None and _CARD not in commit.files and not _there(commit.repo, commit.branch, [_CARD]):
+    described = None if _CARD in commit.files else commit.described
+    if described is not None and not _there(commit.repo, commit.branch, [_CARD]):
+        licences = {model: licence for model in sources(History.of(described)) if (licence := _licence(model))}
+        card = model_card(described, commit.repo.rpartition("/")[2], licences)
         operations.append(CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=card.encode()))
     again = False
     for wait in _waits():
