@@ -215,15 +215,22 @@ all: $(PAGE) $(FIGURES)
 $(OUT)/$(RECIPE).html: $(RUNS:=/metrics.json) $(PLATEAUS:=/metrics.json) $(if $(UNTESTED),,$(if $(RUNS),$(foreach data,$(TARGETS),$(call evaluated,$(data))))) $(COMPARED) $(OUT)/settings/page-$(RECIPE) $(wildcard paper.md) $(CLAIMS)
 	$(REPORT) $(TITLED) -o $@ > /dev/null
 
-# What stands in the recipe's folder as its last result; at real scale that of all sets which there are results of.
+# What stands in the recipe's folder as its last result; at real scale a part for each set, and for
+# networks that are not the recipe's own, of which this one is written anew.
 results: all
 	$(if $(filter real,$(SCALE)),$(REAL_RESULTS),$(if $(PAGE),$(REPORT) $(TITLED) -o $(RESULTS_IN) > /dev/null,$(RESULTS) > $(RESULTS_IN)))
 	$(if $(FIGURES),$(if $(filter toy,$(SCALE)),cp $(FIGURES) .))
 	$(if $(filter toy,$(SCALE)),$(foreach figure,$(notdir $(FIGURES)),printf '\n![%s](%s)\n' $(basename $(figure)) $(figure) >> $(RESULTS_IN);))
 
 RESULTS_IN   := RESULTS$(if $(filter toy,$(SCALE)),,-$(SCALE)).md
-REAL_RESULTS  = $(if $(PAGE),$(REPORT) --title $(SET) -o $(OUT)/$(RECIPE).md --json > $(OUT)/$(RECIPE).json,$(RESULTS) > $(OUT)/$(RECIPE).md); \
-  { printf '$(hash) $(RECIPE), on real images\n'; $(if $(wildcard paper.md),printf '\n$(hash)$(hash) The paper\n\n'; cat paper.md; )for found in $(dir $(OUT))*/$(RECIPE).md; do echo; cat $$found; done; } > $(RESULTS_IN)
+REAL_PART     = $(OUT)/$(RECIPE).md
+REAL_TITLE    = $(SET)$(if $(filter-out $(NETS_real),$(NETS)),$(comma) $(NETS))
+REAL_RESULTS  = $(if $(PAGE),$(REPORT) --title '$(REAL_TITLE)' -o $(REAL_PART) > /dev/null,$(RESULTS) > $(REAL_PART)) && \
+  { printf '$(hash) $(RECIPE), on real images\n\n'; $(if $(wildcard paper.md),printf '$(hash)$(hash) The paper\n\n'; cat paper.md; echo;) \
+  awk 'NR == FNR { new = new $$0 "\n"; if (NR == 1) own = $$0; next } \
+    /^$(hash) / { if (skip) print ""; n++; skip = $$0 == own; if (skip) { printf "%s", new; put = 1 } } \
+    n > 1 && !skip; END { if (!put) printf "%s%s", n > 1 ? "\n" : "", new }' $(REAL_PART) $(wildcard $(RESULTS_IN)); } > $(OUT)/$(RECIPE).page && \
+  mv $(OUT)/$(RECIPE).page $(RESULTS_IN)
 
 # This recipe's own: its page, pictures, runs and comparisons. The next recipe trains again what it shared of them.
 clean:

@@ -1,15 +1,18 @@
-"""The findings of the paper by sets of real images: FINDINGS.md, from what `make results SCALE=real` left below out/.
+"""The findings of the paper by sets of real images: FINDINGS.md, from every RESULTS-real.md, and from what runs are at hand.
 
-python findings.py out/real out/real-sgd > FINDINGS.md
+python findings.py RUNS PAGE [PAGE ...] > FINDINGS.md
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 NAMES = {"cifar_resnet20": "ResNet-20", "cifar_resnet56": "ResNet-56", "tf_efficientnet_lite0": "EfficientNet-Lite0"}
+ONLY = next(iter(NAMES))
+ACROSS = "Across networks"
 ALPHA = 0.05
 HEAD = """# What holds on real images
 
@@ -18,34 +21,73 @@ effect with its 90 % interval, p, and p corrected for all claims of that recipe 
 correction; *held*: only without it. Each RESULTS-real.md has the seeds, patients and steps behind its row. Made by
 `make -C recipes findings`.
 """
+CLAIM = re.compile(r"- \*\*(?P<sentence>.+?)\*\* (?P<evidence>.*) \*(?P<verdict>[^*]+)\*$")
+P = re.compile(r"\(p = (?P<p>[^,()]+)(?:, Holm (?P<holm>[^,()]+))?")
+INTERVAL = r"(?P<mean>(?:[≤≥~] )?[+-]?\d[\d.]*) \(90% interval (?P<range>[^)]+)\)"
+TIMES, DIFFERENCE = re.compile(f"{INTERVAL} times as many"), re.compile(f"difference {INTERVAL}")
+ALONE = re.compile(r"test AUC of (\d\.\d+).*?; (\d+ of \d+) networks are above it")
 
 
-def reports(roots: list[Path]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Yield set, recipe, network and report of each that there is; claims across networks stand under no network."""
-    for root in roots:
-        for file in sorted(root.glob("*/*.json")):
-            found = json.loads(file.read_text())
-            networks = found.get("networks") or {next(iter(NAMES)): found}
-            for network, report in networks.items():
-                yield file.parent.name, file.stem, network, report
-            if "networks" in found:
-                yield file.parent.name, file.stem, "", {"claims": found["claims"], "arms": []}
+class Claim(NamedTuple):
+    """What a page says of a claim."""
+
+    sentence: str
+    network: str
+    verdict: str
+    effect: str
+
+    def p(self) -> float | None:
+        """Return p of the claim's own test, None where there was none."""
+        found = P.search(self.verdict)
+        return float(found["p"]) if found else None
+
+    def cell(self) -> str:
+        """Write a verdict: whether it held, the effect, and p."""
+        p, found = self.p(), P.search(self.verdict)
+        if p is None or not found:
+            return self.verdict.partition(":")[0].rstrip(".") + (f", {self.effect}" if self.effect else "")
+        holm = found["holm"]
+        word = "not shown" if p >= ALPHA else "**held**" if holm is None or float(holm) < ALPHA else "*held*"
+        corrected = f", Holm {holm}" if holm and p < ALPHA else ""
+        return f"{word}{', ' * bool(self.effect)}{self.effect} (p = {found['p']}{corrected})"
 
 
-def histograms(roots: list[Path], name: str) -> list[float]:
-    """Return the AUC of a colour histogram in each fold of a set."""
-    files = [file for root in roots for file in sorted((root / name).glob("*/runs/transfer/*/histogram.json"))]
+def by_heading(text: str, level: int) -> Iterator[tuple[str, str]]:
+    """Yield each heading of a level, and what stands below it."""
+    pieces = re.split(rf"^{'#' * level} (.+)$", text, flags=re.MULTILINE)
+    yield from zip(pieces[1::2], pieces[2::2], strict=True)
+
+
+def networks(text: str, only: str) -> Iterator[tuple[str, str]]:
+    """Yield each network of a set's part of a page, and its part."""
+    found = list(by_heading(text, 2))
+    yield from found or [(only, text)]
+
+
+def claims(text: str, only: str) -> Iterator[Claim]:
+    """Yield what a set's part of a page judges."""
+    for network, part in networks(text, only):
+        for line in filter(None, map(CLAIM.match, part.splitlines())):
+            found, times = DIFFERENCE.search(line["evidence"]), TIMES.search(line["evidence"])
+            size = f"{times['mean']} ({times['range']}) × the steps" if times else ""
+            size = size or (f"{found['mean']} ({found['range']})" if found else "")
+            yield Claim(line["sentence"].rstrip("."), "" if network == ACROSS else network, line["verdict"], size)
+
+
+def histogram(runs: Path, name: str) -> list[float]:
+    """Return the AUC of a colour histogram in each fold of a set that was evaluated so."""
+    files = sorted((runs / name).glob("*/runs/transfer/*/histogram.json"))
     return [json.loads(file.read_text())["baseline"]["macro_auc"] for file in files]
 
 
-def cell(claim: dict[str, Any]) -> str:
-    """Write a verdict: the effect, p, and whether it held."""
-    p, holm, effect = claim["p"], claim["holm"], claim["effect"]
-    if p is None:
-        return f"{effect}; not shown" if effect else claim["verdict"].partition(":")[0]
-    word = "not shown" if p >= ALPHA else "**held**" if holm is None or holm < ALPHA else "*held*"
-    corrected = f", Holm {holm:.2g}" if holm is not None and p < ALPHA else ""
-    return f"{word}, {effect} (p = {p:.2g}{corrected})"
+def baselines(runs: Path, name: str, text: str, only: str) -> Iterator[list[str]]:
+    """Yield rows: each arm of a set beside what needs no network."""
+    if found := histogram(runs, name):
+        yield [name, "", "colour histogram, no network", f"{sum(found) / len(found):.3f}", "", ""]
+    for network, part in networks(text, only):
+        if alone := ALONE.search(part):
+            for arm, auc in re.findall(r"^\| (random|transfer) \| \d+ \| (\S+(?: ± \S+)?)", part, re.MULTILINE):
+                yield [name, NAMES.get(network, network), arm, auc, alone[1], alone[2]]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -54,49 +96,36 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines) + "\n"
 
 
-def main(roots: list[Path]) -> None:
+def main(runs: Path, pages: list[Path]) -> None:
     """Print the page."""
-    found = list(reports(roots))
-    sets = list(dict.fromkeys(name for name, *_ in found))
-    claims: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
-    baselines = [
-        [name, "", "colour histogram", f"{sum(aucs) / len(aucs):.3f}", "", ""]
-        for name, aucs in ((name, histograms(roots, name)) for name in sets)
-        if aucs
-    ]
-    for name, recipe, network, report in found:
-        for claim in report["claims"]:
-            claims.setdefault((recipe, network, claim["claim"]), {})[name] = claim
-        for arm in report["arms"]:
-            known = arm.get("baseline")
-            if known and recipe in ("meanvar", "freeze") and arm["test_macro_auc"]["values"]:
-                above = sum(p < ALPHA and x > 0 for p, x in zip(known["p"], known["differences"], strict=True))
-                means = [f"{sum(x) / len(x):.3f}" for x in (arm["test_macro_auc"]["values"], known["values"])]
-                label = NAMES.get(network, network)
-                baselines.append([name, label, arm["arm"], *means, f"{above} of {len(known['p'])}"])
+    found: dict[tuple[str, str, str], dict[str, Claim]] = {}
+    beside: dict[str, list[list[str]]] = {}
+    for page in pages:
+        recipe = page.parent.name
+        for heading, text in list(by_heading(page.read_text(encoding="utf-8"), 1))[1:]:
+            name, _, network = heading.partition(", ")
+            beside.setdefault(name, [])
+            if recipe == "meanvar":
+                beside[name] += baselines(runs, name, text, network or ONLY)
+            for claim in claims(text, network or ONLY):
+                found.setdefault((recipe, claim.network, claim.sentence), {})[name] = claim
     rows = []
-    for (recipe, network, sentence), by_set in claims.items():
-        held = sum((claim["p"] or 1) < ALPHA for claim in by_set.values())
-        cells = [cell(by_set[name]) if name in by_set else "" for name in sets]
-        rows.append(
-            [
-                f"[{recipe}]({recipe}/RESULTS-real.md)",
-                NAMES.get(network, network),
-                sentence,
-                *cells,
-                f"{held} of {len(by_set)}",
-            ]
-        )
+    for (recipe, network, sentence), by_set in found.items():
+        held = sum((claim.p() or 1) < ALPHA for claim in by_set.values())
+        cells = [by_set[name].cell() if name in by_set else "" for name in beside]
+        link = f"[{recipe}]({recipe}/RESULTS-real.md)"
+        rows.append([link, NAMES.get(network, network), sentence, *cells, f"{held} of {len(by_set)}"])
     print(HEAD)
-    print(table(["recipe", "network", "finding", *sets, "held on"], rows))
+    print(table(["recipe", "network", "finding", *beside, "held on"], rows))
     print("## Against thumbnails\n")
     print(
         "Mean test AUC over the seeds, beside a logistic regression on 16-pixel thumbnails of the same training images, and\n"
-        "how many networks are above it (DeLong's paired test by patients, p < .05, not corrected). A linear probe of frozen\n"
-        "features is `freeze-` of the highest block.\n"
+        "how many networks of `meanvar` are above it (DeLong's paired test by patients, p < .05, not corrected). A linear probe\n"
+        "of frozen features is `freeze-` of the highest block.\n"
     )
-    print(table(["set", "network", "arm", "test AUC", "thumbnails", "above"], baselines))
+    rows = [row for name in beside for row in beside[name]]
+    print(table(["set", "network", "arm", "test AUC", "thumbnails", "above"], rows))
 
 
 if __name__ == "__main__":
-    main([Path(word) for word in sys.argv[1:]])
+    main(Path(sys.argv[1]), [Path(word) for word in sys.argv[2:]])
