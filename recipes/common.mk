@@ -71,7 +71,9 @@ SOURCE_CLASSES ?= 1000
 EVAL_EVERY  ?= 15
 EVAL_SUBSET ?= 600
 BASELINE    ?= --baseline thumbnail
-TRAIN       ?= --steps $(STEPS) --batch-size 32 $(or $(OPTIMISER_real),--lr $(LR)) --eval-every $(EVAL_EVERY) --eval-subset $(EVAL_SUBSET)
+# Two thirds of the time of fp32, where the processor has it.
+PRECISION   ?= bf16
+TRAIN       ?= --steps $(STEPS) --batch-size 32 $(or $(OPTIMISER_real),--lr $(LR)) --eval-every $(EVAL_EVERY) --eval-subset $(EVAL_SUBSET) --precision $(PRECISION)
 PRETRAINING ?= --epochs 30 --batch-size 32 --lr $(LR)
 SLIM        ?= --model $(CIFAR):resnet20_slim
 
