@@ -1,6 +1,7 @@
 """One small honest file of every kind that wsurgery writes or reads, and the commands that read it."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -115,13 +116,27 @@ KINDS = {
         ["report {} -o out/r.html", "report . --arms a,b --cca none --paper {} -o out/r.html"],
     ),
     "pickle": Kind(["w.pth", "legacy.pth"], mutators.of_bytes, ["convert {} -o out/x"]),
+    "pickle of arrays": Kind(["arrays.pkl"], mutators.of_bytes, ["convert {} -o out/x", "convert {} --key a -o out/x"]),
+    "Keras": Kind(["w.h5"], mutators.of_bytes, ["convert {} -o out/x", "convert {} --keep-names -o out/x"]),
+    "ONNX": Kind(["w.onnx"], mutators.of_bytes, ["convert {} -o out/x", "convert {} --keep-names -o out/x"]),
+    "DICOM": Kind(["images/4.dcm"], mutators.of_bytes, [line.format("images/manifest.csv") for line in _DATA[1:4]]),
     "npz": Kind(["w.npz"], mutators.of_bytes, ["convert {} -o out/x"]),
+    "HAM10000's table": Kind(
+        ["ham/HAM10000_metadata.csv"],
+        mutators.of_table,
+        ["data make ham10000:ham -o out/m.csv", "data show ham10000:ham?positive=mel"],
+    ),
+    "ODIR's table": Kind(
+        ["odir/full_df.csv"], mutators.of_table, ["data make odir:odir -o out/m.csv", "data show odir:odir"]
+    ),
     "Hugging Face config": Kind(["hf/config.json"], mutators.of_json, ["convert hf -o out/x", "show hf"]),
 }
 
 
 def make(root: Path, wsurgery: Callable[..., None]) -> None:
     """Make the files in the current folder, `root`; `wsurgery` runs a line, and ends it once the file `until` is there."""
+    import h5py
+    import onnx
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
@@ -179,7 +194,16 @@ def make(root: Path, wsurgery: Callable[..., None]) -> None:
     state = {"conv.weight": torch.randn(4, 3, 3, 3), "fc.weight": torch.randn(2, 4), "steps": torch.tensor(3)}
     torch.save({"state_dict": state, "epoch": 3, "lr": 0.1}, "w.pth")
     torch.save(state, "legacy.pth", _use_new_zipfile_serialization=False)
-    np.savez("w.npz", **{name: value.numpy() for name, value in state.items()})
+    arrays = {name: value.numpy() for name, value in state.items()}
+    np.savez("w.npz", **arrays)
+    Path("arrays.pkl").write_bytes(pickle.dumps({"a": arrays, "b": {"mean": np.float64(0.5)}}))
+    with h5py.File("w.h5", "w") as file:
+        group = file.create_group("conv/conv")
+        group.create_dataset("kernel:0", data=rng.normal(size=(3, 3, 3, 4)).astype(np.float32))
+        group.create_dataset("bias:0", data=np.zeros(4, np.float32), compression="gzip")
+    initial = [onnx.numpy_helper.from_array(value, name) for name, value in arrays.items()]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], initial)), "w.onnx")
+    _make_sets(rng)
     (root / "hf").mkdir()
     shutil.copy("init.safetensors", "hf/model.safetensors")
     (root / "hf" / "config.json").write_text(
@@ -187,6 +211,28 @@ def make(root: Path, wsurgery: Callable[..., None]) -> None:
             {"architectures": ["ResNetForImageClassification"], "model_type": "resnet", "depths": [1], "num_labels": 2}
         )
     )
+
+
+def _make_sets(rng: np.random.Generator) -> None:
+    """Make a few images of two public sets, and their tables."""
+    from PIL import Image
+
+    for folder in ("ham/images", "odir/Training Images"):
+        Path(folder).mkdir(parents=True)
+    lesions, eyes = (
+        ["lesion_id,image_id,dx,dx_type,age,sex,localization"],
+        ["ID,Patient Age,Patient Sex,Fundus,Diagnostic Keywords,filename"],
+    )
+    for i in range(8):
+        picture = Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8))
+        picture.save(f"ham/images/ISIC_{i}.jpg")
+        picture.save(f"odir/Training Images/{i}_left.jpg")
+        lesions.append(f"HAM_{i // 2},ISIC_{i},{('mel', 'nv')[i % 2]},histo,60.0,male,back")
+        eyes.append(
+            f"{i},60,Male,{i}_left.jpg,{('normal fundus', 'mild nonproliferative retinopathy')[i % 2]},{i}_left.jpg"
+        )
+    Path("ham/HAM10000_metadata.csv").write_text("\n".join(lesions) + "\n")
+    Path("odir/full_df.csv").write_text("\n".join(eyes) + "\n")
 
 
 def _write_dicom(pixels: np.ndarray, file: Path) -> None:
