@@ -231,7 +231,7 @@ REAL_RESULTS  = $(if $(PAGE),$(REPORT) --title '$(REAL_TITLE)' -o $(REAL_PART) >
   { printf '$(hash) $(RECIPE), on real images\n\n'; $(if $(wildcard paper.md),printf '$(hash)$(hash) The paper\n\n'; cat paper.md; echo;) \
   awk 'NR == FNR { new = new $$0 "\n"; if (NR == 1) own = $$0; next } \
     /^$(hash) / { if (skip) print ""; n++; skip = $$0 == own; if (skip) { printf "%s", new; put = 1 } } \
-    n > 1 && !skip; END { if (!put) printf "%s%s", n > 1 ? "\n" : "", new }' $(REAL_PART) $(wildcard $(RESULTS_IN)); } > $(OUT)/$(RECIPE).page && \
+    n > 1 && !skip; END { if (!put) printf "%s%s", (n > 1 ? "\n" : ""), new }' $(REAL_PART) $(wildcard $(RESULTS_IN)); } > $(OUT)/$(RECIPE).page && \
   mv $(OUT)/$(RECIPE).page $(RESULTS_IN)
 
 # This recipe's own: its page, pictures, runs and comparisons. The next recipe trains again what it shared of them.

@@ -54,7 +54,7 @@ def downloads(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_folds_of_the_seeds_test_each_patient_once(downloads, make, tmp_path):
+def test_the_folds_of_the_seeds_test_each_patient_once(downloads, make, tmp_path, invoke):
     study, given = (
         tmp_path / "study",
         ["SCALE=real", f"DATA_ROOT={downloads}", "NETS=cifar_resnet20", "SEEDS=1 2", "FOLDS=4"],
@@ -82,20 +82,28 @@ def test_the_folds_of_the_seeds_test_each_patient_once(downloads, make, tmp_path
     assert "# malaria\n" in found
     assert all(f"| {arm} | 2 |" in found for arm in ("random", "transfer", "meanvar"))
     make(study, "-q", *given, *SMALL)
+    runs = out / "cifar_resnet20"
+    words = f"report {runs} --arms random,transfer,meanvar --cca none --seeds 1,2 --threshold 80%,90%,95% --plateau random-twin"
+    judged = json.loads(invoke(*words.split(), "--claims", study / "claims.txt", "--json").stdout)["claims"]
     done = subprocess.run(
-        [sys.executable, CIFAR.parent / "findings.py", study / "out" / "real"],
+        [sys.executable, CIFAR.parent / "findings.py", study / "out" / "real", study / "RESULTS-real.md"],
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    judged = json.loads((out / "study.json").read_text())["claims"]
     assert judged
     for claim in judged:
-        (row,) = [line for line in done.stdout.splitlines() if claim["claim"] in line]
+        (row,) = [line for line in done.stdout.splitlines() if claim["claim"].rstrip(".") in line]
         assert f"p = {claim['p']:.2g}" in row
         assert claim["effect"] in row
         assert row.endswith(" of 1 |")
+    others = ["# first\n\nof another set\n", "# last\n\nof a third\n"]
+    own = found[found.index("# malaria\n") :]
+    head = found[: -len(own)]
+    (study / "RESULTS-real.md").write_text("\n".join([head + others[0], own.replace("random", "old"), others[1]]))
+    make(study, *given, *SMALL, "results")
+    assert (study / "RESULTS-real.md").read_text() == "\n".join([head + others[0], own, others[1]])
 
 
 def test_small_data_shrinks_validation_and_keeps_epochs_equal(downloads, make, tmp_path):
