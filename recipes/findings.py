@@ -23,8 +23,8 @@ correction; *held*: only without it. Each RESULTS-real.md has the seeds, patient
 """
 CLAIM = re.compile(r"- \*\*(?P<sentence>.+?)\*\* (?P<evidence>.*) \*(?P<verdict>[^*]+)\*$")
 P = re.compile(r"\(p = (?P<p>[^,()]+)(?:, Holm (?P<holm>[^,()]+))?")
-INTERVAL = r"(?P<mean>(?:[≤≥~] )?[+-]?\d[\d.]*) \(90% interval (?P<range>[^)]+)\)"
-TIMES, DIFFERENCE = re.compile(f"{INTERVAL} times as many"), re.compile(f"difference {INTERVAL}")
+EFFECT = r"((?:[≤≥~] )?[+-]?\d[\d.]*\d)(?: \(90% interval ([^)]+\)))?"
+TIMES, DIFFERENCE = re.compile(f"{EFFECT} times as many"), re.compile(f"difference {EFFECT}")
 ALONE = re.compile(r"test AUC of (\d\.\d+).*?; (\d+ of \d+) networks are above it")
 
 
@@ -68,9 +68,9 @@ def claims(text: str, only: str) -> Iterator[Claim]:
     """Yield what a set's part of a page judges."""
     for network, part in networks(text, only):
         for line in filter(None, map(CLAIM.match, part.splitlines())):
-            found, times = DIFFERENCE.search(line["evidence"]), TIMES.search(line["evidence"])
-            size = f"{times['mean']} ({times['range']}) × the steps" if times else ""
-            size = size or (f"{found['mean']} ({found['range']})" if found else "")
+            found = TIMES.search(line["evidence"]) or DIFFERENCE.search(line["evidence"])
+            size = " (".join(filter(None, found.groups())) if found else ""
+            size += " × the steps" if found and found.re is TIMES else ""
             yield Claim(line["sentence"].rstrip("."), "" if network == ACROSS else network, line["verdict"], size)
 
 
