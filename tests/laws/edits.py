@@ -27,7 +27,7 @@ OF_EVERY_EDIT = [
         "tests/commands/test_shards.py::test_a_dry_run_says_what_would_change_and_writes_nothing"),
     Law("The line that `log` prints makes the same bytes again.",
         "tests/commands/test_small_edits.py::test_log_prints_a_line_that_makes_the_same_bytes_again"),
-    Law("One input and seed give the same bytes in every version: those of 19 edits are written down.",
+    Law("One input and seed give the same bytes in every version of wsurgery: those of 19 edits are written down.",
         "tests/commands/test_same_bytes.py::test_the_bytes_are_those_that_were_recorded"),
     Law("Random pipelines do what a model of them in numpy does, by file, pipe, shards, URL and replay.",
         "tests/soak/test_soak.py::test_random_pipelines_do_what_the_model_says_in_every_way"),
