@@ -1,5 +1,6 @@
 """The edits in Python give the bytes of the shell, in one pass over their sources."""
 
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -107,6 +108,15 @@ def test_a_function_gives_the_bytes_of_the_pipe(name, here, shell):
     for path in ("chain", "again"):  # it can be written twice
         chain.write(path)
         assert (here / path).read_bytes() == (here / "pipe").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [(name, words) for of in (METHODS, FUNCTIONS) for name, (words, _) in of.items()]
+)
+def test_any_number_of_threads_gives_the_same_bytes(name, words, here, invoke):
+    for threads in ("1", "8"):
+        invoke(name, *shlex.split(words), "--threads", threads, "-o", threads)
+    assert (here / "1").read_bytes() == (here / "8").read_bytes()
 
 
 def test_an_input_may_be_a_chain_as_it_may_be_a_pipe(here, shell):

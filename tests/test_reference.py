@@ -1,20 +1,25 @@
-"""docs/commands.md, the reference of the commands: written from what they declare.
+"""docs/commands.md, the reference of the commands: written from what they declare, with the laws and sources of tests/laws.
 
-`python tests/test_reference.py` writes it; the test demands that it is what would be written.
+`python -m tests.test_reference` writes it; the test demands that it is what would be written.
 """
 
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.laws import LAWS, OF_EVERY_EDIT, SOURCES, Law
 from tests.test_packaging import COMMANDS
 from wsurgery.command_line import _GROUPS
 from wsurgery.commands._shared import Part
 from wsurgery.registry import edits
 
-PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "commands.md"
 HEAD = """# Every command
 
 <!-- Written by tests/test_reference.py from what each command declares: do not edit. -->
@@ -24,6 +29,11 @@ HEAD = """# Every command
 An edit reads one checkpoint (`IN`: a file, a folder of shards, a URL, or standard input) or several, and writes one: to
 standard output, or `-o FILE`, `-o DIR/`. All edits take `--output`, `--force`, `--threads N`, `--dry-run`, `--no-digest`,
 `--shard-size SIZE`, `--part K/N` and `--quiet`; those marked *part* take the selectors; those marked *draws* take `--seed N`.
+
+"""
+OF_ALL = """
+**Laws** are what always holds, each with the test of the repository that checks it. Those of every edit stand here, a command's
+own beside it; **sources** are papers that its help does not name.
 
 """
 COMMON = {"--help", *re.findall(r"--[\w-]+", HEAD)}
@@ -81,14 +91,21 @@ def section(words: tuple[str, ...]) -> str:
     context = command.make_context("", [], resilient_parsing=True)
     if rows := [row(each, context) for each in options(words)]:
         text += "| option | |\n|---|---|\n" + "\n".join(rows) + "\n\n"
-    return text + "".join("    " + example.strip().replace("\n", "\n    ") + "\n" for example in examples)
+    text += "".join("    " + example.strip().replace("\n", "\n    ") + "\n" for example in examples)
+    text += f"\n**Laws**\n\n{listed(LAWS[' '.join(words)])}"
+    sources = SOURCES.get(" ".join(words), ())
+    return text + (f"\n**Sources**: {'; '.join(sources)}.\n" if sources else "")
+
+
+def listed(laws: list[Law]) -> str:
+    return "".join(f"- {law.sentence} `{law.test}`\n" for law in laws)
 
 
 def text() -> str:
     edit = COMMANDS["meanvar",]
     context = edit.make_context("", [], resilient_parsing=True)
     selectors = [row(each, context) + "\n" for each in edit.params if SELECTORS & set(each.opts)]
-    parts = [HEAD, "| selector | |\n|---|---|\n", *selectors]
+    parts = [HEAD, "| selector | |\n|---|---|\n", *selectors, OF_ALL, listed(OF_EVERY_EDIT)]
     for title, lines in _GROUPS.items():
         parts.append(f"\n## {title}\n")
         parts += [section(words) for name in sorted(lines) for words in sorted(COMMANDS) if words[0] == name]
@@ -96,7 +113,7 @@ def text() -> str:
 
 
 def test_it_is_what_the_commands_declare():
-    assert PAGE.read_text() == text(), "python tests/test_reference.py writes it anew"
+    assert PAGE.read_text() == text(), "python -m tests.test_reference writes it anew"
 
 
 def test_every_option_of_every_command_stands_in_it(invoke):
@@ -108,6 +125,30 @@ def test_every_option_of_every_command_stands_in_it(invoke):
         common = (COMMON if words[0] in edits() else {"--help", "--debug"}) | (SELECTORS if "part" in marks else set())
         common |= {"--seed"} if "draws" in marks else set()
         assert shown - common == set(re.findall(r"^\| `(--[\w-]+)", there, re.MULTILINE)) - common, words
+
+
+def test_every_command_has_a_law_and_no_other_name_has():
+    assert LAWS.keys() == {" ".join(words) for words in COMMANDS}
+    assert all(LAWS.values())
+    assert SOURCES.keys() <= LAWS.keys()
+
+
+@pytest.mark.parametrize("laws", [OF_EVERY_EDIT, *LAWS.values()], ids=["of every edit", *LAWS])
+def test_a_law_is_a_line_and_its_test_is_there_and_named_once(laws):
+    assert len({law.test for law in laws}) == len(laws)
+    assert laws is OF_EVERY_EDIT or {law.test for law in laws}.isdisjoint(law.test for law in OF_EVERY_EDIT)
+    for sentence, test in laws:
+        assert re.fullmatch(r"[^\n]{1,109}\.", sentence), sentence
+        file, _, name = test.partition("::")
+        found = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+        assert name in {each.name for each in found if isinstance(each, ast.FunctionDef)}, test
+        assert name.startswith("test_")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_is_not_named_by_the_help_as_well(name):
+    said = COMMANDS[tuple(name.split())].help
+    assert not [source for source in SOURCES[name] for number in re.findall(r"\d{4}\.\d{5}", source) if number in said]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The experiments that come with the package: what there is, and a copy to change."""
 
 import difflib
+import re
 import shutil
 from collections.abc import Iterator
 from importlib.resources import as_file, files
@@ -68,4 +69,4 @@ def _about(makefile: Path) -> str:
         if not line.startswith("# "):
             break
         lines.append(line[2:])
-    return " ".join(lines).split(". ")[0].rstrip(".")
+    return re.split(r"(?<! et al)\. ", " ".join(lines))[0].rstrip(".")

@@ -113,6 +113,40 @@ def test_drop_and_keep_share_the_tensors_out_and_the_freeze_specification_follow
     assert history(tmp_path / "renamed")["freeze"] == ["stages.*"]
 
 
+def test_the_later_freeze_specification_counts(invoke, resnet, tmp_path):
+    invoke("freeze-spec", resnet, "--upto", "block1", "-o", tmp_path / "first")
+    for source, out in ((resnet, "once"), (tmp_path / "first", "twice")):
+        invoke("freeze-spec", source, "--blocks", "head", "-o", tmp_path / out)
+    assert history(tmp_path / "once")["freeze"] == history(tmp_path / "twice")["freeze"] == ["fc.*"]
+
+
+def test_renamed_there_and_back_everything_is_as_before(invoke, resnet, tmp_path):
+    invoke("rename", "^layer(.)", r"stages.\1.blocks", resnet, "-o", tmp_path / "there")
+    invoke("rename", r"^stages\.(.)\.blocks", r"layer\1", tmp_path / "there", "-o", tmp_path / "back")
+    with safe_open(resnet, "numpy") as before, safe_open(tmp_path / "back", "numpy") as after:
+        assert before.offset_keys() == after.offset_keys()
+    before, after = load_file(resnet), load_file(tmp_path / "back")
+    assert all(after[name].tobytes() == value.tobytes() for name, value in before.items())
+    assert not any(name.startswith("layer") for name in load_file(tmp_path / "there"))
+
+
+def test_batch_norm_that_was_reset_lets_its_input_through(invoke, tmp_path):
+    import torch
+    from safetensors.torch import load_file as load_torch
+    from safetensors.torch import save_file as save_torch
+
+    norm = torch.nn.BatchNorm2d(5).eval()
+    for name, value in norm.state_dict().items():
+        value.copy_(torch.arange(2, 7) if value.ndim else torch.tensor(9))
+        assert value.any(), name
+    save_torch({f"bn1.{name}": value for name, value in norm.state_dict().items()}, tmp_path / "x")
+    invoke("reset-bn", tmp_path / "x", "-o", tmp_path / "y")
+    norm.load_state_dict({name.removeprefix("bn1."): value for name, value in load_torch(tmp_path / "y").items()})
+    images = torch.randn(3, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(norm(images), images / (1 + norm.eps) ** 0.5)
+    assert norm.num_batches_tracked == 0
+
+
 @pytest.mark.parametrize("command", [["scale", "--by", "-3"], ["add-noise", "--std", "5"]])
 def test_running_statistics_change_only_when_they_are_chosen(command, invoke, resnet, tmp_path):
     invoke(*command, resnet, "-o", tmp_path / "y")

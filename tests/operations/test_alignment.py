@@ -112,6 +112,20 @@ def test_it_never_goes_further_away_and_only_permutes(name, tmp_path):
     assert all(again[key].tobytes() == value.tobytes() for key, value in after.items())
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_function_stays(name, tmp_path):
+    a, b = made(name, tmp_path / "a", 1), made(name, tmp_path / "b", 2)
+    images = torch.randn(3, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for source in (wsurgery.open(a), wsurgery.open(a).align(to=b)):
+        network = NETWORKS[name]()
+        network.load_state_dict(source.state_dict(torch=True))
+        with torch.inference_mode():
+            outputs.append(network.double().eval()(images))
+    assert outputs[0].std() > 1e-3
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-10, atol=1e-10)
+
+
 def test_one_hidden_layer_is_matched_as_well_as_can_be():
     """Against all 720 orders of six units."""
     for seed in range(5):

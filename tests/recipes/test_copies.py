@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.recipes.conftest import RECIPES
 from wsurgery.errors import UsageError
 from wsurgery.recipe import copy_recipe, recipes
 
@@ -152,6 +153,15 @@ def test_every_recipe_can_be_planned_from_a_copy_and_for_any_network(name, make,
     assert "wsurgery" in make(tmp_path / "other-name", "-n", *given)
     if name not in ("demo", "own-network", "imagenet-surgery", "slim"):
         assert "wsurgery" in make(tmp_path / "other-name", "-n", "NETS=cbr_tiny")
+
+
+def test_the_list_has_every_recipe_with_the_first_sentence_of_its_makefile(invoke):
+    listed = json.loads(invoke("recipe", "list", "--json").stdout)
+    assert [each["name"] for each in listed] == sorted(path.parent.name for path in RECIPES.glob("*/README.md"))
+    for name, about in (each.values() for each in listed):
+        said = " ".join((RECIPES / name / "Makefile").read_text().replace("\n#", " ").split())
+        assert said.startswith(f"# {about}")
+        assert about.count("(") == about.count(")"), about  # not cut at "et al."
 
 
 def test_a_copy_replaces_nothing(tmp_path):
