@@ -92,6 +92,8 @@ def sources(tmp_path_factory, invoke):
 
 @pytest.mark.parametrize("line", RECORDED)
 def test_the_bytes_are_those_that_were_recorded(line, sources, tmp_path, monkeypatch, invoke, shell):
+    if "test_vit" in line and "GenuineIntel" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("truncated normal weights come from MKL's inverse error function, which differs by processor")
     for source in sources.iterdir():
         (tmp_path / source.name).symlink_to(source)
     if "|" in line or "<(" in line:
