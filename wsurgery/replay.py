@@ -26,6 +26,7 @@ from wsurgery.checkpoint.opening import STDIN, open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record, with_files
 from wsurgery.commands._edits import parsed
 from wsurgery.ending import temporary_folder
+from wsurgery.entry_points import fault
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.declaration import Parameter
 from wsurgery.operations.planning import Planned, plan
@@ -148,6 +149,11 @@ def run_stages() -> None:
             found = {"error": f"{printable(str(error.filename or 'input/output'))}: {error.strerror}", "usage": False}
         except MemoryError:
             found = {"error": "out of memory", "usage": False}
+        except Exception as error:  # whatever another package's code raises
+            theirs = fault(error, "replay")
+            if theirs is None:
+                raise
+            found = {"error": theirs, "usage": False}
         (folder / "outcome").write_text(json.dumps(found))
         faulthandler.cancel_dump_traceback_later()
 

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.data.cache import cache_folder
+from wsurgery.data.checks import manifest_fault
 from wsurgery.data.chexpert import chexpert
 from wsurgery.data.folder import folder as class_folders
 from wsurgery.data.graded import LAYOUTS, graded
@@ -235,7 +236,9 @@ def _list_images(scheme: str, argument: str, options: Mapping[str, str]) -> Mani
     manifest = adapter(argument, options)
     if not isinstance(manifest, Manifest):
         raise WsurgeryError(f"{plug_in} returned a {type(manifest).__name__}: an adapter returns a Manifest")
-    return manifest
+    if fault := manifest_fault(manifest):
+        raise WsurgeryError(f"{plug_in} returned a Manifest that {fault}")
+    return replace(manifest, root=Path(manifest.root))
 
 
 def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
