@@ -58,7 +58,7 @@ def wrong_whole(x: Array, tensor: Tensor, *, how: Annotated[str, Option()]) -> A
 
 
 @edit
-def untyped(x: Array, *, how: dict[str, int]) -> Array:
+def untyped(x: Array, *, how: list[list[int]]) -> Array:
     """Has a parameter that nobody knows."""
     return x
 
