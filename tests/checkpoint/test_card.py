@@ -78,7 +78,7 @@ def test_a_checkpoint_without_history_has_a_card_too(tmp_path):
     save_file({"w": np.ones(3)}, path)
     with open_checkpoint(path) as checkpoint:
         text = model_card(checkpoint, "net")
-    assert text == "---\ntags:\n- wsurgery\n---\n\n# net\n\n1 tensors, 3 elements.\n"
+    assert text == "---\ntags:\n- wsurgery\n---\n\n# net\n\n1 tensors, 3 parameters.\n"
     with open_checkpoint(path) as checkpoint:
         from wsurgery.checkpoint.provenance import History
 
