@@ -150,8 +150,8 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
         shown = f"macro, {beaten['name']}s", f"{beaten['macro_auc']:.4f}", words(beaten["macro_delong_ci"]), ""
         table.add_row(*shown)
     unit = result["independent"]
-    shown = [*result["labels"].values(), *graded.values()]
-    certain = any(label["auc"] is not None and label["ci"] is None and label["bootstrap_ci"] is None for label in shown)
+    rows = [*result["labels"].values(), *graded.values()]
+    certain = any(label["auc"] is not None and label["ci"] is None and label["bootstrap_ci"] is None for label in rows)
     perfect = f". {WITHOUT_INTERVAL}" if certain else ""
     clustered = ": clustered DeLong (Obuchowski 1997)" if unit == "patients" else ""
     drawn = f"; the bootstrap draws {unit} {result['bootstrap']:,} times" if result["bootstrap"] else ""

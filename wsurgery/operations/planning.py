@@ -265,7 +265,7 @@ def computed(edit: TensorEdit, x: "Array", run: "Map") -> "Array":
         raise named from error
     except (Exception, SystemExit) as error:  # whatever another package's code raises
         if not hasattr(error, "tensor"):
-            error.tensor = f"{printable(edit.origin.name)}, {x.dtype} {x.shape}"  # type: ignore[attr-defined]
+            error.tensor = f"{printable(edit.origin.name)}, {x.dtype} {x.shape}"  # type: ignore[union-attr]
         raise
     return result
 
