@@ -52,7 +52,7 @@ def as_command(edit: Edit) -> Callable[..., None]:
             planned.finish()
 
     run.__name__, run.__doc__ = edit.name.replace("-", "_"), edit.__doc__
-    run.__module__ = edit.function.__module__
+    run.__module__ = run.__name__  # its messages begin with its name, whatever the module's
     parameters = list(_signature(edit))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

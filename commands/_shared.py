@@ -17,7 +17,7 @@ import typer
 
 from wsurgery.anatomy import MAX_BLOCK_MAP, Selection, parse_block_map
 from wsurgery.commands._completion import offered
-from wsurgery.ending import has_the_word, unwound
+from wsurgery.ending import has_the_word, is_ending, unwound
 from wsurgery.errors import UsageError, WsurgeryError, printable, redacted
 from wsurgery.progress import be_quiet, is_quiet
 from wsurgery.untrusted import read_regular
@@ -315,8 +315,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     A parameter whose type is a dataclass is replaced by one option for each of its fields, so that a group of options
     is declared once and arrives as one object. The shell completes what `_completion` knows. `--quiet` and `--debug` are
-    added. An error that the user caused ends in one line on standard error and its exit status, and so does a library that
-    is missing, if an extra brings it; `--debug` shows the traceback.
+    added. An error that the user caused ends in one line on standard error and its exit status, and so do a library that
+    is missing, if an extra brings it, and whatever a plug-in or a network of the user's raises; `--debug` shows the traceback.
     """
     # As they are written: get_type_hints of Python 3.10 changes what has the default None.
     hints: dict[str, Any] = inspect.get_annotations(function, eval_str=True)
@@ -355,19 +355,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             try:
                 function(**given, **grouped)
                 sys.stdout.flush()
-            except ModuleNotFoundError as error:
-                from wsurgery.extras import remedy
-
-                said = remedy(error)
-                if debug or said is None:
-                    raise
-                typer.echo(printable(f"wsurgery {title}: {said}", _LONGEST), err=True)
-                raise typer.Exit(1) from None
-            except (WsurgeryError, OSError, MemoryError, KeyboardInterrupt) as error:
-                if debug:
+            except (Exception, KeyboardInterrupt, SystemExit) as error:
+                said = None if debug else _one_line(error, title, given.get("model"))
+                if said is None:
                     raise
                 if not isinstance(error, KeyboardInterrupt) or has_the_word():
-                    typer.echo(printable(redacted(f"wsurgery {title}: {_one_line(error)}"), _LONGEST), err=True)
+                    typer.echo(printable(redacted(f"wsurgery {title}: {said}"), _LONGEST), err=True)
                 if isinstance(error, BrokenPipeError):
                     # Python flushes stdout again at exit.
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -383,7 +376,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 _STREAMS: dict[object, str] = {0: "standard input", 1: "standard output", 2: "standard error"}
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException, title: str, model: str | None) -> str | None:
+    """Say what a user can cause; None of all else, which is a fault of this program."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, MemoryError):
@@ -393,4 +387,17 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = "input/output" if error.filename in (None, "") else error.filename
         return f"{_STREAMS.get(name) or printable(os.fsdecode(name), 1000)}: {error.strerror}"
-    return str(error)
+    if isinstance(error, WsurgeryError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        from wsurgery.extras import remedy
+
+        if said := remedy(error):
+            return said
+    if isinstance(error, SystemExit) and is_ending():
+        return None
+    from wsurgery.entry_points import fault
+
+    if theirs := fault(error, title, model):
+        return f"{theirs}; --debug shows the traceback"
+    return str(error) if isinstance(error, OSError) else None

@@ -220,9 +220,11 @@ def data_show(
     Example: wsurgery init resnet18 --num-classes $(wsurgery data show m.csv --labels | wc -l) > init.safetensors
     """
     from wsurgery.data.manifest import summarise
-    from wsurgery.data.sources import open_data
+    from wsurgery.data.sources import absent, open_data
 
     manifest = open_data(data)
+    if said := absent(data, manifest):
+        say(f"{said} (train and eval --skip-bad leave them out)")
     if labels:
         typer.echo("\n".join(map(printable, manifest.label_names)))
         return

@@ -126,6 +126,7 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
 
     from wsurgery.errors import printable
     from wsurgery.statistics.bootstrap import Sample
+    from wsurgery.statistics.delong import WITHOUT_INTERVAL
 
     table = Table(title=Text(printable(title)) if title else None, box=None, header_style="bold", pad_edge=False)
     table.add_column("label")
@@ -149,12 +150,15 @@ def _print_table(result: dict[str, Any], title: str | None) -> None:
         shown = f"macro, {beaten['name']}s", f"{beaten['macro_auc']:.4f}", words(beaten["macro_delong_ci"]), ""
         table.add_row(*shown)
     unit = result["independent"]
+    rows = [*result["labels"].values(), *graded.values()]
+    certain = any(label["auc"] is not None and label["ci"] is None and label["bootstrap_ci"] is None for label in rows)
+    perfect = f". {WITHOUT_INTERVAL}" if certain else ""
     clustered = ": clustered DeLong (Obuchowski 1997)" if unit == "patients" else ""
     drawn = f"; the bootstrap draws {unit} {result['bootstrap']:,} times" if result["bootstrap"] else ""
     lost = f", {result['macro_left_out']:,} samples without both classes of each label left out of the macro AUC's"
     table.caption, table.caption_justify = (
         f"{Sample(result['n'], unit, result['units']).in_words()}, taken as independent{clustered}{drawn}"
-        f"{lost if result['macro_left_out'] else ''}{_against(beaten) if beaten else ''}",
+        f"{lost if result['macro_left_out'] else ''}{perfect}{_against(beaten) if beaten else ''}",
         "left",
     )
     show_table(table)

@@ -20,7 +20,8 @@ def log(
     card: Annotated[
         bool,
         typer.Option(
-            "--card", help="As a model card, Markdown: the pipeline, what it read, with digests, the licence if known."
+            "--card",
+            help="As a model card, Markdown: the pipeline, its inputs and digests, a run's data and AUC, the licence if known.",
         ),
     ] = False,
     output: Annotated[
@@ -56,9 +57,9 @@ def log(
 
                 text = history_svg(records, name, alone=True) + "\n"
             else:
-                from wsurgery.checkpoint.card import model_card
+                from wsurgery.checkpoint.card import model_card, title_of
 
-                text = model_card(checkpoint, Path(name).stem)
+                text = model_card(checkpoint, title_of(checkpoint))
             if output is None:
                 typer.echo(text, nl=False)
                 return

@@ -11,8 +11,10 @@ from statistics import fmean
 
 from wsurgery.experiments.claims import Claim, corrected
 from wsurgery.experiments.summary import effect, in_words
+from wsurgery.experiments.what_ran import data_in_words
 from wsurgery.statistics.permutation import sign_flip, verdict
 from wsurgery.statistics.spread import spread
+from wsurgery.training.run_folder import read_config
 
 Values = Mapping[str, float]  # seed → value
 
@@ -136,6 +138,14 @@ def soup(net: Path) -> Iterator[str]:
     )
 
 
+def what_was_run(net: Path) -> Iterator[str]:
+    """Give the data of the runs beside a network's results, with the digests of its splits, each once."""
+    configs = map(read_config, sorted((net / "runs").glob("*/*/config.json")))
+    if said := [words for words in dict.fromkeys(map(data_in_words, configs)) if words]:
+        yield "### What was run\n"
+        yield "\n".join(f"- data: `{words}`" for words in said) + "\n"
+
+
 if __name__ == "__main__":
     recipe, *folders = sys.argv[1:]
     of_a_set = Path(folders[0]).parent.parent.name == "real"  # out/real/SET/NET
@@ -143,6 +153,7 @@ if __name__ == "__main__":
     for folder in map(Path, folders):
         print(f"## {folder.name}\n")
         print("\n".join({"barrier": barrier, "rewind": rewind, "soup": soup}[recipe](folder)))
+        print("\n".join(what_was_run(folder)))
     print(
         "Tests: exact, signs of the differences by seed are flipped; one-sided, shown is p < .05. Made by `make results`."
     )

@@ -20,6 +20,8 @@ folder = broken:folder
 broken = broken:adapter
 list = skin:images
 number = skin:number
+leaks = skin:leaks
+raises = skin:raises
 
 [wsurgery.metrics]
 trace_correlation = skin:trace_correlation
@@ -27,6 +29,7 @@ mean_cca = broken:mean_cca
 broken = broken:metric
 scalar = skin:scalar
 number = skin:number
+beyond = skin:beyond
 """
 MORE = """
 import pathlib
@@ -41,6 +44,22 @@ def images(argument, given):
 
 def scalar(pair):
     return pair.xx.mean()
+
+
+def beyond(pair):
+    return pair.xx[:, 0, 99]
+
+
+def raises(argument, given):
+    return given['root']
+
+
+def leaks(argument, given):
+    columns = {"paths": ("a.png", "b.png"), "patients": ("p", "q"), "splits": ("train", "test")}
+    labels = {"flat": np.zeros(2), "other": np.full((2, 1), 3), "list": [[0], [1]]}.get(argument, np.zeros((2, 1)))
+    other = {"patient": ("patients", ("p", "p")), "path": ("paths", ("a.png", "a.png")), "short": ("splits", ("test",))}
+    columns |= dict([other[argument]] if argument in other else [])
+    return Manifest(".", *columns.values(), labels, ("x",))
 """
 
 
@@ -130,9 +149,11 @@ def test_nothing_is_imported_that_is_not_asked_for_and_own_names_win(run, site, 
     assert run("data", "show", f"folder:{classes}", "--json").returncode == 0
     assert run("cca", "--activations", *activations, "-d", 4, "--metric", "mean_cca").returncode == 0
     unknown = run("data", "show", "nowhere:x", check=False)
-    assert unknown.stderr.decode().strip().endswith("medmnist, folder, broken, list, number, skin, skin-2")
+    assert (
+        unknown.stderr.decode().strip().endswith("medmnist, folder, broken, leaks, list, number, raises, skin, skin-2")
+    )
     unknown = run("cca", "--activations", *activations, "--metric", "nothing", check=False)
-    there = ", ".join([*METRICS, "broken", "number", "scalar", "trace_correlation"])
+    there = ", ".join([*METRICS, "beyond", "broken", "number", "scalar", "trace_correlation"])
     assert unknown.stderr.decode() == f"wsurgery cca: metrics are {there}, not 'nothing'\n"
     assert not (site / "imported").exists()
     run("cca", "--activations", *activations, "-d", 4, "--metric", "trace_correlation")
@@ -142,15 +163,33 @@ def test_nothing_is_imported_that_is_not_asked_for_and_own_names_win(run, site, 
 @pytest.mark.parametrize(
     ("what", "name", "words"),
     [
-        ("data", "broken", "cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        (
+            "data",
+            "broken",
+            "cannot be imported: broken.py, line 1: ModuleNotFoundError: No module named 'nothing_like_it'",
+        ),
         ("data", "number", "is a int: wsurgery.data names a function of an argument and keys that returns a Manifest"),
         pytest.param("data", "list", "returned a list: an adapter returns a Manifest", marks=pytest.mark.slow),
-        ("metric", "broken", "cannot be imported: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        (
+            "metric",
+            "broken",
+            "cannot be imported: broken.py, line 1: ModuleNotFoundError: No module named 'nothing_like_it'",
+        ),
         ("metric", "number", "is a int: wsurgery.metrics names a function of a Pair that returns an array, (r,)"),
         ("metric", "scalar", "returned a float64 where an array of 10 values is due"),
+        (
+            "metric",
+            "beyond",
+            "failed: skin.py, line {xx[:, 0, 99]}: IndexError: index 99 is out of bounds for axis 2 with size 4; "
+            "--debug shows the traceback",
+        ),
+        ("data", "raises", "failed: skin.py, line {given['root']}: KeyError: 'root'; --debug shows the traceback"),
     ],
 )
-def test_a_broken_one_costs_a_line_that_names_its_package(what, name, words, run, activations):
+def test_a_broken_one_costs_a_line_that_names_its_package(what, name, words, run, activations, site):
+    if found := re.search(r"\{(.*?)\}", words):
+        line = (site / "skin.py").read_text().partition(found[1])[0].count("\n") + 1
+        words = words.replace(found[0], str(line))
     typed = {
         "data": ["data", "show", f"{name}:x"],
         "metric": ["cca", "--activations", *activations, "--metric", name, "-d", 4],
@@ -159,3 +198,23 @@ def test_a_broken_one_costs_a_line_that_names_its_package(what, name, words, run
     command = {"data": "data show", "metric": "cca"}[what]
     assert refused.stderr.decode() == f"wsurgery {command}: the plug-in {name} of skins 1.2 {words}\n"
     assert refused.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("patient", "has patient 'p' in two splits, 'train' and 'test': a patient belongs in one"),
+        ("path", "has the path 'a.png' twice"),
+        ("short", "has 1 values in splits for 2 paths"),
+        ("flat", "has labels that are float64 (2,): float32 (2, 1) is due for 2 paths and 1 label_names"),
+        ("list", "has labels that are a list: float32 (2, 1) is due for 2 paths and 1 label_names"),
+        ("other", "has labels other than 0, 1 and NaN"),
+    ],
+)
+def test_what_an_adapter_returns_is_held_to_what_holds_for_a_table(fault, words, run):
+    refused = run("data", "show", f"leaks:{fault}", check=False)
+    assert (refused.returncode, refused.stderr.decode()) == (
+        1,
+        f"wsurgery data show: the plug-in leaks of skins 1.2 returned a Manifest that {words}\n",
+    )
+    assert run("data", "show", "leaks:none").returncode == 0

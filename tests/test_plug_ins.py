@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from wsurgery.plugin import Array, Edit, edit
+
 PAGE = (Path(__file__).parents[1] / "docs" / "plug-ins.md").read_text()
 CLIP = PAGE.partition("```python\n")[2].partition("```")[0]
 IMPORTED = '\nimport pathlib\npathlib.Path(__file__).with_name("imported").touch()\n'
@@ -27,6 +29,49 @@ def onto(checkpoint: Checkpoint, *, other: Annotated[Checkpoint, Option(metavar=
     Example: wsurgery onto a.safetensors --other b.safetensors > c.safetensors
     """
     return [TensorEdit(each, other, each) for each in other.tensors.values()]
+'''
+WRONG = '''
+import sys
+from typing import Annotated
+
+import numpy as np
+
+from wsurgery.plugin import Array, Checkpoint, Option, Tensor, TensorEdit, edit
+
+
+def helped(x):
+    return x + np.ones(3)  # in the file, below the edit
+
+
+@edit(elementwise=True)
+def wrong(x: Array, *, how: Annotated[str, Option()]) -> Array:
+    """Go wrong."""
+    return {"add": lambda: helped(x), "short": lambda: x[:1], "none": lambda: None, "exit": sys.exit}[how]()
+
+
+@edit
+def wrong_whole(x: Array, tensor: Tensor, *, how: Annotated[str, Option()]) -> Array:
+    """Go wrong with whole tensors."""
+    if tensor.name != "fc.weight":
+        return x
+    return {"flat": lambda: x.reshape(-1), "words": lambda: x.astype(str), "zero": lambda: 1 // 0}[how]()
+
+
+@edit
+def untyped(x: Array, *, how: list[list[int]]) -> Array:
+    """Has a parameter that nobody knows."""
+    return x
+
+
+@edit()
+def wrong_list(checkpoint: Checkpoint, *, how: Annotated[str, Option()]):
+    """Go wrong with checkpoints."""
+    def compute(x, run):
+        return x[None] if how == "wider" else x[(10**9,) * x.ndim] if x.ndim else x
+
+    edits = [TensorEdit(each, checkpoint, each, compute) for each in checkpoint.tensors.values()]
+    return {"key": lambda: checkpoint.tensors["nothing"], "twice": lambda: edits * 2, "array": lambda: [np.ones(3)],
+            "nothing": lambda: None}.get(how, lambda: edits)()
 '''
 ENTRY = PAGE.partition('[project.entry-points."wsurgery.commands"]\n')[2].partition("\n")[0].replace('"', "")
 
@@ -64,6 +109,10 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packages") / "site"
     install(folder, "wsurgery-clip", "clip", CLIP + IMPORTED, ENTRY)
     install(folder, "wsurgery-onto", "onto", ONTO, "onto = onto:onto")
+    entries = "\n".join(
+        f"{name} = wrong:{name.replace('-', '_')}" for name in ("wrong", "untyped", "wrong-whole", "wrong-list")
+    )
+    install(folder, "wrong-edits", "wrong", WRONG, entries)
     install(folder, "broken-clip", "broken", "import nothing_like_it\n", "broken = broken:clip")
     return folder
 
@@ -86,13 +135,27 @@ def done(process: subprocess.CompletedProcess[str]) -> str:
     return process.stdout
 
 
-def test_help_names_it_and_its_package_and_does_not_import_it(run, site):
+def test_help_has_its_sentence_below_its_package_and_does_not_import_it(run, site):
     (site / "imported").unlink(missing_ok=True)
     shown = done(run("wsurgery --help"))
-    listed = [["broken", "broken-clip"], ["clip", "wsurgery-clip"], ["onto", "wsurgery-onto"]]
-    assert [line.split() for line in shown.partition("Plug-ins:")[2].strip().splitlines()] == [
-        [*x, "1.2"] for x in listed
-    ]
+    listed = {
+        "broken-clip": {"broken": ""},
+        "wrong-edits": {
+            "untyped": "Has a parameter that nobody knows.",
+            "wrong": "Go wrong.",
+            "wrong-list": "Go wrong with checkpoints.",
+            "wrong-whole": "Go wrong with whole tensors.",
+        },
+        "wsurgery-clip": {"clip": "Clip floating-point tensors to a range."},
+        "wsurgery-onto": {"onto": "Take all tensors from another."},
+    }
+    found: dict[str, dict[str, str]] = {}
+    for part in shown.split("Plug-ins of ")[1:]:
+        package, *lines = part.strip().splitlines()
+        found[package.removesuffix(" 1.2:")] = {
+            name: text.strip() for name, _, text in (x.strip().partition(" ") for x in lines)
+        }
+    assert found == listed
     assert not (site / "imported").exists()
     assert "clip" not in done(run("wsurgery --help", installed=False))
     shown = done(run("wsurgery clip --help"))
@@ -158,7 +221,106 @@ def test_a_broken_one_costs_a_line_and_no_other_command(run):
     refused = run("wsurgery broken resnet.safetensors")
     assert refused.returncode == 1
     assert refused.stderr == (
-        "wsurgery: the plug-in broken of broken-clip 1.2 cannot be imported: "
+        "wsurgery: the plug-in broken of broken-clip 1.2 cannot be imported: broken.py, line 1: "
         "ModuleNotFoundError: No module named 'nothing_like_it'\n"
     )
     assert done(run("wsurgery digest resnet.safetensors"))
+
+
+ADD, WHOLE = WRONG[: WRONG.index("# in the file")].count("\n") + 1, WRONG[: WRONG.index("1 // 0")].count("\n") + 1
+LIST = WRONG[: WRONG.index("x[(10")].count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "wrong --how add",
+            "the plug-in wrong of wrong-edits 1.2 failed on bn1.bias, float32 (16,): "
+            f"wrong.py, line {ADD}: ValueError: operands could not be broadcast together with shapes (16,) (3,)",
+        ),
+        (
+            "wrong --how sideways",
+            "failed on bn1.bias, float32 (16,): wrong.py, line {how}: KeyError: 'sideways'",
+        ),
+        ("wrong --how exit", "failed on bn1.bias, float32 (16,): wrong.py, line {how}: SystemExit"),
+        ("wrong --how short", "bn1.bias was to become numbers (16,), and the edit made float32 (1,) of it"),
+        ("wrong --how none", "bn1.bias was to become numbers (16,), and the edit made object () of it"),
+        (
+            "wrong-whole --how zero",
+            f"failed on fc.weight, float32 (10, 32): wrong.py, line {WHOLE}: ZeroDivisionError: integer division",
+        ),
+        ("wrong-whole --how flat", "fc.weight was to become numbers (10, 32), and the edit made float32 (320,) of it"),
+        ("wrong-whole --how words", "fc.weight was to become numbers (10, 32), and the edit made <U32 (10, 32) of it"),
+        (
+            "wrong-list --how index",
+            f"failed on bn1.bias, float32 (16,): wrong.py, line {LIST}: IndexError: index 1000000000 is out of bounds",
+        ),
+        (
+            "wrong-list --how wider",
+            "bn1.num_batches_tracked was to become int64 (), and the edit made int64 (1,) of it",
+        ),
+        (
+            "wrong-list --how key",
+            "the plug-in wrong-list of wrong-edits 1.2 failed: wrong.py, line {key}: KeyError: 'nothing'",
+        ),
+        (
+            "wrong-list --how twice",
+            "wrong-list made bn1.num_batches_tracked twice: an edit of checkpoints returns a list of TensorEdit",
+        ),
+        ("wrong-list --how array", "wrong-list returned a list with a ndarray in it: an edit of checkpoints returns"),
+        (
+            "wrong-list --how nothing",
+            "wrong-list returned a NoneType: an edit of checkpoints returns a list of TensorEdit",
+        ),
+    ],
+)
+def test_what_it_raises_is_one_line_that_names_it_the_tensor_and_the_line(line, said, run, resnet):
+    how, key = (WRONG[: WRONG.index(text)].count("\n") + 1 for text in ("sys.exit}", '["nothing"]'))
+    refused = run(f"wsurgery {line} -o {(target := 'never.safetensors')} resnet.safetensors")
+    assert refused.returncode == 1
+    assert said.replace("{how}", str(how)).replace("{key}", str(key)) in refused.stderr
+    assert refused.stderr.startswith(f"wsurgery {line.split()[0]}: ")
+    assert refused.stderr.count("\n") == 1
+    assert (".py" in said) == refused.stderr.endswith("; --debug shows the traceback\n")
+    assert not [path for path in resnet.parent.iterdir() if target in path.name]
+
+
+def test_debug_shows_where_it_was_raised(run):
+    refused = run("wsurgery wrong --how add resnet.safetensors -o never.safetensors --debug")
+    assert refused.returncode == 1
+    assert f'wrong.py", line {ADD}, in helped' in refused.stderr
+    assert "Traceback" in refused.stderr
+
+
+def test_in_python_the_error_is_its_own(run):
+    python = 'import wsurgery; wsurgery.open("resnet.safetensors").wrong(how="sideways").write("never.safetensors")'
+    assert run(f"{sys.executable} -c '{python}'").stderr.endswith("KeyError: 'sideways'\n")
+
+
+def test_the_decorator_has_parentheses_or_none():
+    def halve(x: Array) -> Array:
+        """Halve."""
+        return x / 2
+
+    def f(x):
+        return x
+
+    bare, called = edit(halve), edit()(halve)
+    assert isinstance(bare, Edit)
+    assert (bare.name, list(bare.parameters), bare.of_tensors) == (
+        called.name,
+        list(called.parameters),
+        called.of_tensors,
+    )
+    with pytest.raises(TypeError, match="the edit f has a parameter x without a type of its own"):
+        edit(f)
+
+
+def test_a_type_of_which_no_option_can_be_made_is_one_line(run):
+    refused = run("wsurgery untyped resnet.safetensors --how 1 -o never.safetensors")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(
+        "wsurgery: the plug-in untyped of wrong-edits 1.2 has parameters of which no options can be made: "
+    )
+    assert refused.stderr.count("\n") == 1

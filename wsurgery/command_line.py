@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from wsurgery import __version__, ending, lazy_dynamo
 from wsurgery.commands._edits import as_command
-from wsurgery.errors import WsurgeryError, redacted
+from wsurgery.errors import WsurgeryError, printable, redacted
 from wsurgery.operations.declaration import Edit
 from wsurgery.registry import command_modules, load_command, plug_ins
 
@@ -109,8 +109,17 @@ def _made(name: str) -> Any:
     if isinstance(entry, typer.Typer):
         app.add_typer(entry, name=name, short_help=short)
         return typer.main.get_group(app).commands[name]
-    app.command(name, short_help=short)(as_command(entry) if isinstance(entry, Edit) else entry)
-    return typer.main.get_command(app)
+    try:
+        app.command(name, short_help=short)(as_command(entry) if isinstance(entry, Edit) else entry)
+        return typer.main.get_command(app)
+    except Exception as error:  # whatever typer says of an annotation
+        if name in command_modules():
+            raise
+        typer.echo(
+            f"wsurgery: {plug_ins()[name]} has parameters of which no options can be made: {printable(str(error))}",
+            err=True,
+        )
+        raise typer.Exit(1) from None
 
 
 class _Commands(TyperGroup):
@@ -131,12 +140,13 @@ class _Commands(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the help's list of subcommands, in groups."""
-        versions = {name: f"{plug_in.package} {plug_in.version}" for name, plug_in in plug_ins().items()}
         listed = {name for lines in _GROUPS.values() for name in lines}
         others = {  # an edit is a file: it needs no line above
             name: self.commands[name].get_short_help_str(60) for name in command_modules() if name not in listed
         }
-        groups = {**_GROUPS, "Surgery": dict(sorted({**_GROUPS["Surgery"], **others}.items())), "Plug-ins": versions}
+        groups = {**_GROUPS, "Surgery": dict(sorted({**_GROUPS["Surgery"], **others}.items()))}
+        for name, plug_in in plug_ins().items():
+            groups.setdefault(f"Plug-ins of {plug_in.package} {plug_in.version}", {})[name] = plug_in.sentence
         longest = max(len(name) for lines in groups.values() for name in lines)
         for title, lines in groups.items():
             if lines:

@@ -63,6 +63,11 @@ def end_if_told() -> None:
         os._exit(128 + _signal)
 
 
+def is_ending() -> bool:
+    """Return whether a signal ends this process."""
+    return bool(_signal)
+
+
 def has_the_word() -> bool:
     """Return whether to say that the process was interrupted: True once, for the main thread or for who waits for it."""
     return _word.acquire(blocking=False)

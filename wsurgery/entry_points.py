@@ -1,15 +1,20 @@
 """What other packages bring by entry points. Nothing of it is imported before it is asked for by its name."""
 
 import sys
+import traceback
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.errors import WsurgeryError, located, printable
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+
+_GROUPS = ("wsurgery.commands", "wsurgery.data", "wsurgery.metrics", "wsurgery.models")
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,13 @@ class PlugIn:
         """
         try:
             return self.entry_point.load()
-        except Exception as error:  # whatever another package's code raises
-            reason = printable(f"{type(error).__name__}: {error}")
+        except (Exception, SystemExit) as error:  # whatever another package's code raises
+            reason = located(error, self.owns) or printable(f"{type(error).__name__}: {error}")
             raise WsurgeryError(f"{self} cannot be imported: {reason}") from error
+
+    def owns(self, frame: FrameType) -> bool:
+        """Whether a frame of a traceback is of its package."""
+        return _package(frame.f_globals.get("__name__")) == _package(self.entry_point.module)
 
     def load_function(self, what: str) -> Any:
         """Import it, where it has to be a function.
@@ -77,6 +86,46 @@ def plug_ins(group: str) -> dict[str, PlugIn]:
 def find(group: str, name: str) -> PlugIn | None:
     """Return what a package brings of a group under a name, None where none does."""
     return plug_ins(group).get(name)
+
+
+def fault(error: BaseException, command: str, model: str | None = None) -> str | None:
+    """Say in one line what went wrong in the code of somebody else: of a plug-in, or of the network that `--model` names.
+
+    Args:
+        error: as it was caught. What it was computing with may stand in its attribute `tensor`.
+        command: the subcommand that was running.
+        model: what `--model` said.
+
+    Returns:
+        None if none of their lines was running.
+    """
+    said = f" on {on}" if (on := getattr(error, "tensor", None)) else ""
+    if model is not None and ":" in model:
+        where = model.rpartition(":")[0]
+        folder = Path(where).resolve().parent if where.endswith(".py") else None
+
+        def is_theirs(frame: FrameType) -> bool:
+            if folder is None:
+                return _package(frame.f_globals.get("__name__")) == _package(where)
+            return Path(frame.f_code.co_filename).parent == folder
+
+        if reason := located(error, is_theirs):
+            return f"the network of --model {printable(model)} failed: {reason}"
+    if not any(map(_is_named, _GROUPS)):
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    theirs = [each for group in _GROUPS for each in plug_ins(group).values() if any(map(each.owns, frames))]
+
+    def is_another(plug_in: PlugIn) -> bool:  # of the same package
+        called = {frame.f_code.co_name for frame in frames if plug_in.owns(frame)}
+        return plug_in.name != command and plug_in.entry_point.attr not in called
+
+    theirs.sort(key=is_another)
+    return f"{theirs[0]} failed{said}: {located(error, theirs[0].owns)}" if theirs else None
+
+
+def _package(module: str | None) -> str:
+    return (module or "").partition(".")[0]
 
 
 def _is_named(group: str) -> bool:

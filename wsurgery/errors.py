@@ -2,6 +2,10 @@
 
 import json
 import re
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _LOGIN = re.compile(
@@ -36,6 +40,25 @@ def printable(text: str, limit: int = 200) -> str:
 def redacted(text: str) -> str:
     """Leave out of a text what the URLs in it have of logins and signatures, also where they are mistyped."""
     return _SIGNATURE.sub(r"\1…", _LOGIN.sub(r"\1", text)) if ":" in text or "=" in text else text
+
+
+def located(error: BaseException, is_theirs: Callable[[FrameType], bool]) -> str | None:
+    """Say in one line an error that somebody else's code raised, and where: `clip.py, line 9: KeyError: 'x'`.
+
+    Args:
+        error: as it was caught.
+        is_theirs: whether a frame of its traceback is of that code. The innermost one counts.
+
+    Returns:
+        None if none is.
+    """
+    said = printable(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"), 500)
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{printable(Path(error.filename).name)}, line {error.lineno}: {said}"
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if is_theirs(frame):
+            return f"{printable(Path(frame.f_code.co_filename).name)}, line {line}: {said}"
+    return None
 
 
 def printable_json(value: Any) -> str:

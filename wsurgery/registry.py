@@ -1,14 +1,17 @@
 """Which edits there are: those of `commands/`, and those that other packages bring by entry points."""
 
-import importlib
+import ast
+import importlib.machinery
+import importlib.util
 import pkgutil
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from wsurgery import commands, entry_points
-from wsurgery.errors import WsurgeryError
+from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.declaration import Edit
 
 GROUP = "wsurgery.commands"
@@ -31,6 +34,23 @@ class PlugIn(entry_points.PlugIn):
         if not isinstance(found, Edit):
             raise WsurgeryError(f"{self} is no edit: {GROUP} names a function declared with wsurgery.plugin.edit")
         return replace(found, name=self.name, package={"name": self.package, "version": self.version})
+
+    @property
+    def sentence(self) -> str:
+        """The first line of its docstring, read from its file without running it; empty where none is found."""
+        top, *below = self.entry_point.module.split(".")
+        try:
+            spec = importlib.util.find_spec(top)
+            for i in range(len(below)):
+                name = ".".join((top, *below[: i + 1]))
+                spec = spec and importlib.machinery.PathFinder.find_spec(name, spec.submodule_search_locations)
+            source = importlib.util.decode_source(Path(spec.origin).read_bytes()) if spec and spec.origin else ""
+            for statement in ast.parse(source).body:
+                if isinstance(statement, ast.FunctionDef) and statement.name == self.entry_point.attr:
+                    return printable((ast.get_docstring(statement) or "").partition("\n")[0])
+        except (ImportError, OSError, ValueError, SyntaxError):  # its own command says what is wrong
+            pass
+        return ""
 
 
 @cache

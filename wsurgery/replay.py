@@ -26,6 +26,7 @@ from wsurgery.checkpoint.opening import STDIN, open_checkpoint
 from wsurgery.checkpoint.provenance import History, Record, with_files
 from wsurgery.commands._edits import parsed
 from wsurgery.ending import temporary_folder
+from wsurgery.entry_points import fault
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.declaration import Parameter
 from wsurgery.operations.planning import Planned, plan
@@ -148,6 +149,11 @@ def run_stages() -> None:
             found = {"error": f"{printable(str(error.filename or 'input/output'))}: {error.strerror}", "usage": False}
         except MemoryError:
             found = {"error": "out of memory", "usage": False}
+        except Exception as error:  # whatever another package's code raises
+            theirs = fault(error, "replay")
+            if theirs is None:
+                raise
+            found = {"error": theirs, "usage": False}
         (folder / "outcome").write_text(json.dumps(found))
         faulthandler.cancel_dump_traceback_later()
 
@@ -175,7 +181,8 @@ def plan_stages(log: Sequence[Record], inputs: Path, *, remote: bool, say: Calla
     """Check a history and find its files, before anything runs."""
     reason = _obstacle(log, remote)
     if reason:
-        raise UsageError(reason)
+        by_hand = "" if "--remote" in reason else "; wsurgery log FILE prints the commands, to be run by hand"
+        raise UsageError(f"{reason}{by_hand}")
     stages: list[Stage] = []
     for record in log:
         given = record.get("inputs", []) if record["command"] != "fetch" else []  # it downloads its input
@@ -199,7 +206,8 @@ def _resolve(given: Record, inputs: Path, remote: bool, say: Callable[[str], Non
     if name == STDIN:
         raise UsageError(reason or "one of its inputs came through a pipe without a history: replay cannot know it")
     if not (path.is_file() or path.is_dir()):
-        raise WsurgeryError(f"{printable(str(path))}, an input, is missing: name its folder with --inputs DIR")
+        because = f", and is not made again ({reason})" if reason else ""
+        raise WsurgeryError(f"{printable(str(path))}, an input, is missing{because}: name its folder with --inputs DIR")
     recorded = given.get("blake3")
     if recorded is None:
         say(f"{printable(name)} is taken on trust: --no-digest left out its digest")
@@ -270,7 +278,7 @@ def _missing_package(record: Record) -> str | None:
     plug_in = plug_ins().get(record["command"])
     if plug_in is None or plug_in.package != package["name"]:
         said = f"{printable(package['name'], 80)} {printable(package['version'], 40)}"
-        return f"its history has the command {record['command']} of {said}, which is not installed here"
+        return f"its history has the command {record['command']} of {said}, which is not installed here: pip install it"
     return None
 
 

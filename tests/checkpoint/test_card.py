@@ -36,7 +36,7 @@ def test_it_says_what_was_done_to_what(tmp_path, wsurgery):
     text = card(tmp_path)
     pipeline = wsurgery("log", tmp_path / "x.safetensors").stdout.decode().strip()
     assert pipeline in text
-    assert "2 tensors, 15 elements" in text
+    assert "2 tensors, 15 parameters" in text
     assert "`resnet18`" in text
     assert "`conv1.*`" in text
     for digest in "acd":
@@ -78,8 +78,38 @@ def test_a_checkpoint_without_history_has_a_card_too(tmp_path):
     save_file({"w": np.ones(3)}, path)
     with open_checkpoint(path) as checkpoint:
         text = model_card(checkpoint, "net")
-    assert text == "---\ntags:\n- wsurgery\n---\n\n# net\n\n1 tensors, 3 elements.\n"
+    assert text == "---\ntags:\n- wsurgery\n---\n\n# net\n\n1 tensors, 3 parameters.\n"
     with open_checkpoint(path) as checkpoint:
         from wsurgery.checkpoint.provenance import History
 
         assert sources(History.of(checkpoint)) == []
+
+
+def test_of_a_run_it_names_the_folder_the_data_and_the_auc(tmp_path, wsurgery):
+    trained = {
+        "command": "train", "arguments": ["--data", "m.csv"], "version": "0",
+        "inputs": [{"name": "-", "header": "b" * 64}],
+        "trained_on": {
+            "image_size": 32, "channels": 3, "mean": [0.5], "std": [0.2], "labels": ["edema"], "digest": "e" * 64,
+        },
+    }  # fmt: skip
+    for name, title in (("arm/1", "arm-1"), ("mine", "mine")):
+        run = tmp_path / name
+        run.mkdir(parents=True)
+        for file in ("best", "init"):
+            tensors = {"bn.weight": np.ones(2, np.float32), "bn.running_mean": np.ones(2, np.float32)}
+            tensors |= {"bn.num_batches_tracked": np.ones((), np.int64), "w": np.ones((2, 3), np.float16)}
+            save_file(tensors, run / f"{file}.safetensors", {"wsurgery": json.dumps({"log": [trained]})})
+        (run / "log.jsonl").touch()
+        (run / "metrics.json").write_text(json.dumps({"steps": 9, "best": {"step": 4, "macro_auc": 0.75}}))
+        tested = {"macro_auc": 0.7, "macro_delong_ci": [0.6, 0.8], "split": "test", "n": 20, "units": 10}
+        (run / "eval.json").write_text(json.dumps({**tested, "independent": "patients"}))
+        text = wsurgery("log", "--card", run).stdout.decode()
+        assert f"\n# {title}\n" in text
+        assert "4 tensors, 8 parameters." in text
+        assert f"of the split `train`, digest of their rows `{'e' * 64}`" in text
+        assert "- macro AUC on `valid`: 0.7500, at step 4" in text
+        assert (
+            "- macro AUC on `test`: 0.7000 (95 %, DeLong: 0.6000 to 0.8000; 20 images, 10 independent patients)" in text
+        )
+        assert "\n# init\n" in wsurgery("log", "--card", run / "init.safetensors").stdout.decode()

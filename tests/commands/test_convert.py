@@ -630,3 +630,25 @@ def test_the_auxiliary_classifier_that_timm_does_not_have_is_left_out_aloud(invo
     assert set(load_file(tmp_path / "x.safetensors")) == {"Conv2d_1a_3x3.conv.weight", "fc.weight"}
     invoke("convert", tmp_path / "x.pth", "--keep-names", "-o", tmp_path / "y.safetensors")
     assert set(load_file(tmp_path / "y.safetensors")) == set(shapes)
+
+
+@pytest.mark.parametrize(
+    ("names", "lost"),
+    [
+        (["odd.w1", "odd.w2", "thing"], "3 of 3 tensors have no known block, odd.w1 first: "),
+        (
+            ["conv1.weight", "layer1.0.conv1.weight", "thing", "fc.weight"],
+            "1 of 4 tensors have no known block, thing first: ",
+        ),
+        (["conv1.weight", "layer1.0.conv1.weight", "fc.weight"], None),
+    ],
+)
+def test_tensors_whose_names_tell_no_block_are_said(names, lost, invoke, tmp_path):
+    save_file({name: np.ones((4, 4), np.float32) for name in names}, tmp_path / "x.safetensors")
+    said = invoke("convert", tmp_path / "x.safetensors", "-o", tmp_path / "y.safetensors").stderr
+    line = next((line for line in said.splitlines() if "no known block" in line), None)
+    assert (line is None) == (lost is None)
+    if lost:
+        assert line.startswith(lost)
+        assert "--block-map FILE" in line
+        assert "--into" in line

@@ -56,6 +56,8 @@ def test_show_counts_from_a_manifest_and_from_a_specification(run, tmp_path):
 
 def test_show_prints_a_table(run, tmp_path):
     (tmp_path / "m.csv").write_text("path,patient,split,[ill]\na,p,x,1\nb,p,x,0\nc,q,x,\n")
+    for name in "abc":
+        (tmp_path / name).touch()
     shown = run("show", tmp_path / "m.csv")
     assert shown.exit_code == 0
     assert "1 / 1 / 1" in shown.stdout
@@ -184,7 +186,8 @@ def test_grades_orders_and_unknown_patients_are_said(run, tmp_path):
 def test_any_table(run, tmp_path):
     rows = "".join(f"{i}.png;s{i // 2};{40 + i};{i % 2}\n" for i in range(20))
     (tmp_path / "raw.csv").write_text("image;subject;age;ill\n" + rows)
-    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    for i in range(20):
+        (tmp_path / f"{i}.png").touch()
     spec = f"{tmp_path / 'raw.csv'}?path=image&patient=subject&labels=ill&valid=0.2&test=0.2"
     made = run("make", spec, "-o", tmp_path / "m.csv")
     assert (made.exit_code, made.stdout) == (0, "")
@@ -203,7 +206,8 @@ def test_any_table(run, tmp_path):
 def test_make_says_which_split_training_will_miss(values, absent, run, tmp_path):
     rows = "".join(f"{i}.png,{values[i % len(values)]},{i % 2}\n" for i in range(12))
     (tmp_path / "t.csv").write_text("path,split,ill\n" + rows)
-    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    for i in range(12):
+        (tmp_path / f"{i}.png").touch()
     said = run("make", tmp_path / "t.csv", "-o", tmp_path / "m.csv").stderr
     assert [line.split(",")[0].split()[-1] for line in said.splitlines() if "which train needs" in line] == absent
     assert said.count("valid=0.15 and test=0.15") == len(absent)
@@ -222,6 +226,11 @@ def test_flags_are_keys(run, tmp_path):
     (tmp_path / "d" / "valid.csv").write_text(
         header + "x/valid/patient64541/study1/a.jpg,Frontal,0.0,0.0,1.0,0.0,1.0\n"
     )
+    for split, patients in (("train", range(4)), ("valid", [64541])):
+        for i in patients:
+            study = tmp_path / "d" / split / f"patient{i:05d}" / "study1"
+            study.mkdir(parents=True)
+            (study / "a.jpg").touch()
     flags = "--uncertain", "zeros", "--uncertain", "cardiomegaly=ones", "--blank", "ignore"
     assert run("make", f"chexpert:{tmp_path / 'd'}?valid=0", "-o", tmp_path / "m.csv", *flags).exit_code == 0
     assert read_manifest(tmp_path / "m.csv").where("train").labels[0].tolist()[:4] == [0, 1, 1, 0]
@@ -347,3 +356,33 @@ wsurgery curves runs/a/1 -o curves.png""",
     assert metrics["steps"] == 4
     with Image.open(tmp_path / "curves.png") as figure:
         assert min(figure.size) > 200
+
+
+def test_splits_stand_in_the_order_of_a_study(run, tmp_path):
+    rows = [(i, split) for i, split in enumerate(("mine", "test", "valid", "train", "other", "test"))]
+    table = "path,patient,split,x\n" + "".join(f"{i}.png,p{i},{split},{i % 2}\n" for i, split in rows)
+    (tmp_path / "m.csv").write_text(table)
+    shown = json.loads(run("show", tmp_path / "m.csv", "--json").stdout)
+    assert list(shown["splits"]) == ["train", "valid", "test", "mine", "other"]
+
+
+@pytest.mark.parametrize("gone", [1, 3, 60])
+def test_images_that_are_not_there_are_counted_before_anything_is_written(gone, run, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(60 - gone):
+        Image.new("L", (8, 8)).save(tmp_path / "images" / f"{59 - i}.png")
+    table = "image,sick\n" + "".join(f"images/{i}.png,{i % 2}\n" for i in range(60))
+    (tmp_path / "t.csv").write_text(table)
+    (tmp_path / "m.csv").write_text(table.replace("image,", "path,"))
+    for spec, remedy in ((f"{tmp_path / 'm.csv'}", "mend its paths"), (f"{tmp_path / 't.csv'}?path=image", "images=")):
+        made = run("make", spec, "-o", tmp_path / "made.csv")
+        assert made.exit_code == 1
+        assert made.stderr.count("\n") == 1
+        assert remedy in made.stderr
+        assert "images/0.png" in made.stderr
+        assert not (tmp_path / "made.csv").exists()
+    said = f"m.csv: {gone} of 60 images are not there, first images/0.png in {tmp_path}"
+    assert said in run("make", tmp_path / "m.csv", "-o", tmp_path / "made.csv").stderr
+    shown = run("show", tmp_path / "m.csv")
+    assert shown.exit_code == 0
+    assert said in shown.stderr

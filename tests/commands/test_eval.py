@@ -258,3 +258,23 @@ def test_several_checkpoints_give_what_each_gives_alone(invoke, finished, fundus
         alone = json.loads(invoke("eval", path, *given, "--json").stdout)
         assert json.loads(path.with_name("eval.json").read_text()) == alone
     assert invoke("eval", *paths, *given, "--json", check=False).exit_code == 2
+
+
+def test_an_auc_of_1_has_no_interval_of_width_0(finished, fundus, invoke, tmp_path):
+    """Labels that are what the network ranks: every positive above every negative."""
+    given = ["--data", fundus, "--predictions", tmp_path / "p.csv", "--json", "--device", "cpu", "--threads", 1]
+    invoke("eval", finished / "best.safetensors", *given)
+    with (tmp_path / "p.csv").open(newline="") as stream:
+        scores = {row["path"]: float(row["logit_none"]) for row in csv.DictReader(stream)}
+    middle = np.median(list(scores.values()))
+    manifest = open_data(fundus)
+    above = np.array([scores.get(path, 0) > middle for path in manifest.paths])
+
+    def change(labels):
+        labels[:, 0] = above
+
+    perfect = ["--data", relabelled(fundus, change, tmp_path / "m.csv"), "--device", "cpu", "--threads", 1]
+    found = json.loads(invoke("eval", finished / "best.safetensors", *perfect, "--json").stdout)
+    label = found["labels"]["none"]
+    assert (label["auc"], label["ci"], label["bootstrap_ci"]) == (1, None, None)
+    assert "(Obuchowski and Lieber 2002)" in said(invoke("eval", finished / "best.safetensors", *perfect))

@@ -116,7 +116,7 @@ def test_a_trained_input_is_taken_as_it_is(folder, wsurgery):
     assert b"trained is taken as it is" in done.stderr
     refused = wsurgery("replay", folder / "trained", check=False)
     assert (refused.returncode, refused.stderr.count(b"\n")) == (2, 1)
-    assert b"needs data and time" in refused.stderr
+    assert b"needs data and time; wsurgery log FILE prints the commands, to be run by hand" in refused.stderr
 
 
 def test_a_parent_that_comes_out_otherwise_is_named(folder, wsurgery):

@@ -38,7 +38,9 @@ def test_progress_and_result_go_to_standard_error(invoke, fresh, fundus, tmp_pat
     assert loud.stdout == ""
     labels, images, *said = [line.split("  ")[0] for line in loud.stderr.splitlines()[:6]]
     assert labels == "labels: none, mild, moderate, severe, proliferative"
-    assert images.startswith("images: fit=crop: the centred square of each image; window=auto: ")
+    assert images.startswith(
+        "images: 60 to train on, 32 × 32 pixels, fit=crop: the centred square of each image; window=auto: "
+    )
     assert said == ["step 0", "step 4", "step 8", "step 12"]
     assert "12 steps, best macro AUC" in loud.stderr
     quiet = invoke("train", fresh, "--data", fundus, "-o", tmp_path / "quiet", *TRAINING, "--quiet")

@@ -255,6 +255,48 @@ def test_what_the_callable_does_wrong_is_said(name, words, own):
         create({"name": name, "num_classes": 5}, model=f"{own}:{name}")
 
 
+GOES_WRONG = """
+import torch
+from torch import nn
+
+class Wrong(nn.Module):
+    def __init__(self, num_classes=5, how="key"):
+        super().__init__()
+        self.conv1, self.fc, self.how = nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes), how
+
+    def forward(self, x):
+        y = self.conv1(x).mean((2, 3))
+        return {"key": lambda: {}["x"], "attribute": lambda: self.nothing, "exit": exit, "grid": lambda: self.conv1(x),
+                "sizes": lambda: self.fc(torch.cat([y, y], 1)), "two": lambda: (self.fc(y), y)}[self.how]()
+"""
+LINES = GOES_WRONG.splitlines()
+AT, SIZES = (next(i for i, line in enumerate(LINES, 1) if word in line) for word in ("nothing", "cat"))
+FAILED = r"the network of --model .*wrong\.py:Wrong failed: "
+TAKES = r"the network does not take images of 32 × 32 with 3 channels: "
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("key", rf"{TAKES}wrong\.py, line {AT}: KeyError: 'x'; --image-size changes their size, --debug shows the traceback"),
+        ("sizes", rf"{TAKES}wrong\.py, line {SIZES}: RuntimeError: mat1 and mat2 .*\(\d+x8 and 4x5\); --image-size .*"),
+        ("attribute", rf"{FAILED}wrong\.py, line {AT}: AttributeError: .*; --debug shows the traceback"),
+        ("exit", rf"{FAILED}wrong\.py, line \d+: SystemExit: .*; --debug shows the traceback"),
+        ("grid", r"the network gives \(\d+, 4, 30, 30\) for \d+ images, and a tensor of \(\d+, labels\) is due: .*"),
+        ("two", r"the network gives a tuple for \d+ images, and a tensor of \(\d+, labels\) is due: .*"),
+    ],
+)  # fmt: skip
+def test_a_network_that_raises_while_it_runs_is_one_line_that_names_the_file(how, said, fundus, invoke, tmp_path):
+    (tmp_path / "wrong.py").write_text(GOES_WRONG)
+    start, words = tmp_path / "start", ["--model", f"{tmp_path / 'wrong.py'}:Wrong", "--device", "cpu"]
+    invoke("init", *words[:2], "--num-classes", 5, "--arg", f"how={how}", "-o", start)
+    for command, more in (("train", ["-o", tmp_path / "run"]), ("eval", [])):
+        refused = invoke(command, start, *words, "--data", fundus, *more, check=False)
+        assert refused.exit_code == 1
+        assert re.fullmatch(rf"(labels: .*\nimages: .*\n)?wsurgery {command}: {said}\n", refused.stderr), refused.stderr
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
 def test_tensors_of_another_network_name_the_first(own, fresh):
     with pytest.raises(WsurgeryError, match="is in the network and not in the file"):
         load(fresh, model=f"{own}:small")

@@ -143,3 +143,22 @@ def test_parts_alone_are_trained(make, tmp_path):
         for arm, name in (("head-then-all", "init"), ("head-half", "last"))
     )
     assert all(begun[name].tobytes() == trained[name].tobytes() for name in begun)
+
+
+def test_a_page_names_the_data_and_its_digests_once(tmp_path):
+    net = tmp_path / "net"
+    for seed in (1, 2):
+        folder = net / "soup"
+        folder.mkdir(parents=True, exist_ok=True)
+        ways = dict.fromkeys(("single", "uniform", "greedy", "ensemble"), 0.9)
+        (folder / f"{seed}.json").write_text(json.dumps({**ways, "greedy_members": ["a"], "runs": {"a": 0.8}}))
+        (folder / f"line-{seed}.json").write_text(json.dumps({"points": [{"t": 0, "macro_auc": 0.5, "loss": 1}]}))
+        run = net / "runs" / "transfer" / str(seed)
+        run.mkdir(parents=True)
+        data = {"spec": "m.csv?fit=pad", "train": "a" * 64, "validation": "b" * 64}
+        (run / "config.json").write_text(json.dumps({"data": data, "settings": {}}))
+    lines = page("soup", net).splitlines()
+    assert "### What was run" in lines
+    assert [line for line in lines if line.startswith("- data")] == [
+        f"- data: `m.csv?fit=pad (digests: train {'a' * 12}, validation {'b' * 12})`"
+    ]

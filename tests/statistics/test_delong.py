@@ -51,7 +51,9 @@ def test_the_interval_stays_in_0_to_1_and_needs_two_of_each():
     def ci(*labels, patients=None):
         return delong(np.array(labels, np.float32)[:, None], scores, patients=patients).ci
 
-    assert ci(0, 0, 0, 1, 1) == (1, 1)
+    assert ci(0, 0, 0, 1, 1) is None  # AUC 1: what was drawn does not say how far it varies
+    assert ci(1, 1, 0, 0, 0) is None
+    assert delong(np.array([[0], [0], [1], [1]], np.float32), scores[:4]) == (1, 0, None)
     low, high = ci(0, 0, 1, 0, 1)
     assert 0 < low < high == 1
     assert ci(0, 0, 0, 0, 1) is None
@@ -191,7 +193,10 @@ def test_without_an_estimate_of_its_error_a_difference_has_no_p():
     labels = np.array([[0], [0], [1], [1]], np.float32)
     right = np.arange(4.0)[:, None]
     found = paired_delong(labels, right, -right)
-    assert (found.difference, found.se, found.z, found.p) == (1, 0, None, None)
+    assert (found.difference, found.se, found.ci, found.z, found.p) == (1, 0, None, None, None)
+    other = paired_delong(labels, right, right**2)  # two that are both right
+    assert (other.difference, other.se, other.ci, other.p) == (0, 0, None, None)
+    assert paired_delong(labels, right, right).ci == (0, 0)  # one network twice
     found = paired_delong(labels[:3], right[:3], -right[:3])  # one positive has no variance
     assert (found.difference, found.se, found.ci, found.p) == (1, None, None, None)
     found = paired_delong(labels, right, -right, patients=["a", "b", "c", "c"])

@@ -4,15 +4,23 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from pathlib import Path
+from typing import Any, TypedDict
 
 from wsurgery import __version__
+from wsurgery.checkpoint.opening import is_run
 from wsurgery.checkpoint.provenance import History, Record, as_pipeline, packages
 from wsurgery.checkpoint.reader import Checkpoint
+from wsurgery.checkpoint.trained import trained_on
 from wsurgery.errors import printable
+from wsurgery.untrusted import parse_json, read_regular
 
 _NOT_REPLAYED = ("train", "recalibrate-bn")  # they need images
 LICENCES = ("license", "modelspec.license")  # entries of the metadata
 _HUB = re.compile(r"hf://([^/@]+/[^/@]+)")
+_OF_RUN = ("best.safetensors", "last.safetensors")
+_MAX_METRICS = 1 << 24  # bytes
+_MEASURED = ("running_mean", "running_var")  # by batch norm: no parameters, nor are integers
 _WORD = re.compile(r"[\w.+-]{1,100}")  # what a licence is called on the hub
 
 
@@ -22,13 +30,16 @@ def sources(history: History) -> list[str]:
     return list(dict.fromkeys(match[1] for url in urls if (match := _HUB.match(url))))
 
 
-def model_card(checkpoint: Checkpoint, name: str, licences: Mapping[str, str] | None = None) -> str:
+def model_card(
+    checkpoint: Checkpoint, name: str, licences: Mapping[str, str] | None = None, *, path: Path | None = None
+) -> str:
     """Write what was done to what, with the pipeline, digests, and the licence where it is known, as Markdown.
 
     Args:
         checkpoint: the weights.
         name: of the model.
         licences: of models of the hub that `sources` names, as the hub has them.
+        path: the file that it is a copy of; in the folder of a run, what the run says of itself is told. Default: its own.
 
     Raises:
         WsurgeryError: its history is not what wsurgery writes.
@@ -40,14 +51,20 @@ def model_card(checkpoint: Checkpoint, name: str, licences: Mapping[str, str] | 
     front = [f"license: {known}"] if known and _WORD.fullmatch(known) else []
     if models:
         front += ["base_model:", *(f"- {json.dumps(model)}" for model in models)]
-    parameters = sum(prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    parameters = sum(
+        prod(tensor.shape)
+        for name, tensor in checkpoint.tensors.items()
+        if not tensor.dtype.startswith(("I", "U", "BOOL")) and name.rpartition(".")[2] not in _MEASURED
+    )
     architecture = (history.architecture or {}).get("name")
     about = [
         f"Architecture: {_code(str(architecture))}." if architecture else "",
-        f"{len(checkpoint.tensors):,} tensors, {parameters:,} elements.",
+        f"{len(checkpoint.tensors):,} tensors, {parameters:,} parameters.",
         f"Frozen in training: {', '.join(map(_code, history.freeze))}." if history.freeze else "",
     ]
     lines = ["---", *front, "tags:", "- wsurgery", "---", "", f"# {_text(name)}", "", " ".join(filter(None, about))]
+    if training := list(_training(history, path or checkpoint.path)):
+        lines += ["", "## How it was trained", "", *training]
     if history.log:
         pipeline = "\n".join(
             [
@@ -67,6 +84,59 @@ def model_card(checkpoint: Checkpoint, name: str, licences: Mapping[str, str] | 
     if rows := list(dict.fromkeys(_row(given, licences) for given in _inputs(history.log))):
         lines += ["", "| from | BLAKE3 | licence |", "|---|---|---|", *rows]
     return "\n".join(lines) + "\n"
+
+
+def title_of(checkpoint: Checkpoint) -> str:
+    """Return the name of a model: that of a run's folder (of one named by its seed, with its arm's), or else of the file."""
+    path = checkpoint.path
+    if path is None or path.name not in _OF_RUN or not is_run(path.parent):
+        return Path(checkpoint.name or checkpoint.label).stem
+    folder = path.resolve().parent
+    return f"{folder.parent.name}-{folder.name}" if folder.name.isdigit() else folder.name
+
+
+def _training(history: History, path: Path | None) -> Iterator[str]:
+    """Say of the last training what its record says, and what stands in the folder of the run."""
+    if found := trained_on(history.log):
+        digest = f", digest of their rows `{found.digest}`" if found.digest else ""
+        yield f"- images: {found.image_size} pixels a side, of the split {_code(found.split)}{digest}"
+        if found.labels:
+            yield f"- labels: {', '.join(map(_code, found.labels))}"
+    if path is None or path.name not in _OF_RUN or not is_run(path.parent):
+        return
+    which = path.name.partition(".")[0]
+    scored = _read(path.parent / "metrics.json", _Metrics).get(which, {})  # of init there is none
+    if (auc := scored.get("macro_auc")) is not None:
+        yield f"- macro AUC on {_code(found.eval_split if found else 'valid')}: {auc:.4f}, at step {scored.get('step', 0):,}"
+    if which == "best" and (tested := _read(path.parent / "eval.json", _Eval)).get("macro_auc") is not None:
+        interval = "{:.4f} to {:.4f}".format(*ci) if (ci := tested.get("macro_delong_ci")) else "no interval"
+        yield (
+            f"- macro AUC on {_code(tested.get('split', 'test'))}: {tested['macro_auc']:.4f} (95 %, DeLong: {interval}; "
+            f"{tested.get('n', 0):,} images, {tested.get('units', 0):,} independent {_text(tested.get('independent', 'images'))})"
+        )
+
+
+class _Scored(TypedDict, total=False):
+    step: int
+    macro_auc: float | None
+
+
+class _Metrics(TypedDict, total=False):
+    best: _Scored
+    last: _Scored
+
+
+class _Eval(TypedDict, total=False):
+    macro_auc: float | None
+    macro_delong_ci: tuple[float, float] | None
+    split: str
+    n: int
+    units: int
+    independent: str
+
+
+def _read(path: Path, kind: type[Any]) -> Any:
+    return parse_json(read_regular(path, _MAX_METRICS), kind, printable(str(path))) if path.is_file() else {}
 
 
 def _inputs(log: Sequence[Record]) -> Iterator[Record]:

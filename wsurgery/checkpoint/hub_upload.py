@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryFile, gettempdir
 from types import TracebackType
 from typing import IO, Any
@@ -37,6 +38,7 @@ class _Commit:
         self.opened = 0
         self.failed = False
         self.files: dict[str, HubUpload] = {}  # that are whole, by name
+        self.copied: Path | None = None
         self.described: Checkpoint | None = None  # the first of the model's own: what a card is written from
 
 
@@ -135,7 +137,7 @@ class HubUpload(RemoteOutput):
         self.operation = CommitOperationAdd(path_in_repo=self.path, path_or_fileobj=self._name)
         if self._commit.described is None and self.path.endswith(".safetensors") and "/" not in self.path:
             self._file.seek(0)
-            self._commit.described = Checkpoint(self._file, None)  # type: ignore[arg-type]
+            self._commit.described, self._commit.copied = Checkpoint(self._file, None), self.copied  # type: ignore[arg-type]
         send = HfApi().preupload_lfs_files
         asked(self.label, send, self.repo, [self.operation], revision=self.branch, writing=True)  # tries by itself
         if self.operation.path_or_fileobj == b"":  # as huggingface_hub leaves what it has sent
@@ -227,7 +229,7 @@ def _send(commit: _Commit) -> None:
     described = None if _CARD in commit.files else commit.described
     if described is not None and not _there(commit.repo, commit.branch, [_CARD]):
         licences = {model: licence for model in sources(History.of(described)) if (licence := _licence(model))}
-        card = model_card(described, commit.repo.rpartition("/")[2], licences)
+        card = model_card(described, commit.repo.rpartition("/")[2], licences, path=commit.copied)
         operations.append(CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=card.encode()))
     again = False
     for wait in _waits():

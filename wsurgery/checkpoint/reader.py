@@ -197,6 +197,8 @@ class Checkpoint:
         Raises:
             WsurgeryError: the input ends early.
         """
+        if isinstance(target, RemoteOutput):
+            target.copied = self.path
         gathered = GatheringWriter(target)
         gathered.write(self._whole_header)
         for tensor in self.tensors.values():

@@ -3,6 +3,7 @@
 import os
 import stat
 from abc import ABC, abstractmethod
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeAlias
 
@@ -10,7 +11,13 @@ _GATHERED = 1 << 18  # bytes of small pieces that are written together
 
 
 class RemoteOutput(ABC):
-    """Context manager that writes an object in a store, which appears when it is left without an error."""
+    """Context manager that writes an object in a store, which appears when it is left without an error.
+
+    Attributes:
+        copied: the file that it is a copy of, if it is one.
+    """
+
+    copied: Path | None = None
 
     def __enter__(self) -> "RemoteOutput":
         return self

@@ -377,12 +377,16 @@ def write_manifest(manifest: Manifest, file: Path) -> None:
 
 
 def summarise(manifest: Manifest) -> dict[str, Any]:
-    """Counts of images and patients, and in each split of each label's positives, negatives and unknowns."""
+    """Counts of images and patients, and in each split of each label's positives, negatives and unknowns.
+
+    The splits are train, valid and test, and then others in the order of their first image.
+    """
     rows: dict[str, list[int]] = {}
     for row, split in enumerate(manifest.splits):
         rows.setdefault(split, []).append(row)
     splits: dict[str, Any] = {}
-    for split in rows:
+    known = [split for split in SPLIT_NAMES.values() if split in rows]  # in the order in which a study meets them
+    for split in dict.fromkeys([*known, *rows]):
         part = manifest.take(rows[split])
         counts = {}
         for name, column in zip(part.label_names, part.labels.T, strict=True):

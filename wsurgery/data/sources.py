@@ -17,11 +17,13 @@ from typing import Protocol
 
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.data.cache import cache_folder
+from wsurgery.data.checks import manifest_fault
 from wsurgery.data.chexpert import chexpert
 from wsurgery.data.folder import folder as class_folders
 from wsurgery.data.graded import LAYOUTS, graded
 from wsurgery.data.manifest import FOLD, Manifest, read_manifest, write_manifest
 from wsurgery.data.medmnist import medmnist
+from wsurgery.data.presence import missing_images
 from wsurgery.data.rendering import DEFAULT, Rendering, split_keys
 from wsurgery.data.sets import SETS, listed
 from wsurgery.data.synthetic import Synthetic
@@ -185,11 +187,13 @@ def make_manifest(spec: str, file: Path, *, force: bool = False, threads: int | 
 
     Raises:
         UsageError: the file is there already and `force` is off, or the specification cannot be.
-        WsurgeryError: the data is broken.
+        WsurgeryError: the data is broken, or lists images that are not there.
     """
     if file.exists() and not force:
         raise UsageError(f"{printable(str(file))} exists: add --force to overwrite it")
     manifest = open_data(spec, threads=threads)
+    if said := absent(spec, manifest):
+        raise WsurgeryError(said)
     folder, root = file.absolute().parent.resolve(), manifest.root.resolve()
     above = os.path.relpath(root, folder) if root.is_relative_to(folder) else root
     paths = tuple(os.path.normpath(os.path.join(above, path)) for path in manifest.paths)
@@ -197,6 +201,19 @@ def make_manifest(spec: str, file: Path, *, force: bool = False, threads: int | 
     made = replace(manifest, root=folder, paths=paths)
     write_manifest(made, file)
     return made
+
+
+def absent(spec: str, manifest: Manifest) -> str | None:
+    """Say how many of the images that data lists are not there, the first of them, and what to do; None if all are."""
+    missing = missing_images(manifest)
+    if not missing:
+        return None
+    by_name = ": images=FOLDER behind its name finds them elsewhere, or mend the paths" if _is_table(spec) else ""
+    by_name = by_name or ": mend its paths, or make it again where the images are"
+    return (
+        f"{printable(portable_name(spec))}: {len(missing):,} of {len(manifest):,} images are not there, first "
+        f"{printable(missing[0])} in {printable(str(manifest.root))}{by_name}"
+    )
 
 
 def _publish(part: Path, target: Path, identity: str) -> None:
@@ -235,7 +252,9 @@ def _list_images(scheme: str, argument: str, options: Mapping[str, str]) -> Mani
     manifest = adapter(argument, options)
     if not isinstance(manifest, Manifest):
         raise WsurgeryError(f"{plug_in} returned a {type(manifest).__name__}: an adapter returns a Manifest")
-    return manifest
+    if fault := manifest_fault(manifest):
+        raise WsurgeryError(f"{plug_in} returned a Manifest that {fault}")
+    return replace(manifest, root=Path(manifest.root))
 
 
 def _parse(spec: str) -> tuple[str, str, dict[str, str]]:

@@ -105,7 +105,8 @@ class AucRow:
         difference: mean over `tests` of the AUC of A less that of B.
         seeds: how the difference varies over `tests`.
         over_seeds: what sign flips show of it, where runs are paired by seed; None elsewhere, and for one pair.
-        ci: interval of `difference` for these networks on other patients or images, by the bootstrap; None without it.
+        ci: interval of `difference` for these networks on other patients or images, by the bootstrap; None without it, and
+            where DeLong's is None for all pairs.
         left_out: samples of the bootstrap that lack positives or negatives.
         tests: DeLong's test of each pair of networks.
     """
@@ -242,7 +243,7 @@ def _row(tests: list[AucDifference], drawn: NDArray[np.float64], units: Sequence
         difference=fmean(differences),
         seeds=spread(differences),
         over_seeds=paired_test(by_unit) if by_seed and len(tests) > 1 else None,
-        ci=percentile_interval(drawn),
+        ci=percentile_interval(drawn) if any(test.ci for test in tests) else None,
         left_out=int(np.isnan(drawn).sum()),
         tests=tests,
     )

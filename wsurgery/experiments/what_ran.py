@@ -51,7 +51,7 @@ def what_ran(arms: Mapping[str, Arm]) -> WhatRan:
     environments = [_environment(run) for run in runs]
     histories = {run.folder: _history(run.folder) for run in runs}
     facts = {
-        "data": [_data(config) for config in configs],
+        "data": [data_in_words(config) for config in configs],
         "images": [
             *(_samples([e[split] for e in environments if split in e], use) for split, use in _SPLITS),
             *([f"{samples_in_words(samples)} to test"] if samples else []),
@@ -91,7 +91,8 @@ def _history(folder: Path) -> History:
         return History.of(checkpoint)
 
 
-def _data(config: Mapping[str, Any]) -> str:
+def data_in_words(config: Mapping[str, Any]) -> str:
+    """Write which data a run's `config.json` names, and the digests of its splits; empty where it names none."""
     data = config.get("data")
     if not isinstance(data, dict):
         return ""

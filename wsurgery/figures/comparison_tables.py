@@ -9,6 +9,7 @@ from rich.text import Text
 from wsurgery.errors import printable
 from wsurgery.experiments.comparison import AucRow, Aucs, Steps
 from wsurgery.statistics.bootstrap import Sample
+from wsurgery.statistics.delong import WITHOUT_INTERVAL
 from wsurgery.statistics.pairs import PairedTest
 
 _NONE = "–"
@@ -60,7 +61,9 @@ def auc_table(aucs: Aucs) -> Table:
     )
     whole = Sample(aucs.images, aucs.unit, aucs.units).in_words()
     clustered = ": clustered DeLong (Obuchowski 1997)" if aucs.unit == "patients" else ""
-    note = f"{whole}, taken as independent{clustered}{drawn}{lost}"
+    certain = any(row and row.ci is None and not any(test.ci for test in row.tests) for row in rows.values())
+    perfect = f". {WITHOUT_INTERVAL}" if certain else ""
+    note = f"{whole}, taken as independent{clustered}{drawn}{lost}{perfect}"
     of_images = f"of these networks on other {aucs.unit}, not of other seeds"
     if over_seeds:
         note += (

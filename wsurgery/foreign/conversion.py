@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from wsurgery.anatomy.architecture import Architecture
+from wsurgery.anatomy.blocks import NECK, UNPLACED, Shapes, block_map
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.header import TensorInfo
 from wsurgery.errors import WsurgeryError, printable
@@ -57,9 +58,9 @@ class Converted(Made):
         same_names = self.tensors.keys() <= self.state.tensors.keys()
         blocks = history.blocks if same_names else None
         history = replace(history, others={**history.others, **self.aliases}, blocks=blocks)
-        return Result(copies(self), history, says=list(self._says(architecture)), **more)
+        return Result(copies(self), history, says=list(self._says(architecture, blocks)), **more)
 
-    def _says(self, architecture: Architecture | None) -> Iterator[str]:
+    def _says(self, architecture: Architecture | None, blocks: object) -> Iterator[str]:
         names = self.names
         yield from self.state.notes
         if names.prefix:
@@ -77,6 +78,11 @@ class Converted(Made):
                 yield f"left out what {what}: {printable(', '.join(left_out[:3]))}{more}"
         for alias, kept in self.aliases.items():
             yield f"{printable(alias)} is {printable(kept)}: written once, and recorded"
+        if lost := () if blocks else _without_block({name: tensor.shape for name, tensor in self.tensors.items()}):
+            yield (
+                f"{len(lost)} of {len(self.tensors)} tensors have no known block, {printable(lost[0], 80)} first: where a "
+                "command takes --upto or --blocks, --block-map FILE says them; or transfuse --into what init --model made of it"
+            )
         if architecture:
             yield f"recorded the architecture {printable(architecture['name'])}"
         else:
@@ -103,6 +109,13 @@ class Converted(Made):
         self._stack.close()
         self.state = self._stack.enter_context(self._open())
         self._data = self._assembled()
+
+
+def _without_block(shapes: Shapes) -> list[str]:
+    """Return the tensors whose names tell no block: where none tells a numbered one, those of the neck, too."""
+    blocks = block_map(shapes)
+    numbered = any(block.startswith("block") for block in blocks.values())
+    return [name for name, block in blocks.items() if block == UNPLACED or (block == NECK and not numbered)]
 
 
 @contextmanager

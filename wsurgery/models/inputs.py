@@ -1,13 +1,15 @@
 """What stands between images and a network: how they are normalised, and what is said of those it cannot take."""
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import TypeVar
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from wsurgery.devices import is_out_of_memory
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.errors import WsurgeryError, located, printable
 
 Output = TypeVar("Output")
 
@@ -44,7 +46,30 @@ def run(network: Callable[[Tensor], Output], images: Tensor) -> Output:
                 "2 or more (and as many training images), a larger --image-size, or freeze-spec --role batch_norm"
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        theirs = located(error, _is_somebodys)
         raise WsurgeryError(
-            f"the network does not take images of {h} × {w} with {c} channels: {printable(reason)}; --image-size changes "
-            "their size"
+            f"the network does not take images of {h} × {w} with {c} channels: {theirs or printable(reason)}; --image-size "
+            f"changes their size{', --debug shows the traceback' if theirs else ''}"
         ) from error
+
+
+def logits_of(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return what a network makes of images, (b, c, h, w): (b, k).
+
+    Raises:
+        WsurgeryError: it cannot take them, or gives something else.
+    """
+    made = run(network, images)
+    if not isinstance(made, Tensor) or made.ndim != 2 or len(made) != len(images):
+        given = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        raise WsurgeryError(
+            f"the network gives {given} for {len(images)} images, and a tensor of ({len(images)}, labels) is due: its forward "
+            "returns the logits alone"
+        )
+    return made
+
+
+def _is_somebodys(frame: FrameType) -> bool:
+    """Whether a frame is of a network of the user's own."""
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return package not in ("torch", "timm", "wsurgery") and package not in sys.stdlib_module_names

@@ -6,7 +6,6 @@ Only a command line, or Python code, can say it. What a checkpoint's metadata sa
 import importlib
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ from functools import cache, partial
 from importlib.metadata import EntryPoint
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch import nn
 
 from wsurgery.entry_points import find, plug_ins
-from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.errors import UsageError, WsurgeryError, located, printable
 
 GROUP = "wsurgery.models"
 
@@ -167,13 +167,11 @@ def _signature(make: Callable[..., Any]) -> inspect.Signature:
 
 def _reason(error: BaseException, folder: Path | None) -> str:
     """Say an error in one line, with the file and line that raised it: of the user's own, the innermost."""
-    said = printable(" ".join(f"{type(error).__name__}: {error}".split()), 300)
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{printable(Path(error.filename).name)}, line {error.lineno}: {said}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and "importlib" not in frame.filename
-    ]
-    own = [frame for frame in frames if Path(frame.filename).parent == folder] or frames
-    return f"{printable(Path(own[-1].filename).name)}, line {own[-1].lineno}: {said}" if own else said
+
+    def is_own(frame: FrameType) -> bool:
+        return Path(frame.f_code.co_filename).parent == folder
+
+    def is_not_ours(frame: FrameType) -> bool:
+        return frame.f_code.co_filename != __file__ and "importlib" not in frame.f_code.co_filename
+
+    return located(error, is_own) or located(error, is_not_ours) or printable(f"{type(error).__name__}: {error}")

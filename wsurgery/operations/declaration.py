@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 from typer import Argument, Option
 from typer.models import ArgumentInfo, OptionInfo
@@ -260,6 +260,11 @@ class Edit:
         return [*words, "--", *last] if behind_dashes else words
 
 
+@overload
+def edit(function: Callable[..., Any], /) -> Edit: ...
+
+
+@overload
 def edit(
     *,
     elementwise: bool = False,
@@ -270,10 +275,26 @@ def edit(
     needs_part: str | None = None,
     json: Callable[[History], Any] | None = None,
     exports: bool = False,
-) -> Callable[[Callable[..., Any]], Edit]:
-    """Declare an edit.
+) -> Callable[[Callable[..., Any]], Edit]: ...
+
+
+def edit(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    elementwise: bool = False,
+    resamples: bool = False,
+    flows: str | None = None,
+    starts: bool = False,
+    in_order: Collection[str] = (),
+    needs_part: str | None = None,
+    json: Callable[[History], Any] | None = None,
+    exports: bool = False,
+) -> Edit | Callable[[Callable[..., Any]], Edit]:
+    """Declare an edit: `@edit`, or `@edit(elementwise=True)`.
 
     Args:
+        function: what does it, where the decorator has no parentheses.
         elementwise: each element of the result depends on that element alone (and on its draw).
         resamples: it draws a tensor anew from itself: batch norm follows `--bn`, and what has no spread is copied.
         flows: the checkpoint that flows through. Default: the first.
@@ -282,6 +303,9 @@ def edit(
         needs_part: the question to a user who gives no selector, where everything is not what anybody wants.
         json: gives, for the history of the result, what `--json` prints in place of writing.
         exports: whether the command writes other formats, too, by the ending of `-o`.
+
+    Raises:
+        TypeError: a parameter of the function has no type.
     """
 
     def declare(function: Callable[..., Any]) -> Edit:
@@ -291,6 +315,10 @@ def edit(
         takes: dict[str, Any] = {}
         of_tensors = False
         for name, given in inspect.signature(function).parameters.items():
+            if name not in hints or given.kind in (given.VAR_POSITIONAL, given.VAR_KEYWORD):
+                raise TypeError(
+                    f"the edit {function.__name__} has a parameter {name} without a type of its own: x: Array, say"
+                )
             hint, *extra = (
                 [hints[name]] if typing.get_origin(hints[name]) is not Annotated else typing.get_args(hints[name])
             )
@@ -325,7 +353,7 @@ def edit(
             exports,
         )
 
-    return declare
+    return declare if function is None else declare(function)
 
 
 BatchNorm = Literal["identity", "meanvar", "keep"]

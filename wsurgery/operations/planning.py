@@ -25,8 +25,8 @@ from wsurgery.operations.names import blocks_after
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.scaled import require_plain
-from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit
-from wsurgery.operations.tensors import tensor_edits
+from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit, require_tensor_edits
+from wsurgery.operations.tensors import require_result, tensor_edits
 
 if TYPE_CHECKING:
     from wsurgery.operations.arrays import Array, Map
@@ -256,16 +256,17 @@ def computed(edit: TensorEdit, x: "Array", run: "Map") -> "Array":
     assert edit.compute is not None
     try:
         result = np.asarray(edit.compute(x, run), order="C")
+        require_result(result, edit.tensor.shape, numpy_dtype(edit.tensor.dtype))
     except WsurgeryError as error:
         if hasattr(error, "tensor"):
             raise
         named = type(error)(f"{printable(edit.tensor.name)} {error}")
         named.tensor = edit.tensor.name  # type: ignore[attr-defined]
-        raise named from None
-    if result.shape != edit.tensor.shape or result.dtype != numpy_dtype(edit.tensor.dtype):
-        raise RuntimeError(
-            f"{edit.tensor.name}: the operation gave {result.dtype} {result.shape}, promised {edit.tensor}"
-        )
+        raise named from error
+    except (Exception, SystemExit) as error:  # whatever another package's code raises
+        if not hasattr(error, "tensor"):
+            error.tensor = f"{printable(edit.origin.name)}, {x.dtype} {x.shape}"  # type: ignore[union-attr]
+        raise
     return result
 
 
@@ -319,6 +320,8 @@ def plan(
         known = {RandomStream: random, Selection: selection}
         made = edit.function(**inputs, **options, **{name: known[kind] for name, kind in edit.takes.items()})
         result = made if isinstance(made, Result) else Result(made)
+        if edit.package:
+            require_tensor_edits(edit.name, result.tensors)
     require_plain(result.tensors)
     recorded = {"seed": seed if edit.draws else None, **options, **result.recorded}
     described += result.inputs

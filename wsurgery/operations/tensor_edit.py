@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.companions import ModelFolder
 from wsurgery.checkpoint.provenance import History, Record
+from wsurgery.errors import WsurgeryError, printable
 
 if TYPE_CHECKING:
     from wsurgery.operations.arrays import Array, Compute, Map
@@ -101,3 +102,21 @@ class Result:
     warns: Callable[[], Iterable[str]] = lambda: ()
     beside: ModelFolder | None = None
     name: str | None = None
+
+
+def require_tensor_edits(edit: str, made: Any) -> None:
+    """Require that what an edit of checkpoints returned is a list of `TensorEdit`, one for each name.
+
+    Raises:
+        WsurgeryError: it is something else; the message names the edit.
+    """
+    due = "an edit of checkpoints returns a list of TensorEdit, or a Result with one"
+    if not isinstance(made, (list, tuple)):
+        raise WsurgeryError(f"{edit} returned a {type(made).__name__}: {due}")
+    names = set()
+    for each in made:
+        if not isinstance(each, TensorEdit):
+            raise WsurgeryError(f"{edit} returned a list with a {type(each).__name__} in it: {due}")
+        if each.tensor.name in names:
+            raise WsurgeryError(f"{edit} made {printable(each.tensor.name)} twice: {due}, each name once")
+        names.add(each.tensor.name)

@@ -91,10 +91,29 @@ def _edited(
     working = np.dtype("f8" if x.dtype == np.float64 else "f4")
     if edit.elementwise:
         return _elementwise(x, run, edit, given, tensor, working, overflows)
-    result = edit.function(x.astype(working), **given)
-    rounded, lost = _rounded(x, np.asarray(result), x.dtype, working)
+    made = np.asarray(edit.function(x.astype(working), **given))
+    require_result(made, x.shape)
+    rounded, lost = _rounded(x, made, x.dtype, working)
     overflows.note(info.name, lost, x.dtype)
     return rounded
+
+
+def require_result(made: "Array", shape: tuple[int, ...], dtype: "np.dtype[Any] | None" = None) -> None:
+    """Require that what an edit made of a tensor, or of a chunk, are real numbers in a shape, and of a type where one is given.
+
+    Raises:
+        WsurgeryError: it is something else; the tensor's name is to stand before the message.
+    """
+    if not _is_numbers(made, shape, dtype):
+        due = f"{dtype or 'numbers'} {shape}"
+        raise WsurgeryError(f"was to become {due}, and the edit made {made.dtype} {made.shape} of it")
+
+
+def _is_numbers(made: "Array", shape: tuple[int, ...], dtype: "np.dtype[Any] | None" = None) -> bool:
+    known = (
+        made.dtype.kind not in "OSUcMm" if dtype is None else made.dtype == dtype
+    )  # those of ml_dtypes have the kind V
+    return known and made.shape == shape
 
 
 class _Apart(Exception):
@@ -125,9 +144,9 @@ def _several(
     given = {**options, **{name: map if kind is Map else together for name, kind in edit.takes.items()}}
     try:
         computed, flagged = _watched(edit.function, x, working, given)
-    except (WsurgeryError, _Apart):
+    except Exception:  # whatever another package's code raises: one by one it is known in which tensor
         return None
-    if computed.shape != x.shape:
+    if not _is_numbers(computed, x.shape):
         return None
     result, lost = _rounded(x, computed, x.dtype, working, flagged=flagged)
     return None if lost else result
@@ -153,10 +172,7 @@ def _elementwise(
         part = chunk_slice(chunk)
         own = {name: replace(given[name], chunk=chunk) for name in drawing}
         computed, flagged = _watched(edit.function, flat[part], working, {**given, **own})
-        if computed.shape != flat[part].shape:
-            raise RuntimeError(
-                f"{edit.name} gave {computed.shape} for a chunk of {flat[part].shape}: it is not elementwise"
-            )
+        require_result(computed, flat[part].shape)
         result[part], count = _rounded(flat[part], computed, x.dtype, working, flagged=flagged)
         if count:
             lost.append(count)

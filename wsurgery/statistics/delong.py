@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from wsurgery.statistics.auc import area, macro, structural_components
 from wsurgery.statistics.bootstrap import Interval
 
+WITHOUT_INTERVAL = (
+    "An AUC of 1 or 0 of few images, or one patient, gives no interval: what was drawn does not say how far it varies "
+    "(Obuchowski and Lieber 2002)"
+)
 Floats = NDArray[np.floating[Any]]
 
 
@@ -20,7 +24,7 @@ class AucEstimate(NamedTuple):
     Attributes:
         auc: it.
         se: its standard error; None with fewer than two independent positives or negatives of a label.
-        ci: its normal interval, cut to [0, 1]; None where `se` is.
+        ci: its normal interval, cut to [0, 1]; None where `se` is None or 0.
     """
 
     auc: float
@@ -36,8 +40,8 @@ class AucDifference(NamedTuple):
         b: AUC of B.
         difference: `a - b`.
         se: its standard error; None with fewer than two independent positives or negatives of a label.
-        ci: its normal interval; None where `se` is.
-        z: difference over standard error; 0 where both are 0, None where only the standard error is.
+        ci: its normal interval; None where `se` is, or where neither AUC varies with the images that were drawn.
+        z: difference over standard error; 0 where both are 0, None where only the standard error is, or there is no interval.
         p: two-sided, of the normal distribution; None where `z` is.
     """
 
@@ -61,6 +65,10 @@ def delong(
     Sun and Xu (2014). Over several labels a patient's influence is the mean of its influences on each, however the labels
     correlate and whatever is known of each.
 
+    Where every positive ranks above every negative the estimated variance is 0, which says nothing of other patients: no
+    interval of the normal kind can be had (Obuchowski and Lieber, *Confidence bounds when the estimated ROC area is 1.0*,
+    2002), and none is given.
+
     Args:
         labels: (n, k), 0 or 1, NaN for unknown; at least one positive and one negative of each label.
         scores: (n, k), any increasing function of the probability.
@@ -69,8 +77,8 @@ def delong(
     """
     auc, influence = _mean_auc(labels, scores, _units(labels, patients))
     se = _error(influence)
-    if se is None:
-        return AucEstimate(auc, None, None)
+    if not se:
+        return AucEstimate(auc, se, None)
     low, high = _normal(auc, se, level)
     return AucEstimate(auc, se, (max(0.0, low), min(1.0, high)))
 
@@ -95,6 +103,8 @@ def paired_delong(
     difference, se = auc_a - auc_b, _error(influence_a - influence_b)
     if se is None:
         return AucDifference(auc_a, auc_b, difference, None, None, None, None)
+    if not (influence_a.any() or influence_b.any() or np.array_equal(a, b)):
+        return AucDifference(auc_a, auc_b, difference, se, None, None, None)
     ci = _normal(difference, se, level)
     if se == 0:
         same = difference == 0

@@ -40,12 +40,16 @@ def watched(steps: int, training: Dataset, say: Callable[[str], None], *, live: 
 
     Args:
         steps: the run's length.
-        training: the images, of which the labels' names and how they are rendered are said first.
+        training: the images, of which the labels' names, the number and size, and how they are rendered are said first.
         say: prints a line.
         live: keep a line with bar and time left, once a second; for a terminal.
     """
     # Said once nothing can be wrong any more.
-    first = [f"labels: {printable(', '.join(training.label_names), 1000)}", f"images: {training.rendering.described}"]
+    n, height, width, _ = training.images.shape
+    first = [
+        f"labels: {printable(', '.join(training.label_names), 1000)}",
+        f"images: {n:,} to train on, {height} × {width} pixels, {training.rendering.described}",
+    ]
 
     def tell(entry: Entry) -> None:
         if "macro_auc" in entry:

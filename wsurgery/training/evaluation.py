@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsurgery.statistics.auc import auc_per_label, macro
 from wsurgery.statistics.bootstrap import Interval, bootstrap_aucs, percentile_interval, resampling_unit
@@ -46,6 +47,12 @@ def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]
             delong(found.labels[:, columns], found.scores[:, columns], patients=found.patients).ci if columns else None
         )
 
+    def drawn(values: NDArray[np.float64]) -> Interval | None:
+        interval = percentile_interval(values)
+        return (
+            None if interval and interval[0] == interval[1] else interval
+        )  # as DeLong's: it says nothing of other patients
+
     own, more = aucs_of(found)
     unit = resampling_unit(found.patients, found.paths)
     samples = bootstrap_aucs(found.labels, found.scores, found.patients, resamples=resamples, seed=seed)
@@ -53,7 +60,7 @@ def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]
         {
             "auc": auc,
             "ci": None if auc is None else ci([i]),
-            "bootstrap_ci": percentile_interval(samples[:, i]),
+            "bootstrap_ci": drawn(samples[:, i]),
             "left_out": int(np.isnan(samples[:, i]).sum()),
         }
         for i, auc in enumerate([*own.values(), *more.values()])
@@ -66,7 +73,7 @@ def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]
         **({"top1": top1_accuracy(found)} if found.exclusive else {}),
         "n": len(found.paths),
         **dict(zip(more, scores[found.count :], strict=True)),
-        "macro_ci": percentile_interval(means),
+        "macro_ci": drawn(means),
         "macro_delong_ci": ci(scored),
         "macro_left_out": int(np.isnan(means).sum()),
         "bootstrap": resamples,

@@ -9,7 +9,7 @@ from wsurgery.data.augment import normalise, to_float
 from wsurgery.data.dataset import Dataset
 from wsurgery.devices import arithmetic, memory_errors, memory_format
 from wsurgery.errors import WsurgeryError
-from wsurgery.models.inputs import fit_channels, image_statistics, run
+from wsurgery.models.inputs import fit_channels, image_statistics, logits_of
 from wsurgery.processes import ALONE, Processes
 from wsurgery.training.feed import Feed
 
@@ -39,7 +39,7 @@ def predict(
         model.to(device).to(memory_format=memory_format(device)).eval()
         for i in range(len(own)):
             images = normalise(to_float(feed.take(i).images), mean, std)
-            logits.append(run(model, fit_channels(images, model)).float())
+            logits.append(logits_of(model, fit_channels(images, model)).float())
         found = [some.cpu().numpy() for some in logits]  # when all are computed: nothing waits for a copy
     for module in was_training:
         module.training = True

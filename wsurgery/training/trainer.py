@@ -21,7 +21,7 @@ from wsurgery.data.augment import Augmentation, Purpose, augment, draw
 from wsurgery.data.dataset import Dataset
 from wsurgery.devices import arithmetic, is_out_of_memory, memory_format, on_device
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.models.inputs import fit_channels, image_statistics, run
+from wsurgery.models.inputs import fit_channels, image_statistics, logits_of, run
 from wsurgery.processes import ALONE, Processes
 from wsurgery.statistics.auc import macro
 from wsurgery.training.evaluation import aucs_of, top1_accuracy
@@ -124,7 +124,7 @@ class Trainer:
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(cuda), arithmetic(self.settings.precision):
             images = fit_channels(torch.zeros((self.share, 3, height, width), device=self.device), self.model)
-            logits = run(partial(torch.func.functional_call, self.model, buffers), images)
+            logits = logits_of(partial(torch.func.functional_call, self.model, buffers), images)
         require_outputs(logits.shape[-1], self.training)
 
     def trained_on(self, eval_split: str) -> TrainedOn:
