@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import reference_accepts
+from wsurgery.checkpoint import header as header_module
 from wsurgery.checkpoint.dtypes import BITS
 from wsurgery.checkpoint.header import TensorInfo, format_header, parse_header
 from wsurgery.checkpoint.opening import open_checkpoint
@@ -82,6 +83,96 @@ def test_a_mutated_file_is_never_accepted_against_the_reference_library(tmp_path
     content = bytes(content[: data.draw(st.integers(0, len(content)))]) if data.draw(st.booleans()) else bytes(content)
     if not reference_accepts(content):
         assert not we_accept(content, tmp_path_factory.getbasetemp())
+
+
+def compact(fields: dict) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+METADATA = {"__metadata__": {"format": "pt", "}": '{"a":"}"}'}}
+EMPTY = {"c": {"dtype": "F32", "shape": [0, 3], "data_offsets": [25, 25]}}
+LARGE = [  # as if they were
+    compact({**METADATA, **GOOD}),
+    compact({"a": GOOD["a"], **METADATA, "b": GOOD["b"]}),
+    compact({**GOOD, **METADATA}),
+    compact({"b": GOOD["b"], **EMPTY, "a": GOOD["a"]}),
+    compact(METADATA),
+    compact({**GOOD, "__metadata__": None}),
+    b"{}",
+]
+NOT_PLAIN = [
+    compact({**METADATA, **GOOD})[:-1] + b",}",
+    compact(METADATA)[:-1] + b",}",
+    compact(METADATA)[:-1] + compact(GOOD)[1:],  # no comma
+    compact({**METADATA, **GOOD})[:-1] + b"," + compact(METADATA)[1:],
+    compact({**METADATA, **GOOD})[:-1] + b',"__metadata__":' + compact(GOOD["b"]) + b"}",
+    compact({**GOOD, "b": {**GOOD["b"], **METADATA}}),
+    compact({**GOOD, "b": {"x": {}, **METADATA}}),
+    b'{"a},"__metadata__":{},b":{"dtype":"U8","shape":[],"data_offsets":[0,0]}}',
+    compact({**GOOD, "__metadata__": {"a": 1}}),
+    compact({**GOOD, "__metadata__": GOOD["b"]}),
+    compact(GOOD).replace(b'"shape"', b'"sh\\u0061pe"'),
+    compact(GOOD).replace(b'"shape":[2,3]', b'"shape":[2,3],"shape":[2,3]'),
+    compact(GOOD).replace(b'"a"', b'"b"'),
+    compact(GOOD).replace(b'"a"', b'"\\u0062"'),
+    compact(GOOD).replace(b'"a"', b'"\\ud800"'),
+    compact(GOOD).replace(b"[]", b"[-0]"),
+    compact(GOOD).replace(b"[]", b"[1.0]"),
+    compact(GOOD).replace(b"[0,", b"[-0,"),
+    compact(GOOD).replace(b"24]", b"24,24]"),
+    compact(GOOD).replace(b"F32", b"F31"),
+    compact(GOOD).replace(b"[2,3]", b"[" + b"1," * 64 + b"6]"),
+    compact({**GOOD, "c": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [25, 25]}}),
+    compact({"dtype": GOOD["a"], "b": GOOD["b"]}),
+    b" " + compact(GOOD),
+]
+
+
+def outcome(parse, text: bytes):
+    try:
+        header = parse(text)
+    except WsurgeryError as error:
+        return str(error)
+    return header and (list(header.tensors.items()), header.metadata)
+
+
+@pytest.mark.parametrize("text", LARGE)
+def test_a_large_header_is_read_as_a_small_one(text):
+    text += b" " * (-len(text) % 8)
+    assert outcome(header_module._parse_large, text) == outcome(header_module._parse, text)
+
+
+@pytest.mark.parametrize("text", NOT_PLAIN)
+def test_what_is_not_plain_in_a_large_header_is_left_to_the_other_parser(text):
+    assert header_module._parse_large(text) is None
+
+
+@given(st.data())
+@settings(max_examples=1500, deadline=None)
+def test_a_large_header_is_refused_in_the_same_words(data):
+    """Whatever the quick parser takes, the other one takes, too, and it is the same."""
+    text = bytearray(data.draw(st.sampled_from(LARGE + NOT_PLAIN)))
+    pieces = [
+        b'"',
+        b"\\",
+        b",",
+        b"}",
+        b"{",
+        b":",
+        b"-",
+        b"0",
+        b".0",
+        b'"a"',
+        b'"__metadata__":{}',
+        b"},",
+        b" ",
+        b"\xff",
+    ]
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(text)))
+        text[at : at + data.draw(st.integers(0, 2))] = data.draw(st.sampled_from(pieces))
+    quick = outcome(header_module._parse_large, bytes(text))
+    assert quick is None or quick == outcome(header_module._parse, bytes(text))
 
 
 @given(

@@ -17,6 +17,7 @@ Place = tuple[int, tuple[int, ...]]  # kind of block, then what orders blocks of
 
 NECK, HEAD, UNPLACED = "neck", "head", "unplaced"
 _STEM, _BLOCK, _TAIL, _NECK, _HEAD, _UNPLACED = range(6)  # in the order in which data meets them
+_NOWHERE: Place = (_UNPLACED, ())
 _MOST_WRAPPERS = 8  # a hostile name may have a million parts
 _MOST_DIGITS = 18  # or a number as long
 _LABELS = {_NECK: NECK, _HEAD: HEAD, _UNPLACED: UNPLACED}
@@ -60,10 +61,8 @@ _RULES = [
         _Rule(_BLOCK, r"conv2d_7b", "8"),
         # CoaT: tensors that several of its blocks share stand with the first.
         _Rule(_STEM, r"serial_blocks1\.\d+\.(?:cpe|factoratt_crpe\.crpe)"),
-        _Rule(
-            _BLOCK,
-            r"serial_blocks(\d)\.\d+\.(?:cpe|factoratt_crpe\.crpe)|parallel_blocks\.\d+\.factoratt_crpe(\d)\.crpe",
-        ),
+        _Rule(_BLOCK, r"serial_blocks(\d)\.\d+\.(?:cpe|factoratt_crpe\.crpe)"),
+        _Rule(_BLOCK, r"parallel_blocks\.\d+\.factoratt_crpe(\d)\.crpe"),
         _Rule(_BLOCK, r"serial_blocks(\d)\.(\d+)"),
         # What all the others have in common.
         _Rule(
@@ -95,6 +94,8 @@ _RULES = [
         ),
     ]
 ]
+_NUMBERED = re.compile(r"\d+(?:\.|$)")
+_MOST_PARTS = 1 + max(rule.pattern.count(r"\.") for rule, _ in _RULES)  # of a name that a rule looks at
 # A last layer by a name that says nothing by itself: the head of a network that has a trunk, and no other head.
 _LAST = re.compile(r"(?:linear|output|out|predictions?|last_layer)\.(?:weight|bias)")
 # Blocks that stand in chunks of a parallel network, but keep their own numbers: DINOv2's `blocks.1.4.attn.qkv.weight`.
@@ -102,7 +103,7 @@ _CHUNK = re.compile(r"(blocks|layers|h)\.(\d{1,6})\.(\d{1,6})\.(\w+)")
 
 
 class _Rules(NamedTuple):
-    """Rules in their order, and `any`, one pattern of them all: the group that it ends in is named after the rule's place."""
+    """Rules in their order, and `any`, one pattern of them all, which ends in an empty group named after the rule's place."""
 
     rules: Sequence[tuple[_Rule, re.Pattern[str]]]
     any: re.Pattern[str]
@@ -120,26 +121,25 @@ def block_map(shapes: Shapes) -> dict[str, str]:
         what no rule knows.
     """
     short = _without_chunks(_strip_wrappers(shapes))
-    rules = _rules_for(short.values())
-    places = {name: _place(inner, rules) for name, inner in short.items()}
-    kinds = {kind for kind, _ in places.values()}
-    if _BLOCK in kinds and _HEAD not in kinds:
-        last = {name for name, (kind, _) in places.items() if kind == _UNPLACED and _LAST.fullmatch(short[name])}
+    members = _places(short)
+    if not any(kind == _HEAD for kind, _ in members) and any(kind == _BLOCK for kind, _ in members):
+        last = [name for name in members.get(_NOWHERE, ()) if _LAST.fullmatch(short[name])]
         if len({name.rpartition(".")[0] for name in last}) == 1:
-            places |= dict.fromkeys(last, (_HEAD, ()))
-    has_weights = {place for name, place in places.items() if len(shapes[name]) > 1}
+            members[_HEAD, ()] = last
+            members[_NOWHERE] = [name for name in members[_NOWHERE] if not _LAST.fullmatch(short[name])]
+    order = sorted(place for place, names in members.items() if names)
     label: dict[Place, str] = {}
     number, previous = 0, None
-    for place in sorted(set(places.values())):
-        if place[0] == _BLOCK == (previous or (None,))[0] and place not in has_weights:
+    for place in order:
+        if place[0] == _BLOCK == (previous or (None,))[0] and all(len(shapes[name]) < 2 for name in members[place]):
             label[place] = label[previous]  # type: ignore[index]  # a batch norm numbered by itself (VGG) goes with its convolution
             continue
         number += place[0] in (_BLOCK, _TAIL)
         label[place] = _LABELS.get(place[0]) or f"block{number}"
         previous = place
-    stem = {short[name]: shapes[name] for name, place in places.items() if place[0] == _STEM}
+    stem = {short[name]: shapes[name] for place in order if place[0] == _STEM for name in members[place]}
     label[_STEM, ()] = "conv1" if _is_lone_conv1(stem) else "stem"
-    return {name: label[places[name]] for name in sorted(places, key=places.__getitem__)}
+    return {name: label[place] for place in order for name in members[place]}
 
 
 MAX_BLOCK_MAP = 10_000_000  # bytes of a file
@@ -246,19 +246,35 @@ def _rules_for(names: Collection[str]) -> _Rules:
         return not beginning or (f"\n{beginning}" in text and any(name.startswith(beginning) for name in names))
 
     held = [(rule, pattern) for rule, pattern in _RULES if holds(rule.beside)]
-    return _Rules(held, re.compile("|".join(f"(?P<r{i}>{pattern.pattern})" for i, (_, pattern) in enumerate(held))))
+    return _Rules(held, re.compile("|".join(f"{pattern.pattern}(?P<r{i}>)" for i, (_, pattern) in enumerate(held))))
+
+
+def _places(short: Mapping[str, str]) -> dict[Place, list[str]]:
+    """Place names, by what is left of each: place → names, in their order."""
+    rules = _rules_for(short.values())
+    members: dict[Place, list[str]] = {}
+    known: dict[str, list[str]] = {}  # beginning of a name → the names in its place
+    for name, inner in short.items():
+        parts = inner.split(".", _MOST_PARTS)
+        parts[_MOST_PARTS:] = [""] * (len(parts) > _MOST_PARTS)
+        beginning = ".".join(parts)
+        there = known.get(beginning)
+        if there is None:
+            there = known[beginning] = members.setdefault(_place(beginning, rules), [])
+        there.append(name)
+    return members
 
 
 def _place(name: str, rules: _Rules) -> Place:
     first = rules.any.match(name)
     if not first:
-        return _UNPLACED, ()
+        return _NOWHERE
     rule, pattern = rules.rules[int((first.lastgroup or "")[1:])]
     match = pattern.match(name)
     assert match  # it is a part of `any`
     parts = match.expand(rule.order).split(".") if rule.order else [*filter(None, match.groups())]
-    if any(len(part) > _MOST_DIGITS for part in parts):
-        return _UNPLACED, ()
+    if parts and max(map(len, parts)) > _MOST_DIGITS:
+        return _NOWHERE
     return rule.kind, tuple(int(part) if part.isdigit() else ord(part) for part in parts)
 
 
@@ -266,19 +282,21 @@ def _strip_wrappers(names: Iterable[str]) -> dict[str, str]:
     """Drop prefixes that say nothing (`module.`, `model.`, `encoder.`): an unplaced root over more than half of the tensors."""
     short = {name: name for name in names}
     for _ in range(_MOST_WRAPPERS if short else 0):
-        count = Counter(name.partition(".")[0] for name in short.values())
+        count = Counter([name.partition(".")[0] for name in short.values()])
         root, size = count.most_common(1)[0]
-        inner = [name[len(root) + 1 :] for name in short.values() if name.startswith(root + ".")]
+        if size <= len(short) / 2:
+            break
         brothers = sum(re.sub(r"\d", "", other) == re.sub(r"\d", "", root) for other in count)
+        inside = f"{root}."
+        inner = [name[len(inside) :] for name in short.values() if name.startswith(inside)]
         if (
-            size <= len(short) / 2
-            or brothers > 1  # layer4 has brothers, a wrapper has none
+            brothers > 1  # layer4 has brothers, a wrapper has none
             or len(inner) < size
-            or any(re.match(r"\d+(\.|$)", name) for name in inner)
+            or any(map(_NUMBERED.match, inner))
             or _place(root, _rules_for(short.values()))[0] != _UNPLACED
         ):
             break
-        short = {name: part[len(root) + 1 :] if part.startswith(root + ".") else part for name, part in short.items()}
+        short = {name: part.removeprefix(inside) for name, part in short.items()}
     return short
 
 
@@ -289,11 +307,10 @@ def _without_chunks(short: dict[str, str]) -> dict[str, str]:
     """
     inside: dict[str, dict[int, set[int]]] = {}
     parts: dict[str, set[str]] = {}
-    for name in short.values():
-        if found := _CHUNK.match(name):
-            inside.setdefault(found[1], {}).setdefault(int(found[2]), set()).add(int(found[3]))
-            parts.setdefault(found[1], set()).add(found[4])
-    stages = any(name.startswith("patch_embeds.") for name in short.values())  # Twins
+    for found in filter(None, map(_CHUNK.match, short.values())):
+        inside.setdefault(found[1], {}).setdefault(int(found[2]), set()).add(int(found[3]))
+        parts.setdefault(found[1], set()).add(found[4])
+    stages = bool(inside) and any(name.startswith("patch_embeds.") for name in short.values())  # Twins
     for word, chunks in inside.items():
         numbers = [number for chunk in sorted(chunks) for number in sorted(chunks[chunk])]
         goes_on = numbers == list(range(len(numbers))) and sorted(chunks) == list(range(len(chunks)))

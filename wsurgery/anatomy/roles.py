@@ -60,11 +60,22 @@ def role_map(tensors: Mapping[str, Described]) -> dict[str, str]:
     it neither meets an image or a signal of one channel, nor is a transposed one, (in, out, …), that makes it. Kernels of
     experts, (experts, out·in·kh·kw), look linear (CondConv).
     """
-    siblings: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    modules: dict[str, list[tuple[str, str, Described]]] = defaultdict(list)
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
-        siblings[module][part] = tensor.shape
-    roles = {name: _role(name, tensor, siblings[name.rpartition(".")[0]]) for name, tensor in tensors.items()}
+        modules[module].append((name, part, tensor))
+    roles = dict.fromkeys(tensors, "")
+    known: dict[tuple[object, ...], list[str]] = {}  # modules repeat: names, dtypes and shapes → roles
+    for module, members in modules.items():
+        last = module.rpartition(".")[2]
+        last = "" if last.isdecimal() else last  # a number says nothing
+        kind = (last, *[(part, tensor.dtype, tensor.shape) for _, part, tensor in members])
+        alike = known.get(kind)
+        if alike is None:
+            siblings = {part: tensor.shape for _, part, tensor in members}
+            alike = known[kind] = [_role(last, part, tensor, siblings) for _, part, tensor in members]
+        for (name, _, _), role in zip(members, alike, strict=True):
+            roles[name] = role
     if "depthwise" in roles.values():
         with contextlib.suppress(UsageError):
             roles[_first_convolution({name: tensor.shape for name, tensor in tensors.items()})] = "conv"
@@ -92,9 +103,9 @@ def matches_role(role: str, wanted: str, shape: Sequence[int]) -> bool:
     return role in _INCLUDES.get(wanted, {wanted})
 
 
-def _role(name: str, tensor: Described, siblings: Mapping[str, tuple[int, ...]]) -> str:
-    module, _, part = name.rpartition(".")
-    last, shape = module.rpartition(".")[2], tensor.shape
+def _role(last: str, part: str, tensor: Described, siblings: Mapping[str, tuple[int, ...]]) -> str:
+    """Say what the tensor `part` of a module does, whose own name ends in `last`."""
+    shape = tensor.shape
     if part in BATCH_NORM_PARTS and "running_mean" in siblings and "running_var" in siblings:
         return "batch_norm"
     if not tensor.dtype.startswith(("F", "BF", "C")):

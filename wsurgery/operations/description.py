@@ -2,7 +2,7 @@
 
 import re
 from fnmatch import translate
-from itertools import count
+from math import prod
 from typing import Any
 
 from wsurgery.anatomy import Selection, role_map
@@ -30,24 +30,25 @@ def describe(checkpoint: Checkpoint, selection: Selection | None = None) -> dict
     history = History.of(checkpoint)
     blocks = (selection or Selection()).with_map(history.blocks).place(checkpoint.tensors)
     roles = role_map(checkpoint.tensors)
-    frozen = re.compile("|".join(map(translate, history.freeze))).match if history.freeze else lambda name: None
+    frozen = re.compile("|".join(map(translate, history.freeze))).match if history.freeze else None
     scaled = scales(checkpoint.tensors)
-    rows = []
-    for name, tensor in checkpoint.tensors.items():
-        row: dict[str, Any] = {
+    rows: list[dict[str, Any]] = [
+        {
             "name": name,
             "block": blocks[name],
             "role": roles[name],
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
             "bytes": tensor.nbytes,
-            "frozen": frozen(name) is not None,
+            "frozen": frozen is not None and frozen(name) is not None,
         }
-        rows.append(row | {"scaled_by": scaled[name]} if name in scaled else row)
-    members: dict[str, list[str]] = {}
-    for name, block in blocks.items():
-        members.setdefault(block, []).append(name)
-    position = dict(zip(checkpoint.tensors, count(), strict=False))
+        for name, tensor in checkpoint.tensors.items()
+    ]
+    members: dict[str, list[dict[str, Any]]] = {block: [] for block in blocks.values()}
+    for row in rows:
+        if row["name"] in scaled:
+            row["scaled_by"] = scaled[row["name"]]
+        members[row["block"]].append(row)
     return {
         "architecture": history.architecture,
         "history": [
@@ -57,13 +58,11 @@ def describe(checkpoint: Checkpoint, selection: Selection | None = None) -> dict
         "blocks": [
             {
                 "name": block,
-                "parameters": sum(
-                    checkpoint.tensors[name].elements for name in names if is_parameter(name, roles[name])
-                ),
-                "bytes": sum(checkpoint.tensors[name].nbytes for name in names),
-                "tensors": sorted(names, key=position.__getitem__),
+                "parameters": sum([prod(row["shape"]) for row in inside if is_parameter(row["name"], row["role"])]),
+                "bytes": sum([row["bytes"] for row in inside]),
+                "tensors": [row["name"] for row in inside],
             }
-            for block, names in members.items()
+            for block, inside in members.items()
         ],
         "tensors": rows,
     }
