@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
-from threading import Lock
 
 import numpy as np
 
@@ -62,13 +61,10 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
     sources, chosen, history, says = matched(sources, selection)
     first = sources[0]
     (lead, lead_weight), *rest = [pair for pair in zip(sources, weights, strict=True) if pair[1]]
-    reading = Lock()  # tensors are computed in several threads, and a file has one position
 
     def read(name: str) -> Iterator[tuple[Array, float]]:
         for source, weight in rest:
-            with reading:
-                x = source.read_array(name)
-            yield x, weight
+            yield source.read_array(name), weight
 
     def combine(x: Array, run: Map, *, tensor: TensorInfo) -> Array:
         def parts() -> Iterator[tuple[Array, float]]:
@@ -81,8 +77,7 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
         return result
 
     def several(x: Array, tensors: Sequence[tuple[str, int]], *, dtype: str) -> Array | None:
-        with reading:
-            others = [(_end_to_end(source, [name for name, _ in tensors]), weight) for source, weight in rest]
+        others = [(_end_to_end(source, [name for name, _ in tensors]), weight) for source, weight in rest]
         alike = [(other, weight) for other, weight in others if other is not None]
         if len(alike) < len(others):
             return None

@@ -90,13 +90,8 @@ def merge_edits(
         given[0] = spooled(given[0])  # it is read three times
     (first, *others), chosen, history, says = matched(given, selection)
     merged = [each for each in first.tensors.values() if each.name in chosen and is_float(each.dtype)]
-    reading, overflows = Lock(), Overflows()  # tensors are computed in several threads, and a file has one position
-
-    def read(source: Checkpoint, name: str) -> Array:
-        with reading:
-            return source.read_array(name)
-
-    scan = _Once(lambda: _trimmings([first, *others], merged, settings["density"], read))
+    overflows = Overflows()
+    scan = _Once(lambda: _trimmings([first, *others], merged, settings["density"]))
 
     def prepare(xs: Sequence[Array], name: str, run: Map) -> Merge:
         if method == "slerp":
@@ -113,7 +108,7 @@ def merge_edits(
         return partial(_sum, weights=weights, scale=scale, thin=thin)
 
     def combine(x: Array, run: Map, *, tensor: TensorInfo) -> Array:
-        xs = [x, *(read(other, tensor.name) for other in others)]
+        xs = [x, *(other.read_array(tensor.name) for other in others)]
         return _merged(xs, prepare(xs, tensor.name, run), tensor, run, overflows)
 
     names = {tensor.name for tensor in merged}
@@ -266,7 +261,6 @@ def _trimmings(
     checkpoints: Sequence[Checkpoint],
     tensors: Sequence[TensorInfo],
     density: float,
-    read: Callable[[Checkpoint, str], Array],
 ) -> list[tuple[int, int]]:
     """TIES: which magnitudes stay in each task vector: the largest, the share `density` of all its n elements, rounded.
 
@@ -281,7 +275,7 @@ def _trimmings(
 
         def visit(source: Checkpoint, look: Callable[[Array], None]) -> None:
             for tensor in tensors:
-                x, less = (read(each, tensor.name).reshape(-1) for each in (source, base))
+                x, less = (each.read_array(tensor.name).reshape(-1) for each in (source, base))
                 _visit(x, less, pool.map, look)
 
         return [(of_ranks([count - kept], partial(visit, source))[0].key, _LARGEST) for source in xs]

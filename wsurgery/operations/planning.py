@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from wsurgery.anatomy import Selection
@@ -61,6 +62,7 @@ class Made(Checkpoint):
             placed[tensor.name] = tensor.placed(end)
             end = placed[tensor.name].end
         self._header, self._read = Header(placed, dict(metadata or {})), read
+        self._reading = Lock()  # what reads may be a file, which has one position
 
     @property
     def header(self) -> Header:  # type: ignore[override]
@@ -79,7 +81,8 @@ class Made(Checkpoint):
 
     def read(self, tensor: TensorInfo) -> Any:
         """Make one tensor's bytes."""
-        return self._read(tensor)
+        with self._reading:
+            return self._read(tensor)
 
     def pieces(self, tensor: TensorInfo, *, skip: int = 0) -> Iterator[memoryview]:
         """Make one tensor's bytes, in pieces of at most 1 MiB; `skip` leaves out as many of the first bytes."""
@@ -136,7 +139,7 @@ class Planned(Made, Unmade):
             self.beside = model_folder(flows.path)
         self.edits, self.history, self.inputs = [flattened(edit) for edit in edits], history, list(inputs)
         self.flows, self.says, self._warns = flows, tuple(says), warns
-        super().__init__(label, (edit.tensor for edit in edits), self._make)
+        super().__init__(label, (edit.tensor for edit in edits), self.read)
         self.seekable = all(source.seekable for source in self.inputs)
         self.name = name
 
@@ -167,7 +170,8 @@ class Planned(Made, Unmade):
             return edit.source.pieces(edit.origin, skip=skip)
         return super().pieces(tensor, skip=skip)
 
-    def _make(self, tensor: TensorInfo) -> Any:
+    def read(self, tensor: TensorInfo) -> Any:
+        """Make one tensor's bytes; several threads compute theirs at once."""
         import numpy as np
 
         edit = self.by_name[tensor.name]
