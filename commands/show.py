@@ -38,6 +38,7 @@ def show(
     """
     from wsurgery.anatomy.scales import scaled_note
     from wsurgery.checkpoint import open_checkpoint
+    from wsurgery.checkpoint.header import no_search_for_cycles
     from wsurgery.checkpoint.provenance import History
     from wsurgery.operations.description import describe
 
@@ -45,7 +46,7 @@ def show(
         raise UsageError("--json and --csv: choose one")
     if metadata and csv:
         raise UsageError("--metadata and --csv: --metadata --json is for scripts")
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(source) as checkpoint, no_search_for_cycles():
         if metadata:
             _print_metadata(History.of(checkpoint).others, json=json)
             return

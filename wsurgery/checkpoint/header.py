@@ -147,7 +147,7 @@ def parse_header(text: bytes) -> Header:
     Raises:
         WsurgeryError: anything that the format forbids, with the tensor's name where there is one.
     """
-    with _no_search_for_cycles():
+    with no_search_for_cycles():
         return (_parse_large(text) if len(text) >= _LARGE else None) or _parse(text)
 
 
@@ -256,7 +256,7 @@ def _entries() -> "msgspec.json.Decoder[dict[str, Any]]":
 
 
 @contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
+def no_search_for_cycles() -> Iterator[None]:
     """Put Python's search for cycles off: among millions of new objects that are in none it takes as long as making them."""
     was_on = gc.isenabled()
     gc.disable()
