@@ -534,7 +534,7 @@ def test_links_are_followed_to_an_end(tmp_path, monkeypatch):
         (b"id_code,diagnosis\n" + b"a" * 20_000_000, "characters or more"),
         (b"id_code," * 100_000, "100,001 columns"),
         (b'id_code,diagnosis\n"' + b"a" * 200_000, "field larger"),
-        (b"id_code,diagnosis\n\0,1\n", "images are not there"),
+        (b"id_code,diagnosis\n\0,1\n", "images are not there|contains NUL"),  # in Python 3.10
         (None, "is not a regular file"),
     ],
 )
@@ -543,5 +543,5 @@ def test_a_damaged_table_is_one_line(tmp_path, table, words):
         os.mkfifo(tmp_path / "train.csv")
     else:
         (tmp_path / "train.csv").write_bytes(table)
-    with pytest.raises(WsurgeryError, match=rf"train\.csv[^\n]*{words}[^\n]*$"):
+    with pytest.raises(WsurgeryError, match=rf"train\.csv[^\n]*({words})[^\n]*$"):
         open_data(f"aptos:{tmp_path}")

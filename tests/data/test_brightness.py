@@ -28,11 +28,14 @@ def shown(root, name, window="auto", size=8):
 
 
 @pytest.mark.parametrize(
-    ("name", "format"), [("a.png", "PNG"), ("a.tif", "TIFF"), ("a.jp2", "JPEG2000"), ("a.pgm", "PPM")]
+    ("name", "format"), [("a.png", "PNG"), ("a.tif", "TIFF"), ("a.jp2", "JPEG2000"), ("a.pgm", None)]
 )
 def test_sixteen_bits_are_mapped_as_the_window_says(tmp_path, name, format):
     deep = noise(8, 8).astype(np.uint16) * 100 + 7000
-    Image.fromarray(deep).save(tmp_path / name, format=format)
+    if format:
+        Image.fromarray(deep).save(tmp_path / name, format=format)
+    else:  # which Pillow 10 reads and does not write
+        (tmp_path / name).write_bytes(b"P5 8 8 65535\n" + deep.astype(">u2").tobytes())
     least, greatest = int(deep.min()), int(deep.max())
     p1, p99 = np.percentile(deep, (1, 99), method="inverted_cdf")
     for window, (low, high) in {

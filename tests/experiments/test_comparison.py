@@ -55,7 +55,7 @@ def test_runs_of_the_same_seeds_are_paired_whatever_their_order() -> None:
     assert steps.difference == (-20, -20)
     assert steps.medians == ((60, 60), (80, 80))
     assert steps.p == 0.5
-    assert steps.pairs == paired_test([0, np.log(60 / 161), np.log(60 / 80)])
+    assert steps.pairs == pytest.approx(paired_test([0, np.log(60 / 161), np.log(60 / 80)]))
 
 
 def test_five_seeds_of_an_arm_that_is_always_sooner_are_one_in_32() -> None:

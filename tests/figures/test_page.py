@@ -236,7 +236,7 @@ def test_a_number_stays_on_one_line_wherever_its_table_comes_from(make_experimen
 def test_no_letter_in_a_figure_is_smaller_than_10_pixels_on_a_phone(experiment: Path) -> None:
     """The page is 390 pixels wide, and its margins are 16."""
     figures = re.findall(r"<figure><svg viewBox=.0 0 ([\d.]+).*?</svg>", render(experiment), re.DOTALL)
-    letters = re.findall(r"font-size: ([\d.]+)px", render(experiment))
+    letters = re.findall(r"font(?:-size)?: (?:bold )?([\d.]+)px", render(experiment))
     assert len(figures) >= 3
     assert letters
     assert min(map(float, letters)) * (390 - 2 * 16) / max(map(float, figures)) >= 10

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from msgspec import Meta
 
@@ -30,19 +30,25 @@ class LogEntry(_Step, total=False):
     top1: float
 
 
-class _Scored(_Step):
+class _Macro(_Step):
     macro_auc: float | None
-    top1: NotRequired[float]
 
 
-class Metrics(TypedDict):
-    """What `metrics.json` holds."""
+class _Scored(_Macro, total=False):
+    top1: float
 
+
+class _Metrics(TypedDict):
     steps: Step
     best: _Scored
     last: _Scored
     steps_to_auc: dict[str, Step | None]  # threshold → what `steps_to` returns
-    environment: NotRequired[dict[str, Any]]
+
+
+class Metrics(_Metrics, total=False):  # as two classes, for typing.NotRequired is not in Python 3.10
+    """What `metrics.json` holds."""
+
+    environment: dict[str, Any]
 
 
 def read_log(path: Path) -> list[LogEntry]:
