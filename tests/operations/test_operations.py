@@ -183,6 +183,16 @@ def test_the_gabor_bank_is_the_papers():
     np.testing.assert_allclose(gabor_bank(7), papers_filters(7), atol=1e-7)
 
 
+@pytest.mark.parametrize("size", [3, 11, 16, 31])
+def test_the_gabor_bank_of_another_size_is_cut_from_kernels_resized_by_as_much(size):
+    resized = round(size * 10 / 7)
+    start = (resized - size) // 2
+    middle = slice(start, start + size)
+    kernel = np.real(gabor_kernel(0.16, theta=np.pi / 4, sigma_x=2, sigma_y=2))
+    expected = resize(kernel, (resized, resized))[middle, middle]
+    np.testing.assert_allclose(gabor_bank(size)[16 + 4], expected, atol=1e-7)
+
+
 @pytest.mark.parametrize("shape", [(64, 3, 7, 7), (32, 1, 5, 5), (100, 4, 3, 3), (8, 3, 16, 16)])
 def test_gabor_filters_have_the_scale_of_what_they_replace_in_every_channel(shape):
     x = skewed(int(np.prod(shape))).reshape(shape)
