@@ -344,6 +344,19 @@ def test_elements_smaller_than_a_byte_are_refused_with_a_remedy_when_selected(dt
     assert packed.items() <= read(tmp_path / "out").items()
 
 
+@pytest.mark.parametrize("line", ["permute X --seed 1", "align X --to Y"])
+@pytest.mark.parametrize("dtype", SUB_BYTE)
+def test_units_of_packed_elements_do_not_change_places(dtype, line, run, tmp_path):
+    shapes = {"fc0.bias": (8,), "fc1.weight": (2, 8), "fc1.bias": (2,)}
+    tensors = {name: ("F32", shape, bytes(4 * int(np.prod(shape)))) for name, shape in shapes.items()}
+    for path in "XY":
+        write(tmp_path / path, {**tensors, "fc0.weight": (dtype, (8, 4), bytes(4 * BITS[dtype]))})
+    done = run(line, check=False)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert f"X: fc0.weight is {dtype}, whose elements are smaller than a byte" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("dtype", [*SUB_BYTE, "C64", "F8_E8M0"])
 def test_no_fresh_values_are_drawn_for_what_has_no_distribution(dtype, run, tmp_path):
     packed = {"packed.weight": (dtype, (4, 8), bytes(range(4 * BITS[dtype])))}

@@ -161,6 +161,15 @@ def test_summary_counts_what_is_not_a_number():
     assert s.std == pytest.approx(np.std([0, 0, 1, 3]))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_whole_chunk_of_nan_or_infinity_changes_nothing_of_the_finite_rest(first):
+    bad, finite = np.array([np.nan, np.inf], np.float32).repeat(CHUNK // 2), np.array([0.25, 0.5, 1.25], np.float32)
+    s = summary(np.concatenate([bad, np.append(finite, np.full(CHUNK - 3, np.nan, np.float32))][:: 1 if first else -1]))
+    assert (s.zeros, s.nan, s.inf) == (0, CHUNK // 2 + CHUNK - 3, CHUNK // 2)
+    assert (s.min, s.max, s.mean) == (0.25, 1.25, pytest.approx(finite.mean(dtype=float)))
+    assert s.std == pytest.approx(finite.std(dtype=float))
+
+
 @pytest.mark.parametrize(("part", "value"), [("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)])
 def test_batch_norm_identity(part, value):
     assert (batch_norm_identity(skewed(5), part=part) == np.full(5, value, np.float32)).all()
@@ -181,6 +190,16 @@ def papers_filters(size: int) -> np.ndarray:
 
 def test_the_gabor_bank_is_the_papers():
     np.testing.assert_allclose(gabor_bank(7), papers_filters(7), atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [3, 11, 16, 31])
+def test_the_gabor_bank_of_another_size_is_cut_from_kernels_resized_by_as_much(size):
+    resized = round(size * 10 / 7)
+    start = (resized - size) // 2
+    middle = slice(start, start + size)
+    kernel = np.real(gabor_kernel(0.16, theta=np.pi / 4, sigma_x=2, sigma_y=2))
+    expected = resize(kernel, (resized, resized))[middle, middle]
+    np.testing.assert_allclose(gabor_bank(size)[16 + 4], expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(64, 3, 7, 7), (32, 1, 5, 5), (100, 4, 3, 3), (8, 3, 16, 16)])

@@ -1,5 +1,7 @@
 """`init --from`: against the authors' definition, written with torch's index_select."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ from safetensors.torch import load_file
 
 import wsurgery
 from tests.commands.test_small_edits import history
+from wsurgery.checkpoint import open_checkpoint
+from wsurgery.checkpoint.writer import write_checkpoint
 from wsurgery.operations.weight_selection import evenly_spaced
 
 
@@ -97,4 +101,22 @@ def test_what_is_no_larger_network_of_the_family_is_refused(words, said, larger,
     assert done.exit_code == 1
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "y").exists()
+
+
+def test_nothing_is_selected_from_packed_elements(larger, invoke, tmp_path):
+    packed = "layer1.0.conv1.weight"
+    with open_checkpoint(larger) as checkpoint:
+        tensors = [
+            (replace(tensor, dtype="F4"), bytes(tensor.elements // 2))
+            if tensor.name == packed
+            else (tensor, bytes(checkpoint.read(tensor)))
+            for tensor in checkpoint.tensors.values()
+        ]
+        write_checkpoint(tmp_path / "packed", tensors, checkpoint.header.metadata)
+    done = invoke(
+        "init", "resnet18", "--width", 0.125, "--from", tmp_path / "packed", "-o", tmp_path / "y", check=False
+    )
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert f"packed: {packed}: F4 elements are smaller than a byte" in done.stderr
     assert not (tmp_path / "y").exists()

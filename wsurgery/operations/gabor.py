@@ -84,7 +84,7 @@ def _resize(image: Image, size: int) -> Image:
 
 def _resize_matrix(old: int, new: int) -> Image:
     factor = old / new
-    at = np.clip((np.arange(new) + 0.5) * factor - 0.5, 0, old - 1)
+    at = (np.arange(new) + 0.5) * factor - 0.5  # those beyond the image are in the margin, which is cropped
     low = np.minimum(at.astype(int), old - 2)
     bilinear = np.zeros((new, old))
     bilinear[np.arange(new), low] = 1 - (at - low)

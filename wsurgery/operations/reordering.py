@@ -55,8 +55,8 @@ def symmetry_of(checkpoint: Checkpoint, architecture: Architecture | None) -> Sy
     for name in symmetry.axes:
         if BITS[dtype := checkpoint.tensors[name].dtype] % 8:
             raise WsurgeryError(
-                f"{checkpoint.label}: {printable(name)} is {dtype}, whose elements are smaller than a byte: cast it before it is "
-                "permuted"
+                f"{checkpoint.label}: {printable(name)} is {dtype}, whose elements are smaller than a byte: do this before they "
+                "are packed"
             )
     return symmetry
 
