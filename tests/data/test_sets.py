@@ -277,6 +277,14 @@ def test_odir_labels_are_each_eyes(tree, kind):
     assert never_split(manifest)
 
 
+def test_a_table_that_lists_no_image_is_one_line(tree):
+    root = tree(["Training Images/0_left.jpg"])
+    for lines in ([HEADER], [HEADER + ",filename", "0,60,Male,0_left.jpg,,normal fundus,,1,0,0,0,0,0,0,0,other.jpg"]):
+        table(root / "full_df.csv", "\n".join(lines))
+        with pytest.raises(WsurgeryError, match="^odir:[^\\n]*lists no image[^\\n]*$"):
+            open_data(f"odir:{root}")
+
+
 def test_one_label_against_another_leaves_the_others_out(tree):
     root = tree([f"Training Images/{i}_{side}.jpg" for i in range(4) for side in ("left", "right")])
     lines = [f"{i},60,Male,{i}_left.jpg,{i}_right.jpg,{','.join(ODIR[i])},0,1,0,0,0,0,0,0" for i in range(4)]

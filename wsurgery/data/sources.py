@@ -246,7 +246,10 @@ def _is_adapter(scheme: str) -> bool:
 
 def _list_images(scheme: str, argument: str, options: Mapping[str, str]) -> Manifest:
     if scheme in ADAPTERS:
-        return ADAPTERS[scheme](argument, options)
+        listed = ADAPTERS[scheme](argument, options)
+        if not listed.paths:
+            raise WsurgeryError(f"{scheme}:{printable(argument)}: its table lists no image that counts")
+        return listed
     plug_in = plug_ins(GROUP)[scheme]
     adapter = plug_in.load_function("a function of an argument and keys that returns a Manifest")
     manifest = adapter(argument, options)
