@@ -152,7 +152,9 @@ def test_the_sdist_is_what_git_has_and_the_wheel_all_of_its_packages_but_results
     with ZipFile(built / f"wsurgery-{__version__}-py3-none-any.whl") as wheel:
         found = {re.sub(r"^wsurgery/(commands|recipes)/", r"\1/", name) for name in wheel.namelist()}
     made = re.compile(rf"wsurgery-{re.escape(__version__)}\.dist-info/.*")
-    of_a_checkout = re.compile(r"recipes/(DESIGN\.md|FINDINGS\.md|README\.md|Makefile|slurm-here\.sh|.*\.png|.*/RESULTS[^/]*\.md)")
+    of_a_checkout = re.compile(
+        r"recipes/(DESIGN\.md|FINDINGS\.md|README\.md|Makefile|slurm-here\.sh|.*\.png|.*/RESULTS[^/]*\.md)"
+    )
     expected = [name for name in files_of_git() if name.partition("/")[0] in ("wsurgery", "commands", "recipes")]
     assert {name for name in found if not made.fullmatch(name)} == {
         name for name in expected if not of_a_checkout.fullmatch(name)

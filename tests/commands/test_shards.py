@@ -10,6 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import small_resnet
+from wsurgery.errors import UsageError
+from wsurgery.operations.rewrite import parse_size
 
 
 @pytest.fixture
@@ -142,3 +144,17 @@ def test_a_dry_run_names_what_would_go_and_what_would_be_renamed(resnet, wsurger
     assert sorted(said[1:]) == ["  fc.bias would go", "  fc.weight would go"]
     renamed = wsurgery("rename", "^fc", "head", resnet, "--dry-run").stdout.decode()
     assert "head.bias F32 (10,) (was fc.bias)" in renamed
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [("1", 1), ("20kB", 20_000), ("20 KB", 20_000), ("1.5MB", 1_500_000), ("5G", 5 * 10**9), ("2TB", 2 * 10**12)],
+)
+def test_sizes_are_decimal_as_those_of_disks(words, size):
+    assert parse_size(words, "--shard-size") == size
+
+
+@pytest.mark.parametrize("words", ["0", "0.5", "-1", "5XB", "GB", "1e3", "9" * 400, ""])
+def test_a_size_that_is_none_is_one_line(words):
+    with pytest.raises(UsageError, match=r"^--shard-size [^\n]*write it as 5GB, 500MB or a number of bytes$"):
+        parse_size(words, "--shard-size")

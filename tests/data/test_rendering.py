@@ -131,7 +131,7 @@ def test_training_says_and_records_it_and_a_run_from_before_goes_on(invoke, tmp_
     invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", 1, "-o", init)
     words = ("--image-size", 12, "--steps", 1, "--batch-size", 2, "--device", "cpu", "--threads", 1)
     padded = invoke("train", init, "--data", f"{table}?fit=pad", "-o", tmp_path / "padded", *words)
-    assert "images: fit=pad: all of each image, on a black square" in padded.stderr
+    assert "fit=pad: all of each image, on a black square" in padded.stderr
     config = json.loads((tmp_path / "padded" / "config.json").read_text())
     assert (config["data"]["fit"], config["data"]["window"]) == ("pad", "auto")
     log = invoke("log", tmp_path / "padded" / "last.safetensors").stdout

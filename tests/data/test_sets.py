@@ -281,7 +281,7 @@ def test_a_table_that_lists_no_image_is_one_line(tree):
     root = tree(["Training Images/0_left.jpg"])
     for lines in ([HEADER], [HEADER + ",filename", "0,60,Male,0_left.jpg,,normal fundus,,1,0,0,0,0,0,0,0,other.jpg"]):
         table(root / "full_df.csv", "\n".join(lines))
-        with pytest.raises(WsurgeryError, match="^odir:[^\\n]*lists no image[^\\n]*$"):
+        with pytest.raises(WsurgeryError, match=r"^odir:[^\n]*lists no image[^\n]*$"):
             open_data(f"odir:{root}")
 
 
