@@ -110,9 +110,8 @@ def require_result(made: "Array", shape: tuple[int, ...], dtype: "np.dtype[Any] 
 
 
 def _is_numbers(made: "Array", shape: tuple[int, ...], dtype: "np.dtype[Any] | None" = None) -> bool:
-    known = (
-        made.dtype.kind not in "OSUcMm" if dtype is None else made.dtype == dtype
-    )  # those of ml_dtypes have the kind V
+    # Said by what they are not: those of ml_dtypes have the kind V.
+    known = made.dtype.kind not in "OSUcMm" if dtype is None else made.dtype == dtype
     return known and made.shape == shape
 
 

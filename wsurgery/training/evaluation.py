@@ -49,9 +49,8 @@ def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]
 
     def drawn(values: NDArray[np.float64]) -> Interval | None:
         interval = percentile_interval(values)
-        return (
-            None if interval and interval[0] == interval[1] else interval
-        )  # as DeLong's: it says nothing of other patients
+        no_width = interval and interval[0] == interval[1]  # as DeLong's, it would say nothing of other patients
+        return None if no_width else interval
 
     own, more = aucs_of(found)
     unit = resampling_unit(found.patients, found.paths)
