@@ -13,7 +13,13 @@ def curves(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run folders, ARM/SEED: one line an ARM.")],
     output: Annotated[Path, typer.Option("-o", metavar="FILE", help="The figure: .pdf, .svg or .png.")],
     metric: Annotated[Literal["auc", "loss"], typer.Option(help="What to draw.")] = "auc",
-    per_label: Annotated[bool, typer.Option("--per-label", help="A panel for each label, of its own AUC.")] = False,
+    by: Annotated[
+        Literal["label", "block"] | None,
+        typer.Option(
+            help="A panel for each label, of its own AUC, or for each block, of its parameters' relative L2 distance from "
+            "initialisation."
+        ),
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="Draw a line at this value.")] = None,
     smooth: Annotated[
         float,
@@ -30,19 +36,21 @@ def curves(
     Example: wsurgery curves runs/random/* runs/transfer/* -o curves.pdf --threshold 0.9
 
     Example: wsurgery curves runs/*/1 -o loss.png --metric loss --smooth 0.9
+
+    Example: wsurgery curves runs/random/* runs/transfer/* -o moved.png --by block
     """
     from wsurgery.errors import UsageError
     from wsurgery.experiments.runs import read_run, require_alike, told_apart
-    from wsurgery.figures.curves import draw_curves, draw_curves_by_label
+    from wsurgery.figures.curves import draw_curves, draw_curves_by
     from wsurgery.figures.style import save
 
-    if per_label and metric == "loss":
-        raise UsageError("--per-label draws AUCs: the log has the loss of all labels together")
+    if by and metric == "loss":
+        raise UsageError(f"--metric loss is of the whole network: leave it out with --by {by}")
     found = told_apart([read_run(run) for run in runs])
     require_alike(found)
     thresholds = [] if threshold is None else [threshold]
-    if per_label:
-        figure = draw_curves_by_label(found, thresholds=thresholds, smooth=smooth)
+    if by:
+        figure = draw_curves_by(by, found, thresholds=thresholds, smooth=smooth)
     else:
         figure = draw_curves(found, metric=metric, thresholds=thresholds, smooth=smooth)
     save(figure, output, force=force)

@@ -399,7 +399,7 @@ $(OUT)/curves-$(RECIPE)-%.png: $(RUNS:=/metrics.json) $(OUT)/settings/page-$(REC
 	wsurgery curves $(filter $(OUT)/$*/%,$(RUNS)) -o $@ --force --quiet
 
 $(OUT)/labels-$(RECIPE)-%.png: $(RUNS:=/metrics.json) $(OUT)/settings/page-$(RECIPE)
-	wsurgery curves $(filter $(OUT)/$*/%,$(RUNS)) --per-label -o $@ --force --quiet
+	wsurgery curves $(filter $(OUT)/$*/%,$(RUNS)) --by label -o $@ --force --quiet
 
 $(OUT)/filters-%.png: $(OUT)/%/runs/random/$(FIRST)/metrics.json $(OUT)/%/runs/transfer/$(FIRST)/metrics.json
 	wsurgery filters $(foreach run,$(^D),$(run)/init.safetensors $(run)) -o $@ --force --quiet

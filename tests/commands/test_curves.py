@@ -18,7 +18,13 @@ def runs(tmp_path: Path) -> list[Path]:
     for folder in folders:
         folder.mkdir(parents=True)
         log = [
-            {"step": step, "loss": 0.5, "macro_auc": 0.5 + step / 100, "auc": {"x": 0.5, "y": 0.6}}
+            {
+                "step": step,
+                "loss": 0.5,
+                "macro_auc": 0.5 + step / 100,
+                "auc": {"x": 0.5, "y": 0.6},
+                "distance_from_init": {"conv1": step / 100, "block1": step / 50, "head": step / 10},
+            }
             for step in (0, 10, 20)
         ]
         (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in log))
@@ -37,14 +43,15 @@ def test_curves_writes_a_picture_and_prints_nothing(runs: list[Path], tmp_path: 
     assert invoke(*runs, "-o", tmp_path / "a.png", "--force").exit_code == 0
 
 
-def test_a_panel_a_label(runs: list[Path], tmp_path: Path) -> None:
-    for name, more in (("mean", ()), ("two", ("--per-label",))):
+def test_a_panel_a_label_or_a_block(runs: list[Path], tmp_path: Path) -> None:
+    panels = {}
+    for name, more in (("mean", ()), ("label", ("--by", "label")), ("block", ("--by", "block", "--smooth", "0.5"))):
         assert invoke(*runs, "-o", tmp_path / f"{name}.svg", *more).exit_code == 0
-    mean, two = ((tmp_path / f"{name}.svg").read_text().count('id="axes_') for name in ("mean", "two"))
-    assert (mean, two) == (1, 2)
-    refused = invoke(*runs, "-o", tmp_path / "a.svg", "--per-label", "--metric", "loss")
+        panels[name] = (tmp_path / f"{name}.svg").read_text().count('id="axes_')
+    assert panels == {"mean": 1, "label": 2, "block": 3}
+    refused = invoke(*runs, "-o", tmp_path / "a.svg", "--by", "block", "--metric", "loss")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
-    assert "--per-label draws AUCs" in refused.stderr
+    assert "--metric loss is of the whole network" in refused.stderr
 
 
 def test_a_broken_log_ends_in_one_line_and_no_file(runs: list[Path], tmp_path: Path) -> None:

@@ -32,7 +32,13 @@ def test_a_log_read_by_hand(tmp_path: Path) -> None:
             tmp_path / "gabor" / "7",
             {"step": 0, "macro_auc": 0.5, "loss": None, "auc": {"ill": 0.5, "odd": None}},
             {"step": 5, "loss": 0.7},
-            {"step": 10, "loss": 0.6, "macro_auc": 0.8, "auc": {"ill": 0.7, "odd": 0.9}},
+            {
+                "step": 10,
+                "loss": 0.6,
+                "macro_auc": 0.8,
+                "auc": {"ill": 0.7, "odd": 0.9},
+                "distance_from_init": {"conv1": 0.25, "head": None},
+            },
             {"step": 20, "loss": 0.5, "macro_auc": 0.79},
             '{"step": 30, "loss": NaN, "macro_auc": NaN}',
         )
@@ -43,6 +49,7 @@ def test_a_log_read_by_hand(tmp_path: Path) -> None:
     assert run.last_step == 20
     assert run.by_label == {"ill": {0: 0.5, 10: 0.7}, "odd": {10: 0.9}}
     assert run.of("odd").auc == {10: 0.9}
+    assert run.by_block == {"conv1": {10: 0.25}}
 
 
 @pytest.mark.parametrize(("threshold", "steps"), [(0.4, 0), (0.6, 50), (0.7, 50), (0.75, 60), (0.81, None)])
@@ -101,6 +108,10 @@ def test_the_area_is_the_integral_of_the_curve_over_the_steps() -> None:
         ([{"step": 0, "macro_auc": 1.5}], "line 1: an AUC of 1.5, which is not from 0 to 1"),
         ([{"step": 0, "macro_auc": 0.5, "auc": {"ill": -1}}], "line 1: an AUC of -1, which is not from 0 to 1"),
         ([{"step": 0, "macro_auc": 0.5, "auc": {"ill": "x"}}], "line 1 is not what wsurgery writes: Expected `float"),
+        (
+            [{"step": 0, "macro_auc": 0.5, "distance_from_init": {"head": -1.5}}],
+            "line 1 is not what wsurgery writes: Expected `float` >= 0",
+        ),
         ([{"step": 5, "loss": 0.5}], "no evaluation yet"),
     ],
 )

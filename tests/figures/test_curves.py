@@ -5,7 +5,7 @@ import pytest
 
 from wsurgery.errors import UsageError
 from wsurgery.experiments.runs import Run
-from wsurgery.figures.curves import band_caption, draw_curves, draw_curves_by_label, seed_curve, smoothed
+from wsurgery.figures.curves import band_caption, draw_curves, draw_curves_by, seed_curve, smoothed
 
 
 def run(arm: str, auc: dict[int, float], loss: dict[int, float] | None = None) -> Run:
@@ -39,11 +39,11 @@ def test_smoothing_is_the_weighted_mean_of_what_was_logged_so_far() -> None:
     values = np.random.default_rng(0).random(20)
     curve = {7 * i: value for i, value in enumerate(values)}
     for factor in (0.0, 0.6, 0.99):
-        found = smoothed(run("a", curve, curve), factor)
+        found = smoothed(Run(Path("a"), "a", "1", curve, curve, by_block={"conv1": curve}), factor)
         expected = [np.average(values[: n + 1], weights=factor ** np.arange(n, -1.0, -1)) for n in range(20)]
         np.testing.assert_allclose(list(found.auc.values()), expected)
         assert list(found.auc) == list(curve)
-        assert found.loss == found.auc
+        assert found.loss == found.auc == found.by_block["conv1"]
     assert smoothed(run("a", curve), 0.0).auc == curve
 
 
@@ -63,7 +63,7 @@ def labelled(arm: str, **by_label: dict[int, float]) -> Run:
 def test_a_panel_a_label_is_of_that_labels_auc_alone() -> None:
     ill = {name: {0: 0.5, 10: 0.6 + i / 100} for i, name in enumerate("abcde")}
     runs = [labelled("random", **ill), labelled("transfer", z={0: 0.1}, **{**ill, "c": {0: 0.4, 20: 0.9}})]
-    figure = draw_curves_by_label(runs, thresholds=[0.75])
+    figure = draw_curves_by("label", runs, thresholds=[0.75])
     assert [axes.get_title() for axes in figure.axes] == list("abcde")  # z is not the other run's
     for axes, (name, curve) in zip(figure.axes, ill.items(), strict=True):
         random, transfer, threshold = axes.get_lines()
@@ -74,16 +74,31 @@ def test_a_panel_a_label_is_of_that_labels_auc_alone() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "transfer"]
 
 
+def test_a_panel_a_block_is_of_its_distance_on_an_axis_of_its_own() -> None:
+    def moved(arm: str, head: float) -> Run:
+        return Run(Path(arm), arm, "1", {0: 0.5}, {}, by_block={"conv1": {0: 0.0, 9: 0.01}, "head": {0: 0.0, 9: head}})
+
+    figure = draw_curves_by("block", [moved("random", 3.0), moved("random", 5.0), moved("transfer", 2.0)])
+    assert [axes.get_title() for axes in figure.axes] == ["conv1", "head"]
+    low, high = figure.axes
+    np.testing.assert_allclose([x.get_ydata()[-1] for x in low.get_lines()], [0.01, 0.01])
+    np.testing.assert_allclose([x.get_ydata()[-1] for x in high.get_lines()], [4.0, 2.0])
+    assert low.get_ylim()[1] < 1 < high.get_ylim()[1]
+    assert "‖W − W₀‖ / ‖W₀‖" in figure.get_supylabel()
+    with pytest.raises(UsageError, match="no block in common whose distance from initialisation was logged"):
+        draw_curves_by("block", [moved("a", 1.0), labelled("b")])
+
+
 def test_labels_that_no_picture_holds_are_an_error() -> None:
     with pytest.raises(UsageError, match="no label in common"):
-        draw_curves_by_label([labelled("a", x={0: 0.5}), labelled("b", y={0: 0.5})])
+        draw_curves_by("label", [labelled("a", x={0: 0.5}), labelled("b", y={0: 0.5})])
     with pytest.raises(UsageError, match="31 labels, and a picture has room for 30"):
-        draw_curves_by_label([labelled("a", **{f"x{i}": {0: 0.5} for i in range(31)})])
+        draw_curves_by("label", [labelled("a", **{f"x{i}": {0: 0.5} for i in range(31)})])
 
 
 def test_runs_without_a_common_step_are_an_error() -> None:
     with pytest.raises(UsageError, match="share no step"):
-        seed_curve([run("a", {0: 0.5}), run("a", {1: 0.5})], "auc")
+        seed_curve([{0: 0.5}, {1: 0.5}], arm="a", what="auc")
 
 
 def test_the_caption_says_what_the_band_is() -> None:

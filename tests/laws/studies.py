@@ -40,6 +40,8 @@ OF_STUDIES: dict[str, list[Law]] = {
             "tests/figures/test_curves.py::test_the_lines_and_bands_are_those_of_the_logs"),
         Law("`--smooth` is the weighted mean of what was logged so far.",
             "tests/figures/test_curves.py::test_smoothing_is_the_weighted_mean_of_what_was_logged_so_far"),
+        Law("`--by block` draws the distances between a run's checkpoints and its `init.safetensors`, parameters alone.",
+            "tests/training/test_distance.py::test_the_log_has_the_distances_between_the_runs_own_checkpoints"),
         Law("A figure has the same bytes every time.",
             "tests/figures/test_style.py::test_a_figure_has_the_same_bytes_every_time"),
     ],

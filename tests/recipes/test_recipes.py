@@ -143,11 +143,11 @@ def test_dashed_lines_of_the_paper_are_arms_but_in_the_toy(recipe, planned):
 
 
 def test_the_papers_figure_by_disease_is_drawn(planned):
-    (line,) = planned("meanvar", "--per-label", "NETS=resnet50", data="chexpert:/d")
+    (line,) = planned("meanvar", "--by label", "NETS=resnet50", data="chexpert:/d")
     assert last("-o", line).endswith("/labels-meanvar-resnet50.png")
     (mean,) = (x for x in planned("meanvar", "wsurgery curves", "NETS=resnet50", data="chexpert:/d") if x != line)
     assert re.findall(r"\S+/runs/\S+", line) == re.findall(r"\S+/runs/\S+", mean)
-    assert planned("meanvar", "--per-label", scale="toy") == []
+    assert planned("meanvar", "--by label", scale="toy") == []
 
 
 @pytest.mark.slow

@@ -26,6 +26,8 @@ def test_tensorboard_shows_the_log(fresh, fundus, invoke, tmp_path):
     for name in ("loss", "macro_auc", "lr"):
         assert shown[name] == [(x["step"], pytest.approx(x[name])) for x in entries if x.get(name) is not None]
     assert len(shown["auc/none"]) == len([x for x in entries if "auc" in x])
+    moved = [(x["step"], pytest.approx(x["distance_from_init"]["head"])) for x in entries if "auc" in x]
+    assert shown["distance_from_init/head"] == moved
 
 
 def test_a_logger_that_is_not_installed_is_named_before_anything_is_written(fresh, fundus, tmp_path):

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -47,6 +47,8 @@ class Run:
         auc: optimiser step → macro AUC on the validation split, 0 to 1, in the order of training.
         loss: optimiser step → training loss.
         by_label: label → as `auc`, its AUC alone, where it is known.
+        by_block: block → optimiser step → ‖W − W₀‖ / ‖W₀‖ over its parameters, W₀ those that training began with, where it
+            is known; the blocks in the order in which data meets them.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class Run:
     auc: dict[int, float]
     loss: dict[int, float]
     by_label: dict[str, dict[int, float]] = field(default_factory=dict)
+    by_block: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def of(self, label: str) -> "Run":
         """Return the run with the AUC of one of `by_label` in place of the macro AUC."""
@@ -163,20 +166,31 @@ def read_run(folder: Path) -> Run:
     loss = {entry["step"]: value for entry in entries if (value := entry.get("loss")) is not None}
     if not auc:
         raise WsurgeryError(f"{printable(str(path))} holds no evaluation yet: wait, or train with --eval-every")
-    by_label: dict[str, dict[int, float]] = {}
-    for entry in entries:
-        for label, value in entry.get("auc", {}).items():
-            if value is not None:
-                by_label.setdefault(label, {})[entry["step"]] = value
+    by_label = _by_name((entry["step"], entry.get("auc", {})) for entry in entries)
+    by_block = _by_name((entry["step"], entry.get("distance_from_init", {})) for entry in entries)
     resolved = folder.resolve()
     numbered = resolved.name.isdecimal()
     arm = (resolved.parent if numbered else resolved).name
-    return Run(folder, arm, resolved.name if numbered else "", auc, loss, by_label)
+    return Run(folder, arm, resolved.name if numbered else "", auc, loss, by_label, by_block)
+
+
+def _by_name(logged: Iterable[tuple[int, Mapping[str, float | None]]]) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for step, values in logged:
+        for name, value in values.items():
+            if value is not None:
+                found.setdefault(name, {})[step] = value
+    return found
 
 
 def shared_labels(runs: Sequence[Run]) -> list[str]:
     """Name the labels whose AUC all runs have logged, in the order of the first."""
-    return [label for label in runs[0].by_label if all(label in run.by_label for run in runs)]
+    return shared([run.by_label for run in runs])
+
+
+def shared(logged: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List what all runs have logged by name, in the order of the first."""
+    return [name for name in logged[0] if all(name in each for each in logged)]
 
 
 def find_runs(folder: Path, arms: Sequence[str] | None = None, seeds: Collection[str] | None = None) -> list[Run]:

@@ -8,26 +8,42 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsurgery.errors import UsageError, printable
-from wsurgery.experiments.runs import Run, by_arm, shared_labels
+from wsurgery.experiments.runs import Run, by_arm, shared
 from wsurgery.figures.style import FAINT, WIDTH, add_legend, add_title, house_style, line_styles, plain_text
 from wsurgery.figures.titles import networks_of_runs
 from wsurgery.statistics.spread import SD_FROM, Spread, spread
 
 Metric = Literal["auc", "loss"]
-_LABELS: dict[str, str] = {"auc": "macro AUC, validation split", "loss": "training loss (binary cross-entropy, nats)"}
+By = Literal["label", "block"]
+Curve = Mapping[int, float]
+_LABELS: dict[Metric, str] = {
+    "auc": "macro AUC, validation split",
+    "loss": "training loss (binary cross-entropy, nats)",
+}
+_PANELS: dict[By, tuple[str, str]] = {  # what the vertical axis says, and what a log has to hold
+    "label": ("AUC, validation split", "no label in common whose AUC is known"),
+    "block": (
+        "distance from init ‖W − W₀‖ / ‖W₀‖",
+        "no block in common whose distance from initialisation was logged",
+    ),
+}
 _MOST_PANELS = 30
 
 
-def seed_curve(runs: Sequence[Run], metric: Metric) -> dict[int, Spread]:
+def seed_curve(curves: Sequence[Curve], *, arm: str, what: str) -> dict[int, Spread]:
     """Summarise the runs of one arm at each step that all of them have. A run that stopped early ends the curve.
+
+    Args:
+        curves: optimiser step → value, of each run.
+        arm: whose, for the message.
+        what: the value's name, likewise.
 
     Raises:
         UsageError: there is no such step.
     """
-    curves = [getattr(run, metric) for run in runs]
     common = [step for step in curves[0] if all(step in curve for curve in curves)]
     if not common:
-        raise UsageError(f"runs of {printable(runs[0].arm)} share no step with a known {metric}: draw them one by one")
+        raise UsageError(f"runs of {printable(arm)} share no step with a known {what}: draw them one by one")
     return {step: spread([curve[step] for curve in curves]) for step in common}
 
 
@@ -47,8 +63,10 @@ def smoothed(run: Run, factor: float) -> Run:
             found[step] = total / weight
         return found
 
-    by_label = {label: average(curve) for label, curve in run.by_label.items()}
-    return replace(run, auc=average(run.auc), loss=average(run.loss), by_label=by_label)
+    by_label, by_block = (
+        {name: average(curve) for name, curve in curves.items()} for curves in (run.by_label, run.by_block)
+    )
+    return replace(run, auc=average(run.auc), loss=average(run.loss), by_label=by_label, by_block=by_block)
 
 
 def band_words(sizes: Collection[int]) -> str:
@@ -87,7 +105,9 @@ def draw_curves(
     """
     figure = Figure(figsize=(width, 0.6 * width))
     axes = figure.subplots()
-    _draw_lines(axes, [smoothed(run, smooth) for run in runs], metric, line_styles(by_arm(runs)), markers=40)
+    arms = by_arm([smoothed(run, smooth) for run in runs])
+    curves = {arm: [getattr(run, metric) for run in members] for arm, members in arms.items()}
+    _draw_lines(axes, curves, metric, line_styles(arms), markers=40)
     _draw_thresholds(axes, thresholds)
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel(_LABELS[metric])
@@ -97,55 +117,74 @@ def draw_curves(
 
 
 @house_style
-def draw_curves_by_label(
-    runs: Sequence[Run], *, thresholds: Sequence[float] = (), smooth: float = 0, width: float = WIDTH
+def draw_curves_by(
+    by: By,
+    runs: Sequence[Run],
+    *,
+    thresholds: Sequence[float] = (),
+    smooth: float = 0,
+    width: float = WIDTH,
 ) -> Figure:
-    """Draw a panel for each label, of its own AUC, as `draw_curves` draws one of their mean.
+    """Draw a panel for each label, of its own AUC, or for each block, of its distance from initialisation.
 
     Args:
+        by: what has a panel and a vertical axis of its own: `Run.by_label`, or `Run.by_block`, of which a head's may be a
+            hundred times a trunk's.
         runs: any number of arms and seeds.
         thresholds, smooth: as in `draw_curves`, the same in each panel.
         width: in inches.
 
     Raises:
-        UsageError: the logs have no label in common, or more than a picture has room for.
+        UsageError: the logs have no label or block in common, or more than a picture has room for.
     """
-    labels = shared_labels(runs)
-    if not labels:
-        raise UsageError("the runs have no label in common whose AUC is known: draw them without --per-label")
-    if len(labels) > _MOST_PANELS:
-        raise UsageError(f"{len(labels)} labels, and a picture has room for {_MOST_PANELS}: leave --per-label out")
-    columns = min(3 if len(labels) > 4 else 2, len(labels))
-    rows = -(-len(labels) // columns)
+    axis, missing = _PANELS[by]
+    names = shared([_curves_by(by, run) for run in runs])
+    if not names:
+        raise UsageError(f"the runs have {missing}: draw them without --by {by}")
+    if len(names) > _MOST_PANELS:
+        raise UsageError(f"{len(names)} {by}s, and a picture has room for {_MOST_PANELS}: leave --by {by} out")
+    columns = min(3 if len(names) > 4 else 2, len(names))
+    rows = -(-len(names) // columns)
     figure = Figure(figsize=(width, 0.85 * width / columns * rows))
-    styles = line_styles(by_arm(runs))
+    arms = by_arm([smoothed(run, smooth) for run in runs])
+    styles = line_styles(arms)
     panels = list(figure.subplots(rows, columns, sharex=True, squeeze=False).flat)
-    for panel, label in zip(panels, labels, strict=False):
-        _draw_lines(panel, [smoothed(run.of(label), smooth) for run in runs], "auc", styles, markers=40 // columns)
+    for panel, name in zip(panels, names, strict=False):
+        curves = {arm: [_curves_by(by, run)[name] for run in members] for arm, members in arms.items()}
+        _draw_lines(panel, curves, "distance" if by == "block" else "auc", styles, markers=40 // columns)
         _draw_thresholds(panel, thresholds)
-        panel.set_title(plain_text(label), fontsize="medium")
-    for panel in panels[len(labels) :]:
+        panel.set_title(plain_text(name), fontsize="medium")
+    for panel in panels[len(names) :]:
         panel.remove()
-    for panel in panels[max(0, len(labels) - columns) : len(labels)]:  # with none below it
+    for panel in panels[max(0, len(names) - columns) : len(names)]:  # with none below it
         panel.xaxis.set_tick_params(labelbottom=True)
         panel.set_xlabel("optimiser steps")
-    figure.supylabel("AUC, validation split", fontsize="medium")
+    figure.supylabel(axis, fontsize="medium")
     add_title(figure, networks_of_runs(run.folder for run in runs))
     add_legend(figure, panels[0], band_caption(runs, smooth=smooth))
     return figure
 
 
+def _curves_by(by: By, run: Run) -> Mapping[str, Curve]:
+    return run.by_label if by == "label" else run.by_block
+
+
 def _draw_lines(
-    axes: Axes, runs: Sequence[Run], metric: Metric, styles: Mapping[str, dict[str, Any]], *, markers: int
+    axes: Axes,
+    arms: Mapping[str, Sequence[Curve]],
+    what: str,
+    styles: Mapping[str, dict[str, Any]],
+    *,
+    markers: int,
 ) -> None:
     """Draw one line an arm, with so many markers or somewhat more."""
-    for arm, members in by_arm(runs).items():
-        curve = seed_curve(members, metric)
+    for arm, curves in arms.items():
+        curve = seed_curve(curves, arm=arm, what=what)
         steps, points = list(curve), list(curve.values())
         every = 1 + len(steps) // markers  # markers on every logged loss would hide the line
         means = [point.mean for point in points]
         axes.plot(steps, means, label=plain_text(arm), markevery=every, **styles[arm])
-        if len(members) > 1:
+        if len(curves) > 1:
             low, high = [point.low for point in points], [point.high for point in points]
             axes.fill_between(steps, low, high, color=styles[arm]["color"], alpha=0.15, linewidth=0)
 

@@ -93,7 +93,8 @@ def logged(names: Sequence[str], run: Path, settings: dict[str, Any]) -> Iterato
             if not logs:  # only now has the run's folder been found to be its own
                 logs.extend(opened.enter_context(LOGGERS[name](run, settings, step)) for name in names)
             values = {key: value for key, value in entry.items() if isinstance(value, (int, float)) and key != "step"}
-            values |= {f"auc/{label}": value for label, value in entry.get("auc", {}).items() if value is not None}
+            for kind in ("auc", "distance_from_init"):
+                values |= {f"{kind}/{name}": value for name, value in entry.get(kind, {}).items() if value is not None}
             for each in logs:
                 each(step, values)
 

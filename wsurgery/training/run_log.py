@@ -28,6 +28,7 @@ class LogEntry(_Step, total=False):
     macro_auc: float | None
     auc: dict[str, float | None]  # by label
     top1: float
+    distance_from_init: dict[str, Annotated[float, Meta(ge=0)] | None]  # by block
 
 
 class _Macro(_Step):
@@ -68,6 +69,8 @@ def read_log(path: Path) -> list[LogEntry]:
             entry["macro_auc"] = _finite(entry["macro_auc"])
         if "auc" in entry:
             entry["auc"] = {label: _finite(value) for label, value in entry["auc"].items()}
+        if "distance_from_init" in entry:
+            entry["distance_from_init"] = {block: _finite(x) for block, x in entry["distance_from_init"].items()}
         if entry["step"] < previous:
             raise WsurgeryError(
                 f"{printable(where)}: step {entry['step']} after step {previous}: two runs share this log"

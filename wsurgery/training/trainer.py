@@ -24,6 +24,7 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models.inputs import fit_channels, image_statistics, logits_of, run
 from wsurgery.processes import ALONE, Processes
 from wsurgery.statistics.auc import macro
+from wsurgery.training.distance import DistanceFromInit
 from wsurgery.training.evaluation import aucs_of, top1_accuracy
 from wsurgery.training.feed import Feed, Indices
 from wsurgery.training.graph import Graphed
@@ -87,7 +88,9 @@ class Trainer:
             module.eval()
         trained = {name: x for name, x in self.model.named_parameters() if x.requires_grad}
         self.parameters = list(trained.values())
-        self.kept_zeros = zeros_of_layers(self.model) if settings.keep_zeros else []  # before a state is taken up
+        # Both before a state is taken up: they are of the weights that the run began with.
+        self.distance = DistanceFromInit(self.model, blocks) if processes.is_first else None
+        self.kept_zeros = zeros_of_layers(self.model) if settings.keep_zeros else []
         own_scales = [scales[name] for name in trained] if scales else None
         self.optimizer = make_optimizer(self.parameters, settings, own_scales)
         self.first_scale = self.optimizer.param_groups[0]["lr"] / settings.lr if scales and settings.lr else 1.0
@@ -331,10 +334,12 @@ class Trainer:
         aucs, more = aucs_of(found)
         mean = macro(aucs)
         top1 = {"top1": top1_accuracy(found)} if found.exclusive else {}
+        moved = {} if self.distance is None else {"distance_from_init": self.distance.of(self.evaluated)}
         self.progress.stale += 1
         if mean is not None and mean > self.progress.best_auc:
             self.progress.best_auc, self.progress.best_step, self.progress.stale = mean, entry["step"], 0
-        return {**entry, "auc": aucs, "macro_auc": mean, **top1, **{f"{name}_auc": auc for name, auc in more.items()}}
+        others = {f"{name}_auc": auc for name, auc in more.items()}
+        return {**entry, "auc": aucs, "macro_auc": mean, **top1, **others, **moved}
 
 
 @lru_cache(maxsize=2)  # two epochs meet in the batches that are made ahead
