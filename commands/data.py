@@ -1,7 +1,6 @@
 """`wsurgery data`: make, cache and describe data sets."""
 
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 
 from wsurgery.commands._images import BadList, SkipBad
 from wsurgery.commands._shared import Force, Json, Threads, command, print_table, say, show_table
+from wsurgery.data.rendering import Fit
 from wsurgery.errors import UsageError, printable, printable_json
 
 if TYPE_CHECKING:
@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from wsurgery.data.manifest import Manifest
 
 data = typer.Typer(no_args_is_help=True, help="Make, cache and describe data sets.")
-
-
-class Fit(str, Enum):
-    """How an image becomes a square."""
-
-    crop = "crop"
-    pad = "pad"
-    stretch = "stretch"
 
 
 _HELD_OUT = "or valid=0.15 and test=0.15 hold patients out"
@@ -100,7 +92,7 @@ def data_make(
 
     flags = {
         "uncertain": ",".join(uncertain or ()), "blank": blank, "ordinal": "true" if ordinal else None,
-        "fit": fit and fit.value, "window": window,
+        "fit": fit, "window": window,
     }  # fmt: skip
     keys = "&".join(f"{key}={value}" for key, value in flags.items() if value)
     spec += ("&" if "?" in spec else "?") * bool(keys) + keys

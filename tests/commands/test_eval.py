@@ -84,7 +84,7 @@ def test_scikit_learn_finds_the_same_auc_in_the_predictions(evaluated):
 
 def test_the_bootstrap_is_that_of_the_predictions_by_patient(evaluated):
     result, rows = evaluated
-    assert (result["bootstrap"], result["resampled"]) == (2000, "patients")
+    assert (result["bootstrap"], result["independent"]) == (2000, "patients")
     owners = [row["patient"] for row in rows]
     names, owner = np.unique(owners, return_inverse=True)
     assert len(names) < len(rows)
@@ -112,7 +112,7 @@ def test_without_patients_images_are_resampled_and_without_samples_nothing(finis
     write_manifest(replace(manifest, paths=paths, patients=paths), tmp_path / "m.csv")
     given = ["eval", finished / "last.safetensors", "--data", tmp_path / "m.csv", "--threads", 1]
     first, other = (json.loads(invoke(*given, "--json", "--seed", seed).stdout) for seed in (0, 1))
-    assert first["resampled"] == "images"
+    assert first["independent"] == "images"
     assert first["macro_ci"] != other["macro_ci"]
     assert "images, taken as independent; the bootstrap draws images 2,000 times" in said(invoke(*given))
     none = json.loads(invoke(*given, "--json", "--bootstrap", 0).stdout)

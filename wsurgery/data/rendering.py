@@ -3,10 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from wsurgery.errors import UsageError, printable
 
-FITS = {
+Fit = Literal["crop", "pad", "stretch"]
+FITS: dict[Fit, str] = {
     "crop": "the centred square of each image",
     "pad": "all of each image, on a black square",
     "stretch": "all of each image, stretched to a square",

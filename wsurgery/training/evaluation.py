@@ -76,7 +76,6 @@ def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]
         "macro_delong_ci": ci(scored),
         "macro_left_out": int(np.isnan(means).sum()),
         "bootstrap": resamples,
-        "resampled": unit,
         "independent": unit,
         "units": len(set(found.patients)),
     }
