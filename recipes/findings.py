@@ -23,6 +23,7 @@ correction; *held*: only without it. Each RESULTS-real.md has the seeds, patient
 """
 CLAIM = re.compile(r"- \*\*(?P<sentence>.+?)\*\* (?P<evidence>.*) \*(?P<verdict>[^*]+)\*$")
 P = re.compile(r"\(p = (?P<p>[^,()]+)(?:, Holm (?P<holm>[^,()]+))?")
+ACROSS_OF = re.compile(r"(.+?)\.?(?: \(([^()]+)\))?")  # where a claim is about one of them
 EFFECT = r"((?:[≤≥~] )?[+-]?\d[\d.]*\d)(?: \(90% interval ([^)]+\)))?"
 TIMES, DIFFERENCE = re.compile(f"{EFFECT} times as many"), re.compile(f"difference {EFFECT}")
 ALONE = re.compile(r"test AUC of (\d\.\d+).*?; (\d+ of \d+) networks are above it")
@@ -52,6 +53,12 @@ class Claim(NamedTuple):
         return f"{word}{', ' * bool(self.effect)}{self.effect} (p = {found['p']}{corrected})"
 
 
+def named(network: str) -> str:
+    """Write a network, and on how many images it was trained where that is not all of them."""
+    name, _, images = network.partition("@")
+    return NAMES.get(name, name) + (f", {int(images):,} images" if images else "")
+
+
 def by_heading(text: str, level: int) -> Iterator[tuple[str, str]]:
     """Yield each heading of a level, and what stands below it."""
     pieces = re.split(rf"^{'#' * level} (.+)$", text, flags=re.MULTILINE)
@@ -71,7 +78,8 @@ def claims(text: str, only: str) -> Iterator[Claim]:
             found = TIMES.search(line["evidence"]) or DIFFERENCE.search(line["evidence"])
             size = " (".join(filter(None, found.groups())) if found else ""
             size += " × the steps" if found and found.re is TIMES else ""
-            yield Claim(line["sentence"].rstrip("."), "" if network == ACROSS else network, line["verdict"], size)
+            sentence, of = ACROSS_OF.fullmatch(line["sentence"]).groups()
+            yield Claim(sentence, (of or "") if network == ACROSS else network, line["verdict"], size)
 
 
 def histogram(runs: Path, name: str) -> list[float]:
@@ -87,7 +95,7 @@ def baselines(runs: Path, name: str, text: str, only: str) -> Iterator[list[str]
     for network, part in networks(text, only):
         if alone := ALONE.search(part):
             for arm, auc in re.findall(r"^\| (random|transfer) \| \d+ \| (\S+(?: ± \S+)?)", part, re.MULTILINE):
-                yield [name, NAMES.get(network, network), arm, auc, alone[1], alone[2]]
+                yield [name, named(network), arm, auc, alone[1], alone[2]]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -106,15 +114,18 @@ def main(runs: Path, pages: list[Path]) -> None:
             name, _, network = heading.partition(", ")
             beside.setdefault(name, [])
             if recipe == "meanvar":
-                beside[name] += baselines(runs, name, text, network or ONLY)
+                known = [row[:3] for row in beside[name]]
+                beside[name] += [row for row in baselines(runs, name, text, network or ONLY) if row[:3] not in known]
             for claim in claims(text, network or ONLY):
-                found.setdefault((recipe, claim.network, claim.sentence), {})[name] = claim
+                others = [other for other in network.split() if claim.network and other != claim.network]
+                shown = " beside ".join(named(each) for each in (claim.network, *others))
+                found.setdefault((recipe, shown, claim.sentence), {})[name] = claim
     rows = []
-    for (recipe, network, sentence), by_set in found.items():
+    for (recipe, shown, sentence), by_set in found.items():
         held = sum((claim.p() or 1) < ALPHA for claim in by_set.values())
         cells = [by_set[name].cell() if name in by_set else "" for name in beside]
         link = f"[{recipe}]({recipe}/RESULTS-real.md)"
-        rows.append([link, NAMES.get(network, network), sentence, *cells, f"{held} of {len(by_set)}"])
+        rows.append([link, shown, sentence, *cells, f"{held} of {len(by_set)}"])
     print(HEAD)
     print(table(["recipe", "network", "finding", *beside, "held on"], rows))
     print("## Against thumbnails\n")
