@@ -429,6 +429,17 @@ def test_classes_become_one_label(tmp_path):
             open_data(f"folder:{tmp_path}?positive={query}")
 
 
+def test_commas_in_the_names_of_classes(tmp_path):
+    for name in ("mild, early", "severe", "none"):
+        for i in range(3):
+            picture(tmp_path / name / f"{i}.png")
+    ill = open_data(f"folder:{tmp_path}?positive=severe,mild%2C early")
+    assert ill.label_names == ("severe_or_mild, early",)
+    assert ill.labels.sum() == 6
+    grades = open_data(f"folder:{tmp_path}?ordinal=true&order=none,mild%2C early,severe")
+    assert grades.notes == ("grades, from the lowest: none < mild, early < severe",)
+
+
 def test_trees_of_patients(tmp_path):
     for patient in range(10):
         for name in ("0", "1"):

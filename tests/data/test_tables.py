@@ -220,6 +220,19 @@ def test_columns_of_any_name(read, tmp_path):
         read(text, **keys)
 
 
+def test_names_with_the_characters_of_a_specification(tmp_path):
+    for i in range(9):
+        Image.new("L", (8, 8)).save(tmp_path / f"{i}.png")
+    rows = "".join(f"{i}.png,p{i // 2},{i % 2},1\n" for i in range(9))
+    (tmp_path / "m.csv").write_text('"a&b=1, %",Patient ID,"x, y",50%\n' + rows)
+    spec = f"{tmp_path}/m.csv?path=a%26b=1, %25&labels=x%2C y"
+    assert open_data(f"{spec},50%25&patient=").label_names == ("x, y", "50%")
+    with pytest.raises(WsurgeryError, match="is column 'Patient ID' the patient") as error:
+        open_data(spec)
+    remedy = re.search(r"Say (patient=\S+),", str(error.value))[1]
+    assert len(set(open_data(f"{spec}&{remedy}").patients)) == 5
+
+
 def test_patients_are_held_out_where_there_are_no_splits(read, tmp_path):
     text = "path,patient,ill\n" + "".join(f"{i}.png,p{i // 3},{i % 2}\n" for i in range(60))
     manifest = read(text)

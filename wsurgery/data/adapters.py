@@ -1,11 +1,13 @@
 """What the adapters share: their keys, images by their names, and splits where there are none."""
 
+import csv
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from wsurgery.data.rendering import KEYS
 from wsurgery.data.splits import split_patients
@@ -19,6 +21,7 @@ _MAX_KINDS = 10  # of files in a message
 _MAX_FOLDS = 1000
 MAX_LINKS, MAX_LINKS_ABOVE = 20_000, 8  # to folders: two in each of forty are a million million paths
 SPLITS = {"valid": "0.15", "test": "0.15", "seed": "0", "fold": ""}  # the keys that hold_out takes, and their defaults
+LISTS = ("labels", "order", "positive")  # keys of several names
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "valid", "valid": "valid", "validate": "valid", "validation": "valid",
     "dev": "valid", "test": "test", "testing": "test",
@@ -35,6 +38,11 @@ def read_keys(scheme: str, given: Mapping[str, str], defaults: Mapping[str, str]
         if key not in defaults:
             raise UsageError(f"{scheme} has no key {printable(key)!r}: there are {', '.join((*defaults, *KEYS))}")
     return {**defaults, **given}
+
+
+def names_in(text: str) -> list[str]:
+    """The names in the value of one of `LISTS`: joined by commas, a comma in a name written %2C."""
+    return [unquote(name.strip()) for name in next(csv.reader([text]))]
 
 
 def choose(scheme: str, key: str, value: str, choices: Sequence[str]) -> str:

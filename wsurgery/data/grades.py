@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsurgery.data.adapters import names_in
 from wsurgery.errors import UsageError, printable
 
 GRADES = ("none", "mild", "moderate", "severe", "proliferative")
@@ -31,7 +32,7 @@ def in_order(scheme: str, names: Sequence[str], order: str, *, ordinal: bool) ->
         UsageError: `order` is not all classes, or the order of grades cannot be known.
     """
     if order:
-        chosen = [name.strip() for name in order.split(",")]
+        chosen = names_in(order)
         if sorted(chosen) != sorted(names):
             raise UsageError(
                 f"{scheme}: order={printable(order)} is not all classes, each once: there are {_listed(names)}"

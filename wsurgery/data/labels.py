@@ -7,7 +7,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from wsurgery.data.adapters import choose
+from wsurgery.data.adapters import choose, names_in
 from wsurgery.data.grades import grade_labels, in_order, order_of
 from wsurgery.data.table import Table
 from wsurgery.errors import UsageError, WsurgeryError, printable
@@ -164,7 +164,7 @@ def class_labels(
         return labels, names, said
     if ordinal:
         raise UsageError(f"{scheme}: positive= makes one label, ordinal=true one for each grade: leave one out")
-    ill = [name.strip() for name in positive.split(",")]
+    ill = names_in(positive)
     for name in ill:
         choose(scheme, "positive", name, classes)
     if set(ill) == set(classes):

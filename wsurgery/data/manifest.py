@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.sink import write_all
 from wsurgery.checkpoint.writer import AtomicFile
-from wsurgery.data.adapters import SPLIT_NAMES, SPLITS, Images, choose, hold_out, read_keys, split_name
+from wsurgery.data.adapters import SPLIT_NAMES, SPLITS, Images, choose, hold_out, names_in, read_keys, split_name
 from wsurgery.data.labels import (
     check_names,
     class_labels,
@@ -295,7 +295,7 @@ def _labels_of(table: Table, used: Sequence[str | None], keys: Mapping[str, str]
     others = [name for name in table.columns if name not in used]
     marked = [name for name in others if name.startswith(META)]
     if keys["labels"]:
-        names = [unquote(name.strip()) for name in next(csv.reader([keys["labels"]]))]
+        names = names_in(keys["labels"])
         if used[-1] is not None:
             raise UsageError(f"{printable(table.file.name)}: class= and labels= are two ways to say it: leave one out")
         for name in names:

@@ -18,6 +18,7 @@ from wsurgery.data.adapters import (
     existing_folder,
     find_file,
     hold_out,
+    names_in,
     read_keys,
     split_name,
 )
@@ -149,8 +150,7 @@ def listed(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
 
 
 def _choose_labels(scheme: str, key: str, text: str, names: Sequence[str]) -> list[int]:
-    chosen = text.split(",") if text else names
-    return [names.index(choose(scheme, key, name.strip(), names)) for name in chosen]
+    return [names.index(choose(scheme, key, name, names)) for name in names_in(text) or names]
 
 
 def _beside(table: Table, **names: str) -> dict[str, Sequence[str]]:
@@ -217,11 +217,11 @@ def _padchest(place: Place, keys: Mapping[str, str]) -> Rows:
     table = place.table("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv")
     views = {"frontal": ("PA", "AP", "AP_horizontal"), "lateral": ("L",)}
     table = _of_views(place, table, "Projection", keys["views"], views)
-    terms = [term.strip().lower().replace("_", " ") for term in keys["labels"].split(",") if term] or PADCHEST
+    terms = [term.strip().lower().replace("_", " ") for term in names_in(keys["labels"]) if term] or PADCHEST
     # A finding is of a label that is among its words: laminar atelectasis is an atelectasis.
     patterns = {term: rf"(.* )?{re.escape(term)}s?( .*)?" for term in terms}
     labels = finding_labels(table["Labels"], patterns)
-    names = keys["labels"].split(",") if keys["labels"] else _lower(PADCHEST)
+    names = names_in(keys["labels"]) or _lower(PADCHEST)
     beside = _beside(table, birth="PatientBirth", sex="PatientSex_DICOM", view="Projection", study="StudyID")
     return Rows(table.file, table["ImageID"], labels, names, table["PatientID"], None, beside)
 

@@ -14,8 +14,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 from wsurgery.checkpoint.digest import bytes_digest
+from wsurgery.data.adapters import LISTS
 from wsurgery.data.cache import cache_folder
 from wsurgery.data.checks import manifest_fault
 from wsurgery.data.chexpert import chexpert
@@ -278,7 +280,7 @@ def _options(spec: str, query: str) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or key in options:
             raise UsageError(f"{printable(spec)}: {printable(pair)!r} should be key=value, each key once")
-        options[key] = value
+        options[key] = value if key in LISTS else unquote(value)
     return options
 
 
