@@ -3,16 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from wsurgery.errors import UsageError, printable
 
 Fit = Literal["crop", "pad", "stretch"]
-FITS: dict[Fit, str] = {
-    "crop": "the centred square of each image",
-    "pad": "all of each image, on a black square",
-    "stretch": "all of each image, stretched to a square",
-}
+_SQUARES = (
+    "the centred square of each image",
+    "all of each image, on a black square",
+    "all of each image, stretched to a square",
+)
+FITS: dict[str, str] = dict(zip(get_args(Fit), _SQUARES, strict=True))
 WINDOWS = {
     "auto": "of more than 8 bits, as a DICOM file says, or else each image's least value to its greatest",
     "span": "of more than 8 bits and in DICOM, each image's least value to its greatest",
