@@ -18,8 +18,8 @@ HEAD = """# What holds on real images
 
 The paper's findings on three public sets, by the recipes' own claims and tests; [how it was designed](DESIGN.md). A cell is the
 effect with its 90 % interval, p, and p corrected for all claims of that recipe on that set (Holm). **Held**: p < .05 with the
-correction; *held*: only without it. Each RESULTS-real.md has the seeds, patients and steps behind its row. Made by
-`make -C recipes findings`.
+correction; *held*: only without it. Each RESULTS-real.md has the seeds, patients and steps behind its row; on ham10000, where
+nobody says whose a lesion is, what its pages call a patient is a lesion. Made by `make -C recipes findings`.
 """
 CLAIM = re.compile(r"- \*\*(?P<sentence>.+?)\*\* (?P<evidence>.*) \*(?P<verdict>[^*]+)\*$")
 P = re.compile(r"\(p = (?P<p>[^,()]+)(?:, Holm (?P<holm>[^,()]+))?")
