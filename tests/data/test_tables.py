@@ -298,6 +298,30 @@ def test_images_are_found_by_their_names(read, tmp_path):
         read("id,ill\nISIC_1,1\nISIC_3,0\n", path="id", images="all")
     with pytest.raises(WsurgeryError, match=r"1\.png is there twice, all/left/1\.png and all/right/1\.png"):
         read("id,ill\nISIC_1,1\n1.png,0\n", path="id", images="all")
+    with pytest.raises(WsurgeryError, match=r"ISIC_1 and isic_1\.dcm are one image, all/part_1/ISIC_1\.jpg"):
+        read("id,ill\nISIC_1,1\nisic_1.dcm,0\n", path="id", images="all")
+
+
+@pytest.mark.parametrize("twin", ["p42/s1/1.png", "p42/s3/1.png"])
+def test_an_image_of_another_folder_does_not_stand_for_one_that_is_missing(read, tmp_path, twin):
+    for name in ("p42/s3/1.png", "p42/s1/1.png", "p50/s1/1.png"):
+        path = tmp_path / "scans" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+    for before in ("", "/export/pacs/"):  # where the table was written, all folders may have had others above them
+        text = f"path,patient,ill\n{before}{twin},p42,1\n{before}p50/s1/1.png,p50,0\n"
+        there = (f"scans/{twin}", "scans/p50/s1/1.png")
+        assert read(text, images="scans", valid="0", test="0").paths == there
+        with pytest.raises(
+            WsurgeryError, match=r"1 of 3 images are not there, first \S*p17/s3/1\.png \(there is scans/p42/s3/1"
+        ):
+            read(f"{text}{before}p17/s3/1.png,p17,0\n", images="scans", valid="0", test="0")
+
+
+def test_one_path_written_in_two_ways_is_there_twice(read):
+    for other in ("./im/0.png", "im//0.png", "im\\0.png"):
+        with pytest.raises(WsurgeryError, match=r"line 3: path 'im/0\.png' is there twice"):
+            read(f"path,patient,ill\nim/0.png,p1,1\n{other},p2,0\n")
 
 
 def test_images_may_lie_beside_the_tables_folder(read, tmp_path):

@@ -155,7 +155,9 @@ class Images:
     def find(self, names: Sequence[str], table: Path, *, skip: bool = False) -> list[str | None]:
         """The path of each image, relative to the folder.
 
-        Of images with one name those count whose folders have the names that the table gives, from the innermost on.
+        Of images with one name those count whose folders have the names that the table gives, from the innermost on. The
+        outermost may be called otherwise, where the table was written elsewhere, but as many of them in all rows: an image
+        that has less of its folders' names than another is another patient's, perhaps, and is not there.
 
         Args:
             names: what the table has: a name with or without suffix and folders.
@@ -163,18 +165,28 @@ class Images:
             skip: whether what is not there is None instead of an error.
 
         Raises:
-            WsurgeryError: an image is not there, or there twice.
+            WsurgeryError: an image is not there, or there twice, or two names are of one.
         """
-        found = [self._find(name) for name in names]
+        matched = [self._find(name) for name in names]
+        elsewhere = min((other for _, other in matched if other is not None), default=0)
+        found = [paths if (other or 0) <= elsewhere else [] for paths, other in matched]
         missing = [name for name, paths in zip(names, found, strict=True) if not paths]
         if missing and (not skip or len(missing) == len(names)):
             packed = any(".zip" in file or ".tar" in file for file in self.files)
             remedy = ": unpack the archives first" if packed else ""
+            like = next(
+                (paths[0] for name, (paths, _) in zip(names, matched, strict=True) if name == missing[0] and paths), ""
+            )
+            but = f" (there is {printable(like)}, in another folder than the table says)" if like else ""
             raise WsurgeryError(
                 f"{printable(str(table))}: {len(missing)} of {len(names)} images are not there, first "
-                f"{printable(missing[0])}{remedy}"
+                f"{printable(missing[0])}{but}{remedy}"
             )
-        for name, paths in zip(names, found, strict=True):
+        first: dict[str, int] = {}
+        for row, (name, paths) in enumerate(zip(names, found, strict=True)):
+            if len(paths) == 1 and (before := first.setdefault(paths[0], row)) != row:
+                both = f"{printable(names[before])} and {printable(name)}"
+                raise WsurgeryError(f"{printable(str(table))}: {both} are one image, {printable(paths[0])}")
             if len(paths) > 1:
                 raise WsurgeryError(
                     f"{self.scheme}: {printable(name)} is there twice, {printable(' and '.join(paths[:2]))}: add "
@@ -182,9 +194,11 @@ class Images:
                 )
         return [paths[0] if paths else None for paths in found]
 
-    def _find(self, name: str) -> list[str]:
+    def _find(self, name: str) -> tuple[list[str], int | None]:
+        """The images with the longest end of a name, and how many of its folders they do not have; None of a mere name."""
         end = _end(name)
         found: list[str] = []
+        length = 0
         for n in range(1, len(end) + 1):
             if n > len(self._by_end):
                 self._by_end.append({})
@@ -193,10 +207,8 @@ class Images:
             narrower = self._by_end[n - 1].get(end[-n:], [])
             if not narrower:
                 break
-            found = narrower
-            if len(found) == 1:
-                break
-        return found
+            found, length = narrower, n
+        return found, len(end) - length if found and len(end) > 1 else None
 
 
 def _end(path: str) -> tuple[str, ...]:

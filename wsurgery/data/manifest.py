@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -192,7 +192,7 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
         )
     check_names(scheme, names, FIXED)
 
-    paths = [value.replace("\\", "/") for value in table[path]]
+    paths = [_plain(value) for value in table[path]]
     if "" in paths:
         raise table.wrong("the path is empty", paths.index(""))
     patients = [""] * len(table) if patient is None else list(map(known, table[patient]))
@@ -244,6 +244,12 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
         notes,
         Rendering(**rendering),
     )
+
+
+def _plain(path: str) -> str:
+    """A path as it is written nowhere else: of ./a.png, .//a.png and a.png two would be two images."""
+    path = path.replace("\\", "/")
+    return PurePosixPath(path).as_posix() if "./" in path or "//" in path else path
 
 
 def _rendering_of(table: Table) -> dict[str, str]:

@@ -125,9 +125,6 @@ def listed(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
     found = place.images.find([images[row] for row in order], rows.file, skip=skip)
     there = [i for i, path in enumerate(found) if path is not None]
     paths = tuple(str(found[i]) for i in there)
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise WsurgeryError(f"{printable(str(rows.file))}: {printable(twice)} is there twice")
     order, labels = [order[i] for i in there], labels[there]
     patients = ["" if rows.patients is None else rows.patients[row] for row in order]
     patients = [patient or path for patient, path in zip(patients, paths, strict=True)]
