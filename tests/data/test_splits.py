@@ -35,7 +35,7 @@ def test_seeds_are_independent():
     assert abs(agree - 0.5) < 4 * 0.5 / np.sqrt(1000)
 
 
-@pytest.mark.parametrize(("patients", "folds"), [(200, 8), (103, 7), (5, 5), (3, 3)])
+@pytest.mark.parametrize(("patients", "folds"), [(200, 8), (103, 7), (5, 5), (3, 3), (15, 10), (7, 4)])
 def test_folds_have_each_patient_in_test_once(patients, folds, tmp_path):
     rows = "".join(f"{i}.png,p{i % patients},{i % 2}\n" for i in range(3 * patients))
     (tmp_path / "t.csv").write_text("image,who,ill\n" + rows)

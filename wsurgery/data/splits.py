@@ -36,11 +36,14 @@ def split_patients(
     if min(fractions.values()) < 0 or not math.isclose(sum(fractions.values()), 1):
         raise ValueError(f"fractions must be at least 0 and sum to 1, not {dict(fractions)}")
     ranked = rank_patients(patients, f"split {seed}")
+
+    def position(at: float | Fraction) -> int:
+        turn = math.floor(at)  # counted apart, for halves are rounded to even: round(x + n) may be round(x) + n - 1
+        return round((at - turn) * len(ranked)) + turn * len(ranked)
+
     split_of: dict[str, str] = {}
-    first = round(start * len(ranked))
     below: float | Fraction = start
     for split, fraction in fractions.items():
-        begin, below = round(below * len(ranked)), below + fraction
-        end = min(round(below * len(ranked)), first + len(ranked))
-        split_of.update(dict.fromkeys((ranked[i % len(ranked)] for i in range(begin, end)), split))
+        begin, below = position(below), below + fraction
+        split_of.update(dict.fromkeys((ranked[i % len(ranked)] for i in range(begin, position(below))), split))
     return [split_of[patient] for patient in patients]
