@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,13 @@ def test_without_patients_images_are_resampled_and_without_samples_nothing(finis
     assert first["independent"] == "images"
     assert first["macro_ci"] != other["macro_ci"]
     assert "images, taken as independent; the bootstrap draws images 2,000 times" in said(invoke(*given))
+    copied = tmp_path / "set"
+    shutil.copytree(manifest.root, copied)
+    write_manifest(replace(manifest, root=copied, patients=manifest.paths), copied / "m.csv")
+    (tmp_path / "made").mkdir()
+    invoke("data", "make", copied / "m.csv", "-o", tmp_path / "made" / "m.csv")  # where each patient has the path's end
+    made = json.loads(invoke(*given[:3], tmp_path / "made" / "m.csv", *given[4:], "--json").stdout)
+    assert made["independent"] == "images"
     none = json.loads(invoke(*given, "--json", "--bootstrap", 0).stdout)
     assert (none["bootstrap"], none["macro_ci"]) == (0, None)
     for label in (*none["labels"].values(), none["referable"]):

@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from wsurgery.statistics import bootstrap
-from wsurgery.statistics.bootstrap import bootstrap_aucs, percentile_interval, resampling_unit
+from wsurgery.statistics.bootstrap import bootstrap_aucs, percentile_interval
 
 
 def clustered(rng, patients, levels=10**6, k=2, images=3, unknown=0.2):
@@ -81,8 +81,3 @@ def test_nineteen_intervals_in_twenty_hold_the_true_auc_of_clustered_images():
             held[unit] += low <= truth <= high
     assert 0.9 < held["patients"] / 300 < 0.98
     assert held["images"] / 300 < 0.89
-
-
-def test_images_are_resampled_where_no_patient_is_known():
-    assert resampling_unit(("a.png", "b.png"), ("a.png", "b.png")) == "images"
-    assert resampling_unit(("a.png", "7"), ("a.png", "b.png")) == "patients"

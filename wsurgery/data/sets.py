@@ -198,16 +198,28 @@ def _nih(place: Place, keys: Mapping[str, str]) -> Rows:
 
 
 def _mimic(place: Place, keys: Mapping[str, str]) -> Rows:
-    table = place.table("mimic-cxr-2.0.0-split.csv").join(
-        place.table(f"mimic-cxr-2.0.0-{choose('mimic', 'labeler', keys['labeler'], ('chexpert', 'negbio'))}.csv"),
-        "study_id",
-    )
+    labeler = choose("mimic", "labeler", keys["labeler"], ("chexpert", "negbio"))
+    labelled = place.table(f"mimic-cxr-2.0.0-{labeler}.csv")
+    table = place.table("mimic-cxr-2.0.0-split.csv").join(labelled, "study_id")
     table = table.join(place.table("mimic-cxr-2.0.0-metadata.csv"), "dicom_id")
     views = {"frontal": ("AP", "PA"), "lateral": ("LATERAL", "LL")}
     table = _of_views(place, table, "ViewPosition", keys["views"], views)
     labels = read_labels(table, CHEXPERT, uncertain=keys["uncertain"], blank=keys["blank"], scheme="mimic")
+    studies = set(labelled["study_id"])  # a report that no labeler has read mentions nothing, and denies nothing
+    unread = [row for row, study in enumerate(table["study_id"]) if study not in studies]
+    labels[unread] = np.nan
+    said = f"{len(unread):,} images are of studies without a row in {labelled.file.name}: their labels are unknown"
     beside = _beside(table, study="study_id", view="ViewPosition")
-    return Rows(table.file, table["dicom_id"], labels, _lower(CHEXPERT), table["subject_id"], table["split"], beside)
+    return Rows(
+        table.file,
+        table["dicom_id"],
+        labels,
+        _lower(CHEXPERT),
+        table["subject_id"],
+        table["split"],
+        beside,
+        notes=(said,) if unread else (),
+    )
 
 
 def _padchest(place: Place, keys: Mapping[str, str]) -> Rows:

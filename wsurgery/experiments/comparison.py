@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsurgery.experiments.origins import source_units
 from wsurgery.experiments.runs import Run
-from wsurgery.statistics.bootstrap import bootstrap_aucs, percentile_interval, resampling_unit
+from wsurgery.statistics.bootstrap import bootstrap_aucs, percentile_interval
 from wsurgery.statistics.delong import AucDifference, paired_delong
 from wsurgery.statistics.pairs import PairedTest, log_ratio, paired_test, unit_means
 from wsurgery.statistics.permutation import EXACT
@@ -220,7 +220,7 @@ def compare_aucs(
     count = images.count
     return Aucs(
         images=len(images.paths),
-        unit=resampling_unit(images.patients, images.paths),
+        unit=images.unit,
         units=len(set(images.patients)),
         resamples=resamples,
         labels={name: row(kind) for name, kind in zip(images.names[:count], kinds, strict=False)},

@@ -57,11 +57,6 @@ class _Ranking(NamedTuple):
     highest: NDArray[np.intp]
 
 
-def resampling_unit(patients: Sequence[str], paths: Sequence[str]) -> Literal["patients", "images"]:
-    """Say what can be resampled: images where no patient is known, and each image has its own path for one."""
-    return "images" if tuple(patients) == tuple(paths) else "patients"
-
-
 def bootstrap_aucs(
     labels: Floats, scores: Floats, patients: Sequence[str], *, resamples: int, seed: int
 ) -> NDArray[np.float64]:

@@ -135,7 +135,8 @@ def compare_runs(
         return Comparison(steps, None, pairs)
     n = len(runs_a)
     shared = units_of(runs_a, runs_b)
-    units = [shared.get(runs_a[i].seed, f"{i}") for i, _ in pairs]
+    seeds = [runs_a[i].seed or f"{i}" for i, _ in pairs]
+    units = [shared.get(seed, seed) for seed in seeds]
     aucs = compare_aucs(found[:n], found[n:], pairs, resamples=bootstrap, seed=seed, units=units)
     return Comparison(steps, aucs, pairs)
 

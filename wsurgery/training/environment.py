@@ -9,7 +9,7 @@ import torch
 from wsurgery import __version__
 from wsurgery.data.dataset import Dataset
 from wsurgery.processes import Processes
-from wsurgery.statistics.bootstrap import Sample, resampling_unit
+from wsurgery.statistics.bootstrap import Sample
 
 
 def environment(device: torch.device, processes: Processes, training: Dataset, validation: Dataset) -> dict[str, Any]:
@@ -40,5 +40,4 @@ def device_name(device: torch.device) -> str:
 
 
 def _sample(dataset: Dataset) -> Sample:
-    unit = resampling_unit(dataset.patients, dataset.paths)
-    return Sample(len(dataset.paths), unit, len(set(dataset.patients)))
+    return Sample(len(dataset.paths), "patients" if dataset.has_patients else "images", len(set(dataset.patients)))

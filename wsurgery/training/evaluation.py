@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsurgery.statistics.auc import auc_per_label, macro
-from wsurgery.statistics.bootstrap import Interval, bootstrap_aucs, percentile_interval, resampling_unit
+from wsurgery.statistics.bootstrap import Interval, bootstrap_aucs, percentile_interval
 from wsurgery.statistics.delong import delong
 from wsurgery.training.predictions import Predictions
 
@@ -53,7 +53,7 @@ def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]
         return None if no_width else interval
 
     own, more = aucs_of(found)
-    unit = resampling_unit(found.patients, found.paths)
+    unit = found.unit
     samples = bootstrap_aucs(found.labels, found.scores, found.patients, resamples=resamples, seed=seed)
     scores = [
         {

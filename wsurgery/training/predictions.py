@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from wsurgery.checkpoint import AtomicFile
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.grades import referable
+from wsurgery.data.manifest import are_known
 from wsurgery.errors import WsurgeryError, plain_cell, printable, table_cell
 from wsurgery.untrusted import short_lines
 
@@ -44,6 +45,11 @@ class Predictions:
     scores: NDArray[np.float64]
     count: int
     exclusive: bool = False
+
+    @property
+    def unit(self) -> Literal["patients", "images"]:
+        """What is independent, and can be resampled: images where no patient is known."""
+        return "patients" if are_known(self.patients, self.paths) else "images"
 
 
 def from_logits(source: str, dataset: Dataset, logits: NDArray[np.float32], *, exclusive: bool = False) -> Predictions:
