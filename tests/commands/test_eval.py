@@ -285,4 +285,5 @@ def test_an_auc_of_1_has_no_interval_of_width_0(finished, fundus, invoke, tmp_pa
     found = json.loads(invoke("eval", finished / "best.safetensors", *perfect, "--json").stdout)
     label = found["labels"]["none"]
     assert (label["auc"], label["ci"], label["bootstrap_ci"]) == (1, None, None)
+    assert (found["macro_ci"], found["macro_delong_ci"]) == (None, None)
     assert "(Obuchowski and Lieber 2002)" in said(invoke("eval", finished / "best.safetensors", *perfect))

@@ -62,6 +62,20 @@ def test_the_interval_stays_in_0_to_1_and_needs_two_of_each():
     assert ci(0, 0, 0, 1, 1, patients=list("aabbb")) is None  # two positives, of one patient
 
 
+def test_a_mean_with_a_label_that_does_not_vary_has_no_interval():
+    """Of a rare label that a network happens to rank perfectly its interval would be that of the other label, halved."""
+    labels, a, b, _ = two_networks(np.random.default_rng(5), 60, 2, 10**6)
+    labels[:, 1] = np.nan
+    labels[:20, 1] = np.arange(20) < 4
+    sure, surer = a.copy(), b.copy()
+    sure[:20, 1], surer[:20, 1] = labels[:20, 1] * 9, labels[:20, 1] * 9 + np.arange(20) / 100
+    assert delong(labels, a).ci is not None
+    assert delong(labels, sure).ci is None
+    assert paired_delong(labels, sure, surer)[4:] == (None, None, None)
+    assert paired_delong(labels, sure, b).ci is not None
+    assert paired_delong(labels, sure, sure)[2:] == (0, 0, (0, 0), 0, 1)
+
+
 @pytest.mark.parametrize("levels", [6, 10**6])
 def test_one_label_is_delongs_test_by_its_definition(levels):
     labels, a, b, _ = two_networks(np.random.default_rng(0), 150, 1, levels, unknown=0.2)

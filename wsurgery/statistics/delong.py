@@ -12,8 +12,8 @@ from wsurgery.statistics.auc import area, macro, structural_components
 from wsurgery.statistics.bootstrap import Interval
 
 WITHOUT_INTERVAL = (
-    "An AUC of 1 or 0 of few images, or one patient, gives no interval: what was drawn does not say how far it varies "
-    "(Obuchowski and Lieber 2002)"
+    "An AUC of 1 or 0 of few images, or one patient, gives no interval, nor does a mean with it: what was drawn does not say "
+    "how far it varies (Obuchowski and Lieber 2002)"
 )
 Floats = NDArray[np.floating[Any]]
 
@@ -24,7 +24,7 @@ class AucEstimate(NamedTuple):
     Attributes:
         auc: it.
         se: its standard error; None with fewer than two independent positives or negatives of a label.
-        ci: its normal interval, cut to [0, 1]; None where `se` is None or 0.
+        ci: its normal interval, cut to [0, 1]; None where `se` is, or where a label's AUC does not vary with the images drawn.
     """
 
     auc: float
@@ -40,7 +40,7 @@ class AucDifference(NamedTuple):
         b: AUC of B.
         difference: `a - b`.
         se: its standard error; None with fewer than two independent positives or negatives of a label.
-        ci: its normal interval; None where `se` is, or where neither AUC varies with the images that were drawn.
+        ci: its normal interval; None where `se` is, or where a label's AUCs of neither vary with the images that were drawn.
         z: difference over standard error; 0 where both are 0, None where only the standard error is, or there is no interval.
         p: two-sided, of the normal distribution; None where `z` is.
     """
@@ -67,7 +67,7 @@ def delong(
 
     Where every positive ranks above every negative the estimated variance is 0, which says nothing of other patients: no
     interval of the normal kind can be had (Obuchowski and Lieber, *Confidence bounds when the estimated ROC area is 1.0*,
-    2002), and none is given.
+    2002), and none is given; nor is one for a mean over labels with such a label, which would count it as known exactly.
 
     Args:
         labels: (n, k), 0 or 1, NaN for unknown; at least one positive and one negative of each label.
@@ -75,9 +75,9 @@ def delong(
         patients: (n,), whose image it is, where images of one patient are not independent. Default: all images are.
         level: coverage of the interval.
     """
-    auc, influence = _mean_auc(labels, scores, _units(labels, patients))
+    auc, influence, fixed = _mean_auc(labels, scores, _units(labels, patients))
     se = _error(influence)
-    if not se:
+    if se is None or fixed.any():
         return AucEstimate(auc, se, None)
     low, high = _normal(auc, se, level)
     return AucEstimate(auc, se, (max(0.0, low), min(1.0, high)))
@@ -99,11 +99,11 @@ def paired_delong(
         level: coverage of the interval.
     """
     units = _units(labels, patients)
-    (auc_a, influence_a), (auc_b, influence_b) = (_mean_auc(labels, scores, units) for scores in (a, b))
+    (auc_a, influence_a, fixed_a), (auc_b, influence_b, fixed_b) = (_mean_auc(labels, x, units) for x in (a, b))
     difference, se = auc_a - auc_b, _error(influence_a - influence_b)
     if se is None:
         return AucDifference(auc_a, auc_b, difference, None, None, None, None)
-    if not (influence_a.any() or influence_b.any() or np.array_equal(a, b)):
+    if (fixed_a & fixed_b).any() and not np.array_equal(a, b):
         return AucDifference(auc_a, auc_b, difference, se, None, None, None)
     ci = _normal(difference, se, level)
     if se == 0:
@@ -121,7 +121,9 @@ def _units(labels: Floats, patients: Sequence[str] | None) -> NDArray[np.intp]:
     return units
 
 
-def _mean_auc(labels: Floats, scores: Floats, units: NDArray[np.intp]) -> tuple[float, NDArray[np.float64]]:
+def _mean_auc(
+    labels: Floats, scores: Floats, units: NDArray[np.intp]
+) -> tuple[float, NDArray[np.float64], NDArray[np.bool_]]:
     """Return the mean AUC over the labels, and the influences on it whose squares add up to its variance.
 
     With I10 patients who have positives, I01 who have negatives and I who have either, Obuchowski's three sums are
@@ -129,9 +131,10 @@ def _mean_auc(labels: Floats, scores: Floats, units: NDArray[np.intp]) -> tuple[
     patient: both influences together by the last weight, and each by what its own weight is more.
 
     Returns:
-        The influences, (3, patients); NaN if only one patient has a positive, or a negative, of some label.
+        The AUC, the influences, (3, patients); NaN if only one patient has a positive, or a negative, of some label; and of
+        which labels no image has any, (k,).
     """
-    aucs, influence = [], np.zeros((3, int(units.max()) + 1))
+    aucs, influence, fixed = [], np.zeros((3, int(units.max()) + 1)), []
     for i in range(labels.shape[1]):
         positive, negative = labels[:, i] == 1, labels[:, i] == 0
         column = scores[:, i].astype(np.float64)
@@ -146,9 +149,10 @@ def _mean_auc(labels: Floats, scores: Floats, units: NDArray[np.intp]) -> tuple[
             sqrt(of_both) * (above + below), sqrt(of_above - of_both) * above, sqrt(of_below - of_both) * below
         ]  # fmt: skip
         aucs.append(auc)
+        fixed.append(not (above.any() or below.any()))
     mean = macro(dict(enumerate(aucs)))
     assert mean is not None
-    return mean, influence / len(aucs)
+    return mean, influence / len(aucs), np.array(fixed)
 
 
 def _unbiased(units: NDArray[np.intp]) -> float:

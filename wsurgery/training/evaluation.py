@@ -72,7 +72,7 @@ def evaluate(found: Predictions, *, resamples: int, seed: int) -> dict[str, Any]
         **({"top1": top1_accuracy(found)} if found.exclusive else {}),
         "n": len(found.paths),
         **dict(zip(more, scores[found.count :], strict=True)),
-        "macro_ci": drawn(means),
+        "macro_ci": drawn(means) if all(scores[i]["bootstrap_ci"] for i in scored) else None,
         "macro_delong_ci": ci(scored),
         "macro_left_out": int(np.isnan(means).sum()),
         "bootstrap": resamples,
