@@ -210,9 +210,12 @@ def test_what_is_there_and_empty_is_not_there(tmp_path, empty):
     np.testing.assert_array_equal(grey(tmp_path / "a.dcm"), noise())
 
 
-def encapsulated(width, height):
-    header = b"\xff\xf7\x00\x0b\x08" + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\x01\x01\x11\x00"
-    return encapsulate([b"\xff\xd8" + header + bytes(100)])
+def encapsulated(width, height, marker=0xF7, bits=8, times=1):
+    """A JPEG that ends with its frame header, behind a comment which looks like one."""
+    size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    header = bytes([0xFF, marker, 0, 11, bits]) + size + b"\x01\x01\x11\x00"
+    comment = b"\xff\xfe\x00\x0f" + b"\xff\xc0\x00\x0b\x08\x00\x08\x00\x08\x01\x01\x11\x00"
+    return encapsulate([b"\xff\xd8" + comment + b"\xff" + header * times + b"\xff\xda" + bytes(100)])
 
 
 @pytest.mark.parametrize(
@@ -247,6 +250,19 @@ def test_a_jpeg_that_says_another_size_inside_is_refused(tmp_path):
     dicom(tmp_path / "a.dcm", noise(), syntax=JPEGBaseline8Bit, PixelData=frames)
     with pytest.raises(WsurgeryError, match="says 8 x 8 pixels, and what is in it 9 x 8 pixels"):
         shown(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize(("marker", "bits"), [(0xC1, 12), (0xC2, 8), (0xC3, 12), (0xC3, 16), (0xF7, 16)])
+def test_the_size_of_a_jpeg_of_any_process_and_depth_is_read(tmp_path, marker, bits):
+    def said(*of, **more):
+        dicom(tmp_path / "a.dcm", noise(), syntax=JPEGBaseline8Bit, PixelData=encapsulated(*of, marker, bits, **more))
+        with pytest.raises(WsurgeryError) as error:
+            shown(tmp_path / "a.dcm")
+        return str(error.value)
+
+    assert "says 8 x 8 pixels, and what is in it 9 x 8 pixels" in said(9, 8)
+    assert "says 8 x 8 pixels, and what is in it no size" in said(8, 8, times=2)
+    assert "and what is in it" not in said(8, 8)  # what decodes it is asked
 
 
 def test_a_deflated_file_is_not_unpacked(tmp_path):

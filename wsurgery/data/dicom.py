@@ -2,7 +2,7 @@
 
 import io
 import os
-import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -22,6 +22,8 @@ GREYS = ("MONOCHROME1", "MONOCHROME2")
 _MAX_FILE = 8 * MAX_PIXELS  # bytes
 _FREE = 1 << 26  # bytes that stand beside the pixels
 _MAX_RLE = 1 << 25  # bytes of pixels: two bytes of a file can stand for 128
+_SCAN = 0xDA  # the marker behind which the first scan begins
+_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _HEADER = (
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
@@ -138,15 +140,32 @@ def _check_frame(name: str, dataset: "Dataset", bytes_unpacked: int) -> None:
             raise WsurgeryError(f"{name} is compressed as RLE, and has {bytes_unpacked:,} bytes: at most {_MAX_RLE:,}")
         return
     size: tuple[int, int] | None = None
-    try:
-        with Image.open(io.BytesIO(frame), formats=["JPEG", "JPEG2000"]) as inner:
+    if frame.startswith(b"\xff\xd8"):  # Pillow opens JPEG of 8 bits alone, and no JPEG-LS
+        size = _jpeg_size(frame)
+    else:
+        with suppress(UnidentifiedImageError), Image.open(io.BytesIO(frame), formats=["JPEG2000"]) as inner:
             size = inner.size
-    except UnidentifiedImageError:
-        if found := re.search(rb"\xff\xf7...(..)(..)", frame[: 1 << 16], re.DOTALL):  # JPEG-LS: rows, columns
-            size = int.from_bytes(found[2], "big"), int.from_bytes(found[1], "big")
     if size != (dataset.Columns, dataset.Rows):
         said = "no size" if size is None else f"{size[0]} x {size[1]} pixels"
         raise WsurgeryError(f"{name} says {dataset.Columns} x {dataset.Rows} pixels, and what is in it {said}")
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
+    """Return the columns and rows that stand in the one frame header of a JPEG of any process (T.81, B.2.2; T.87, C.2.2)."""
+    found, at = None, 2
+    while frame[at : at + 1] == b"\xff":
+        at += 1
+        marker = frame[at] if at < len(frame) else _SCAN
+        if marker == 0xFF:  # a fill byte
+            continue
+        if marker == _SCAN:
+            break
+        if marker in _FRAME_HEADERS:
+            if found is not None:
+                return None
+            found = int.from_bytes(frame[at + 6 : at + 8], "big"), int.from_bytes(frame[at + 4 : at + 6], "big")
+        at += 1 + max(2, int.from_bytes(frame[at + 1 : at + 3], "big"))
+    return found
 
 
 def _greys(pixels: NDArray[np.integer], dataset: "Dataset", window: str) -> NDArray[np.uint8]:
