@@ -446,3 +446,15 @@ def test_what_was_wrong_with_an_image_is_printable(tmp_path, cache):
     (file,) = cache.rglob("*.bad")
     file.write_text('{"1": "\\u001b[2J"}')
     assert decode_readable(manifest, 8)[2] == {"1.png": r"\x1b[2J"}
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and gives EIO when it is read")
+def test_an_image_that_the_system_does_not_give_is_not_left_out(tmp_path):
+    """A server that was away for a moment, or too many open files, would else shape the data set for good."""
+    manifest = manifest_of(tmp_path, noise(2, 8, 8, 3))
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "1.png").symlink_to("/proc/self/mem")
+    for decoded in (decode, decode_readable):
+        with pytest.raises(OSError, match="Input/output error") as error:
+            decoded(manifest, 8)
+        assert error.value.filename == str(tmp_path / "1.png")
+    assert not [*cache_folder().glob("images/*.bad")]

@@ -1,5 +1,6 @@
 """Image files: which are read, how one is opened, and how it becomes a square of 8 bits a channel."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from wsurgery.untrusted import open_regular
 # Formats of pixels. Others that Pillow knows start programs (EPS), or are none that images for a network come in.
 FORMATS = ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000"]
 
+# What the system says of a name where no image is. All else it says, of a right or a server or too many open files, may pass.
+_ITS_OWN = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 _ORIENTATION = 0x0112  # Exif's tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,6 +58,7 @@ def open_picture(path: Path, window: str) -> Iterator[Image.Image]:
 
     Raises:
         WsurgeryError: it is missing, no picture, too large or damaged; so it is too if what is done with it fails.
+        OSError: it cannot be read for a reason that is not its own, such as a right that is missing or a server that is away.
         ModuleNotFoundError: it is DICOM, and pydicom is not installed.
     """
     try:
@@ -76,6 +80,9 @@ def open_picture(path: Path, window: str) -> Iterator[Image.Image]:
             f"{printable(str(path))} cannot be read as an image: it is none of {', '.join(FORMATS)}, DICOM"
         ) from None
     except Exception as error:  # of Pillow's and pydicom's decoders: there is no end of them
+        if isinstance(error, OSError) and error.errno and error.errno not in _ITS_OWN:
+            error.filename = error.filename or str(path)
+            raise
         raise unreadable(path, error) from None
 
 
