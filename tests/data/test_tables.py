@@ -324,6 +324,16 @@ def test_one_path_written_in_two_ways_is_there_twice(read):
             read(f"path,patient,ill\nim/0.png,p1,1\n{other},p2,0\n")
 
 
+def test_files_without_a_suffix_are_found_by_their_whole_names(read, tmp_path):
+    for name in ("p1/IM0001", "p2/IM0001", "p2/1.2.840.7", "p3/7.png", "p3/7", "p3/7.txt"):
+        path = tmp_path / "scans" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    text = "id,ill\np1/IM0001,1\np2/im0001,0\n1.2.840.7,1\n7,0\n"
+    found = read(text, path="id", images="scans", valid="0", test="0").paths
+    assert found == ("scans/p1/IM0001", "scans/p2/IM0001", "scans/p2/1.2.840.7", "scans/p3/7.png")
+
+
 def test_images_may_lie_beside_the_tables_folder(read, tmp_path):
     (tmp_path / "tables").mkdir()
     (tmp_path / "pictures").mkdir()

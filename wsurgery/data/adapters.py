@@ -127,6 +127,8 @@ def find_file(files: Sequence[str], names: Sequence[str]) -> str | None:
 class Images:
     """The images below a folder, found as tables write them: by their paths' ends, whatever the suffix and the capitals.
 
+    A file without an image's suffix is found by its whole name, where no image has it.
+
     Args:
         scheme: for messages.
         folder: where they are.
@@ -139,7 +141,7 @@ class Images:
     def __init__(self, scheme: str, folder: Path, below: str = "") -> None:
         files = list_files(folder)
         self.scheme, self.folder, self.files = scheme, folder, files
-        self.paths = [file for file in files if is_image(file)]
+        found = files
         if below:
             place = Path(os.path.abspath(folder / Path(below).expanduser()))
             if not place.is_dir():
@@ -147,9 +149,11 @@ class Images:
             whole = Path(os.path.abspath(folder))
             if place.is_relative_to(whole):
                 start = "".join(f"{part}/" for part in place.relative_to(whole).parts)
-                self.paths = [file for file in self.paths if file.startswith(start)]
+                found = [file for file in files if file.startswith(start)]
             else:
-                self.paths = [(place / file).as_posix() for file in list_files(place) if is_image(file)]
+                found = [(place / file).as_posix() for file in list_files(place)]
+        self.paths = [file for file in found if is_image(file)]
+        self._others = [file for file in found if not is_image(file)]  # DICOM's have no suffix, often
         self._by_end: list[dict[tuple[str, ...], list[str]]] = []
 
     def find(self, names: Sequence[str], table: Path, *, skip: bool = False) -> list[str | None]:
@@ -204,6 +208,10 @@ class Images:
                 self._by_end.append({})
                 for path in self.paths:
                     self._by_end[-1].setdefault(_end(path)[-n:], []).append(path)
+                images = frozenset(self._by_end[-1])
+                for path in self._others:
+                    if (last := _end(path)[-n:]) not in images:
+                        self._by_end[-1].setdefault(last, []).append(path)
             narrower = self._by_end[n - 1].get(end[-n:], [])
             if not narrower:
                 break

@@ -56,6 +56,7 @@ def folder(argument: str, given: Mapping[str, str]) -> Manifest:
     if len(classes) < 2:
         raise UsageError(
             f"folder:{printable(argument)} holds {len(classes)} folders with images: two classes are needed"
+            f"{''.join(f' ({said})' for said in count_others(files))}"
         )
     splits = [split_name(name) for name in parts["split"]] if "split" in tree else ["train"] * len(paths)
     by_tree = "patient" in tree and not keys["patient"]
