@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 data = typer.Typer(no_args_is_help=True, help="Make, cache and describe data sets.")
 
 
-_HELD_OUT = "or valid=0.15 and test=0.15 hold patients out"
 ALONE = "no patients are known, each image counts as one"
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="A manifest, or scheme:argument?key=value.")]
@@ -102,9 +101,9 @@ def data_make(
         say(f"{output}: {len(manifest)} images, {len(set(manifest.patients))} patients{alone}")
         labels = f"labels: {printable(', '.join(manifest.label_names), 1000)}"
         absent = [name for name in ("train", "valid") if name not in manifest.splits]
-        lacks = [
-            f"no image is in the split {name}, which train needs: split=COLUMN says it, {_HELD_OUT}" for name in absent
-        ]
+        parts = " and ".join(f"{name}=0.15" for name in ("valid", "test") if name not in manifest.splits)
+        remedy = "split=COLUMN says it" + (f", or {parts} for patients held out" if "train" in manifest.splits else "")
+        lacks = [f"no image is in the split {name}, which train needs: {remedy}" for name in absent]
         for note in (labels, *manifest.notes, *lacks, f"images: {manifest.rendering.described}"):
             say(note)
         return

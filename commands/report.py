@@ -83,6 +83,7 @@ def report(
             or seeds
             or baseline
             or plateau
+            or claims
             or paper
             or output.suffix == ".md"
             or any(path.suffix != ".md" for path in folders)

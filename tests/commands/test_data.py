@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,11 @@ def test_make_says_which_split_training_will_miss(values, absent, run, tmp_path)
         (tmp_path / f"{i}.png").touch()
     said = run("make", tmp_path / "t.csv", "-o", tmp_path / "m.csv").stderr
     assert [line.split(",")[0].split()[-1] for line in said.splitlines() if "which train needs" in line] == absent
-    assert said.count("valid=0.15 and test=0.15") == len(absent)
+    remedies = re.findall(r"or (\S+=0\.15) for patients held out", said)
+    assert remedies == (["valid=0.15"] if values == ["train", "test"] else [])
+    for remedy in remedies:  # as it is printed
+        again = run("make", f"{tmp_path / 't.csv'}?{remedy}", "-o", tmp_path / "again.csv")
+        assert (again.exit_code, "which train needs" in again.stderr) == (0, False)
 
 
 def test_make_of_a_drawn_set_as_a_manifest(run, tmp_path):

@@ -66,6 +66,14 @@ def test_a_choice_that_is_not_there_ends_in_one_line_with_the_list(folder: Path,
     assert not (tmp_path / "a.html").exists()
 
 
+def test_claims_are_of_runs_and_not_of_pages(tmp_path: Path) -> None:
+    (tmp_path / "RESULTS.md").write_text("# R")
+    (tmp_path / "claims.txt").write_text("faster a b : It is.")
+    result = invoke(tmp_path / "RESULTS.md", "-o", tmp_path / "a.html", "--claims", tmp_path / "claims.txt")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert not (tmp_path / "a.html").exists()
+
+
 @pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a"])
 def test_what_is_neither_a_page_nor_markdown_is_refused_by_name(folder: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "RESULTS.md").write_text("# R")

@@ -113,6 +113,9 @@ def test_chexpert_splits_by_patient_and_tests_on_the_radiologists_labels(chexper
     held_out = open_data(f"chexpert:{folder}?valid=0.25&test=0.5")
     assert set(held_out.patients) == {f"patient{i:05d}" for i in range(1, 41)}
     assert len(set(held_out.where("test").patients)) == 20
+    folds = [set(open_data(f"chexpert:{folder}?fold={k}/4").where("test").patients) for k in (1, 2, 3, 4)]
+    assert [len(fold) for fold in folds] == [10] * 4
+    assert set.union(*folds) == set(held_out.patients)
 
 
 def test_chexpert_views(chexpert):

@@ -447,6 +447,7 @@ def test_what_was_wrong_with_an_image_is_printable(tmp_path, cache):
     file.write_text('{"1": "\\u001b[2J"}')
     assert decode_readable(manifest, 8)[2] == {"1.png": r"\x1b[2J"}
 
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and gives EIO when it is read")
 def test_an_image_that_the_system_does_not_give_is_not_left_out(tmp_path):
     """A server that was away for a moment, or too many open files, would else shape the data set for good."""

@@ -198,6 +198,10 @@ def test_ham10000_keeps_lesions_together(tree):
     assert manifest.labels.sum(1).tolist() == [1] * 20
     assert len(set(manifest.patients)) == 10
     assert never_split(manifest)
+    for name in ("HAM10000_metadata", "HAM10000_metadata.tab"):  # as Dataverse gives it out
+        (root / "HAM10000_metadata.csv").rename(root / name)
+        assert open_data(f"ham10000:{root}").digest == manifest.digest
+        (root / name).rename(root / "HAM10000_metadata.csv")
     malignant = open_data(f"ham10000:{root}?positive=mel,bcc")
     assert rows_of(malignant, "mel_or_bcc") == [0, 0, 1, 1, 1, 1, 0, 0] * 2 + [0, 0, 1, 1]
     (root / "HAM10000_images_part_2" / "ISIC_0000019.jpg").unlink()

@@ -137,6 +137,20 @@ def test_unknown_class_and_patient(read, word):
     assert words.patients == blank.patients == ("1", "2", "p", "p")
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"labels": "ill", "ordinal": "true"}, "ordinal= is of a class: name its column, class=COLUMN"),
+        ({"labels": "ill", "positive": "x"}, "positive= is of a class"),
+        ({"class": "grade", "blank": "zero"}, "blank= is of columns of labels: a class is known or not: leave it out"),
+        ({"class": "grade", "uncertain": "ones"}, "uncertain= is of columns of labels"),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(read, keys, message):
+    with pytest.raises(UsageError, match=message):
+        read("path,patient,split,ill,grade\na.png,p,train,1,a\nb.png,q,test,0,b\n", **keys)
+
+
 def test_uncertain_as_in_chexpert(read):
     text = "path,split,a,b\n1,x,-1,-1\n2,x,1,\n3,x,0,0\n"
     labels = read(text, uncertain="ones,b=zeros", blank="zero").labels

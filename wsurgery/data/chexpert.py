@@ -26,7 +26,7 @@ def chexpert(argument: str, given: Mapping[str, str]) -> Manifest:
     """List the images of CheXpert.
 
     valid.csv, which radiologists labelled, is the test split, and `valid` of the patients of train.csv are held out to
-    choose by. With test=FRACTION valid.csv is left out, and those patients of train.csv are the test split.
+    choose by. With test=FRACTION, or with fold=K/N, valid.csv is left out, and those patients of train.csv are the test split.
 
     Raises:
         UsageError: no such folder, or a key or value that is not there.
@@ -42,11 +42,15 @@ def chexpert(argument: str, given: Mapping[str, str]) -> Manifest:
     labels = []
     images = Images("chexpert", folder) if batches else None
     for name, split in {"train.csv": "train", "valid.csv": "test"}.items():
-        if split == "test" and keys["test"] != "official":
+        if split == "test" and (keys["test"] != "official" or keys["fold"]):
             continue
         file = next((place / name for place in (folder, *batches) if (place / name).is_file()), None)
         if file is None:
-            remedy = "name the folder that does" if split == "train" else "the test split: add test=0.1, or the file"
+            remedy = (
+                "name the folder that does"
+                if split == "train"
+                else "the test split: add test=0.1 or fold=1/5, or the file"
+            )
             raise UsageError(
                 f"chexpert:{printable(argument)} holds no {name}{':' if split == 'train' else ','} {remedy}"
             )

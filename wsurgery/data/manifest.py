@@ -190,6 +190,12 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
         labels, names, notes = class_labels(
             values, positive=keys["positive"], ordinal=ordinal, order=keys["order"], scheme=scheme
         )
+    of_class = [key for key in ("positive", "order", "ordinal") if keys[key] != KEYS[key]]
+    of_labels = [key for key in ("uncertain", "blank") if given.get(key)]
+    if wrong := of_class if one_class is None else of_labels:
+        remedy = "name its column, class=COLUMN" if one_class is None else "a class is known or not: leave it out"
+        kind = "a class" if one_class is None else "columns of labels"
+        raise UsageError(f"{printable(scheme)}: {wrong[0]}= is of {kind}: {remedy}")
     check_names(scheme, names, FIXED)
 
     paths = [_plain(value) for value in table[path]]

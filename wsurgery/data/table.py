@@ -18,7 +18,7 @@ from wsurgery.untrusted import MAX_COLUMNS, open_regular, short_lines
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".csv.gz", ".tsv.gz", ".parquet")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # The row numbers that data frames and spreadsheets write beside the data, and the columns after a line's last comma.
 _NAMELESS = re.compile(r"|unnamed: \d+(_level_\d+|\.\d+)*|__index_level_\d+__", re.IGNORECASE)
@@ -120,14 +120,14 @@ def read_table(file: Path, encoding: str = "") -> Table:
     them at a line's end than the first line has.
 
     Args:
-        file: .csv, .tsv or .txt, gzipped or not, or .parquet.
+        file: .csv, .tsv, .tab or .txt, of which the first two may be gzipped, a text file without a suffix, or .parquet.
         encoding: of text. Default: UTF-16 if the file begins with its mark, else UTF-8.
 
     Raises:
         WsurgeryError: it is not what its suffix says, has a column twice, or a line with other fields than the first.
         UsageError: another suffix, or no such encoding.
     """
-    if not is_table(file.name):
+    if not is_table(file.name) and file.suffix:
         sheet = ": save the sheet as CSV UTF-8" if file.suffix.lower() in (".xlsx", ".xls", ".ods") else ""
         raise UsageError(f"{printable(str(file))}: a table is a {', '.join(SUFFIXES[:-1])} or .parquet file{sheet}")
     try:
