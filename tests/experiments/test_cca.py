@@ -126,6 +126,16 @@ def test_pairs_of_several_seeds_are_paired_by_seed() -> None:
     assert "That" not in judged(pretrained, others)
 
 
+def test_a_layer_without_a_value_is_not_passed_over() -> None:
+    random = compared("random-pair", seeds(*[[0.5, 0.5, 0.5]] * 5))
+    lacking = compared("pretrained-pair", seeds([0.9, 0.6, None], *[[0.9, 0.6, 0.9]] * 4))
+    words = f"{NOT_SHOWN}: b2 has no value in all networks; the layers are b0, b1, b2"
+    assert judged(lacking, random) == {"Two": words, "That": words}
+    named = [Line("more-alike", ("pretrained-pair", "random-pair"), {"layers": "b0,b_1"}, "Named", "")]
+    (claim,) = judge(named, {}, {x.name: x for x in (lacking, random)}, BASIS)
+    assert claim.verdict == words.replace("b2 has", "b_1 has")
+
+
 def test_only_the_top_two_layers_count_against_a_mixed_pair() -> None:
     random = compared("random-pair", seeds(*[[0.5, 0.5, 0.5]] * 5))
     mixed = compared("transfer-random", seeds(*[[0.9, 0.4, 0.4]] * 5))

@@ -310,16 +310,20 @@ def _alike(test: Significance, margin: str) -> str:
 
 def _more_alike(line: Line, a: Comparison, b: Comparison, basis: Basis) -> Claim | None:
     """Judge that `a` exceeds `b` in every layer of the choice."""
-    layers = differences(a, b)
     chosen = line.options.get("layers", "all")
+    named = _common(a, b)
     if chosen.startswith("top") and chosen[3:].isdecimal():
-        layers = layers[-int(chosen[3:]) :]
+        named = named[-int(chosen[3:]) :]
     elif chosen != "all":
-        layers = [layer for layer in layers if layer.layer in chosen.split(",")]
+        named = chosen.split(",")
+    known = {layer.layer: layer for layer in differences(a, b)}
+    layers = [known[name] for name in named if name in known]
     if not layers:
         return None
     listed = ", ".join(f"{x.layer} {x.difference:+.3f}" for x in layers)
     evidence = f"{a.name} less {b.name}, by layer: {listed}."
+    if lacking := [name for name in named if name not in known]:
+        return Claim(line.sentence, evidence, f"{NOT_SHOWN}: {_lacks(lacking[0], a, b)}")
     if len(a.by_seed) == len(b.by_seed) == 1:
         everywhere = all(x.difference > 2 * (x.se or 0) for x in layers)
         rule = " To count, each must exceed twice its standard error."
@@ -335,6 +339,15 @@ def _more_alike(line: Line, a: Comparison, b: Comparison, basis: Basis) -> Claim
     return Claim(line.sentence, evidence, verdict(test), test.p, effect=f"least {least.difference:+.3f}, {least.layer}")
 
 
+def _common(a: Comparison, b: Comparison) -> list[str]:
+    return [layer for layer in a.layers if layer in b.layers]
+
+
+def _lacks(layer: str, a: Comparison, b: Comparison) -> str:
+    there = printable(", ".join(_common(a, b)), 200)
+    return f"{printable(layer, 40)} has no value in all networks; the layers are {there}"
+
+
 def _by_seed(a: Comparison, b: Comparison, layer: str) -> dict[str, float]:
     x, y = a.values(layer), b.values(layer)
     return {seed: x[seed] - y[seed] for seed in x if seed in y}
@@ -342,9 +355,11 @@ def _by_seed(a: Comparison, b: Comparison, layer: str) -> dict[str, float]:
 
 def _most_alike_below(line: Line, a: Comparison, b: Comparison, basis: Basis) -> Claim | None:
     """Judge that `a` exceeds `b` by more in the lowest layer than in the highest."""
-    layers = differences(a, b)
+    layers, all_layers = differences(a, b), _common(a, b)
     if len(layers) < 2:
         return None
+    if lacking := {all_layers[0], all_layers[-1]} - {layer.layer for layer in layers}:
+        return Claim(line.sentence, "", f"{NOT_SHOWN}: {_lacks(min(lacking), a, b)}")
     if len(a.by_seed) == len(b.by_seed) == 1:
         largest = max(layers, key=lambda x: x.difference)
         holds = largest is layers[0] and largest.difference > 2 * (largest.se or 0)
