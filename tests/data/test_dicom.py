@@ -202,6 +202,23 @@ def test_compressed_colours_are_decoded(tmp_path):
             assert abs(shown(tmp_path / f"{kind}.dcm", size=64) - np.asarray(image)).max() <= 2
 
 
+@pytest.mark.parametrize("groups", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+@pytest.mark.parametrize("window", ["auto", "-160:240", "full"])
+def test_an_enhanced_file_of_one_frame_is_as_one_that_says_it_itself(tmp_path, groups, window):
+    pixels = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    scale, shown_as = {"RescaleSlope": 1, "RescaleIntercept": -1024}, {"WindowCenter": 40, "WindowWidth": 400}
+    group = Dataset()
+    group.PixelValueTransformationSequence, group.FrameVOILUTSequence = [Dataset()], [Dataset()]
+    for item, values in ((group.PixelValueTransformationSequence[0], scale), (group.FrameVOILUTSequence[0], shown_as)):
+        for key, value in values.items():
+            setattr(item, key, value)
+    dicom(tmp_path / "a.dcm", pixels, BitsStored=12, NumberOfFrames=1, **{groups: [group]})
+    dicom(tmp_path / "b.dcm", pixels, BitsStored=12, **scale, **shown_as)
+    expected = grey(tmp_path / "b.dcm", window)
+    assert len(np.unique(expected)) > 2
+    np.testing.assert_array_equal(grey(tmp_path / "a.dcm", window), expected)
+
+
 @pytest.mark.parametrize(
     "empty", [{"WindowCenter": None, "WindowWidth": None}, {"RescaleSlope": None, "WindowCenter": 5}]
 )

@@ -22,6 +22,8 @@ GREYS = ("MONOCHROME1", "MONOCHROME2")
 _MAX_FILE = 8 * MAX_PIXELS  # bytes
 _FREE = 1 << 26  # bytes that stand beside the pixels
 _MAX_RLE = 1 << 25  # bytes of pixels: two bytes of a file can stand for 128
+_GROUPS = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+_MACROS = "PixelValueTransformationSequence", "FrameVOILUTSequence"
 _SCAN = 0xDA  # the marker behind which the first scan begins
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _HEADER = (
@@ -73,7 +75,8 @@ def read_dicom(path: Path, stream: BinaryIO, window: str) -> Image.Image:
     if size > 2 * bytes_unpacked + _FREE:
         raise WsurgeryError(f"{name} has {size:,} bytes for a picture of {bytes_unpacked:,}")
     stream.seek(0)
-    dataset = pydicom.dcmread(stream, specific_tags=[*_HEADER, "PixelData"])
+    dataset = pydicom.dcmread(stream, specific_tags=[*_HEADER, *_GROUPS, "PixelData"])
+    _take_out_of_groups(dataset)
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         _check_frame(name, dataset, bytes_unpacked)
     pixels = pixel_array(dataset)
@@ -87,6 +90,17 @@ def read_dicom(path: Path, stream: BinaryIO, window: str) -> Image.Image:
     if kind in COLOURS:
         return Image.fromarray(pixels.astype(np.uint8, copy=False))
     return Image.fromarray(_greys(pixels, dataset, window))
+
+
+def _take_out_of_groups(dataset: "Dataset") -> None:
+    """Put what an enhanced file says of its one frame where other files say it (PS3.3, C.7.6.16)."""
+    for groups in _GROUPS:
+        for group in (dataset.get(groups) or [])[:1]:
+            for macro in _MACROS:
+                for item in (group.get(macro) or [])[:1]:
+                    for element in item:
+                        if element.keyword in _HEADER:
+                            dataset[element.tag] = element
 
 
 def _require_decoder(name: str, path: Path) -> None:
