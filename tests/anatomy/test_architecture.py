@@ -37,6 +37,21 @@ def test_a_network_that_no_convolution_opens_says_no_channels():
     assert describe_architecture("x", shapes) == {"name": "x", "num_classes": 5, "args": {}}
 
 
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("efficientvit_b0", 10), ("hgnetv2_b0", 10), ("vgg11_bn", 10), ("mambaout_femto", 10), ("maxvit_tiny_tf_224", 10),
+        ("inception_v3", 10), ("deit_tiny_distilled_patch16_224", 10), ("vit_base_patch16_siglip_224", 0),
+    ],
+)  # fmt: skip
+def test_the_classes_are_read_off_names_in_any_order(name, classes):
+    """A file has its names sorted, and `head.in_conv` after `head.classifier`."""
+    shapes = dict(sorted(shapes_of(name, num_classes=classes).items()))
+    assert describe_architecture(name, shapes)["num_classes"] == classes
+    config = {"architecture": name, "num_classes": classes}
+    assert choose_architecture(shapes, recorded=None, config=config, arch=None)["num_classes"] == classes
+
+
 RECORDED = {"name": "resnet18", "num_classes": 3, "in_chans": 1, "args": {"drop_rate": 0.1}}
 CONFIG = {"architecture": "resnet10t", "num_classes": 1000, "model_args": {"num_classes": 7, "drop_rate": 0.2}}
 

@@ -134,10 +134,16 @@ def test_attention_keeps_its_place_where_the_number_of_heads_is_not_known():
         assert len(symmetry.groups) == len(find_symmetry(shapes, known, "net").groups) - 2
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_large_patch14_clip_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_large_patch14_clip_224", "vit_base_patch16_gap_224",
+        "vit_giant_patch14_224", "vit_so400m_patch14_siglip_gap_224",
+    ],
+)  # fmt: skip
 def test_heads_are_those_of_timm(name):
     with torch.device("meta"):
-        model = timm.create_model(name)
+        model = timm.create_model(name, depth=2)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     symmetry = find_symmetry(shapes, {"name": name, "args": {}}, "net")
     assert {group.blocks for group in symmetry.groups if len(group.spaces) == 2} == {model.blocks[0].attn.num_heads}

@@ -262,6 +262,34 @@ def test_a_network_with_a_new_head_loads_strictly_into_timm(name, invoke, tmp_pa
     assert changed == classifiers
 
 
+@pytest.mark.parametrize("name", ["efficientvit_b0", "vgg11_bn"])
+def test_the_head_of_a_file_without_a_history_is_its_last_layer(name, invoke, tmp_path):
+    import timm
+    import torch
+    from safetensors.torch import load_file as load_torch
+
+    def shapes(classes):
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=classes)
+        return {key: tuple(value.shape) for key, value in sorted(model.state_dict().items())}
+
+    save_file({key: np.zeros(shape, np.float16) for key, shape in shapes(10).items()}, tmp_path / "x")
+    invoke("new-head", tmp_path / "x", "--num-classes", 7, "-o", tmp_path / "y")
+    assert {key: tuple(x.shape) for key, x in load_torch(tmp_path / "y").items()} == shapes(7)
+
+
+@pytest.mark.parametrize(
+    "command", [["average", "x", "less"], ["average", "less", "x"], ["lerp", "less", "x", "--t", "0.5"]]
+)
+def test_what_only_one_has_can_be_left_out_as_the_message_says(command, invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file({"fc.weight": np.ones((2, 2), np.float32), "fc.bias": np.ones(2, np.float32)}, "x")
+    save_file({"fc.weight": np.ones((2, 2), np.float32)}, "less")
+    assert "leave it out with --except" in invoke(*command, "-o", "out", check=False).stderr
+    invoke(*command, "--except", "fc.bias", "-o", "out")
+    assert "matches no tensor" in invoke(*command, "--except", "fc.bia", "-o", "other", check=False).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

@@ -188,6 +188,14 @@ def papers_filters(size: int) -> np.ndarray:
     return np.stack(kernels)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_gabor_filters_take_no_scale_that_is_not_finite(value):
+    x = np.ones((4, 3, 7, 7), np.float32)
+    x[0, 0, 0, 0] = value
+    with pytest.raises(WsurgeryError, match="holds NaN or infinity"), np.errstate(invalid="ignore"):
+        gabor(x)
+
+
 def test_the_gabor_bank_is_the_papers():
     np.testing.assert_allclose(gabor_bank(7), papers_filters(7), atol=1e-7)
 

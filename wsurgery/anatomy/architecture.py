@@ -22,15 +22,32 @@ _PRETRAINED = (
 _MAX_CONFIG = 10_000_000  # bytes; those with the names of 22,000 classes have 1,500,000
 
 
+_POOLING = "attn_pool."  # stands in the head, and has no row a class
+
+
+def last_weights(shapes: Shapes, blocks: Mapping[str, str]) -> list[str]:
+    """Name the weights of the head that have a row a class: those whose rows no other weight of it takes as its input.
+
+    Names are sorted in a file, so that `classifier` may stand before the `pre_classifier` which feeds it.
+
+    Args:
+        shapes: tensor name → shape.
+        blocks: tensor name → block.
+    """
+    heads = [name for name, shape in shapes.items() if blocks[name] == HEAD and len(shape) > 1 and _POOLING not in name]
+    last = [name for name in heads if not any(shapes[other][1] == shapes[name][0] for other in heads if other != name)]
+    return last or heads
+
+
 def describe_architecture(name: str, shapes: Shapes, args: Mapping[str, Any] | None = None) -> Architecture:
     """Return the entry of the metadata for a network of timm's `name`, its sizes read off the tensors.
 
-    `num_classes` is the number of rows of the last weight in the head (0: no head), `in_chans` the channels that the first
+    `num_classes` is the number of rows of the head's last weight (0: no head), `in_chans` the channels that the first
     convolution meets; it is left out where no convolution meets the image.
     """
     blocks = block_map(shapes)
-    heads = [shapes[key] for key in shapes if blocks[key] == HEAD and len(shapes[key]) > 1]
-    architecture = {"name": name, "num_classes": heads[-1][0] if heads else 0, "args": dict(args or {})}
+    heads = last_weights(shapes, blocks)
+    architecture = {"name": name, "num_classes": shapes[heads[-1]][0] if heads else 0, "args": dict(args or {})}
     with contextlib.suppress(UsageError):
         convolution = first_convolution(shapes)
         if blocks[convolution] == next(iter(blocks.values())):
@@ -121,6 +138,9 @@ def choose_architecture(
         args = args if isinstance(args, dict) else {}
         sizes = ("num_classes", "in_chans")
         found = describe_architecture(name, shapes, {key: value for key, value in args.items() if key not in sizes})
+        classes = config.get("num_classes")
+        if type(classes) is int and any(shape[:1] == (classes,) for shape in shapes.values()):
+            found["num_classes"] = classes
         settings = pretrained_settings(config)
         return {**found, "pretrained_cfg": settings} if settings else found
     return None if arch is None else describe_architecture(arch, shapes)

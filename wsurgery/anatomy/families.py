@@ -212,6 +212,10 @@ def _attention(network: Network, module: str, stream: str) -> None:
     network.blocks(module, heads or 1, {keys: normed, values: False})
 
 
+# Those whose heads do not follow from their width as the others' do: of timm's names the beginnings.
+_HEADS = {"vit_base_patch16_gap": 16, "vit_giantopt_patch16": 16}
+
+
 def _heads(architecture: Mapping[str, Any], size: int) -> int | None:
     """Return the number of heads of one of timm's vision transformers, None if that is not known.
 
@@ -222,7 +226,8 @@ def _heads(architecture: Mapping[str, Any], size: int) -> int | None:
         return None
     heads = args.get("num_heads")
     if heads is None and "embed_dim" not in args:
-        heads = 16 if size in (1152, 1280, 1408, 1664) else size // 64
+        own = next((n for name, n in _HEADS.items() if architecture["name"].startswith(name)), None)
+        heads = own or (16 if size in (1152, 1280, 1408, 1664) else size // 64)
     return heads if isinstance(heads, int) and heads > 0 and size % heads == 0 else None
 
 

@@ -54,14 +54,18 @@ class Selection:
             return user_block_map(tensors, self.block_map)
         return block_map({name: tensor.shape for name, tensor in tensors.items()})
 
-    def names(self, tensors: Mapping[str, Described]) -> set[str]:
+    def names(self, tensors: Mapping[str, Described], *, beside: Iterable[str] = ()) -> set[str]:
         """Return the names of the selected tensors.
+
+        Args:
+            tensors: of a checkpoint.
+            beside: names in other checkpoints, of which a glob of `--except` may be instead.
 
         Raises:
             UsageError: a block, role or glob that matches nothing, or selectors that together leave nothing.
         """
         aliases = self._aliases_in(tensors)
-        return {aliases.get(name, name) for name in self._all_names(tensors)}
+        return {aliases.get(name, name) for name in self._all_names(tensors, beside)}
 
     def unselected_ties(self, tensors: Mapping[str, Described]) -> set[str]:
         """Return the aliases that are selected without the tensor that they are, or not selected with it."""
@@ -73,7 +77,7 @@ class Selection:
             return {}
         return {alias: name for alias, name in self.aliases.items() if name in tensors and alias not in tensors}
 
-    def _all_names(self, tensors: Mapping[str, Described]) -> set[str]:
+    def _all_names(self, tensors: Mapping[str, Described], beside: Iterable[str] = ()) -> set[str]:
         """The selected names, aliases among them."""
         aliases = self._aliases_in(tensors)
         tensors = {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}} if aliases else tensors
@@ -90,7 +94,7 @@ class Selection:
         if self.only:
             chosen &= set().union(*(_matching(glob, tensors) for glob in self.only))
         for glob in self.except_:
-            left_out = {aliases.get(name, name) for name in _matching(glob, tensors)}
+            left_out = {aliases.get(name, name) for name in _matching(glob, {**tensors, **dict.fromkeys(beside)})}
             chosen -= left_out | {alias for alias, name in aliases.items() if name in left_out}
         if not chosen and tensors:
             raise UsageError("the selectors together leave no tensor: wsurgery show lists blocks, roles and names")

@@ -213,10 +213,6 @@ class Matching:
         }
 
 
-def _kind(tensor: TensorInfo) -> tuple[object, ...]:
-    return tensor.shape, is_float(tensor.dtype), BITS[tensor.dtype] % 8
-
-
 def exact_products(x: Array, y: Array) -> Array:
     """Multiply each row of one array with each of another, so that no order of summation changes a bit of the result.
 

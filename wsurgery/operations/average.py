@@ -115,11 +115,12 @@ def matched(
         WsurgeryError: a selected tensor is not in every source, or not with the same shape.
     """
     first, history, says = untied(sources[0], sources[1:])
-    chosen = selection.names(first.tensors)
+    elsewhere = {name for other in sources[1:] for name in other.tensors}
+    chosen = selection.names(first.tensors, beside=elsewhere)
     seen = [first, *(seen_as(other, under_names_of(first.tensors, chosen, other)) for other in sources[1:])]
     for other in seen[1:]:
         chosen = require_same(first, other, chosen)
-        extra = selection.names(other.tensors) - first.tensors.keys()
+        extra = selection.names(other.tensors, beside=first.tensors) - first.tensors.keys()
         for name in sorted(name for name in extra if not name.endswith(COUNTER)):
             raise WsurgeryError(f"{printable(name)} is in {other.label} and not in {first.label}: {_REMEDY}")
     return seen, chosen, history, says

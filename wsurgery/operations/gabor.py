@@ -29,7 +29,7 @@ def gabor(x: Array) -> Array:
         Same shape and dtype.
 
     Raises:
-        WsurgeryError: the kernel is not square, or the weights are not floating point.
+        WsurgeryError: the kernel is not square, or the weights are not floating point, or not finite.
     """
     if x.dtype.kind in "?biuc":
         raise WsurgeryError(f"is {x.dtype}: Gabor filters need floating-point weights")
@@ -37,7 +37,12 @@ def gabor(x: Array) -> Array:
     if height != width:
         raise WsurgeryError(f"is {x.shape}: Gabor filters need a square kernel")
     filters = np.repeat(gabor_bank(height)[_spread(out), None], channels, axis=1)
-    filters *= moments(x, map).std / filters.std()
+    scale = moments(x, map).std
+    if not math.isfinite(scale):
+        raise WsurgeryError(
+            "holds NaN or infinity, so it has no variance for the filters to take: leave it out with --except"
+        )
+    filters *= scale / filters.std()
     return round_once(filters, x.dtype)
 
 

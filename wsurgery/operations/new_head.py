@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from wsurgery.anatomy import HEAD, role_map
+from wsurgery.anatomy import role_map
+from wsurgery.anatomy.architecture import last_weights
 from wsurgery.anatomy.roles import LAYERS
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.errors import UsageError, WsurgeryError, printable
@@ -14,8 +15,6 @@ from wsurgery.operations.layers import placed
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.tensor_edit import TensorEdit, copy
-
-_POOLING = "attn_pool."  # stands in the head, and has no row a class
 
 
 def new_head(
@@ -29,8 +28,8 @@ def new_head(
 
     Args:
         checkpoint: the network.
-        architecture: as its history records it; `num_classes` there, or else the last weight of the head, tells which
-            tensors have one row a class.
+        architecture: as its history records it; `num_classes` there, or else the head's last weight, which feeds no other of
+            it, tells which tensors have one row a class.
         num_classes: rows of the new tensors; the old number redraws them.
         random: the draws of this edit.
 
@@ -39,11 +38,8 @@ def new_head(
         WsurgeryError: no weight of the head has a row for each of the recorded classes.
     """
     blocks, roles = placed(checkpoint), role_map(checkpoint.tensors)
-    weights = [
-        tensor
-        for name, tensor in checkpoint.tensors.items()
-        if blocks[name] == HEAD and roles[name] in LAYERS and _POOLING not in name
-    ]
+    layers = {name: x.shape for name, x in checkpoint.tensors.items() if roles[name] in LAYERS}
+    weights = [checkpoint.tensors[name] for name in last_weights(layers, blocks)]
     classes = (architecture or {}).get("num_classes")
     if not weights or classes == 0:
         raise UsageError(

@@ -37,7 +37,7 @@ def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection
         WsurgeryError: the selected part of the two differs in names or shapes; the message shows the first tensor.
     """
     into, history, says = untied(into, [source])
-    chosen = selection.names(into.tensors)
+    chosen = selection.names(into.tensors, beside=source.tensors)
     counterparts = under_names_of(into.tensors, chosen, source)
     _require_counterparts(counterparts, selection, chosen, source, into)
     edits = []
@@ -125,7 +125,7 @@ def _require_counterparts(
             )
     for missing, here, there, names in (
         (into - counterparts.keys(), target, source, source.tensors),
-        (selection.names(counterparts) - set(target.tensors), source, target, target.tensors),
+        (selection.names(counterparts, beside=target.tensors) - set(target.tensors), source, target, target.tensors),
     ):
         lost = sorted(name for name in missing if not name.endswith(COUNTER))
         if lost:
