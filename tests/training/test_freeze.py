@@ -33,6 +33,18 @@ def test_only_batch_norms_whose_statistics_are_frozen_stand_still():
     assert frozen == {"block1.conv.weight", "block1.bn.weight", "block1.bn.bias", "block2.conv.weight"}
 
 
+def test_what_the_network_itself_has_frozen_stays_so():
+    class Fixed(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.position = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+            self.index = torch.nn.Parameter(torch.arange(3), requires_grad=False)
+
+    model = Fixed()
+    assert freeze(model, ()) == []
+    assert [name for name, x in model.named_parameters() if x.requires_grad] == ["weight", "bias"]
+
+
 def test_no_specification_freezes_nothing():
     model = network()
     assert freeze(model, ()) == []

@@ -77,6 +77,21 @@ def test_of_batches_they_are_what_torch_finds(size: int, network: nn.Module, dat
     assert found["bn1.num_batches_tracked"] == 60 // size
 
 
+@pytest.mark.parametrize("size", [7, 41, 59])
+def test_each_image_counts_the_same_in_batches_of_any_size(size: int, network: nn.Module, dataset: Dataset) -> None:
+    """Of 60 images by 59 the last one would else be half of all statistics."""
+    seen: list[torch.Tensor] = []
+    recalibrate(network, dataset, device=CPU, batch_size=size)
+    bn1 = network.get_submodule("bn1")
+    bn1.register_forward_pre_hook(lambda _, given: seen.append(given[0].double()))
+    (images,) = batches(network, dataset, 60)
+    with torch.inference_mode():
+        network(images)
+    torch.testing.assert_close(bn1.running_mean.double(), seen[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    of_batches = seen[0].var((0, 2, 3))  # but for what the batches' means differ
+    torch.testing.assert_close(bn1.running_var.double(), of_batches, rtol=0.2, atol=1e-6)
+
+
 def test_between_two_networks_it_is_repair(network: nn.Module, dataset: Dataset) -> None:
     """Jordan et al. 2022: the activations have the endpoints' means and standard deviations, interpolated."""
     torch.manual_seed(0)

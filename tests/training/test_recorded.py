@@ -169,12 +169,14 @@ def test_surgery_keeps_the_record_and_a_new_head_forgets_the_labels(finished, in
     assert trained.labels == ("none", "mild", "moderate", "severe", "proliferative")
 
 
-def test_the_statistics_are_those_of_the_record(finished, tmp_path):
+def test_the_statistics_are_those_of_the_record(finished, invoke, fundus, tmp_path):
     with safe_open(finished / "best.safetensors", "pt") as file:
         entry = json.loads(file.metadata()["wsurgery"])
     entry["log"][-1]["trained_on"] |= {"mean": [0.5], "std": [0.25]}
     save_file(load_file(finished / "best.safetensors"), tmp_path / "x", metadata={"wsurgery": json.dumps(entry)})
-    assert image_statistics(load(tmp_path / "x")) == ((0.5,), (0.25,))
+    assert image_statistics(load(tmp_path / "x")) == ((0.5,) * 3, (0.25,) * 3)
+    invoke("train", tmp_path / "x", "--data", fundus, "-o", tmp_path / "run", *TRAINING)  # a second stage sees the same
+    assert image_statistics(load(tmp_path / "run" / "best.safetensors")) == ((0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.mark.parametrize(

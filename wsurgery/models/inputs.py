@@ -17,10 +17,13 @@ Output = TypeVar("Output")
 def image_statistics(model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation, per channel in [0, 1], that the network's images are normalised with.
 
-    They are what its `pretrained_cfg` says, and ImageNet's where it has none or does not say them.
+    They are what its `pretrained_cfg` says, one number for all three or one for each, and ImageNet's where it has none or
+    does not say them.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    return tuple(cfg.get("mean") or IMAGENET_DEFAULT_MEAN), tuple(cfg.get("std") or IMAGENET_DEFAULT_STD)
+    mean, std = cfg.get("mean") or IMAGENET_DEFAULT_MEAN, cfg.get("std") or IMAGENET_DEFAULT_STD
+    mean, std = (tuple(x) * 3 if len(x) == 1 else tuple(x) for x in (mean, std))
+    return mean, std
 
 
 def fit_channels(images: Tensor, model: nn.Module) -> Tensor:

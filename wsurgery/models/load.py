@@ -242,12 +242,17 @@ def load_checkpoint(checkpoint: Checkpoint, arch: str | None = None, *, model: M
     history = History.of(checkpoint)
     if history.blocks:
         network.block_globs = history.blocks  # type: ignore[assignment]
+    see_as_trained(network, history)
+    return network.eval()
+
+
+def see_as_trained(network: nn.Module, history: History) -> None:
+    """Have a network normalise images as in the training that its checkpoint records last, if any, and say what it was."""
     if trained := trained_on(history.log):
         own = getattr(network, "pretrained_cfg", None)
         statistics = {"mean": trained.mean, "std": trained.std}
         network.trained_on = trained  # type: ignore[assignment]
         network.pretrained_cfg = {**(own if isinstance(own, dict) else {}), **statistics}  # type: ignore[assignment]
-    return network.eval()
 
 
 def open_branches(network: nn.Module) -> None:

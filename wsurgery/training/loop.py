@@ -26,7 +26,7 @@ from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import portable_name
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models import save
-from wsurgery.models.load import architecture_of, create_for, load_into
+from wsurgery.models.load import architecture_of, create_for, load_into, see_as_trained
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE, Processes
 from wsurgery.training.environment import environment
@@ -98,6 +98,7 @@ def train(
         if network is None:
             assert architecture is not None
             network = create_for(checkpoint, architecture, model=model)
+            see_as_trained(network, history)
         described = describe_input(checkpoint, history, flows=True)
         digest = described["header"] if "header" in described else described["blake3"].result()
         _require_fit(network, training, validation)

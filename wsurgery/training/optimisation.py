@@ -41,7 +41,8 @@ def freeze(model: nn.Module, globs: tuple[str, ...], more: Collection[str] = ())
         return name in more or any(fnmatchcase(name, glob) for glob in globs)
 
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not frozen(name))
+        if frozen(name):  # what the network itself has frozen stays so
+            parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         which = "the freeze specification leaves" if not more else "--lr-scale and the freeze specification leave"
         raise WsurgeryError(f"{which} nothing to train: freeze fewer blocks")

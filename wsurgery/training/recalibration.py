@@ -1,7 +1,5 @@
 """Batch norm's running statistics from images, for weights that they do not belong to: averaged, frozen or fresh ones."""
 
-from typing import cast
-
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,8 +21,8 @@ def recalibrate(network: nn.Module, dataset: Dataset, *, device: torch.device, b
     """Set the running statistics of every batch norm to those of the images, and its counter to the batches of them.
 
     The images pass once, each batch norm normalising by its batch as in training, everything else as in evaluation. Of up to
-    `batch_size` images the statistics are exactly theirs; of more the mean over the batches, as
-    `torch.optim.swa_utils.update_bn` has it (Izmailov et al. 2018, section 3.3), the last of which may be smaller.
+    `batch_size` images the statistics are exactly theirs; of more the mean over batches as equal as they can be, each image
+    counting the same (Izmailov et al. 2018, section 3.3; `torch.optim.swa_utils.update_bn` counts each batch the same).
 
     Args:
         network: its mode is put back, and it stays on the device.
@@ -40,17 +38,21 @@ def recalibrate(network: nn.Module, dataset: Dataset, *, device: torch.device, b
     if not norms:
         raise UsageError("the network has no batch norm with running statistics: nothing to recalibrate")
     mean, std = image_statistics(network)
-    starts = range(0, len(dataset.images), batch_size)
-    feed = Feed.in_order(dataset.images, starts, batch_size, device)
+    n = len(dataset.images)
+    size = -(-n // -(-n // batch_size))  # no small last one: of a single image no variance is known
+    starts = range(0, n, size)
+    feed = Feed.in_order(dataset.images, starts, size, device)
     was_training = [module for module in network.modules() if module.training]
     momenta = [norm.momentum for norm in norms]
     network.to(device).to(memory_format=memory_format(device)).eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = cast(float, None)  # the mean over the batches
         norm.training = True
     with torch.inference_mode(), arithmetic(), memory_errors(device, "use fewer --images"):
-        for i in range(len(starts)):
+        for i, start in enumerate(starts):
+            after = min(start + size, n)
+            for norm in norms:
+                norm.momentum = (after - start) / after
             run(network, fit_channels(normalise(to_float(feed.take(i).images), mean, std), network))
     network.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
