@@ -61,7 +61,6 @@ def push(
         target += "/"
     with open_checkpoint(source) as checkpoint:
         written = _copy(checkpoint, target, force=force)
-        checkpoint.finish()
     if json:
         typer.echo(json_module.dumps({"written": written}))
     else:
@@ -69,42 +68,38 @@ def push(
 
 
 def _copy(checkpoint: "Checkpoint", target: str, *, force: bool) -> list[str]:
-    from contextlib import ExitStack
-
     from wsurgery.checkpoint import open_output
     from wsurgery.checkpoint.companions import companions, model_folder
+    from wsurgery.checkpoint.output_folder import open_folder_output
     from wsurgery.checkpoint.shards import INDEX, WHOLE, ShardedCheckpoint, format_index
-    from wsurgery.checkpoint.sink import Sink, settle, write_all
+    from wsurgery.checkpoint.sink import Sink, settle
     from wsurgery.checkpoint.writer import is_there
 
     def size(each: "Checkpoint") -> int:
         return sum(tensor.nbytes for tensor in each.tensors.values())
 
-    shards = checkpoint.shards if isinstance(checkpoint, ShardedCheckpoint) else {WHOLE: checkpoint}
+    def copy(each: "Checkpoint", stream: Sink) -> None:
+        each.reopen()
+        each.copy_whole_to(stream)
+        each.finish()  # before it appears
+        each.rest()
+
     if not target.endswith("/"):
         with open_output(target, force=force, size=size(checkpoint)) as stream:
-            checkpoint.copy_whole_to(stream)
+            copy(checkpoint, stream)
         return [target]
-    beside = model_folder(checkpoint.path)
-    others = companions(beside, lambda name: not force and is_there(target + name)) if beside else {}
-    with ExitStack() as stack:  # left in reverse: the index, which makes a checkpoint of the shards, appears last
-
-        def opened(name: str, size: int = 0) -> Sink:
-            return stack.enter_context(open_output(target + name, force=force, size=size))
-
-        if len(shards) > 1:
-            infos = {name: [x.placed(0) for x in shard.tensors.values()] for name, shard in shards.items()}
-            write_all(opened(INDEX), format_index(infos))
-        for name, content in others.items():
-            write_all(opened(name), content)
-        for name, shard in shards.items():
-            stream = opened(name, size(shard))
-            shard.reopen()
-            shard.copy_whole_to(stream)
-            shard.finish()
-            shard.rest()
+    shards, index = {WHOLE: checkpoint}, None
+    if isinstance(checkpoint, ShardedCheckpoint):
+        shards = checkpoint.shards
+        index = format_index({name: [x.placed(0) for x in shard.tensors.values()] for name, shard in shards.items()})
+    model = model_folder(checkpoint.path)
+    beside = companions(model, lambda name: not force and is_there(target + name)) if model else {}
+    sizes = {name: size(shard) for name, shard in shards.items()}
+    with open_folder_output(lambda name: target + name, sizes, index=index, beside=beside, force=force) as streams:
+        for name, stream in streams.items():
+            copy(shards[name], stream)
             settle(stream)
-    return [target + name for name in (*shards, *([INDEX] if len(shards) > 1 else []), *others)]
+    return [target + name for name in (*shards, *([] if index is None else [INDEX]), *beside)]
 
 
 def _clean(url: str, *, json: bool) -> None:

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.faults import Proxy
+from wsurgery.checkpoint import upload
+
+SECRET = "AKIA_SECRET"
+
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[int]:
@@ -31,3 +36,39 @@ def moto() -> Iterator[int]:
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="module")
+def proxy(moto):
+    with Proxy(moto) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def bucket(proxy, monkeypatch):
+    """A bucket of this test's own, `s3://NAME/`, and s3fs's view of it."""
+    import s3fs
+
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}"),
+        ("AWS_ACCESS_KEY_ID", "me"),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    proxy.set(None, "", 0)
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = s3fs.S3FileSystem()
+    name = f"b{time.monotonic_ns()}"
+    store.mkdir(name)
+    store.own = name
+    return store
+
+
+def stored(bucket, key: str) -> bytes | None:
+    bucket.invalidate_cache()
+    return bucket.cat(f"{bucket.own}/{key}") if bucket.exists(f"{bucket.own}/{key}") else None
+
+
+def left(bucket) -> list[upload.Unfinished]:
+    return upload.unfinished(f"s3://{bucket.own}/nets/")

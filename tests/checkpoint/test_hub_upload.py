@@ -15,6 +15,8 @@ from tests.conftest import peak_memory
 from tests.faults import Proxy
 from tests.hub import HubServer
 from wsurgery.checkpoint.hub_upload import HubUpload
+from wsurgery.checkpoint.output_folder import open_folder_output
+from wsurgery.checkpoint.shards import INDEX
 from wsurgery.errors import UsageError
 
 TOKEN = "hf_SECRET"
@@ -163,6 +165,22 @@ def test_somebody_elses_commit_comes_between(here, large):
     with HubUpload(address, force=True) as mine:
         mine.write(large.read_bytes())
     assert files(hub)["b.safetensors"] == large.read_bytes()
+
+
+@OF_HTTPX
+def test_parts_that_run_at_once_write_one_index(here):
+    def part(name):
+        return open_folder_output("hf://org/net/{}".format, {name: 1}, index=b"{}", beside={}, force=False, part=True)
+
+    with part("a") as one:
+        one["a"].write(b"1")
+        here.push("org/net", {"b": b"2", INDEX: b"{}"})
+    assert files(here) == {"a": b"1", "b": b"2", INDEX: b"{}"}
+    here.push("org/net", {})
+    with pytest.raises(UsageError, match=f"{INDEX} appeared meanwhile"), part("c") as one:
+        one["c"].write(b"3")
+        here.push("org/net", {INDEX: b"of another model"})
+    assert files(here) == {INDEX: b"of another model"}
 
 
 @OF_HTTPX

@@ -1,6 +1,7 @@
 """Checkpoints written to S3: the bytes of a file, whole or not at all, whatever happens on the way; against moto's server."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,49 +13,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.checkpoint.conftest import SECRET, left, stored
 from tests.conftest import peak_memory
-from tests.faults import Proxy
-from wsurgery.checkpoint import upload
-from wsurgery.errors import UsageError
+from wsurgery.checkpoint import open_checkpoint, upload
+from wsurgery.checkpoint.header import TensorInfo
+from wsurgery.checkpoint.shards import INDEX, format_index
+from wsurgery.commands.push import _copy
+from wsurgery.errors import UsageError, WsurgeryError
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
-SECRET = "AKIA_SECRET"
-
-
-@pytest.fixture(scope="module")
-def proxy(moto):
-    with Proxy(moto) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def bucket(proxy, monkeypatch):
-    """A bucket of this test's own, `s3://NAME/`, and s3fs's view of it."""
-    import s3fs
-
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}"),
-        ("AWS_ACCESS_KEY_ID", "me"),
-        ("AWS_SECRET_ACCESS_KEY", SECRET),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    proxy.set(None, "", 0)
-    s3fs.S3FileSystem.clear_instance_cache()
-    store = s3fs.S3FileSystem()
-    name = f"b{time.monotonic_ns()}"
-    store.mkdir(name)
-    store.own = name
-    return store
-
-
-def stored(bucket, key: str) -> bytes | None:
-    bucket.invalidate_cache()
-    return bucket.cat(f"{bucket.own}/{key}") if bucket.exists(f"{bucket.own}/{key}") else None
-
-
-def left(bucket) -> list[upload.Unfinished]:
-    return upload.unfinished(f"s3://{bucket.own}/nets/")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +31,17 @@ def large(tmp_path_factory):
     rng = np.random.default_rng(0)
     save_file({f"l{i}.weight": rng.normal(size=(1000, 1250 + i)).astype("f4") for i in range(12)}, path)
     return path
+
+
+def sharded(folder: Path, count: int) -> list[Path]:
+    """Write a folder of shards of a tensor each, and return them."""
+    folder.mkdir()
+    shards = {f"model-{i:05d}-of-{count:05d}.safetensors": f"l{i}.weight" for i in range(1, count + 1)}
+    for file, name in shards.items():
+        save_file({name: np.ones(10, np.float32)}, folder / file)
+    infos = {file: [TensorInfo(name, "F32", (10,), 0, 40)] for file, name in shards.items()}
+    (folder / INDEX).write_bytes(format_index(infos))
+    return [folder / file for file in shards]
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
@@ -196,6 +174,49 @@ def test_whoever_is_ended_leaves_nothing_to_be_seen(number, bucket, large, wsurg
     assert found == {"removed": [lost._asdict()]}
     assert left(bucket) == []
     assert b"no unfinished upload" in wsurgery("push", "--clean", address).stderr
+
+
+def test_what_goes_on_after_its_last_tensor_is_not_pushed(bucket, resnet, wsurgery):
+    content = resnet.read_bytes() + b"more"
+    for address in (f"s3://{bucket.own}/nets/a", f"s3://{bucket.own}/nets/folder/"):
+        done = wsurgery("push", "-", address, stdin=content, check=False)
+        assert (done.returncode, done.stderr) == (
+            1,
+            b"wsurgery push: standard input goes on after its last tensor\n",
+        )
+    assert bucket.find(f"{bucket.own}/") == []
+    assert left(bucket) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "shards", "folder"])
+def test_what_is_changed_while_it_is_read_is_not_pushed(kind, bucket, resnet, tmp_path, monkeypatch):
+    read, target = resnet, f"s3://{bucket.own}/nets/"
+    if kind != "file":
+        read = sharded(tmp_path / "in", 2)[-1]
+    own = upload.Upload.write
+
+    def late(self, data):
+        written = own(self, data)
+        os.utime(read, (1, 1))
+        return written
+
+    monkeypatch.setattr(upload.Upload, "write", late)
+    with (
+        pytest.raises(WsurgeryError, match=r"was changed while it was read|has changed since it was opened"),
+        open_checkpoint(resnet if kind == "file" else tmp_path / "in") as checkpoint,
+    ):
+        _copy(checkpoint, target if kind == "folder" else f"{target}a", force=False)
+    assert bucket.find(f"{bucket.own}/") == []
+    assert left(bucket) == []
+
+
+def test_a_folder_of_one_shard_is_pushed_with_its_index(bucket, wsurgery, tmp_path):
+    sharded(tmp_path / "in", 1)
+    wsurgery("push", tmp_path / "in", f"s3://{bucket.own}/nets/")
+    for path in (tmp_path / "in").iterdir():
+        assert stored(bucket, f"nets/{path.name}") == path.read_bytes()
+    digests = [wsurgery("digest", place).stdout for place in (tmp_path / "in", f"s3://{bucket.own}/nets/")]
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.slow

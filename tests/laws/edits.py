@@ -11,6 +11,8 @@ OF_EVERY_EDIT = [
         "tests/test_pipeline.py::test_a_chain_gives_the_bytes_of_the_pipe"),
     Law("The tensors do not depend on the shards that are read or written.",
         "tests/commands/test_shards.py::test_the_tensors_do_not_depend_on_sharding"),
+    Law("A part does not replace the index of another model.",
+        "tests/checkpoint/test_output_folder.py::test_a_part_does_not_replace_the_index_of_another_model"),
     Law("The parts of `--part` are together the whole, byte for byte.",
         "tests/commands/test_shards.py::test_the_parts_together_are_the_whole_byte_for_byte"),
     Law("What is not selected passes through bit for bit, whatever its element type.",

@@ -237,7 +237,7 @@ def _send(commit: _Commit) -> None:
         there = _there(commit.repo, commit.branch, list(commit.files))
         if again and all(there.get(path) == _digest(file.operation) for path, file in commit.files.items()):
             return
-        if appeared := next((path for path in kept if path in there), None):
+        if appeared := next((x for x in kept if there.get(x) not in (None, _digest(commit.files[x].operation))), None):
             raise UsageError(f"{label}/{printable(appeared)} appeared meanwhile: add --force to overwrite it")
         try:
             asked(

@@ -7,7 +7,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, TypeAlias
 
+from wsurgery.errors import UsageError, printable
+
 _GATHERED = 1 << 18  # bytes of small pieces that are written together
+
+
+class AppearedError(UsageError):
+    """Somebody else wrote what was not there when this writer looked, and it was not to be replaced."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(f"{printable(label)} appeared meanwhile: add --force to overwrite it")
 
 
 class RemoteOutput(ABC):

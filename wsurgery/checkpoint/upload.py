@@ -17,7 +17,7 @@ from itertools import count
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from wsurgery.checkpoint.sink import RemoteOutput
+from wsurgery.checkpoint.sink import AppearedError, RemoteOutput
 from wsurgery.ending import half_done
 from wsurgery.errors import UsageError, printable
 
@@ -171,7 +171,7 @@ class Upload(RemoteOutput):
                     self._number = None
                     return
             if error.errno == errno.EEXIST:
-                raise UsageError(f"{self.label} appeared meanwhile: add --force to overwrite it") from None
+                raise AppearedError(self.label) from None
             raise
         self._number = None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from wsurgery.checkpoint.header import TensorInfo, format_header
-from wsurgery.checkpoint.sink import GatheringWriter, RemoteOutput, Sink, write_all
+from wsurgery.checkpoint.sink import AppearedError, GatheringWriter, RemoteOutput, Sink, write_all
 from wsurgery.ending import half_done
 from wsurgery.errors import UsageError, printable
 from wsurgery.untrusted import require_local
@@ -95,7 +95,7 @@ class AtomicFile:
             else:
                 _give_name(self.temporary, self.path)
         except FileExistsError:
-            raise UsageError(f"{printable(str(self.path))} appeared meanwhile: add --force to overwrite it") from None
+            raise AppearedError(str(self.path)) from None
         except OSError as error:
             error.filename, error.filename2 = str(self.path), None  # and not a descriptor, or a temporary name
             raise
@@ -187,6 +187,7 @@ def open_output(path: Path | str | None, *, force: bool = False, size: int = 0) 
         OSError: a store cannot be reached.
     """
     if isinstance(path, str) and "://" in path:
+        _require_written(path)
         return _upload(path, size=size, force=force)
     path = None if path is None else Path(path)
     if path is not None and str(path) != "-":
@@ -201,22 +202,27 @@ def _upload(url: str, *, size: int, force: bool) -> RemoteOutput:
         from wsurgery.checkpoint.upload import Upload
 
         return Upload(url, size=size, force=force)
-    if url.startswith("hf://"):
-        from wsurgery.checkpoint.hub_upload import HubUpload
+    from wsurgery.checkpoint.hub_upload import HubUpload
 
-        return HubUpload(url, force=force)
-    scheme = printable(url.partition("://")[0])
-    raise UsageError(f"{scheme}:// is not written: name a file, a folder (DIR/), or an s3:// or hf:// address")
+    return HubUpload(url, force=force)
+
+
+def _require_written(url: str) -> None:
+    if not url.startswith(("s3://", "hf://")):
+        scheme = printable(url.partition("://")[0])
+        raise UsageError(f"{scheme}:// is not written: name a file, a folder (DIR/), or an s3:// or hf:// address")
 
 
 def is_there(path: Path | str) -> bool:
     """Whether there is a file, or an object at a URL.
 
     Raises:
+        UsageError: the URL is of a kind that is not written.
         OSError: a store cannot be reached.
     """
     if isinstance(path, Path):
         return path.exists()
+    _require_written(path)
     if path.startswith("hf://"):
         from wsurgery.checkpoint import hub_upload
 

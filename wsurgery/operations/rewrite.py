@@ -6,7 +6,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -21,6 +20,7 @@ from wsurgery.checkpoint.companions import companions
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.hub_api import is_repo
+from wsurgery.checkpoint.output_folder import open_folder_output
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.reader import SMALL
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
@@ -162,20 +162,18 @@ def rewrite(
         output.path.mkdir(parents=True, exist_ok=True)
         for name in (INDEX, *chosen):
             refuse_link(output.path / name)
-    with ExitStack() as stack:  # left in reverse: the index, which makes a checkpoint of the shards, appears last
-        # Every part writes the same index.
-        index = stack.enter_context(open_output(output.file(INDEX), force=force or output.part is not None))
-        for name, content in _beside(planned, output, force=force).items():
-            write_all(stack.enter_context(open_output(output.file(name), force=True)), content)
-        streams = {
-            name: stack.enter_context(open_output(output.file(name), force=force, size=_size(shards[name])))
-            for name in chosen
-        }
+    infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
+    with open_folder_output(
+        output.file,
+        {name: _size(shards[name]) for name in chosen},
+        index=format_index(infos),
+        beside=_beside(planned, output, force=force),
+        force=force,
+        part=output.part is not None,
+    ) as streams:
         for name, stream in streams.items():
             _write(shards[name], planned.history, stream, threads)
             settle(stream)  # so that afterwards all appear within a moment
-        infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
-        write_all(index, format_index(infos))
         planned.finish()
 
 
