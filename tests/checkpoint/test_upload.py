@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -261,12 +262,29 @@ def test_nothing_of_the_credentials_is_recorded(bucket, resnet, wsurgery):
     assert b"127.0.0.1" not in content
 
 
+def test_shards_wait_in_the_store_and_not_here(bucket):
+    contents = {f"nets/{size}": bytes([size % 251]) * size for size in (1_000, 3_000_000, 20_000_000)}
+    with ExitStack() as stack:
+        for key, content in contents.items():
+            one = stack.enter_context(upload.Upload(f"s3://{bucket.own}/{key}", size=len(content)))
+            one.write(content)
+            one.write_again(b"header")
+            one.settle()
+        assert {each.url for each in left(bucket)} == {f"s3://{bucket.own}/{key}" for key in contents}
+        assert bucket.find(f"{bucket.own}/") == []
+    for key, content in contents.items():
+        assert stored(bucket, key) == b"header" + content[6:]
+    assert left(bucket) == []
+
+
 @pytest.mark.slow
-def test_memory_is_that_of_a_few_parts(bucket, tmp_path):
+@pytest.mark.parametrize("folder", [(), ("--shard-size", "10MB")])
+def test_memory_is_that_of_a_few_parts(folder, bucket, tmp_path):
     peaks = []
-    for count in (10, 60):
+    for count in (30, 60):  # either is more than six parts
         rng = np.random.default_rng(0)
         path = tmp_path / f"{count}"
         save_file({f"l{i}.weight": rng.normal(size=(1000, 1250)).astype("f4") for i in range(count)}, path)
-        peaks.append(peak_memory("scale", path, "--by", 2, "-o", f"s3://{bucket.own}/nets/{count}"))
-    assert peaks[1] < peaks[0] + 30_000  # KiB; the larger has 250 MB more
+        target = f"s3://{bucket.own}/nets/{count}" + "/" * bool(folder)
+        peaks.append(peak_memory("scale", path, "--by", 2, *folder, "-o", target))
+    assert peaks[1] < peaks[0] + 50_000  # KiB; the larger has 150 MB more

@@ -63,8 +63,8 @@ class Upload(RemoteOutput):
         self._store, self._place = connect(), place_of(url)
         self._part = max(_PART, -(-size // _MOST_PARTS // (1 << 20)) * (1 << 20))
         self._new = {} if force else {"IfNoneMatch": "*"}
-        self._buffer = bytearray()
-        self._held: list[bytearray] = []
+        self._buffer = io.BytesIO()  # as a request takes it, so that no part is in memory twice
+        self._held: list[io.BytesIO] = []
         self._first = 0  # bytes that were written first, and may be written again
         self._numbers = count(1)
         self._number: str | None = None  # of the upload, once there is one
@@ -83,7 +83,8 @@ class Upload(RemoteOutput):
     ) -> None:
         try:
             if kind is None:
-                self.settle()
+                if self._number is not None or self._held:  # else one request brings all
+                    self.settle()
                 self._complete()
         except BaseException:
             kind = BaseException
@@ -105,11 +106,9 @@ class Upload(RemoteOutput):
         size = len(view)
         self._first = self._first or size
         while view:
-            room = self._part - len(self._buffer)
-            self._buffer += view[:room]
-            view = view[room:]
-            if len(self._buffer) == self._part:
-                part, self._buffer = self._buffer, bytearray()
+            view = view[self._buffer.write(view[: self._part - self._buffer.tell()]) :]
+            if self._buffer.tell() == self._part:
+                part, self._buffer = self._buffer, io.BytesIO()
                 number = next(self._numbers)
                 if (number - 1) * self._part < self._first:
                     self._held.append(part)
@@ -121,41 +120,41 @@ class Upload(RemoteOutput):
         """Replace what was written first by as many other bytes."""
         view = memoryview(data)
         for part in (*self._held, self._buffer):
-            n = min(len(part), len(view))
-            part[:n], view = view[:n], view[n:]
+            with part.getbuffer() as there:
+                n = min(len(there), len(view))
+                there[:n], view = view[:n], view[n:]
 
     def settle(self) -> None:
-        """Send all that is still here, but what is one part by itself.
+        """Send all that is still here.
 
         Raises:
             OSError: a part could not be sent.
         """
-        if self._held:
-            held, self._held = self._held, []
-            for number, part in enumerate(held, 1):
-                self._send(number, part)
-            if self._buffer:
-                self._send(next(self._numbers), self._buffer)
-                self._buffer = bytearray()
+        held, self._held = self._held, []
+        for number, part in enumerate(held, 1):
+            self._send(number, part)
+        if self._buffer.tell():
+            part, self._buffer = self._buffer, io.BytesIO()
+            self._send(next(self._numbers), part)
         while self._sending:
             self._sending.popleft().result()
         self._pool.shutdown()
 
-    def _send(self, number: int, part: bytearray) -> None:
+    def _send(self, number: int, part: io.BytesIO) -> None:
         if self._number is None:
             self._number = self._call("create_multipart_upload")["UploadId"]
         while len(self._sending) >= _AT_ONCE:
             self._sending.popleft().result()
         self._sending.append(self._pool.submit(self._put, number, part))
 
-    def _put(self, number: int, part: bytearray) -> None:
-        found = self._call("upload_part", PartNumber=number, UploadId=self._number, Body=io.BytesIO(part))
+    def _put(self, number: int, part: io.BytesIO) -> None:
+        found = self._call("upload_part", PartNumber=number, UploadId=self._number, Body=part)
         self._etags[number] = found["ETag"]
 
     def _complete(self) -> None:
         if self._number is None:
-            expected = md5(self._buffer, usedforsecurity=False).hexdigest()
-            complete = partial(self._call, "put_object", Body=io.BytesIO(self._buffer), **self._new)
+            expected = md5(self._buffer.getvalue(), usedforsecurity=False).hexdigest()
+            complete = partial(self._call, "put_object", Body=self._buffer, **self._new)
         else:
             parts = [{"PartNumber": number, "ETag": self._etags[number]} for number in sorted(self._etags)]
             sums = b"".join(bytes.fromhex(str(each["ETag"]).strip('"')) for each in parts) if self._plain else b""
