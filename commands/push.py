@@ -109,9 +109,7 @@ def _clean(url: str, *, json: bool) -> None:
         raise UsageError(
             f"{printable(url)}: the hub keeps nothing of an upload that was not finished: there is nothing to clean"
         )
-    found = unfinished(url)
-    for upload in found:
-        remove(upload)
+    found = [upload for upload in unfinished(url) if remove(upload)]  # and not those that have ended meanwhile
     if json:
         typer.echo(json_module.dumps({"removed": [upload._asdict() for upload in found]}))
     else:

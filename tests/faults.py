@@ -27,7 +27,8 @@ class Proxy(ThreadingHTTPServer):
 
     Attributes:
         fault: what goes wrong, and a pattern of the requests (`PUT /bucket/…?partNumber=2`) that it goes wrong for:
-            a status; `reset` in the middle of the body; `lost`, the answer; `slow`.
+            a status, or one and what the answer calls it; `reset` in the middle of the body; `lost`, the answer; `slow`;
+            `together`: answered when as many are there as `times` says, or not at all.
         times: how often it goes wrong.
         seen: the requests.
     """
@@ -42,6 +43,7 @@ class Proxy(ThreadingHTTPServer):
 
     def set(self, fault, pattern, times):
         self.fault, self.pattern, self.times, self.seen = fault, pattern, times, []
+        self.barrier = threading.Barrier(max(times, 1))
 
     def handle_error(self, request, client_address):
         """A client that went away is no error."""
@@ -68,13 +70,21 @@ class Relay(BaseHTTPRequestHandler):
         if self.headers.get("Expect") == "100-continue":
             pass  # the standard library has answered
         body = read_body(self)
-        if wrong and isinstance(server.fault, int):
-            code = BUSY.get(server.fault, "ExpiredToken")
-            return self.answer(
-                server.fault, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode(), []
+        if wrong and isinstance(server.fault, (int, tuple)):
+            status, code = (
+                server.fault
+                if isinstance(server.fault, tuple)
+                else (server.fault, BUSY.get(server.fault, "ExpiredToken"))
             )
+            return self.answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode(), [])
         if wrong and server.fault == "slow":
             time.sleep(2)
+        if wrong and server.fault == "together":
+            try:
+                server.barrier.wait(4)
+            except threading.BrokenBarrierError:
+                self.close_connection = True
+                return
         upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         kept = {
             name: value

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -20,6 +21,7 @@ from wsurgery.checkpoint import open_checkpoint, upload
 from wsurgery.checkpoint.header import TensorInfo
 from wsurgery.checkpoint.shards import INDEX, format_index
 from wsurgery.commands.push import _copy
+from wsurgery.ending import half_done
 from wsurgery.errors import UsageError, WsurgeryError
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
@@ -141,6 +143,119 @@ def test_credentials_that_expire_end_it_in_a_line_and_nothing_is_left(bucket, pr
     proxy.set(None, "", 0)
     assert stored(bucket, "nets/a") is None
     assert left(bucket) == []
+
+
+def test_where_the_parts_cannot_be_taken_back_it_is_said_how(bucket, proxy, large, wsurgery):
+    proxy.set(403, "partNumber=2&|DELETE", 100)
+    done = wsurgery("scale", large, "--by", 2, "-o", f"s3://{bucket.own}/nets/a", check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        f"; parts lie there, which `wsurgery push --clean s3://{bucket.own}/nets/a` removes\n".encode()
+    )
+    proxy.set(None, "", 0)
+    wsurgery("push", "--clean", f"s3://{bucket.own}/nets/")
+    assert left(bucket) == []
+
+
+def begun(stack: ExitStack, bucket, count: int) -> list[upload.Upload]:
+    """Begin uploads, each with a part in the store."""
+    uploads = []
+    for i in range(count):
+        uploads.append(stack.enter_context(upload.Upload(f"s3://{bucket.own}/nets/{i}", size=1000)))
+        uploads[-1].write(b"a" * 1000)
+        uploads[-1].settle()
+    return uploads
+
+
+def test_all_uploads_are_taken_back_at_once(bucket, proxy):
+    with pytest.raises(UsageError, match="enough"), ExitStack() as stack:
+        begun(stack, bucket, 3)
+        proxy.set("together", "DELETE", 3)
+        raise UsageError("enough")
+    assert left(bucket) == []
+
+
+def test_who_is_ended_while_an_upload_is_taken_back_takes_it_back(bucket, proxy):
+    def take_back():
+        for each in list(half_done.values()):
+            each()
+
+    with pytest.raises(UsageError), ExitStack() as stack:
+        begun(stack, bucket, 1)
+        proxy.set("slow", "DELETE", 1)
+        first = threading.Thread(target=take_back)
+        first.start()
+        while not any(line.startswith("DELETE") for line in proxy.seen):
+            time.sleep(0.01)
+        take_back()
+        assert left(bucket) == []
+        first.join()
+        raise UsageError
+
+
+def test_of_two_writers_of_the_same_both_have_written_it(bucket):
+    address, content = f"s3://{bucket.own}/nets/a", b"a" * 20_000_000
+    with upload.Upload(address, size=len(content)) as one, upload.Upload(address, size=len(content)) as two:
+        one.write(content)
+        two.write(content)
+    assert stored(bucket, "nets/a") == content
+    assert left(bucket) == []
+
+
+def test_an_upload_that_ends_while_others_are_removed_is_no_error(bucket):
+    with pytest.raises(UsageError, match="enough"), ExitStack() as stack:
+        begun(stack, bucket, 2)
+        found = left(bucket)
+        assert [upload.remove(each) for each in (found[0], *found)] == [True, False, True]
+        assert left(bucket) == []
+        raise UsageError("enough")
+
+
+def test_who_loses_an_upload_to_somebody_who_cleans_is_told_so(bucket, proxy):
+    proxy.set((404, "NoSuchUpload"), "partNumber=2&", 100)  # as S3 answers, and moto by a status of 500
+    with (
+        pytest.raises(FileNotFoundError, match="its upload was removed while it went on, by `push --clean`"),
+        upload.Upload(f"s3://{bucket.own}/nets/a", size=0) as mine,
+    ):
+        mine.write(bytes(40 << 20))
+    assert bucket.find(f"{bucket.own}/") == []
+
+
+@pytest.mark.parametrize("fault", [429, (429, "SlowDown"), 503])
+def test_one_of_us_asks_again_and_not_both(fault, bucket, proxy, monkeypatch):
+    monkeypatch.setattr(upload, "_ATTEMPTS", 3)
+    proxy.set(fault, "partNumber", 100)
+    with pytest.raises(OSError, match="nets/0"), ExitStack() as stack:
+        begun(stack, bucket, 1)
+    assert sum("partNumber" in line for line in proxy.seen) == 3
+
+
+def test_a_writer_without_credentials_is_told_to_set_them(bucket, resnet, wsurgery, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    address = f"s3://{bucket.own}/a"
+    done = wsurgery("push", resnet, address, check=False)
+    assert done.stderr.decode() == (
+        f"wsurgery push: {address}: Unable to locate credentials: set AWS_PROFILE or AWS_ACCESS_KEY_ID\n"
+    )
+    assert b"FSSPEC_S3_ANON=true" in wsurgery("show", address, check=False).stderr
+
+
+def test_a_password_in_the_address_of_a_store_is_not_shown():
+    error = upload.as_os_error(ValueError(f'Could not connect to "http://me:{SECRET}@127.0.0.1:1/b"'), "s3://b/x")
+    assert SECRET not in str(error)
+    assert "127.0.0.1:1" in str(error)
+
+
+def test_push_of_a_folder_says_what_is_not_written(wsurgery, tmp_path):
+    (folder := tmp_path / "in").mkdir()
+    save_file({"x": np.ones(3)}, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    done = wsurgery("push", folder, "gs://bucket/nets/", check=False)
+    assert done.returncode == 2
+    assert b"gs:// is not written: name a file, a folder (DIR/), or an s3:// or hf:// address" in done.stderr
 
 
 def test_an_input_that_ends_early_leaves_nothing(bucket, large, wsurgery):

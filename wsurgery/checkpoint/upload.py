@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 from wsurgery.checkpoint.sink import AppearedError, RemoteOutput
 from wsurgery.ending import half_done
-from wsurgery.errors import UsageError, printable
+from wsurgery.errors import UsageError, WsurgeryError, printable, redacted
 
 # Bytes, at least. S3 wants 5 MiB, and some who speak it as many of all but the last; each part costs a request and a signature.
 _PART = 16 << 20
 _MOST_PARTS = 9_000  # of S3's 10,000
 _AT_ONCE = 4  # parts on their way
-_LAST_WORD = 5  # seconds to take an upload back in
+_LAST_WORD = 5  # seconds to take all uploads back in
 _LONGEST_WAIT = 16.0  # seconds
 _ATTEMPTS = 8  # of a request that fails as if it could do better, with waits that double: a minute in all, at most
 
@@ -36,6 +36,9 @@ class Unfinished(NamedTuple):
     url: str
     number: str
     begun: str
+
+
+_open: "list[Upload]" = []  # in this process, with those that were left before the others
 
 
 class Upload(RemoteOutput):
@@ -67,7 +70,8 @@ class Upload(RemoteOutput):
         self._held: list[io.BytesIO] = []
         self._first = 0  # bytes that were written first, and may be written again
         self._numbers = count(1)
-        self._number: str | None = None  # of the upload, once there is one
+        self._number: str | None = None  # of the upload, as long as there is one
+        self._left = False
         self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._sending: deque[Future[None]] = deque()
         self._etags: dict[int, str] = {}
@@ -75,7 +79,8 @@ class Upload(RemoteOutput):
             raise UsageError(f"{self.label} exists: add --force to overwrite it")
 
     def __enter__(self) -> "Upload":
-        half_done[self] = self._take_back
+        _open.append(self)
+        half_done[Upload] = _take_all_back
         return self
 
     def __exit__(
@@ -86,14 +91,17 @@ class Upload(RemoteOutput):
                 if self._number is not None or self._held:  # else one request brings all
                     self.settle()
                 self._complete()
-        except BaseException:
-            kind = BaseException
+        except BaseException as own:
+            kind, error = type(own), own
             raise
         finally:
             self._pool.shutdown(cancel_futures=kind is not None)
-            if kind is not None:
-                self._take_back()
-            half_done.pop(self, None)
+            self._left = True
+            if all(upload._left for upload in _open):  # together, or each would wait for a store that does not answer
+                _take_all_back()
+                _name_lost([upload.label for upload in _open if upload._number is not None], error)
+                _open.clear()
+                half_done.pop(Upload, None)
             self._store.invalidate_cache()
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -164,10 +172,10 @@ class Upload(RemoteOutput):
         try:
             complete()
         except OSError as error:
-            # An answer that was lost: what was asked again is refused, because it was done.
+            # An answer that was lost: what was asked again is refused, because it was done. Or another writer did the same:
+            # then there is an upload to be taken back.
             with suppress(OSError):
                 if str(self._call("head_object")["ETag"]).strip('"') == expected:
-                    self._number = None
                     return
             if error.errno == errno.EEXIST:
                 raise AppearedError(self.label) from None
@@ -179,14 +187,36 @@ class Upload(RemoteOutput):
         """Whether parts are known by their MD5, as they are where the store does not encrypt them by keys of its own."""
         return all(len(etag.strip('"')) == 32 for etag in self._etags.values())
 
-    def _take_back(self) -> None:
-        if self._number is not None:
-            number, self._number = self._number, None
-            with suppress(Exception):  # then `push --clean` finds it
-                _now(self._store, "abort_multipart_upload", UploadId=number, **self._place)
-
     def _call(self, method: str, **given: Any) -> Any:
         return call(self._store, self.label, method, **self._place, **given)
+
+
+def _take_all_back() -> None:
+    """Abort all that was not completed, at once, and wait no longer than somebody waits who ends this process."""
+    import asyncio  # which s3fs has imported, and takes a while where nothing else does
+
+    begun = []
+    for upload in list(_open):
+        if upload._number is not None:
+            request = upload._store._call_s3("abort_multipart_upload", UploadId=upload._number, **upload._place)
+            begun.append((upload, asyncio.run_coroutine_threadsafe(request, upload._store.loop)))
+    deadline = time.monotonic() + _LAST_WORD
+    for upload, answer in begun:
+        with suppress(Exception):
+            with suppress(FileNotFoundError):  # it is gone
+                answer.result(max(deadline - time.monotonic(), 0))
+            upload._number = None
+
+
+def _name_lost(labels: list[str], error: BaseException | None) -> None:
+    """Have an error say how to remove the parts that lie in the store."""
+    if labels:
+        place = labels[0] if len(labels) == 1 else labels[0].rpartition("/")[0] + "/"
+        remedy = f"; parts lie there, which `wsurgery push --clean {place}` removes"
+        if isinstance(error, OSError):
+            error.strerror = f"{error.strerror}{remedy}"
+        elif isinstance(error, WsurgeryError):
+            error.args = (f"{error}{remedy}",)
 
 
 def exists(url: str) -> bool:
@@ -223,14 +253,18 @@ def unfinished(url: str) -> list[Unfinished]:
         given = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
 
-def remove(upload: Unfinished) -> None:
-    """Remove the parts of an upload that nobody completed.
+def remove(upload: Unfinished) -> bool:
+    """Remove the parts of an upload that nobody completed. Return whether it was still there.
 
     Raises:
         OSError: no connection, or no permission.
     """
     url = upload.url
-    call(connect(), printable(url), "abort_multipart_upload", UploadId=upload.number, **place_of(url))
+    try:
+        call(connect(), printable(url), "abort_multipart_upload", UploadId=upload.number, **place_of(url))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def place_of(url: str) -> dict[str, str]:
@@ -249,7 +283,7 @@ def connect() -> Any:
     """Return s3fs's file system, which finds the credentials."""
     import s3fs
 
-    store = s3fs.S3FileSystem(config_kwargs={"retries": {"mode": "standard", "max_attempts": _ATTEMPTS}})
+    store = s3fs.S3FileSystem(config_kwargs={"retries": {"mode": "standard", "total_max_attempts": _ATTEMPTS}})
     store.retries = 1  # or those would be made again, too
     return store
 
@@ -263,22 +297,27 @@ def call(store: Any, label: str, method: str, **given: Any) -> Any:
         FileExistsError: the object exists, and was not to be replaced.
         OSError: another error.
     """
-    wait = 0.5
+    wait, attempts = 0.5, 0
     while True:
         if "Body" in given:  # which an attempt has read
             given["Body"].seek(0)
         try:
             return store.call_s3(method, **given)
         except Exception as error:  # botocore's own, which are of no common kind
-            if _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") != 429 or wait > _LONGEST_WAIT:
-                raise as_os_error(error, label) from None
-        time.sleep(wait)  # "too many requests", which botocore takes for no reason to wait
-        wait *= 2
+            said = _response(error).get("ResponseMetadata", {})
+            attempts += 1 + said.get("RetryAttempts", 0)  # botocore's own are among them
+            if said.get("HTTPStatusCode") != 429 or attempts >= _ATTEMPTS:
+                raise as_os_error(error, label, writing=True) from None
+        time.sleep(wait)  # "too many requests", which botocore takes for no reason to wait unless its code says more
+        wait = min(2 * wait, _LONGEST_WAIT)
 
 
-def as_os_error(error: Exception, label: str) -> OSError:
-    """Say what went wrong between here and a store."""
+def as_os_error(error: Exception, label: str, *, writing: bool = False) -> OSError:
+    """Say what went wrong between here and a store. Other remedies help a writer than a reader."""
     name = str(_response(error).get("Error", {}).get("Code", ""))
+    if name == "NoSuchUpload":
+        problem = "its upload was removed while it went on, by `push --clean` or a rule of the bucket: run it again"
+        return FileNotFoundError(errno.ENOENT, problem, label)
     if name in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
         return FileExistsError(errno.EEXIST, "exists", label)
     if isinstance(error, FileNotFoundError):
@@ -287,17 +326,12 @@ def as_os_error(error: Exception, label: str) -> OSError:
         expired = "your credentials have expired: renew them" if name == "ExpiredToken" else "access refused"
         return PermissionError(errno.EACCES, f"{expired}: check AWS_PROFILE or AWS_ACCESS_KEY_ID", label)
     problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    hint = "; for a public bucket set FSSPEC_S3_ANON=true" if "credentials" in problem else ""
-    return OSError(errno.EIO, printable(problem) + hint, label)
+    hint = ""
+    if "credentials" in problem:
+        hint = ": set AWS_PROFILE or AWS_ACCESS_KEY_ID" if writing else "; for a public bucket set FSSPEC_S3_ANON=true"
+    return OSError(errno.EIO, printable(redacted(problem)) + hint, label)
 
 
 def _response(error: Exception) -> Mapping[str, Any]:
     """Return what the server said, as botocore has it."""
     return getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
-
-
-def _now(store: Any, method: str, **given: Any) -> Any:
-    """Make a request, and wait for it no longer than somebody waits who ends this process."""
-    import asyncio  # which s3fs has imported, and takes a while where nothing else does
-
-    return asyncio.run_coroutine_threadsafe(store._call_s3(method, **given), store.loop).result(_LAST_WORD)
