@@ -184,25 +184,28 @@ def test_parts_that_run_at_once_write_one_index(here):
 
 
 @OF_HTTPX
-@pytest.mark.slow
-def test_a_commit_between_a_look_and_its_own_is_seen(here, large, monkeypatch):
-    """The hub refuses a commit whose parent is no longer the head: it is made again, upon the other."""
+@pytest.mark.parametrize(
+    "moment", ["model_info", pytest.param("create_commit", marks=pytest.mark.slow)], ids=["before", "after"]
+)
+def test_a_commit_between_a_look_and_its_own_is_seen(moment, here, large, monkeypatch):
+    """Whether it comes before the head was read or after it, when the hub refuses: what it brought, a card too, stays."""
     hub = here
     from huggingface_hub import HfApi
 
-    own = HfApi.create_commit
+    own = getattr(HfApi, moment)
+    theirs = {"elsewhere.json": b"theirs", "README.md": b"theirs"}
 
     def late(api, *arguments, **options):
         if not hub.commits:
             _, there = hub.models["org/net"]["main"]
             hub.commits.append(("somebody", "else", []))
-            hub.push("org/net", {**there, "elsewhere.json": b"theirs"})
+            hub.push("org/net", {**there, **theirs})
         return own(api, *arguments, **options)
 
-    monkeypatch.setattr(HfApi, "create_commit", late)
+    monkeypatch.setattr(HfApi, moment, late)
     with HubUpload("hf://org/net/a.safetensors") as mine:
         mine.write(large.read_bytes())
-    assert files(hub).keys() == {"README.md", "a.safetensors", "elsewhere.json"}
+    assert files(hub) == {"a.safetensors": large.read_bytes(), **theirs}
 
 
 @pytest.mark.parametrize(

@@ -219,22 +219,29 @@ def _licence(model: str) -> str | None:
     return None
 
 
+def _card(commit: _Commit) -> list[Any]:
+    """Write the model card that goes with a commit, if one does."""
+    from huggingface_hub import CommitOperationAdd
+
+    if commit.described is None or _CARD in _there(commit.repo, commit.branch, [_CARD]):
+        return []
+    licences = {model: licence for model in sources(History.of(commit.described)) if (licence := _licence(model))}
+    card = model_card(commit.described, commit.repo.rpartition("/")[2], licences, path=commit.copied)
+    return [CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=card.encode())]
+
+
 def _send(commit: _Commit) -> None:
     """Make the commit. It is made again when another came between, or when it is not there after its answer was lost."""
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import HfApi
 
     label, api = f"hf://{commit.repo}@{commit.branch}", HfApi()
     operations = [file.operation for file in commit.files.values()]
     kept = [path for path, file in commit.files.items() if not file.force]
-    described = None if _CARD in commit.files else commit.described
-    if described is not None and not _there(commit.repo, commit.branch, [_CARD]):
-        licences = {model: licence for model in sources(History.of(described)) if (licence := _licence(model))}
-        card = model_card(described, commit.repo.rpartition("/")[2], licences, path=commit.copied)
-        operations.append(CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=card.encode()))
+    card = [] if _CARD in commit.files else _card(commit)
     again = False
     for wait in _waits():
         head = _ask(label, api.model_info, commit.repo, revision=commit.branch, timeout=30).sha
-        there = _there(commit.repo, commit.branch, list(commit.files))
+        there = _there(commit.repo, commit.branch, [*commit.files, _CARD])
         if again and all(there.get(path) == _digest(file.operation) for path, file in commit.files.items()):
             return
         if appeared := next((x for x in kept if there.get(x) not in (None, _digest(commit.files[x].operation))), None):
@@ -244,7 +251,7 @@ def _send(commit: _Commit) -> None:
                 label,
                 api.create_commit,
                 commit.repo,
-                operations,
+                operations if _CARD in there else [*operations, *card],
                 commit_message=f"Written by wsurgery {__version__}",
                 revision=commit.branch,
                 parent_commit=head,
