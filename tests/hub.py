@@ -10,6 +10,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.faults import read_body
 
+LICENCES = ("apache-2.0", "mit", "other")  # some that the hub lists
+
 
 class HubServer(ThreadingHTTPServer):
     """Models in memory.
@@ -21,6 +23,7 @@ class HubServer(ThreadingHTTPServer):
         asked: (method, path) of each request.
         large: SHA-256 → bytes that were sent, and belong to no commit yet.
         token: that who writes has to have; None: anybody may.
+        refuses: a pattern of a path → the status and the words with which what is posted there is refused.
         commits: (model, branch, names) of each commit that came from outside.
     """
 
@@ -34,6 +37,7 @@ class HubServer(ThreadingHTTPServer):
         self.asked: list[tuple[str, str]] = []
         self.large: dict[str, bytes] = {}
         self.token: str | None = None
+        self.refuses: dict[str, tuple[int, str]] = {}
         self.commits: list[tuple[str, str, list[str]]] = []
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -133,7 +137,13 @@ class _Handler(BaseHTTPRequestHandler):
         body, path = read_body(self), unquote(urlsplit(self.path).path)
         self.server.asked.append((self.command, path))
         if path == "/api/validate-yaml":
-            return self.say({"warnings": [], "errors": []})
+            licence = re.search(r"^license: (.*)$", json.loads(body)["content"], re.MULTILINE)
+            known = licence is None or licence[1] in LICENCES
+            errors = [] if known else [{"message": '"license" must be one of [apache-2.0, mit, ...]'}]
+            return self.say({"warnings": [], "errors": errors}, 200 if known else 400)
+        for pattern, (status, words) in self.server.refuses.items():
+            if re.search(pattern, path):
+                return self.say({"error": words}, status)
         about = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(paths-info|preupload|commit)/(.+)", path)
         if re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             return self.say(
@@ -169,8 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
         host = self.headers["Host"]  # of whoever stands between
         return {**asked, "actions": {"upload": {"href": f"http://{host}/lfs/{asked['oid']}"}}}
 
-    def say(self, content):
-        self.answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
+    def say(self, content, status=200):
+        self.answer(status, {"Content-Type": "application/json"}, json.dumps(content).encode())
 
     def answer(self, status, headers=None, body=b""):
         self.send_response(status)

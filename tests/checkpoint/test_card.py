@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from wsurgery.checkpoint import open_checkpoint
@@ -51,7 +52,21 @@ def test_models_of_the_hub_are_its_bases_and_a_licence_is_theirs_if_there_is_one
     assert "| mit |" in card(tmp_path, licences=both)
     assert front(card(tmp_path, LOG[:1], both)).startswith("license: mit\n")
     assert front(card(tmp_path, licences=both, license="apache-2.0")).startswith("license: apache-2.0\n")
-    assert "license:" not in front(card(tmp_path, license="mit\nevil: yes"))
+
+
+@pytest.mark.parametrize("name", ["MIT", "Apache-2.0", "CC-BY-NC-SA-4.0", "llama3.1", "openrail++"])
+def test_a_licence_of_the_hubs_list_is_written_as_it_is_there(name, tmp_path):
+    text = card(tmp_path, license=name)
+    assert front(text).startswith(f"license: {name.lower()}\n")
+    assert "Licence:" not in text
+
+
+@pytest.mark.parametrize("name", ["Ours, of 2024", "mit-0", "['mit', 'gpl']", "mit\nevil: yes", "`x`|<b>", "ſ" * 5000])
+def test_any_other_is_named_in_the_text(name, tmp_path):
+    """The hub refuses a card with a licence that it does not list."""
+    text = card(tmp_path, license=name)
+    assert front(text) == 'license: other\nbase_model:\n- "org/a"\n- "org/b"\ntags:\n- wsurgery\n'
+    assert name[:3] in re.search(r"Licence: .*\.$", text, re.MULTILINE)[0]
 
 
 def test_replay_is_named_where_it_runs(tmp_path):

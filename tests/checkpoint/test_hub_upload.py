@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from tests.conftest import peak_memory
 from tests.faults import Proxy
@@ -17,7 +17,7 @@ from tests.hub import HubServer
 from wsurgery.checkpoint.hub_upload import HubUpload
 from wsurgery.checkpoint.output_folder import open_folder_output
 from wsurgery.checkpoint.shards import INDEX
-from wsurgery.errors import UsageError
+from wsurgery.errors import UsageError, WsurgeryError
 
 TOKEN = "hf_SECRET"
 
@@ -233,6 +233,47 @@ def test_who_may_not_write_is_told_so_and_nothing_is_there(hub, resnet, wsurgery
     )
     assert b"expired" not in done.stderr
     assert files(hub) == {}
+
+
+@OF_HTTPX
+@pytest.mark.parametrize(
+    ("path", "status", "words", "remedy"),
+    [
+        ("/commit/", 400, "Your push was rejected", "mend what it names"),
+        ("/commit/", 402, "", "make room there"),
+        ("/commit/", 403, "Private repository storage limit reached", "make room there"),
+        ("/commit/", 403, "Authorization error", "log in with `hf auth login` or HF_TOKEN"),
+        ("/commit/", 413, "Payload too large", "write smaller files (--shard-size)"),
+        ("/commit/", 422, "No such thing\x1b[2J", "mend what it names"),
+        ("/objects/batch", 413, "Payload too large", "write smaller files (--shard-size)"),
+        ("/paths-info/", 418, "No hub\nat all", "check the name, and HF_ENDPOINT"),
+    ],
+)
+def test_what_the_hub_refuses_is_not_asked_again_and_its_own_words_are_said(path, status, words, remedy, here, large):
+    here.refuses[path] = status, words
+    with pytest.raises(WsurgeryError) as told, HubUpload("hf://org/net/a.safetensors") as mine:
+        mine.write(large.read_bytes())
+    said = words.replace("\x1b", "\\x1b").replace("\n", " ")
+    assert f"the hub answered {status}{said and f' ({said})'}: {remedy}" in str(told.value)
+    assert str(told.value).isprintable()
+    assert sum(path in line for line in here.proxy.seen) == 1
+    assert files(here) == {}
+
+
+@OF_HTTPX
+@pytest.mark.parametrize(("typed", "written"), [("MIT", "mit"), ("Ours, of 2024", "other")])
+def test_a_card_has_a_licence_that_the_hub_takes(typed, written, here):
+    with HubUpload("hf://org/net/a.safetensors") as mine:
+        mine.write(save({"w": np.ones(3)}, {"license": typed}))
+    assert f"\nlicense: {written}\n" in files(here)["README.md"].decode()
+
+
+@OF_HTTPX
+def test_a_card_of_the_users_that_the_hub_refuses_is_said_at_once(here):
+    with pytest.raises(WsurgeryError, match=r'400 \(.*"license" must be one of.*\): mend what it names'):  # noqa: SIM117
+        with HubUpload("hf://org/net/README.md") as mine:
+            mine.write(b"---\nlicense: MINE\n---\n")
+    assert sum("validate-yaml" in line for line in here.proxy.seen) == 1
 
 
 @pytest.mark.slow

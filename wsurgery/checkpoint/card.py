@@ -21,7 +21,17 @@ _HUB = re.compile(r"hf://([^/@]+/[^/@]+)")
 _OF_RUN = ("best.safetensors", "last.safetensors")
 _MAX_METRICS = 1 << 24  # bytes
 _MEASURED = ("running_mean", "running_var")  # by batch norm: no parameters, nor are integers
-_WORD = re.compile(r"[\w.+-]{1,100}")  # what a licence is called on the hub
+# Which the hub takes for a licence in a card's front matter: https://huggingface.co/docs/hub/repositories-licenses
+_LISTED = """
+    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
+    bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0
+    cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+    cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0
+    creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2
+    fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 grok2-community h-research intel-research isc lgpl
+    lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by
+    ofl-1.1 openmdw-1.0 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
+"""
 
 
 def sources(history: History) -> list[str]:
@@ -48,7 +58,8 @@ def model_card(
     own = next((history.others[key] for key in LICENCES if key in history.others), None)
     models = sources(history)
     known = own or (licences.get(models[0]) if len(models) == 1 else None)
-    front = [f"license: {known}"] if known and _WORD.fullmatch(known) else []
+    listed = known.lower() if known and known.lower() in _LISTED.split() else "other"
+    front = [f"license: {listed}"] if known else []
     if models:
         front += ["base_model:", *(f"- {json.dumps(model)}" for model in models)]
     parameters = sum(
@@ -61,6 +72,7 @@ def model_card(
         f"Architecture: {_code(str(architecture))}." if architecture else "",
         f"{len(checkpoint.tensors):,} tensors, {parameters:,} parameters.",
         f"Frozen in training: {', '.join(map(_code, history.freeze))}." if history.freeze else "",
+        f"Licence: {_code(known)}." if known and known.lower() != listed else "",
     ]
     lines = ["---", *front, "tags:", "- wsurgery", "---", "", f"# {_text(name)}", "", " ".join(filter(None, about))]
     if training := list(_training(history, path or checkpoint.path)):

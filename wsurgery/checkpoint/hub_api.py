@@ -1,15 +1,20 @@
 """Addresses on the Hugging Face hub, and what huggingface_hub's errors say to a user."""
 
 import errno
+import json
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsurgery.errors import UsageError, WsurgeryError, printable, redacted
 
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
 _URL = re.compile(r"hf://([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
 _PASSING = (408, 409, 412, 429, 500, 502, 503, 504)  # HTTP statuses that may be others a moment later
+_QUOTA = re.compile(r"storage|quota|limit|exceed", re.IGNORECASE)  # in what the hub says of a 403
 
 
 class HubError(WsurgeryError):
@@ -73,6 +78,8 @@ def asked(
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
+        HTTPError,
+        OfflineModeIsEnabled,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -98,21 +105,40 @@ def asked(
         )
     except HFValidationError:
         raise UsageError(f"{label} is not a name on the hub: write org/name") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        passes = status in _PASSING
-        problem = f"the hub answered {status}: "
-        refused = "log in with `hf auth login` or HF_TOKEN, with a token that may write here"
-        problem += refused if writing and status in (401, 403) else "try again later"
-    except Exception as error:  # of the HTTP library, which is another one in each version of huggingface_hub
+    except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
             raise
-        passes = True
-        cause = error.__cause__ if writing and error.__cause__ is not None else error
-        reason = printable(redacted((str(cause) or type(cause).__name__).splitlines()[0]))
-        problem = (
-            f"the upload to {where} failed ({reason}): run it again"
-            if writing
-            else (f"the download from {where} failed ({reason}): try again, or --offline for the cache")
-        )
+        answered = isinstance(error, HfHubHTTPError)
+        cause = error.__cause__ if writing and error.__cause__ is not None and not answered else error
+        if isinstance(cause, HfHubHTTPError):
+            passes, problem = cause.response.status_code in _PASSING, _refusal(cause, writing=writing)
+        else:
+            # HTTPError is of the HTTP library, which is another one in each version of huggingface_hub. What is no JSON comes
+            # from somebody who stands before the hub.
+            passing = (HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError)
+            passes = isinstance(error, passing) or isinstance(cause, passing)
+            passes = passes and not isinstance(cause, OfflineModeIsEnabled)
+            reason = printable(redacted((str(cause) or type(cause).__name__).splitlines()[0]))
+            problem = (
+                f"the upload to {where} failed ({reason}): run it again"
+                if writing
+                else (f"the download from {where} failed ({reason}): try again, or --offline for the cache")
+            )
     raise HubError(f"{label}: {problem}", passes=passes) from None
+
+
+def _refusal(error: "HfHubHTTPError", *, writing: bool) -> str:
+    """Say what the hub answered, in its own words where it has any, and what helps."""
+    status = error.response.status_code
+    said = "" if status in _PASSING else printable(redacted(" ".join((error.server_message or "").split())))
+    if status == 402 or (status == 403 and _QUOTA.search(said)):
+        remedy = "make room there, or have the limit raised"
+    elif status in (401, 403) and writing:
+        remedy = "log in with `hf auth login` or HF_TOKEN, with a token that may write here"
+    elif status == 413:
+        remedy = "write smaller files (--shard-size)"
+    elif status in (400, 422) and said:
+        remedy = "mend what it names"
+    else:
+        remedy = "try again later" if status in _PASSING else "check the name, and HF_ENDPOINT"
+    return f"the hub answered {status}{said and f' ({said})'}: {remedy}"
