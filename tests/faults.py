@@ -28,7 +28,7 @@ class Proxy(ThreadingHTTPServer):
     Attributes:
         fault: what goes wrong, and a pattern of the requests (`PUT /bucket/…?partNumber=2`) that it goes wrong for:
             a status, or one and what the answer calls it; `reset` in the middle of the body; `lost`, the answer; `slow`;
-            `together`: answered when as many are there as `times` says, or not at all.
+            `silent`, until the client goes away; `together`: answered when as many are there as `times` says, or not at all.
         times: how often it goes wrong.
         seen: the requests.
     """
@@ -85,6 +85,10 @@ class Relay(BaseHTTPRequestHandler):
             except threading.BrokenBarrierError:
                 self.close_connection = True
                 return
+        if wrong and server.fault == "silent":
+            self.rfile.read(1)
+            self.close_connection = True
+            return
         upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         kept = {
             name: value

@@ -14,7 +14,7 @@ from safetensors.numpy import save, save_file
 from tests.conftest import peak_memory
 from tests.faults import Proxy
 from tests.hub import HubServer
-from wsurgery.checkpoint.hub_upload import HubUpload
+from wsurgery.checkpoint.hub_upload import HubUpload, exists
 from wsurgery.checkpoint.output_folder import open_folder_output
 from wsurgery.checkpoint.shards import INDEX
 from wsurgery.errors import UsageError, WsurgeryError
@@ -148,6 +148,37 @@ def test_what_fails_for_a_while_is_done_again(fault, what, hub, large, wsurgery)
 
 
 OF_HTTPX = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # what huggingface_hub hands on
+
+
+@pytest.fixture
+def impatient(here, monkeypatch):
+    """The hub, which is given up after a moment of silence."""
+    from huggingface_hub import close_session
+
+    monkeypatch.setattr("wsurgery.checkpoint.hub_api._SILENCE", 0.3)
+    close_session()
+    yield here
+    close_session()
+
+
+@OF_HTTPX
+@pytest.mark.parametrize(
+    "what", ["paths-info", "/preupload/", "/objects/batch", "PUT /lfs/", "validate-yaml", "/commit/"]
+)
+def test_a_hub_that_keeps_silent_is_asked_again(what, impatient, large):
+    impatient.proxy.set("silent", what, 1)
+    with HubUpload("hf://org/net/a.safetensors") as mine:
+        mine.write(large.read_bytes())
+    assert impatient.proxy.times == 0
+    assert files(impatient)["a.safetensors"] == large.read_bytes()
+
+
+def test_a_hub_that_always_keeps_silent_is_given_up(impatient, monkeypatch):
+    monkeypatch.setattr("wsurgery.checkpoint.hub_upload._PATIENCE", 0.1)
+    impatient.proxy.set("silent", "", 100)
+    with pytest.raises(WsurgeryError, match=r"failed \(.*timed out.*\): run it again"):
+        exists("hf://org/net/a.safetensors")
+    assert sum("paths-info" in line for line in impatient.proxy.seen) == 2
 
 
 @OF_HTTPX

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from wsurgery.errors import UsageError, WsurgeryError, printable, redacted
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 _URL = re.compile(r"hf://([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
 _PASSING = (408, 409, 412, 429, 500, 502, 503, 504)  # HTTP statuses that may be others a moment later
 _QUOTA = re.compile(r"storage|quota|limit|exceed", re.IGNORECASE)  # in what the hub says of a 403
+
+_SILENCE = 60.0  # seconds for which the hub may say nothing
 
 
 class HubError(WsurgeryError):
@@ -58,6 +61,23 @@ def hush(*, progress: bool) -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
+@cache
+def _limit_silence() -> None:
+    """Have no request to the hub wait for ever, whatever connection it is made on; a limit that somebody has set stays."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    make = _http._GLOBAL_CLIENT_FACTORY  # there is no other way to keep what the user has set there
+
+    def limited() -> Any:
+        client = make()
+        if client.timeout.read is None:
+            client.timeout = _SILENCE  # type: ignore[assignment]
+        return client
+
+    set_client_factory(limited)
+
+
 def asked(
     label: str, function: Callable[..., Any], repo: str, *arguments: object, writing: bool = False, **options: object
 ) -> Any:
@@ -85,6 +105,7 @@ def asked(
         RevisionNotFoundError,
     )
 
+    _limit_silence()
     where, passes = printable(constants.ENDPOINT), False
     try:
         return function(repo, *arguments, **options)

@@ -28,6 +28,7 @@ _CARD = "README.md"
 _DESCRIPTORS = "/proc/self/fd"
 _ATTEMPTS = 8  # of a commit: when another came between, or the answer was lost; in a minute, at most
 _LONGEST_WAIT = 16.0  # seconds
+_PATIENCE = 60.0  # seconds after which an attempt is the last, where the hub keeps each waiting
 
 
 class _Commit:
@@ -205,7 +206,11 @@ def _ask(label: str, function: Callable[..., Any], repo: str, *arguments: object
 
 def _waits() -> Iterator[float | None]:
     """Give the seconds to wait after each attempt that failed; none after the last."""
-    yield from (min(0.5 * 2**i, _LONGEST_WAIT) for i in range(_ATTEMPTS - 1))
+    began = time.monotonic()
+    for i in range(_ATTEMPTS - 1):
+        if time.monotonic() - began > _PATIENCE:
+            break
+        yield min(0.5 * 2**i, _LONGEST_WAIT)
     yield None
 
 
