@@ -32,9 +32,9 @@ class Server(ThreadingHTTPServer):
     """A web server of the files in a folder that counts what it sends.
 
     Attributes:
-        quirk: what it does wrong: `no-ranges`, `drops` (each answer after 300 kB), `dead` (each answer at once),
-            `busy` (the first two answers are 503), `replaces` (another ETag with each answer), `drips` (a byte every
-            hundredth of a second), or a header that is sent as it is (`Name: value`).
+        quirk: what it does wrong: `no-ranges`, `drops` (each answer after 300 kB), `crumbs` (each answer after a byte),
+            `dead` (each answer at once), `busy` (the first two answers are 503), `replaces` (another ETag with each
+            answer), `drips` (a byte every hundredth of a second), or a header that is sent as it is (`Name: value`).
         token: the Authorization header that it wants.
         cdn: where /org/repo/resolve/REVISION/FILE leads to, as on the Hugging Face hub.
     """
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(302 if name == "Location" else status, {**headers, name: value})
         if server.quirk == "drips":
             return self.drip(status, headers)
-        left = {"drops": 300_000, "dead": 0}.get(server.quirk, size)
+        left = {"drops": 300_000, "crumbs": 1, "dead": 0}.get(server.quirk, size)
         self.answer(status, {**headers, "Content-Length": str(end - start)})
         with file.open("rb") as stream:
             stream.seek(start)
@@ -311,7 +311,11 @@ def test_a_server_without_ranges_is_refused_at_once(web, wsurgery, tmp_path):
 
 @pytest.mark.parametrize(
     ("quirk", "message"),
-    [("dead", "the connection dropped at byte 0, 4 times"), ("replaces", "was replaced by another file")],
+    [
+        ("dead", "the connection dropped at byte 0, 4 times"),
+        ("crumbs", "the connection dropped at byte 4, 4 times"),
+        ("replaces", "was replaced by another file"),
+    ],
 )
 def test_a_connection_that_fails_is_one_line(quirk, message, web, resnet, wsurgery, tmp_path):
     put(web.root / "model.safetensors", resnet)
@@ -369,6 +373,47 @@ def test_a_server_that_drips_is_given_up(web, resnet, monkeypatch):
         with pytest.raises(OSError, match=r"less than 30 KiB in 0\.3 s: try again later") as slow:
             checkpoint.read_array("layer2.0.conv2.weight")
         assert slow.value.filename == f"{web.url}/model.safetensors"
+
+
+ANSWER = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9999/10000\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (ANSWER + b"Transfer-Encoding: chunked\r\n\r\n", b"1;" + b"x" * 60000 + b"\r\ny\r\n"),
+        (ANSWER + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
+        (b"HTTP/1.1 302 Found\r\nLocation: {url}/m.safetensors\r\n\r\n", bytes(60000)),
+        (b"HTTP/1.1 302 Found\r\nLocation: {url}/m.safetensors\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", bytes(60000)),
+    ],
+    ids=["100", "extensions", "trailers", "redirection", "chunked redirection", "404"],
+)
+def test_an_answer_without_end_is_not_read_to_it(begin, again, web, resnet):
+    """What an honest server answers after a redirection is read; of the rest, few bytes."""
+    put(web.root / "m.safetensors", resnet)
+    sent = 0
+
+    def serve(server):
+        nonlocal sent
+        while server.fileno() != -1:
+            with contextlib.suppress(OSError), server.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(begin.replace(b"{url}", web.url.encode()))
+                while True:
+                    sent += connection.send(again * max(1, 60000 // len(again)))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/x"
+        if b"302" in begin:
+            with open_checkpoint(address) as checkpoint, open_checkpoint(resnet) as local:
+                assert checkpoint.tensors == local.tensors
+        else:
+            with pytest.raises(OSError, match=r"far more than it was asked for|not found \(404\)|four times"):
+                open_checkpoint(address)
+    assert sent < 30 * MB  # what lies in the buffers of sockets, of each connection
 
 
 def test_a_server_whose_header_drips_is_given_up(monkeypatch):

@@ -17,6 +17,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Protocol, cast
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -33,10 +34,13 @@ _LEAST = 16 << 10  # bytes of the first range: most headers are shorter, or not 
 _MOST = 16 << 20  # bytes of one range; two more are on their way while it is used
 _UNASKED = 4 << 20  # bytes fetched beyond what is asked for, at most
 _CHUNK = 256 << 10  # bytes between two looks at whether anyone still wants the rest
-_ATTEMPTS = 4  # in a row without a byte
+_ATTEMPTS = 4  # in a row that bring less than _FEWEST
 _TIMEOUT = 30  # seconds without a byte
 _PATIENCE = 30.0  # seconds of waiting in which a server sends at least as many bytes:
 _FEWEST = 30 << 10
+_BESIDE = (
+    1 << 20
+)  # bytes of an answer that are none of the object's, beside as many as of the object: headers, and marks of chunks
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone a second later
 _REPLACED = "it was replaced by another file while it was read: run the command again"
 
@@ -115,18 +119,19 @@ class Http:
         self.first = b"".join(self.chunks(0, _LEAST))
 
     def chunks(self, start: int, end: int) -> Iterator[bytes]:
-        """Give the bytes from `start` to `end`; a connection that drops is made again from where it did.
+        """Give the bytes from `start` to `end`; a connection that drops is made again from where it did, if it brought some.
 
         Raises:
             OSError: no connection, no permission, no such object, no ranges, or the object was replaced.
         """
         failures = 0
         while True:
+            began = start
             try:
                 with self._get(start, end) as response:
                     end = min(end, self._check(response, start, end))
                     while start < end and (chunk := response.read1(min(_CHUNK, end - start))):
-                        failures, start = 0, start + len(chunk)
+                        start += len(chunk)
                         yield chunk
                 if start >= end:
                     return
@@ -143,18 +148,22 @@ class Http:
                 self._fail(
                     f"the server sent less than {_FEWEST >> 10} KiB in {_PATIENCE:g} s: try again later, or another"
                 )
+            except _TooMuch:
+                self._fail("the server sent far more than it was asked for: download the file first")
             except urllib.error.URLError as error:
                 problem = f"no connection ({printable(str(error.reason))})"
             except (ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException) as error:
                 problem = f"the connection failed ({type(error).__name__})"
             self._location = None
-            failures += 1
+            failures = 1 if start - began >= _FEWEST else failures + 1
             if failures == _ATTEMPTS:
                 self._fail(f"{problem} at byte {start:,}, {_ATTEMPTS} times: try again, or download the file first")
             time.sleep(failures - 1)  # a connection that gave something is made again at once
 
     def _get(self, start: int, end: int) -> Any:
-        request = urllib.request.Request(self._location or self._url, headers={"Range": f"bytes={start}-{end - 1}"})
+        wanted = {"Range": f"bytes={start}-{end - 1}"}
+        request: Any = urllib.request.Request(self._location or self._url, headers=wanted)
+        request.most = 2 * (end - start) + _BESIDE
         self._redirections.authorize(request)
         return self._opener.open(request, timeout=_TIMEOUT)
 
@@ -245,7 +254,8 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
                 request.add_unredirected_header(key, value)
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        """Go where it leads, if that is anywhere."""
+        """Go where it leads, if that is anywhere; urllib would read all that comes with the answer, and it may be endless."""
+        fp.read = bytes
         try:
             return super().http_error_302(req, fp, code, msg, headers)
         except (ValueError, http.client.InvalidURL):
@@ -255,10 +265,11 @@ class _Redirections(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        request: Any = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None:
             self.note(headers)
             self.authorize(request)
+            request.most = req.most
         return request
 
 
@@ -266,11 +277,15 @@ class _TooSlow(TimeoutError):
     """A server that sends, but next to nothing."""
 
 
-class _Paced(io.RawIOBase):
-    """What comes from a server, as long as it comes fast enough; the time that others take does not count."""
+class _TooMuch(OSError):
+    """A server that sends what nobody asked for."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+
+class _Paced(io.RawIOBase):
+    """What comes from a server: so many bytes, and as long as they come fast enough; the time that others take does not count."""
+
+    def __init__(self, stream: Any, most: int) -> None:
+        self._stream, self._left = stream, most
         self._waited, self._received = 0.0, 0
 
     def readable(self) -> bool:
@@ -283,11 +298,15 @@ class _Paced(io.RawIOBase):
         Raises:
             OSError: the connection failed.
             _TooSlow: it all but failed.
+            _TooMuch: it brought more than it may.
         """
         began = time.monotonic()
         n: int | None = self._stream.readinto(buffer)
         self._waited += time.monotonic() - began
         self._received += n or 0
+        self._left -= n or 0
+        if self._left < 0:
+            raise _TooMuch
         if self._waited > _PATIENCE:
             if self._received < _FEWEST and n:
                 raise _TooSlow
@@ -301,25 +320,25 @@ class _Paced(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, most: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.fp = io.BufferedReader(_Paced(self.fp.detach()))
+        self.fp = io.BufferedReader(_Paced(self.fp.detach(), most))
 
 
 class _HttpHandler(urllib.request.HTTPHandler):
     def http_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(_paced(http.client.HTTPConnection), req)
+        return self.do_open(_paced(http.client.HTTPConnection, req), req)
 
 
 class _HttpsHandler(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(_paced(http.client.HTTPSConnection), req)
+        return self.do_open(_paced(http.client.HTTPSConnection, req), req)
 
 
-def _paced(kind: Any) -> Any:
+def _paced(kind: Any, request: Any) -> Any:
     def connection(*arguments: Any, **options: Any) -> Any:
         made = kind(*arguments, **options)
-        made.response_class = _Response
+        made.response_class = partial(_Response, most=request.most)
         return made
 
     return connection
