@@ -547,6 +547,19 @@ def test_replay_reads_a_url_again_if_asked(web, resnet, wsurgery, tmp_path):
     assert b"another header" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "address", ["{url}/{long}/m.safetensors?sig=" + SECRET, "s3://{long}/m.safetensors", "hf://{long}"]
+)
+def test_a_long_address_is_recorded_whole(address, web, resnet, wsurgery, tmp_path):
+    long = "org/repo" if address.startswith("hf") else "/".join(["d" * 100] * 3)
+    name = "/".join(["e" * 100] * 3) + "/m.safetensors" if address.startswith("hf") else "m.safetensors"
+    put(web.root / long / name, resnet)
+    address = address.format(url=web.url, long=long) + (f"/{name}" if address.startswith("hf") else "")
+    wsurgery("scale", address, "--by", 2, "-o", tmp_path / "out.safetensors")
+    assert recorded(tmp_path / "out.safetensors")["url"].replace(f"@{COMMIT}", "") == address.partition("?")[0]
+    assert wsurgery("replay", tmp_path / "out.safetensors", "--remote").stdout == b"identical\n"
+
+
 def test_a_package_that_is_missing_is_named(shell, tmp_path):
     line = "import sys; sys.modules['s3fs'] = None; sys.argv[1:] = ['show', 's3://a/b']\n"
     (tmp_path / "run.py").write_text(line + "from wsurgery.__main__ import main\nmain()\n")

@@ -49,8 +49,8 @@ class RemoteObject(Protocol):
     """An object in a store, or a folder of them.
 
     Attributes:
-        label: its URL without secrets.
-        pinned: the same; where a store keeps versions, of the version that was read.
+        label: its URL without secrets, as it is shown: cut where it is long.
+        pinned: the whole URL without secrets, to find it again; where a store keeps versions, of the version that was read.
         name: the last part of its name.
         is_folder: whether it is one.
         size: in bytes, known when it is open.
@@ -106,7 +106,7 @@ class Http:
     @property
     def pinned(self) -> str:
         """The URL without secrets: the web keeps no versions."""
-        return self.label
+        return without_secrets(self._typed)
 
     def beside(self, name: str) -> RemoteObject:
         """Give the object `name` in the folder of this one; the query, which may hold the permission, is kept."""
@@ -356,7 +356,8 @@ class S3:
 
         self._store = s3fs.S3FileSystem()
         self._url = url
-        self.label = self.pinned = printable(url)
+        self.pinned = without_secrets(url)
+        self.label = printable(self.pinned)
         self.name = url.rstrip("/").rpartition("/")[2]
         self.is_folder = url.endswith("/")
         self.size, self.first = -1, b""
