@@ -72,7 +72,7 @@ def _limit_silence() -> None:
     def limited() -> Any:
         client = make()
         if client.timeout.read is None:
-            client.timeout = _SILENCE  # type: ignore[assignment]
+            client.timeout = _SILENCE
         return client
 
     set_client_factory(limited)
@@ -94,7 +94,7 @@ def asked(
         huggingface_hub.errors.RemoteEntryNotFoundError: the model has no such file.
     """
     from huggingface_hub import constants
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
