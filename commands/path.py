@@ -52,9 +52,9 @@ def path(
 ) -> None:
     """Evaluate networks along the line from A to B, (1 - t) A + t B: loss and macro AUC, and the barrier between them.
 
-    The ends are what eval finds of A and B. The barrier is the largest excess of the loss, or of 1 - AUC, over the line
-    between the ends' values (Entezari et al. 2022, arXiv 2110.06296; Frankle et al. 2020, arXiv 1912.05671): none says that
-    the two are in one basin.
+    The ends are what eval finds of A and B; one that was never trained is evaluated as the other. The barrier is the largest
+    excess of the loss, or of 1 - AUC, over the line between the ends' values (Entezari et al. 2022, arXiv 2110.06296; Frankle
+    et al. 2020, arXiv 1912.05671): none says that the two are in one basin.
 
     Example: wsurgery path run1 run2 --data manifest.csv --plot path.pdf
     """

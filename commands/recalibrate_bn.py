@@ -30,6 +30,7 @@ def recalibrate_bn(
     ] = 512,
     image_size: Annotated[int | None, Option(min=1, help="Pixels a side. Default: as in training.")] = None,
     skip_bad: Annotated[bool, Option(help="Leave out images that are missing or cannot be read.")] = False,
+    arch: Annotated[str | None, Option(help="The timm model, if the checkpoint does not say it.")] = None,
     model: ModelOption = None,
 ) -> Result:
     """Set batch norm's running mean and variance to those of images, as they come through the network.
@@ -54,7 +55,7 @@ def recalibrate_bn(
 
     again = spooled(checkpoint)
     again.reopen()
-    network = load_checkpoint(again, model=model)
+    network = load_checkpoint(again, arch, model=model)
     trained = record_of(network)
     size = image_size or (trained.image_size if trained else None)
     count = len(open_data(data).where(split))

@@ -412,6 +412,7 @@ class Pipeline:
         images: int = 512,
         image_size: int | None = None,
         skip_bad: bool = False,
+        arch: str | None = None,
         model: str | None = None,
     ) -> Pipeline:
         """Set batch norm's running mean and variance to those of images, as they come through the network.

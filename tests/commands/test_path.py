@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import wsurgery
 from wsurgery.errors import UsageError, WsurgeryError
@@ -87,6 +89,33 @@ def test_the_barrier_is_the_largest_excess_over_the_line_between_the_ends(finish
 def test_what_has_no_line_is_refused(edit, options, error, words, fresh, fundus):
     with pytest.raises(error, match=words):
         wsurgery.path(fresh, edit(wsurgery.open(fresh)), data=fundus, **CPU, **options)
+
+
+def with_record(source, target, **changes):
+    with safe_open(source, "np") as file:
+        entry = json.loads(file.metadata()["wsurgery"])
+    entry["log"][-1]["trained_on"] |= changes
+    save_file(load_file(source), target, metadata={"wsurgery": json.dumps(entry)})
+    return target
+
+
+def test_both_ways_along_a_line_are_one_where_only_one_end_was_trained(finished, fresh, fundus, tmp_path):
+    trained = with_record(finished / "last.safetensors", tmp_path / "x", mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
+    given = {"data": fundus, "points": 3, "images": 20, **CPU}
+    there, back = (wsurgery.path(*ends, **given)["points"] for ends in ((fresh, trained), (trained, fresh)))
+    for one, other in zip(there, reversed(back), strict=True):
+        assert one["auc"] == other["auc"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"loss": "softmax"}, "has loss bce and .* softmax"), ({"std": [0.5, 0.5, 0.5]}, "standard deviation")],
+)
+def test_ends_that_are_evaluated_in_two_ways_have_no_line(change, words, finished, fundus, tmp_path):
+    other = with_record(finished / "last.safetensors", tmp_path / "x", **change)
+    with pytest.raises(UsageError, match=words):
+        wsurgery.path(finished / "best.safetensors", other, data=fundus, points=3, **CPU)
 
 
 def test_of_one_network_twice_the_line_is_level(finished, fundus):

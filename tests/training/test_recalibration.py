@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -75,6 +75,16 @@ def test_of_batches_they_are_what_torch_finds(size: int, network: nn.Module, dat
     for name, expected in statistics(network).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
     assert found["bn1.num_batches_tracked"] == 60 // size
+
+
+def test_a_file_without_a_history_is_told_its_network(invoke, fundus: str, tmp_path: Path) -> None:
+    invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", 5, "-o", tmp_path / "x")
+    save_file(load_file(tmp_path / "x"), tmp_path / "plain.safetensors")
+    given = ["recalibrate-bn", tmp_path / "plain.safetensors", "--data", fundus, "-o", tmp_path / "y"]
+    assert "add --arch NAME" in invoke(*given, check=False).stderr
+    invoke("init", "resnet18", "--num-classes", 5, "-o", tmp_path / "x", "--force")
+    save_file(load_file(tmp_path / "x"), tmp_path / "plain.safetensors")
+    invoke(*given, "--arch", "resnet18", "--images", 4)
 
 
 @pytest.mark.parametrize("size", [7, 41, 59])

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import open_data
 from wsurgery.devices import choose_device, on_device, threads_used
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.models.inputs import image_statistics
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE
 from wsurgery.statistics.auc import macro
@@ -100,6 +101,7 @@ def path(
         networks = [network_of(end, arch, own) for end, own in zip(ends, models_of(ends, model), strict=True)]
         names = label(ends[0]), label(ends[1])
         _require_alike(networks, names)
+        _share_record(networks, names)
         size, _ = common_images(str(data), image_size, *networks)
         source = Images(data, split=split, image_size=size, skip_bad=skip_bad, bad_list=bad_list, say=say)
         dataset = source.at(record_of(networks[0]))
@@ -144,6 +146,27 @@ def path(
         if table:
             write_all(table, _as_csv(found).encode())
     return result
+
+
+def _share_record(networks: Sequence[nn.Module], names: tuple[str, str]) -> None:
+    """Have a network that was never trained evaluated as the other, and refuse two that are evaluated in different ways."""
+    known = [record_of(network) for network in networks]
+    if known[0] is None and known[1] is not None:
+        networks[0].trained_on = known[1]  # type: ignore[assignment]
+        networks[0].pretrained_cfg = networks[1].pretrained_cfg
+    elif known[0] and known[1] and known[0].loss != known[1].loss:
+        _refuse("loss", [each.loss for each in known if each], names)
+    elif known[1] is not None or known[0] is None:
+        statistics = [image_statistics(network) for network in networks]
+        if statistics[0] != statistics[1]:
+            _refuse("images of mean and standard deviation", statistics, names)
+
+
+def _refuse(what: str, values: Sequence[object], names: tuple[str, str]) -> NoReturn:
+    a, b = (printable(name) for name in names)
+    raise UsageError(
+        f"{a} has {what} {values[0]} and {b} {values[1]}: on a line between them they would have to be one"
+    )
 
 
 def _silent(line: str) -> None:
