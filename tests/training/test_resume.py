@@ -14,9 +14,11 @@ import torch
 from tests.conftest import TRAINING
 from wsurgery.data.dataset import load_dataset
 from wsurgery.ending import ASKING
+from wsurgery.errors import WsurgeryError
 from wsurgery.training import interruption
 from wsurgery.training.interruption import Interrupted, signals_ignored, signals_noted
 from wsurgery.training.loop import train
+from wsurgery.training.optimisation import make_optimizer
 from wsurgery.training.resume import Progress, read_state, write_state
 from wsurgery.training.settings import Settings
 
@@ -338,8 +340,7 @@ def test_the_optimisers_state_lies_in_memory_as_the_parameters_do(tmp_path):
 
     network, optimizer = begun(2)
     path = tmp_path / "resume.pt"
-    with path.open("wb") as stream:
-        write_state(stream, network=network, optimizer=optimizer, average=None, progress=Progress(), log_bytes=0)
+    wrote(path, network, optimizer)
     again, fresh = begun(0)
     read_state(path, network=again, optimizer=fresh, average=None, steps=9, log_bytes=0)
     for parameter, before in zip(again.parameters(), network.parameters(), strict=True):
@@ -348,3 +349,56 @@ def test_the_optimisers_state_lies_in_memory_as_the_parameters_do(tmp_path):
             assert fresh.state[parameter][key].stride() == value.stride()
     again(torch.ones(1, 3, 5, 5)).sum().backward()
     fresh.step()
+
+
+def wrote(path, network, optimizer):
+    with path.open("wb") as stream:
+        write_state(stream, network=network, optimizer=optimizer, average=None, progress=Progress(), log_bytes=0)
+
+
+def stepped(name, path=None, steps=0):
+    """A network and its optimiser in the state that a file holds, or at the beginning, after more steps."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(36, 40))
+    settings = Settings(optimizer=name, lr=0.01, weight_decay=0.01)
+    optimizer = make_optimizer(list(network.parameters()), settings, [1, 1, 0.5, 0.5])
+    done = 0
+    if path is not None:
+        read_state(path, network=network, optimizer=optimizer, average=None, steps=9, log_bytes=0)
+        done = 3
+    for step in range(done, done + steps):
+        x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        network(x).square().mean().backward()
+        optimizer.step()
+    return network, optimizer
+
+
+@pytest.mark.parametrize("name", ["lamb", "adan", "adafactorbv", "lookahead_adam", "adamw", "momentum"])
+def test_an_optimiser_goes_on_from_its_written_state_as_if_it_had_not_stopped(name, tmp_path):
+    wrote(tmp_path / "3.pt", *stepped(name, steps=3))
+    wrote(tmp_path / "5.pt", *stepped(name, tmp_path / "3.pt", steps=2))
+    wrote(tmp_path / "unbroken.pt", *stepped(name, steps=5))
+    assert (tmp_path / "5.pt").read_bytes() == (tmp_path / "unbroken.pt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("lamb", {"step": torch.ones(2)}),
+        ("lamb", {"step": torch.ones((), dtype=torch.bool)}),
+        ("adan", {"step": "1"}),
+        ("adan", {"step": True}),
+        ("adan", {"step": [1]}),
+        ("adan", {"step": None}),
+        ("adafactorbv", {"momentum_dtype": torch.float16}),
+        ("adafactorbv", {"momentum_dtype": "bfloat16"}),
+        ("adafactorbv", {"momentum_dtype": 1}),
+    ],
+)
+def test_settings_that_no_optimiser_adds_or_changes_are_refused(name, more, tmp_path):
+    network, optimizer = stepped(name, steps=1)
+    optimizer.param_groups[0].update(more)
+    wrote(tmp_path / "resume.pt", network, optimizer)
+    with pytest.raises(WsurgeryError, match="its optimizer has other settings"):
+        stepped(name, tmp_path / "resume.pt")

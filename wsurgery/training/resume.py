@@ -14,7 +14,7 @@ from torch import nn
 
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.errors import WsurgeryError, printable
-from wsurgery.foreign.pickles import StoredTensor, TorchFile
+from wsurgery.foreign.pickles import DTYPES, StoredTensor, TorchFile
 from wsurgery.models.load import as_tensors
 
 _DEPTH = 6  # containers in containers
@@ -105,6 +105,8 @@ def read_state(
     network.load_state_dict(state["model"])
     if average is not None:
         average.load_state_dict(state["average"])
+    for group, before in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+        group.update({key: value for key, value in before.items() if isinstance(value, torch.dtype)})
     optimizer.load_state_dict(state["optimizer"])
     for parameter, own in optimizer.state.items():
         for key, value in own.items():
@@ -166,8 +168,8 @@ def _require_optimizer(own: dict[str, Any], given: Any) -> None:
         raise WsurgeryError("its optimizer is none")
     if len(groups) != len(own["param_groups"]) or not all(
         isinstance(group, dict)
-        and group.keys() == before.keys()
-        and all(_of_a_kind(before[key], group[key]) for key in group)
+        and group.keys() >= before.keys()
+        and all(_of_a_kind(before[key], group[key]) if key in before else _is_count(group[key]) for key in group)
         for group, before in zip(groups, own["param_groups"], strict=False)
     ):
         raise WsurgeryError("its optimizer has other settings")
@@ -185,7 +187,16 @@ def _of_a_kind(own: Any, given: Any) -> bool:
         return isinstance(given, (list, tuple)) and len(own) == len(given) and all(map(_of_a_kind, own, given))
     if isinstance(own, torch.Tensor):
         return isinstance(given, torch.Tensor) and own.shape == given.shape
+    if isinstance(own, torch.dtype):  # which the file's reader gives by its name in a header
+        return type(given) is str and given == DTYPES.get(str(own).removeprefix("torch."))
     if isinstance(own, (str, bool)):
         return type(given) is type(own) and given == own
-    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    number = type(given) in (int, float)
     return number if isinstance(own, (int, float)) else given is None or number
+
+
+def _is_count(given: Any) -> bool:
+    """Whether it may be what an optimiser adds to its settings in its first step: Lamb and Adan count their steps there."""
+    if isinstance(given, torch.Tensor):
+        return given.shape == () and given.dtype == torch.float32
+    return type(given) in (int, float)
