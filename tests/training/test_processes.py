@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from wsurgery.data.dataset import load_dataset
 from wsurgery.data.manifest import write_manifest
@@ -102,3 +102,43 @@ def test_softmax_in_two_processes_is_that_of_one(fundus, invoke, torchrun, tmp_p
     assert max(float((one[name] - before[name]).abs().max()) for name in one) > 1e-2
     for name, value in one.items():
         assert float((two[name] - value).abs().max()) < 1e-6, name
+
+
+# A head of which nothing comes, and a token that only pretraining puts in: neither has a gradient.
+UNUSED = """
+import torch
+from torch import nn
+
+class Unused(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.aux = nn.Linear(4, 2)
+        self.mask_token = nn.Parameter(torch.ones(1, 4))
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        x = self.conv1(x).relu().mean((2, 3))
+        self.aux(x)
+        return self.fc(x)
+"""
+
+
+@pytest.mark.slow
+def test_a_network_with_parameters_without_a_gradient_trains_in_two_processes_as_in_one(
+    fundus, invoke, torchrun, tmp_path
+):
+    (tmp_path / "unused.py").write_text(UNUSED)
+    space = {}
+    exec(UNUSED, space)
+    torch.manual_seed(0)
+    before = space["Unused"](5).state_dict()
+    save_file(before, tmp_path / "init")
+    given = ["train", tmp_path / "init", "--model", f"{tmp_path}/unused.py:Unused", "--data", fundus, *SGD]
+    given += ["--weight-decay", 0.1]  # which does not move what has no gradient
+    invoke(*given, "--batch-size", 12, "-o", tmp_path / "one")
+    torchrun(*given, "--global-batch", 12, "-o", tmp_path / "two")
+    one, two = (load_file(tmp_path / run / "last.safetensors") for run in ("one", "two"))
+    for name, value in one.items():
+        assert float((two[name] - value).abs().max()) < 1e-6, name
+        assert value.equal(before[name]) == two[name].equal(before[name]) == name.startswith(("aux", "mask")), name

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -102,8 +102,10 @@ class Trainer:
         self.average = ModelEmaV3(self.model, decay=settings.ema) if settings.ema is not None else None
         self.evaluated = self.model if self.average is None else self.average.module
         self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
-        if processes.count > 1:
-            self.forward = DistributedDataParallel(self.model, process_group=self.group)
+        all_used = self._try()
+        if processes.count > 1:  # the same in each: with it they exchange more
+            unused = bool(processes.largest(int(not all_used)))
+            self.forward = DistributedDataParallel(self.model, process_group=self.group, find_unused_parameters=unused)
         if settings.compile:
             self.forward = torch.compile(self.forward)
         self.feed = Feed(training.images, self._chosen, self.steps, device)
@@ -114,21 +116,36 @@ class Trainer:
         self.untried = False  # whether the optimiser has its state from a file, and has not worked on it yet
         self.mean, self.std = image_statistics(self.model)
         self.augment = _augment_for(device)
-        self._try_forward()
 
-    def _try_forward(self) -> None:
+    def _try(self) -> bool:
         """Refuse images that the network cannot take, or a batch that its batch norms cannot, before a run begins.
 
         On black images and copies of its buffers, which batch norm changes. On torch's device `meta` that would cost the
         import of sympy, and not every network runs there.
+
+        Returns:
+            Of several processes: whether every parameter in training has a gradient. DistributedDataParallel waits for all,
+            and to look each time which it will not get takes longer.
         """
         _, height, width, _ = self.training.images.shape
         buffers = {name: x.clone() for name, x in self.model.named_buffers()}
         cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(cuda), arithmetic(self.settings.precision):
+        several = self.processes.count > 1
+        with (
+            torch.set_grad_enabled(several),
+            torch.random.fork_rng(cuda),
+            arithmetic(self.settings.precision),
+            self._autocast(),
+        ):
             images = fit_channels(torch.zeros((self.share, 3, height, width), device=self.device), self.model)
             logits = logits_of(partial(torch.func.functional_call, self.model, buffers), images)
+            if several:
+                logits.sum().backward()  # type: ignore[no-untyped-call]
         require_outputs(logits.shape[-1], self.training)
+        all_used = all(parameter.grad is not None for parameter in self.parameters)
+        for parameter in self.parameters:
+            parameter.grad = None
+        return all_used
 
     def trained_on(self, eval_split: str) -> TrainedOn:
         """Return what the record says of the data, for whoever uses the network."""
@@ -271,12 +288,14 @@ class Trainer:
         labels = self.training.labels[indices].T
         return indices, np.concatenate([drawn, labels, np.full((1, len(indices)), counts, np.float32)])
 
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
+
     def _compute(self, images: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
         drawn, labels, counts = beside[: len(Purpose)], beside[len(Purpose) : -1].T, beside[-1, 0]
         images = self.augment(images, drawn, self.settings.augmentation, mean=self.mean, std=self.std)
         images = fit_channels(images, self.model)
-        bf16 = torch.autocast(self.device.type, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
-        with bf16:
+        with self._autocast():
             logits = run(self.forward, images)
         exclusive = self.settings.loss == "softmax"
         loss = (
