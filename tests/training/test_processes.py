@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -142,3 +145,40 @@ def test_a_network_with_parameters_without_a_gradient_trains_in_two_processes_as
     for name, value in one.items():
         assert float((two[name] - value).abs().max()) < 1e-6, name
         assert value.equal(before[name]) == two[name].equal(before[name]) == name.startswith(("aux", "mask")), name
+
+
+SYNCHRONISED = """
+import torch
+import torch.distributed as dist
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+from timm.utils import ModelEmaV3
+from torch import nn
+from wsurgery.training.trainer import copied
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+group = dist.new_group(backend="gloo")
+plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), BatchNormAct2d(4).eval())
+before, average = list(plain.state_dict(keep_vars=True).items()), ModelEmaV3(plain, decay=0.5)
+network = convert_sync_batchnorm(plain, group)
+after = list(network.state_dict(keep_vars=True).items())
+assert all(name == other and x is y for (name, x), (other, y) in zip(before, after, strict=True))
+assert [module.training for module in network] == [True, True, False]
+start = {name: x.detach().clone() for name, x in after}
+with torch.no_grad():
+    for _, x in after:
+        x.add_(1)
+average.update(network)
+for name, x in average.module.state_dict().items():
+    torch.testing.assert_close(x, start[name] + (0.5 if x.is_floating_point() else 1))
+copy = copied(network, group)
+assert copy[1].process_group is copy[2].process_group is group
+for (name, x), (other, y) in zip(after, copy.state_dict().items(), strict=True):
+    assert name == other and x.equal(y) and x.data_ptr() != y.data_ptr()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_synchronised_batch_norm_leaves_the_network_to_its_average_and_to_a_copy():
+    """What a CPU can show of --sync-bn: the same tensors in the same order, which a group of processes does not hold back."""
+    subprocess.run([sys.executable, "-c", SYNCHRONISED], check=True, env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"})

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from wsurgery.training.predictions import require_exclusive
 from wsurgery.training.run_folder import Entry, claim_folder, lengthen_folder, summarise, write_json
 from wsurgery.training.run_log import read_metrics
 from wsurgery.training.settings import Settings
-from wsurgery.training.trainer import Trainer, require_outputs
+from wsurgery.training.trainer import Trainer, copied, require_outputs
 from wsurgery.untrusted import open_own
 
 
@@ -141,7 +140,7 @@ def train(
 
     def record_best() -> None:
         path = run / "best.safetensors"
-        best = deepcopy(loop.evaluated)
+        best = copied(loop.evaluated, loop.group)
         with open_checkpoint(path) as checkpoint:
             load_into(best, checkpoint)
         save(best.state_dict(), before.then({**record, "output": path.name}), path, force=True)

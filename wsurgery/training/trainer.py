@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from copy import deepcopy
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -75,8 +76,6 @@ class Trainer:
                 "choose a multiple with --global-batch"
             )
         self.group = processes.on_cuda if device.type == "cuda" else None
-        if settings.sync_bn and processes.count > 1:
-            model = convert_sync_batchnorm(model, self.group)  # type: ignore[no-untyped-call]
         self.model = model
         self.model.to(device).to(memory_format=memory_format(device))
         self.model.train()
@@ -100,6 +99,8 @@ class Trainer:
             self.pos_weight = torch.from_numpy(weights).to(device)
         self.scheduler = make_scheduler(self.optimizer, settings, epoch_steps=self.epoch_steps)
         self.average = ModelEmaV3(self.model, decay=settings.ema) if settings.ema is not None else None
+        if settings.sync_bn and processes.count > 1:  # after the average, which copies the network: see `copied`
+            self.model = convert_sync_batchnorm(self.model, self.group)  # type: ignore[no-untyped-call]
         self.evaluated = self.model if self.average is None else self.average.module
         self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
         all_used = self._try()
@@ -359,6 +360,11 @@ class Trainer:
             self.progress.best_auc, self.progress.best_step, self.progress.stale = mean, entry["step"], 0
         others = {f"{name}_auc": auc for name, auc in more.items()}
         return {**entry, "auc": aucs, "macro_auc": mean, **top1, **others, **moved}
+
+
+def copied(network: nn.Module, group: object) -> nn.Module:
+    """Return a copy of a network; the group of processes that its SyncBatchNorm has, and nobody can copy, is the same."""
+    return deepcopy(network, {id(group): group})
 
 
 @lru_cache(maxsize=2)  # two epochs meet in the batches that are made ahead
