@@ -1,3 +1,5 @@
+import fnmatch
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -43,6 +45,52 @@ def test_what_the_network_itself_has_frozen_stays_so():
     model = Fixed()
     assert freeze(model, ()) == []
     assert [name for name, x in model.named_parameters() if x.requires_grad] == ["weight", "bias"]
+
+
+class Odd(torch.nn.Module):
+    """Batch norm, both of torch's spectral norms, one layer by two names, and a buffer above modules that train."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1))
+        self.conv = torch.nn.utils.spectral_norm(torch.nn.Conv2d(3, 4, 1))
+        self.bn = torch.nn.BatchNorm2d(4)
+        self.square = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv2d(4, 4, 1))
+        self.first = self.second = torch.nn.Conv2d(4, 4, 1)
+        self.fc = torch.nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.second(self.first(self.square(self.bn(self.conv(x)))))
+        return self.fc(x * self.scale)
+
+
+@pytest.mark.parametrize(
+    ("glob", "moved"),
+    [
+        ("bn.running_var", {"conv.weight_u", "square.parametrizations.weight.0._u"}),
+        ("bn.num_batches_tracked", {"conv.weight_u", "square.parametrizations.weight.0._u"}),
+        ("conv.weight_u", {"bn.running_mean", "square.parametrizations.weight.0._u"}),
+        ("square.*", {"bn.running_mean", "bn.running_var", "bn.num_batches_tracked", "conv.weight_u", "bn.weight"}),
+        ("first.*", {"bn.running_mean", "conv.weight_u", "conv.weight_orig", "square.bias"}),
+        ("second.weight", {"first.bias", "bn.running_mean", "conv.weight_u"}),
+        ("scale", {"bn.running_mean", "conv.weight_u", "first.weight"}),
+    ],
+)
+def test_all_that_a_specification_names_stays_whatever_module_holds_it(glob, moved):
+    torch.manual_seed(0)
+    model = Odd()
+    for module in freeze(model.train(), (glob,)):
+        module.training = False
+    before = {name: x.detach().clone() for name, x in model.state_dict().items()}
+    optimizer = torch.optim.SGD([x for x in model.parameters() if x.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, 2, 2)).square().sum().backward()
+        optimizer.step()
+    after = model.state_dict()
+    assert all(after[name].equal(before[name]) for name in fnmatch.filter(before, glob))
+    assert not [name for name in moved if after[name].equal(before[name])]
+    assert glob != "first.*" or after["second.weight"].equal(before["second.weight"])
 
 
 def test_no_specification_freezes_nothing():

@@ -26,30 +26,34 @@ with without_dtensor():
 def freeze(model: nn.Module, globs: tuple[str, ...], more: Collection[str] = ()) -> list[nn.Module]:
     """Take the tensors that `globs` name, and those of the names in `more`, out of training.
 
+    Of the names of a tied tensor one is enough.
+
     Returns:
-        The modules whose running statistics are frozen: they must be in eval mode during training.
+        The modules that hold a frozen buffer, as running statistics or spectral norm's vectors: they themselves, not what
+        is in them, must be in eval mode during training.
 
     Raises:
         WsurgeryError: a glob names no tensor of the network, or everything is frozen.
     """
-    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    tensors = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
+        if not any(fnmatchcase(name, glob) for name, _ in tensors):
             raise WsurgeryError(f"the freeze specification names {printable(glob)!r}, which matches no tensor")
-
-    def frozen(name: str) -> bool:
-        return name in more or any(fnmatchcase(name, glob) for glob in globs)
-
-    for name, parameter in model.named_parameters():
-        if frozen(name):  # what the network itself has frozen stays so
+    # By what they are: a tied tensor has several names.
+    frozen = {id(x) for name, x in tensors if name in more or any(fnmatchcase(name, glob) for glob in globs)}
+    for parameter in model.parameters():
+        if id(parameter) in frozen:  # what the network itself has frozen stays so
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         which = "the freeze specification leaves" if not more else "--lr-scale and the freeze specification leave"
         raise WsurgeryError(f"{which} nothing to train: freeze fewer blocks")
     return [
         module
-        for prefix, module in model.named_modules()
-        if "running_mean" in module._buffers and frozen(f"{prefix}.running_mean")
+        for module in model.modules()
+        if any(id(x) in frozen for name, x in module._buffers.items() if name not in module._non_persistent_buffers_set)
     ]
 
 

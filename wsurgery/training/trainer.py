@@ -84,7 +84,7 @@ class Trainer:
             scales = lr_scales(self.model, scale=settings.lr_scale, decay=settings.lr_decay, blocks=blocks)
         # At a rate of 0 weights may still move by weight decay, and running statistics do.
         for module in freeze(self.model, frozen, {name for name, scale in scales.items() if not scale}):
-            module.eval()
+            module.training = False  # not that of the modules in it
         trained = {name: x for name, x in self.model.named_parameters() if x.requires_grad}
         self.parameters = list(trained.values())
         # Both before a state is taken up: they are of the weights that the run began with.
