@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from wsurgery.data.dataset import Dataset
+from wsurgery.errors import UsageError
 from wsurgery.models import create
-from wsurgery.training.settings import PRESETS
+from wsurgery.training.optimisation import has_fused, make_optimizer
+from wsurgery.training.settings import PRESETS, Settings
 from wsurgery.training.trainer import Trainer
 
 
@@ -73,3 +75,18 @@ def test_an_epoch_meets_every_image_once():
     first, second = running._order(0), running._order(1)
     assert sorted(first) == sorted(second) == list(range(24))
     assert list(first) != list(second)
+
+
+@pytest.mark.parametrize(
+    "name", ["adam", "adamw", "momentum", "lamb", "lookahead_adam", "lookahead_lamb", "Lookahead_SGD"]
+)
+def test_fused_kernels_are_asked_of_the_optimiser_that_is_made(name):
+    made = make_optimizer([torch.nn.Parameter(torch.ones(1))], Settings(optimizer=name))
+    made = getattr(made, "_base_optimizer", made)  # which Lookahead has
+    assert has_fused(name) == (made.defaults.get("fused", "none") != "none")
+
+
+def test_an_optimiser_that_is_unknown_has_no_fused_kernels():
+    assert not has_fused("lookahead_none")
+    with pytest.raises(UsageError, match="optimizer lookahead_none: "):
+        make_optimizer([torch.nn.Parameter(torch.ones(1))], Settings(optimizer="lookahead_none"))

@@ -133,8 +133,7 @@ def make_optimizer(
     """
     name, more = settings.optimizer, dict[str, Any]()
     try:
-        on_cuda = parameters[0].device.type == "cuda"
-        if on_cuda and "fused" in signature(get_optimizer_class(name, bind_defaults=False)).parameters:
+        if parameters[0].device.type == "cuda" and has_fused(name):
             more["fused"] = True
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             parameters if scales is None else _groups(parameters, scales, settings.lr),
@@ -147,6 +146,15 @@ def make_optimizer(
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # what timm's optimisers raise
         raise UsageError(f"optimizer {printable(name)}: {printable(str(error))}") from None
     return optimizer
+
+
+def has_fused(name: str) -> bool:
+    """Whether an optimiser of timm's has fused kernels; of `lookahead_adam` and the like, what follows the prefix."""
+    try:
+        kind = get_optimizer_class(name.rpartition("_")[2], bind_defaults=False)
+    except ValueError:  # as making it says
+        return False
+    return "fused" in signature(kind).parameters
 
 
 def _groups(parameters: list[nn.Parameter], scales: Sequence[float], lr: float) -> list[dict[str, Any]]:
