@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_rung_of_some_layers_is_meanvar_elsewhere_and_the_covariance_there(make, invoke, tmp_path):
     net, source = "tf_efficientnet_lite0", tmp_path / "source.safetensors"
     invoke("init", net, "--num-classes", 10, "-o", source)
