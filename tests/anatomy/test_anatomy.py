@@ -12,6 +12,7 @@ import wsurgery.models  # noqa: F401  (registers the CBR networks)
 from tests.anatomy.sweep import describe, on_meta, wrong_blocks, wrong_roles
 from wsurgery.anatomy import Selection, block_map, find_block, first_convolution, globs_for, role_map
 from wsurgery.anatomy.blocks import UNPLACED
+from wsurgery.checkpoint import TensorInfo
 from wsurgery.errors import UsageError
 
 MODELS = ("resnet18", "vgg11_bn", "densenet121", "vit_tiny_patch16_224", "inception_v3", "coat_lite_tiny", "cbr_small")
@@ -297,3 +298,14 @@ def test_a_number_of_any_length_in_a_name_is_no_error():
     long = "9" * 200_000
     blocks = block_map({f"layer{long}.0.weight": (2, 2), "layer1.0.weight": (2, 2)})
     assert blocks == {"layer1.0.weight": "block1", f"layer{long}.0.weight": UNPLACED}
+
+
+def test_the_output_layer_of_gpt_neox_is_its_head():
+    layer = {f"gpt_neox.layers.{i}.mlp.dense_h_to_4h.weight": (64, 16) for i in range(2)}
+    shapes = {"embed_out.weight": (50, 16), "gpt_neox.embed_in.weight": (50, 16), **layer}
+    blocks = block_map(shapes)
+    assert (blocks["embed_out.weight"], blocks["gpt_neox.embed_in.weight"]) == ("head", "stem")
+    roles = role_map(
+        {name: TensorInfo(name, "F32", shape, 0, 4 * shape[0] * shape[1]) for name, shape in shapes.items()}
+    )
+    assert (roles["embed_out.weight"], roles["gpt_neox.embed_in.weight"]) == ("linear", "embedding")

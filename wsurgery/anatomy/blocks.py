@@ -68,7 +68,7 @@ _RULES = [
         _Rule(
             _HEAD,
             r"(?:fc|classif\w*|score|heads?|\w+_head|last_linear|logits|pre_logits|pre_classifier|aux\d?|AuxLogits|fc_norm"
-            r"|attn_pool|pooler)(?<!conv_head)(?<!norm_head)",
+            r"|attn_pool|pooler|embed_out)(?<!conv_head)(?<!norm_head)",
         ),
         _Rule(_STEM, r"(?:norm_pre|norm[12]_proj)"),
         _Rule(

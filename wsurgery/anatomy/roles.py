@@ -140,7 +140,7 @@ def _table(word: str) -> str | None:
 @lru_cache
 def _lookup(word: str) -> str | None:
     words = _words(word)
-    if "proj" in words or not words & _LOOKED_UP:
+    if words & {"proj", "out"} or not words & _LOOKED_UP:  # embed_out of GPT-NeoX is the output layer
         return None
     return "position" if words & _TABLES["position"] else "embedding"
 
