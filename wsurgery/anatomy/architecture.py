@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,6 @@ _PRETRAINED = (
     "crop_mode", "mean", "std", "pool_size", "first_conv", "classifier",
 )  # fmt: skip
 _MAX_CONFIG = 10_000_000  # bytes; those with the names of 22,000 classes have 1,500,000
-
-
 _POOLING = "attn_pool."  # stands in the head, and has no row a class
 
 
@@ -35,7 +34,10 @@ def last_weights(shapes: Shapes, blocks: Mapping[str, str]) -> list[str]:
         blocks: tensor name → block.
     """
     heads = [name for name, shape in shapes.items() if blocks[name] == HEAD and len(shape) > 1 and _POOLING not in name]
-    last = [name for name in heads if not any(shapes[other][1] == shapes[name][0] for other in heads if other != name)]
+    takers = Counter(shapes[name][1] for name in heads)  # inputs → how many take so many
+    last = [
+        name for name in heads if takers[shapes[name][0]] == (shapes[name][0] == shapes[name][1])
+    ]  # none but itself
     return last or heads
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -202,7 +203,6 @@ class Images:
         """The images with the longest end of a name, and how many of its folders they do not have; None of a mere name."""
         end = _end(name)
         found: list[str] = []
-        length = 0
         for n in range(1, len(end) + 1):
             if n > len(self._by_end):
                 self._by_end.append({})
@@ -215,8 +215,13 @@ class Images:
             narrower = self._by_end[n - 1].get(end[-n:], [])
             if not narrower:
                 break
-            found, length = narrower, n
-        return found, len(end) - length if found and len(end) > 1 else None
+            found = narrower
+            if len(found) == 1:
+                break
+        if not found or len(end) == 1:
+            return found, None
+        pairs = zip(reversed(end), reversed(_end(found[0])), strict=False)
+        return found, len(end) - sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _end(path: str) -> tuple[str, ...]:
