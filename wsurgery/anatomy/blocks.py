@@ -190,6 +190,15 @@ def user_block_map(names: Iterable[str], globs: Mapping[str, Sequence[str]]) -> 
     return {name: block for block, some in members.items() for name in some}
 
 
+def place(shapes: Shapes, globs: Mapping[str, Sequence[str]] | None) -> dict[str, str]:
+    """Place every tensor: as a user's own block map says, where there is one, or else by the rules.
+
+    Raises:
+        UsageError: as `user_block_map`.
+    """
+    return block_map(shapes) if globs is None else user_block_map(shapes, globs)
+
+
 def find_block(word: str, blocks: Mapping[str, str]) -> str:
     """Resolve what a user calls a block.
 

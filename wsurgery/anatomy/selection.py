@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from wsurgery.anatomy.blocks import UNPLACED, block_map, find_block, user_block_map
+from wsurgery.anatomy.blocks import UNPLACED, find_block, place
 from wsurgery.anatomy.roles import ROLES, Described, matches_role, role_map
 from wsurgery.errors import UsageError, printable
 
@@ -50,9 +50,7 @@ class Selection:
 
     def place(self, tensors: Mapping[str, Described]) -> dict[str, str]:
         """Return tensor name → block name, by the user's block map or else by `anatomy.block_map`."""
-        if self.block_map is not None:
-            return user_block_map(tensors, self.block_map)
-        return block_map({name: tensor.shape for name, tensor in tensors.items()})
+        return place({name: tensor.shape for name, tensor in tensors.items()}, self.block_map)
 
     def names(self, tensors: Mapping[str, Described], *, beside: Iterable[str] = ()) -> set[str]:
         """Return the names of the selected tensors.

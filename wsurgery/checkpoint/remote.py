@@ -38,9 +38,8 @@ _ATTEMPTS = 4  # in a row that bring less than _FEWEST
 _TIMEOUT = 30  # seconds without a byte
 _PATIENCE = 30.0  # seconds of waiting in which a server sends at least as many bytes:
 _FEWEST = 30 << 10
-_BESIDE = (
-    1 << 20
-)  # bytes of an answer that are none of the object's, beside as many as of the object: headers, and marks of chunks
+# Bytes of an answer that are none of the object's, beside as many as of the object: headers, and marks of chunks.
+_BESIDE = 1 << 20
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that may be gone a second later
 _REPLACED = "it was replaced by another file while it was read: run the command again"
 

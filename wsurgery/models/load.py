@@ -20,7 +20,7 @@ from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.header import TensorInfo
 from wsurgery.checkpoint.opening import STDIN
 from wsurgery.checkpoint.provenance import History
-from wsurgery.checkpoint.trained import trained_on
+from wsurgery.checkpoint.trained import TrainedOn, trained_on
 from wsurgery.checkpoint.writer import write_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models.bounds import SPARE, SPARE_OF_OWN, counted, on_meta, require_small_arguments
@@ -242,13 +242,13 @@ def load_checkpoint(checkpoint: Checkpoint, arch: str | None = None, *, model: M
     history = History.of(checkpoint)
     if history.blocks:
         network.block_globs = history.blocks  # type: ignore[assignment]
-    see_as_trained(network, history)
+    see_as_trained(network, trained_on(history.log))
     return network.eval()
 
 
-def see_as_trained(network: nn.Module, history: History) -> None:
-    """Have a network normalise images as in the training that its checkpoint records last, if any, and say what it was."""
-    if trained := trained_on(history.log):
+def see_as_trained(network: nn.Module, trained: TrainedOn | None) -> None:
+    """Have a network normalise images as in a training, and say what it was; None leaves it as it is."""
+    if trained is not None:
         own = getattr(network, "pretrained_cfg", None)
         statistics = {"mean": trained.mean, "std": trained.std}
         network.trained_on = trained  # type: ignore[assignment]

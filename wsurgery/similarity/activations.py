@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsurgery.anatomy.blocks import HEAD, NECK, UNPLACED, block_map, find_block, user_block_map
+from wsurgery.anatomy.blocks import HEAD, NECK, UNPLACED, find_block, place
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models.inputs import run
 
@@ -75,7 +75,7 @@ def layer_modules(model: nn.Module, layers: Sequence[str] | Literal["all"] | Non
         {name: tuple(value.shape) for name, value in model.state_dict().items()},
         getattr(model, "block_globs", None),
     )
-    blocks = user_block_map(shapes, own) if own else block_map(shapes)
+    blocks = place(shapes, own or None)
     last = {
         block: path
         for block in dict.fromkeys(blocks.values())

@@ -17,6 +17,7 @@ from wsurgery.data.sources import open_data
 from wsurgery.devices import choose_device, on_device, threads_used
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models.inputs import image_statistics
+from wsurgery.models.load import see_as_trained
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE
 from wsurgery.statistics.auc import macro
@@ -152,8 +153,7 @@ def _share_record(networks: Sequence[nn.Module], names: tuple[str, str]) -> None
     """Have a network that was never trained evaluated as the other, and refuse two that are evaluated in different ways."""
     known = [record_of(network) for network in networks]
     if known[0] is None and known[1] is not None:
-        networks[0].trained_on = known[1]  # type: ignore[assignment]
-        networks[0].pretrained_cfg = networks[1].pretrained_cfg
+        see_as_trained(networks[0], known[1])
     elif known[0] and known[1] and known[0].loss != known[1].loss:
         _refuse("loss", [each.loss for each in known if each], names)
     elif known[1] is not None or known[0] is None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 import torch
 from torch import nn
 
-from wsurgery.anatomy.blocks import block_map, user_block_map
+from wsurgery.anatomy.blocks import place
 from wsurgery.errors import UsageError
 
 
@@ -24,7 +24,7 @@ class DistanceFromInit:
         shapes = {name: tuple(x.shape) for name, x in model.named_parameters()}
         self._members: dict[str, list[str]] = {}
         with suppress(UsageError):
-            for name, block in (block_map(shapes) if blocks is None else user_block_map(shapes, blocks)).items():
+            for name, block in place(shapes, blocks).items():
                 self._members.setdefault(block, []).append(name)
         parameters = dict(model.named_parameters())
         squares = _squares(parameters.items())

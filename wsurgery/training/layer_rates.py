@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from wsurgery.anatomy.blocks import HEAD, NECK, UNPLACED, block_map, find_block, user_block_map
+from wsurgery.anatomy.blocks import HEAD, NECK, UNPLACED, find_block, place
 from wsurgery.errors import UsageError, printable
 
 
@@ -30,7 +30,7 @@ def lr_scales(
         UsageError: no such block or tensor; the message lists the blocks.
     """
     shapes = {name: tuple(x.shape) for name, x in (*model.named_parameters(), *model.named_buffers())}
-    placed = block_map(shapes) if blocks is None else user_block_map(shapes, blocks)
+    placed = place(shapes, blocks)
     factors = dict.fromkeys(placed, 1.0)
     if decay is not None:
         by_block = _by_depth(list(dict.fromkeys(placed.values())), decay)

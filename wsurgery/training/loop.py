@@ -21,6 +21,7 @@ from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.provenance import History, describe_input, make_record
 from wsurgery.checkpoint.sink import write_all
 from wsurgery.checkpoint.spool import seekable
+from wsurgery.checkpoint.trained import trained_on
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import portable_name
 from wsurgery.errors import UsageError, WsurgeryError, printable
@@ -97,7 +98,7 @@ def train(
         if network is None:
             assert architecture is not None
             network = create_for(checkpoint, architecture, model=model)
-            see_as_trained(network, history)
+            see_as_trained(network, trained_on(history.log))
         described = describe_input(checkpoint, history, flows=True)
         digest = described["header"] if "header" in described else described["blake3"].result()
         _require_fit(network, training, validation)
