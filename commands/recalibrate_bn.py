@@ -13,7 +13,6 @@ from wsurgery.plugin import (
     Result,
     TensorEdit,
     TensorInfo,
-    UsageError,
     copies,
     edit,
 )
@@ -47,7 +46,7 @@ def recalibrate_bn(
     from wsurgery.anatomy.roles import BATCH_NORM_STATISTICS
     from wsurgery.checkpoint.spool import spooled
     from wsurgery.data.dataset import load_dataset
-    from wsurgery.data.sources import open_data, portable_name
+    from wsurgery.data.sources import portable_name
     from wsurgery.models import as_checkpoint
     from wsurgery.models.load import load_checkpoint
     from wsurgery.training.recalibration import recalibrate
@@ -58,14 +57,11 @@ def recalibrate_bn(
     network = load_checkpoint(again, arch, model=model)
     trained = record_of(network)
     size = image_size or (trained.image_size if trained else None)
-    count = len(open_data(data).where(split))
-    if count < 2:
-        raise UsageError(f"--split {split} has {count} images: batch norm's statistics need two at least")
     few = load_dataset(
         data,
         split=split,
         image_size=size,
-        subset=min(images, count),
+        at_most=images,
         skip_bad=skip_bad,
         trained=rendering_of(trained),
     )

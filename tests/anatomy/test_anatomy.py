@@ -1,8 +1,10 @@
 """Blocks and roles against timm's own grouping and module types, and the selectors."""
 
 import re
+import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
 
 import pytest
 import torch
@@ -81,6 +83,11 @@ def test_a_grey_image_is_met_by_a_convolution_that_is_not_depthwise(name):
         ("criterion.pos_weight", (14,), "other"),
         ("criterion.weight", (14,), "other"),
         ("loss_fn.class_weights", (14,), "other"),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", (32,), "buffer"),
+        ("h.0.attn.bias", (1, 1, 1024, 1024), "buffer"),
+        ("h.0.attn.masked_bias", (), "buffer"),
+        ("layers.0.blocks.1.attn_mask", (64, 49, 49), "buffer"),
+        ("blocks.0.attn.bias", (1, 12, 197, 197), "other"),
     ],
 )
 def test_roles_by_name(name, shape, role):
@@ -309,3 +316,31 @@ def test_the_output_layer_of_gpt_neox_is_its_head():
         {name: TensorInfo(name, "F32", shape, 0, 4 * shape[0] * shape[1]) for name, shape in shapes.items()}
     )
     assert (roles["embed_out.weight"], roles["gpt_neox.embed_in.weight"]) == ("linear", "embedding")
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("GLPN", {"hidden_sizes": [8, 8, 8, 8], "num_attention_heads": [1, 1, 1, 1]}),  # SegFormer's names in its files
+        ("PoolFormer", {"hidden_sizes": [8, 8, 8, 8]}),
+        ("Pvt", {"hidden_sizes": [8, 8, 8, 8], "num_attention_heads": [1, 1, 1, 1], "image_size": 64}),
+    ],
+)
+def test_blocks_of_stages_in_lists_are_in_the_order_in_which_their_layers_run(transformers, kind, settings):
+    config = getattr(transformers, f"{kind}Config")(depths=[1, 2, 1, 1], **settings)
+    network = getattr(transformers, f"{kind}Model")(config).eval()
+    blocks, ran = block_map(shapes_of(network)), []
+    for path, module in network.named_modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear, torch.nn.LayerNorm, torch.nn.GroupNorm)):
+            module.register_forward_hook(lambda *_, path=path: ran.append(blocks[f"{path}.weight"]))
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, 64, 64))
+    assert [block for block, _ in groupby(ran)] == [block for block in dict.fromkeys(blocks.values()) if block in ran]
+    assert {"stem", "block1", "block2", "block3", "block4"} <= set(ran)

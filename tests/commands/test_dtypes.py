@@ -188,6 +188,29 @@ def test_integers_booleans_and_scales_are_never_computed_with(line, run, tmp_pat
     assert {name: made[name] for name in kept} == kept
 
 
+OF_ONE_FILE = [line for line in EDITS.values() if " Y" not in line and not line.startswith("cast")]
+
+
+@pytest.mark.parametrize("line", [*OF_ONE_FILE, "transfuse X --only fc.*", "transfuse X --only fc.* --rest meanvar"])
+def test_what_a_network_computes_from_its_settings_changes_only_where_it_is_chosen(line, run, tmp_path):
+    """Frequencies of rotary embeddings and GPT-2's causal mask, as files of those networks keep them."""
+    rows = np.tril(np.ones((8, 8), "<f4"))
+    kept = {
+        "h.0.attn.rotary.inv_freq": ("F32", (8,), (10000 ** -(np.arange(8) / 8)).astype("<f4").tobytes()),
+        "h.0.attn.bias": ("F32", (1, 1, 8, 8), rows.tobytes()),
+        "h.0.attn.masked_bias": ("F32", (), np.float32(-1e4).tobytes()),
+    }
+    write(tmp_path / "X", {**network(0), **kept})
+    run(line.format(part=""))
+    made = read(tmp_path / "out")
+    assert {name: made[name] for name in kept} == kept
+    if line in ("scale X --by 1.7 {part}", "shuffle X {part}", "meanvar X {part}"):
+        run(line.format(part="--role buffer"))
+        made = read(tmp_path / "out")
+        assert made["h.0.attn.rotary.inv_freq"] != kept["h.0.attn.rotary.inv_freq"]
+        assert made["fc.weight"] == network(0)["fc.weight"]
+
+
 @pytest.mark.parametrize("name", [*EDITS, *COPIES])
 def test_tensors_with_nothing_to_compute_work_everywhere(name, run, tmp_path):
     line = {**EDITS, **COPIES, "transfuse rest": "transfuse X --only fc.*"}[name]

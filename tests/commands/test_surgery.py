@@ -113,6 +113,19 @@ def test_transfuse_reads_what_is_piped_in_and_shapes_may_differ_above(wsurgery, 
     assert b"--except" in refused.stderr
 
 
+def test_fresh_weights_of_gpt_2_count_the_inputs_where_it_keeps_them(wsurgery, tmp_path):
+    """Its Conv1D is (in, out). Uniform numbers in ±a have the standard deviation a / √3."""
+    shapes = {"h.0.attn.c_attn": (64, 192), "h.0.mlp.c_fc": (64, 256), "h.0.mlp.c_proj": (256, 64)}
+    wide = {f"{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    bias = {f"{name}.bias": np.zeros(shape[1], np.float32) for name, shape in shapes.items()}
+    save_file({**wide, **bias, "wte.weight": np.ones((9, 64), np.float32)}, tmp_path / "gpt2.safetensors")
+    wsurgery("transfuse", tmp_path / "gpt2.safetensors", "--only", "wte.*", "-o", tmp_path / "out")
+    made = load_file(tmp_path / "out")
+    for name, (inputs, _) in shapes.items():
+        assert made[f"{name}.weight"].std() == pytest.approx(1 / np.sqrt(3 * inputs), rel=0.05)
+        assert np.abs(made[f"{name}.bias"]).max() <= 1 / np.sqrt(inputs)
+
+
 def test_transfuse_without_into_draws_the_rest_fresh(wsurgery, resnet, tmp_path):
     wsurgery("transfuse", resnet, "--upto", "block1", "-o", tmp_path / "out")
     before, after = load_file(resnet), load_file(tmp_path / "out")

@@ -59,6 +59,14 @@ def test_blocks_are_what_timm_calls_intermediates(name):
     assert all(any(feature.shape == o.shape and torch.equal(feature, o) for o in ours) for feature in features)
 
 
+def test_a_block_whose_last_tensors_are_no_layer_is_what_its_last_layer_puts_out():
+    model = network("vit_small_patch16_rope_mixed_224", img_size=48, depth=2, embed_dim=48, num_heads=2)
+    modules = layer_modules(model, None)
+    layouts = probe(model, torch.zeros(1, 3, 48, 48), modules)
+    assert modules["stem"].startswith("patch_embed")
+    assert (layouts["stem"].height, layouts["stem"].width) == (3, 3)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_sample_is_an_index_into_the_full_activation(name):
     model, x, modules, layouts, cells, rows = take(name, *NETWORKS[name], some_cells)

@@ -201,5 +201,10 @@ def test_images_that_cannot_be_read_are_left_out_on_demand(
     assert refused.stderr.endswith("; --skip-bad leaves such images out\n")
     for name in ("whole", "lost"):
         invoke(*given, tmp_path / f"{name}.csv", "--skip-bad", "-o", tmp_path / f"{name}.safetensors")
+    rows = (tmp_path / "lost.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "one.csv").write_text("".join(rows[:3]))  # of two images one is lost
+    refused = invoke(*given, tmp_path / "one.csv", "--skip-bad", "-o", tmp_path / "x", check=False)
+    assert "batch norm's statistics need two images at least, and 1 of" in refused.stderr
+    assert not (tmp_path / "x").exists()
     whole, lost = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "lost"))
     assert all(np.array_equal(whole[name], lost[name]) for name in whole)

@@ -48,6 +48,7 @@ _RULES = [
         _Rule(_BLOCK, r"network\.(\d+)\.(\d+)", beside="post_network."),  # VOLO
         _Rule(_BLOCK, r"stage(\d)\.(\d+)", beside="patch_embed1."),  # Visformer
         _Rule(_BLOCK, r"(?:patch_embed|pos_embed)([2-9])", r"\1.0", beside="stage1.0."),
+        _Rule(_BLOCK, r"patch_embeddings\.([1-9])|layer_norm\.(\d)", beside="block.0.0."),  # SegFormer, PVT, PoolFormer
         _Rule(_BLOCK, r"reduction_cell_0", "6"),  # NASNet
         _Rule(_BLOCK, r"reduction_cell_1", "12"),
         _Rule(_STEM, r"[Cc]onv2d_[12][a-z]"),  # Inception-v3, Inception-ResNet-v2

@@ -15,7 +15,7 @@ BATCH_NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 BATCH_NORM_PARTS = ("weight", "bias", *BATCH_NORM_STATISTICS)
 ROLES = (
     "conv", "depthwise", "linear", "batch_norm", "norm", "embedding", "position", "token", "layer_scale", "bias",
-    "integer", "other",
+    "buffer", "integer", "other",
 )  # fmt: skip
 LAYERS = ("conv", "depthwise", "linear")  # whose weights multiply what comes in
 _INCLUDES = {
@@ -40,6 +40,8 @@ _BIAS = re.compile(r"\w+_bias|bias_(?:ih|hh)_l\d+(?:_reverse)?")
 
 _LOSS = re.compile(r"criterion|criteria|loss|loss_\w+|\w+_loss")
 _WEIGHTS_OF_CLASSES = re.compile(r"(?:pos|neg|class|cls|label)_weights?")
+# What a network computes from its settings and keeps in floating point: frequencies, masks, ranges of values.
+_BUFFER = re.compile(r"\w*inv_freq|\w*attn_mask|masked_bias|relative_coords_table|(?:in|out)put_(?:min|max)")
 _TRANSPOSED = re.compile(r"transp|deconv|upconv|up_conv|convtr")
 
 
@@ -110,6 +112,8 @@ def _role(last: str, part: str, tensor: Described, siblings: Mapping[str, tuple[
         return "batch_norm"
     if not tensor.dtype.startswith(("F", "BF", "C")):
         return "integer"
+    if _BUFFER.fullmatch(part) or _is_causal_mask(part, shape):
+        return "buffer"
     if len(shape) < 2 and (_LOSS.fullmatch(last) or _WEIGHTS_OF_CLASSES.fullmatch(part)):
         return "other"
     if part == "weight" and len(shape) in (3, 4, 5):
@@ -129,6 +133,10 @@ def _role(last: str, part: str, tensor: Described, siblings: Mapping[str, tuple[
     if _LAYER_SCALE.fullmatch(part) or last.startswith(("res_scale", "layer_scale")):
         return "layer_scale"
     return _table(part) or "other"
+
+
+def _is_causal_mask(part: str, shape: Sequence[int]) -> bool:
+    return part == "bias" and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]  # GPT-2, GPT-NeoX
 
 
 @lru_cache

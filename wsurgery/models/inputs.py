@@ -46,7 +46,8 @@ def run(network: Callable[[Tensor], Output], images: Tensor) -> Output:
         if "more than 1 value per channel" in str(error):
             raise WsurgeryError(
                 f"batch norm needs more than one value a channel, and {b} image of {h} × {w} gives it one: use --batch-size "
-                "2 or more (and as many training images), a larger --image-size, or freeze-spec --role batch_norm"
+                "2 or more (of several processes, --global-batch twice as many as they), as many training images, a larger "
+                "--image-size, or freeze-spec --role batch_norm"
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         theirs = located(error, _is_somebodys)

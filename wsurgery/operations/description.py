@@ -69,5 +69,5 @@ def describe(checkpoint: Checkpoint, selection: Selection | None = None) -> dict
 
 
 def is_parameter(name: str, role: str) -> bool:
-    """Whether a tensor's elements are parameters: not integers, and not what a batch norm measures."""
-    return role != "integer" and not (role == "batch_norm" and name.endswith(BATCH_NORM_STATISTICS))
+    """Whether a tensor's elements are parameters: not integers and buffers, and not what a batch norm measures."""
+    return role not in ("integer", "buffer") and not (role == "batch_norm" and name.endswith(BATCH_NORM_STATISTICS))

@@ -31,8 +31,8 @@ def tensor_edits(
 ) -> list[TensorEdit]:
     """Apply an edit to the selected floating-point tensors, and copy the others.
 
-    Batch norm's running statistics are left alone unless `only` or `role` chose them; a running variance that would become
-    negative is an error. An edit that resamples follows `bn`, one of its options.
+    Buffers and batch norm's running statistics are left alone unless `only` or `role` chose them; a running variance that
+    would become negative is an error. An edit that resamples follows `bn`, one of its options.
     """
     from wsurgery.operations.resampling import resampling
 
@@ -45,7 +45,7 @@ def tensor_edits(
         name, role = tensor.name, roles[tensor.name]
         part = name.rpartition(".")[2] if role == "batch_norm" else ""
         compute: Compute | None = None
-        if name in chosen:
+        if name in chosen and (explicit or role != "buffer"):
             stream = random.of(name) if edit.draws else random
             changed = partial(
                 _edited, edit=edit, info=tensor, role=role, random=stream, overflows=overflows, options=own

@@ -72,7 +72,7 @@ def transfuse_rest(
         own = replace(random, operation=f"transfuse {rest}", tensor=tensor.name)
         role = roles[tensor.name]
         compute: Compute | None = None
-        if tensor.name not in chosen:
+        if tensor.name not in chosen and role != "buffer":
             if rest == "random":
                 if tensor.dtype.startswith(("F", "C")) and (not is_float(tensor.dtype) or BITS[tensor.dtype] < 8):
                     raise WsurgeryError(
@@ -104,6 +104,9 @@ def _conversion(origin: TensorInfo, dtype: str) -> Compute:
 def _fan_in(tensor: TensorInfo, tensors: Mapping[str, Described]) -> int:
     module, _, part = tensor.name.rpartition(".")
     weight = tensor if "weight" in part else tensors.get(f"{module}.weight")
+    bias = tensors.get(f"{module}.bias")
+    if weight and bias and weight.shape[1:] == bias.shape != weight.shape[:1]:  # GPT-2's Conv1D: (in, out)
+        return weight.shape[0]
     return math.prod(weight.shape[1:]) if weight else 0
 
 

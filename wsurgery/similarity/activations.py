@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsurgery.anatomy import role_map
 from wsurgery.anatomy.blocks import HEAD, NECK, UNPLACED, find_block, place
+from wsurgery.checkpoint import TensorInfo
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models.inputs import run
 
@@ -179,9 +181,14 @@ def _resolve(layer: str, last: Mapping[str, str], blocks: Mapping[str, str], pat
 
 
 def _last_module(model: nn.Module, block: str, blocks: Mapping[str, str]) -> str | None:
-    """Return the outermost module that holds the block's last tensor and nothing of another block."""
-    tensors = [name for name in model.state_dict() if blocks[name] == block]
-    parts = tensors[-1].split(".")[:-1]
+    """Return the outermost module that holds the block's last tensor and nothing of another block.
+
+    Tables of positions and tokens count only where there is nothing else: a module of them may not run (rotary embeddings).
+    """
+    own = {name: tuple(x.shape) for name, x in model.state_dict().items() if blocks[name] == block}
+    roles = role_map({name: TensorInfo(name, "F32", shape, 0, 0) for name, shape in own.items()})
+    layers = [name for name in own if roles[name] not in ("position", "token")]
+    parts = (layers or list(own))[-1].split(".")[:-1]
     for depth in range(1, len(parts) + 1):
         path = ".".join(parts[:depth])
         inside = {owner for name, owner in blocks.items() if name.startswith(f"{path}.")}

@@ -31,7 +31,7 @@ def recalibrate(network: nn.Module, dataset: Dataset, *, device: torch.device, b
         batch_size: images at a time.
 
     Raises:
-        UsageError: the network has no batch norm with running statistics.
+        UsageError: the network has no batch norm with running statistics, or the images are fewer than two.
         WsurgeryError: it cannot take the images, or memory ends.
     """
     norms = batch_norms(network)
@@ -39,6 +39,8 @@ def recalibrate(network: nn.Module, dataset: Dataset, *, device: torch.device, b
         raise UsageError("the network has no batch norm with running statistics: nothing to recalibrate")
     mean, std = image_statistics(network)
     n = len(dataset.images)
+    if n < 2:
+        raise UsageError(f"batch norm's statistics need two images at least, and {n} of those asked for could be read")
     size = -(-n // -(-n // batch_size))  # no small last one: of a single image no variance is known
     starts = range(0, n, size)
     feed = Feed.in_order(dataset.images, starts, size, device)
