@@ -117,8 +117,9 @@ def main(runs: Path, pages: list[Path]) -> None:
                 known = [row[:3] for row in beside[name]]
                 beside[name] += [row for row in baselines(runs, name, text, network or ONLY) if row[:3] not in known]
             for claim in claims(text, network or ONLY):
-                others = [other for other in network.split() if claim.network and other != claim.network]
-                shown = " beside ".join(named(each) for each in (claim.network, *others))
+                own = claim.network.split(", ")
+                others = [other for other in network.split() if claim.network and other not in own]
+                shown = " beside ".join([", ".join(map(named, own)), *map(named, others)])
                 found.setdefault((recipe, shown, claim.sentence), {})[name] = claim
     rows = []
     for (recipe, shown, sentence), by_set in found.items():
