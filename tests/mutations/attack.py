@@ -2,14 +2,16 @@
 
     python tests/mutations/attack.py --minutes 60 [--seed 0] [--kind 'run: config.json'] [--case N]
 
-Each case runs in a process of its own, forked from one that has imported everything, in a fresh folder. It must end within a
-time, with status 0, 1 or 2, without a traceback, a raw control character or another process, with at most 300 MB more memory
+Each case runs in a process of its own, forked from one that has imported everything, among honest files. It must end within a
+time, with status 0, 1 or 2, without a traceback, a raw control character or another process, with at most 200 MB more memory
 than with the honest file, and must not have touched anything outside of its outputs. A case is its number: the same number
 and seed give the same damage.
 """
 
 import argparse
+import contextlib
 import gc
+import importlib
 import os
 import resource
 import shlex
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -29,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from mutations.honest import KINDS, make
 
 SECONDS = 20.0  # in which a case must end
-MEMORY = 300 << 10  # KiB above what the honest file takes
+MEMORY = 200 << 10  # KiB above what the honest file takes
 _OUTPUTS = ("out", "cache", "tmp", "said", "runs/a/0", "runs/c/0")
 _app: Callable[[], None]  # made once
 _SPAWNING = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.spawn", "pty.spawn"}
@@ -44,8 +46,8 @@ class Outcome(NamedTuple):
     faults: list[str]
 
 
-def _child(words: list[str], sandbox: Path) -> None:
-    """Run a command and end; anything forbidden is written down."""
+def _child(words: list[str], sandbox: Path, known: set[str] | None = None) -> None:
+    """Run a command and end; anything forbidden is written down, and modules that were not `known` before."""
     os.setsid()
     os.chdir(sandbox)
     said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -75,6 +77,8 @@ def _child(words: list[str], sandbox: Path) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        if known is not None:
+            Path("tmp/modules").write_text("\n".join(sys.modules.keys() - known))
         os._exit(status)
 
 
@@ -88,47 +92,70 @@ def _state(folder: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def run(line: str, honest: Path, damage: dict[str, bytes]) -> Outcome:
-    """Run a command line in a fresh copy of the honest files, some of which have other content."""
-    with tempfile.TemporaryDirectory(prefix="attacked") as root:
-        sandbox = Path(root) / "here"
+def _copy_anew(sandbox: Path, honest: Path, names: Iterable[str]) -> None:
+    """Replace what a case may write or damage by what the honest files have there."""
+    if not sandbox.exists():
         shutil.copytree(honest, sandbox)
-        (Path(root) / "bystander").write_text("untouched")
-        for name in ("out", "tmp"):
-            (sandbox / name).mkdir()
-        for name, content in damage.items():
-            (sandbox / name).write_bytes(content)
-        before = _state(Path(root))
-        child = os.fork()
-        if not child:
-            _child(shlex.split(line), sandbox)
-        deadline = time.monotonic() + SECONDS
-        faults: list[str] = []
-        while True:
-            ended, status, usage = os.wait4(child, os.WNOHANG)
-            if ended:
-                break
-            if time.monotonic() > deadline:
-                faults.append("hang")
-                os.killpg(child, signal.SIGKILL)
-                _, status, usage = os.wait4(child, 0)
-                break
-            time.sleep(0.002)
-        said = (sandbox / "said").read_bytes().decode(errors="replace") if (sandbox / "said").exists() else ""
-        code = os.waitstatus_to_exitcode(status)
-        if "Traceback" in said:
-            faults.append("traceback")
-        elif code not in (0, 1, 2) and not faults:
-            faults.append(f"status {code}")
-        if any(not (c.isprintable() or c in "\n�") for c in said):
-            faults.append("raw characters")
-        if (forbidden := sandbox / "tmp" / "forbidden").exists() and forbidden.read_text():
-            faults.append("another process")
-        if _state(Path(root)) != before:
-            faults.append("touched")
-        if code == 1 and "Traceback" not in said and not said.strip():
-            faults.append("no message")
-        return Outcome(code, said, usage.ru_maxrss, faults)
+    for name in names:
+        own, kept = sandbox / name, honest / name
+        if own.is_dir() and not own.is_symlink():
+            shutil.rmtree(own)
+        else:
+            own.unlink(missing_ok=True)
+        if kept.exists():
+            (shutil.copytree if kept.is_dir() else shutil.copyfile)(kept, own)
+
+
+def run(line: str, honest: Path, damage: dict[str, bytes]) -> Outcome:
+    """Run a command line in a copy of the honest files, some of which have other content.
+
+    What it imports of its own, this process imports after it where nothing was damaged, so that the next need not.
+    """
+    root = honest.parent / "attacked"
+    sandbox = root / "here"
+    _copy_anew(sandbox, honest, _OUTPUTS)
+    (root / "bystander").write_text("untouched")
+    for name in ("out", "tmp"):
+        (sandbox / name).mkdir()
+    for name, content in damage.items():
+        (sandbox / name).write_bytes(content)
+    before = _state(root)
+    child = os.fork()
+    if not child:
+        _child(shlex.split(line), sandbox, None if damage else set(sys.modules))
+    deadline = time.monotonic() + SECONDS
+    faults: list[str] = []
+    while True:
+        ended, status, usage = os.wait4(child, os.WNOHANG)
+        if ended:
+            break
+        if time.monotonic() > deadline:
+            faults.append("hang")
+            os.killpg(child, signal.SIGKILL)
+            _, status, usage = os.wait4(child, 0)
+            break
+        time.sleep(0.002)
+    said = (sandbox / "said").read_bytes().decode(errors="replace") if (sandbox / "said").exists() else ""
+    code = os.waitstatus_to_exitcode(status)
+    if "Traceback" in said:
+        faults.append("traceback")
+    elif code not in (0, 1, 2) and not faults:
+        faults.append(f"status {code}")
+    if any(not (c.isprintable() or c in "\n�") for c in said):
+        faults.append("raw characters")
+    if (forbidden := sandbox / "tmp" / "forbidden").exists() and forbidden.read_text():
+        faults.append("another process")
+    for module in (sandbox / "tmp" / "modules").read_text().splitlines() if not damage else ():
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    if _state(root) != before:
+        faults.append("touched")
+        shutil.rmtree(sandbox)
+    else:
+        _copy_anew(sandbox, honest, damage)
+    if code == 1 and "Traceback" not in said and not said.strip():
+        faults.append("no message")
+    return Outcome(code, said, usage.ru_maxrss, faults)
 
 
 def honest_files(folder: Path) -> None:
