@@ -198,6 +198,10 @@ def joined() -> Iterator[Processes]:
 def _meet(launch: Launch) -> None:
     import torch.distributed as dist
 
+    # Before there is a group: its functions keep the one that there is when they are imported, and DistributedDataParallel
+    # imports them. A group that is kept has threads, and one that drops a tensor as Python ends aborts the process.
+    import torch.distributed.nn.functional  # noqa: F401
+
     if launch.meeting is None:
         dist.init_process_group("gloo", timeout=TIMEOUT)
         return
@@ -233,7 +237,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _part() -> None:
+    import gc
+
     import torch.distributed as dist
 
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()  # of what still knows the group, so that its threads end here

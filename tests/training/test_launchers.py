@@ -183,6 +183,28 @@ def test_a_folder_that_is_not_shared_is_refused_and_left_as_it_was(fresh, fundus
     assert [list(folder.iterdir()) for folder in folders] == [[], []]
 
 
+THREADS = """import os, sys
+from wsurgery.__main__ import main
+try:
+    main()
+finally:
+    names = [open(f"/proc/self/task/{each}/comm").read() for each in os.listdir("/proc/self/task")]
+    print("left:", [name for name in names if "gloo" in name], file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have names in /proc")
+def test_no_thread_of_theirs_is_left_that_could_drop_a_tensor_as_python_ends(fresh, fundus, tmp_path):
+    """torch's would take the interpreter's lock then, which aborts the process, now and then."""
+    script = tmp_path / "threads.py"
+    script.write_text(THREADS)
+    given = ["train", fresh, "--data", fundus, "-o", tmp_path / "run", *SGD]
+    done = ended([start(given, each, script=[script]) for each in slurm()])
+    assert [status for status, _ in done] == [0, 0], done
+    assert all(said.endswith("left: []\n") for _, said in done), done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [["--until-auc", 0], ["--patience", 1]])
 def test_a_run_that_ends_at_once_ends_well_in_all_processes(more, fresh, fundus, tmp_path):
