@@ -8,6 +8,7 @@ from itertools import groupby
 
 import pytest
 import torch
+import torch.nn.utils.prune
 import torchvision
 
 import wsurgery.models  # noqa: F401  (registers the CBR networks)
@@ -316,6 +317,39 @@ def test_the_output_layer_of_gpt_neox_is_its_head():
         {name: TensorInfo(name, "F32", shape, 0, 4 * shape[0] * shape[1]) for name, shape in shapes.items()}
     )
     assert (roles["embed_out.weight"], roles["gpt_neox.embed_in.weight"]) == ("linear", "embedding")
+
+
+def old_weight_norm(layer: torch.nn.Module) -> torch.nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has a newer one, and DINO's files are of this
+        return torch.nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "weight", "buffers"),
+    [
+        (lambda layer: torch.nn.utils.prune.random_unstructured(layer, "weight", 0.5), "weight_orig", {"weight_mask"}),
+        (torch.nn.utils.spectral_norm, "weight_orig", {"weight_u", "weight_v"}),
+        (
+            torch.nn.utils.parametrizations.spectral_norm,
+            "parametrizations.weight.original",
+            {"parametrizations.weight.0._u", "parametrizations.weight.0._v"},
+        ),
+        (old_weight_norm, "weight_v", set()),
+        (torch.nn.utils.parametrizations.weight_norm, "parametrizations.weight.original1", set()),
+    ],
+    ids=["prune", "spectral norm", "spectral norm, new", "weight norm", "weight norm, new"],
+)
+@pytest.mark.parametrize(
+    "make", [lambda: torch.nn.Conv2d(4, 6, 3), lambda: torch.nn.Linear(4, 6)], ids=["conv", "linear"]
+)
+def test_a_weight_under_another_name_has_its_layer_s_role(wrap, weight, buffers, make):
+    plain = role_map({f"fc.{name}": Tensor("F32", tuple(x.shape)) for name, x in make().state_dict().items()})
+    wrapped = wrap(make())
+    roles = role_map({f"fc.{name}": Tensor("F32", tuple(x.shape)) for name, x in wrapped.state_dict().items()})
+    assert (roles[f"fc.{weight}"], roles["fc.bias"]) == (plain["fc.weight"], plain["fc.bias"])
+    assert {name for name, role in roles.items() if role == "buffer"} == {f"fc.{name}" for name in buffers}
+    assert {f"fc.{name}" for name, _ in wrapped.named_buffers()} == {f"fc.{name}" for name in buffers}
 
 
 @pytest.fixture(scope="module")

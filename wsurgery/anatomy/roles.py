@@ -41,7 +41,10 @@ _BIAS = re.compile(r"\w+_bias|bias_(?:ih|hh)_l\d+(?:_reverse)?")
 _LOSS = re.compile(r"criterion|criteria|loss|loss_\w+|\w+_loss")
 _WEIGHTS_OF_CLASSES = re.compile(r"(?:pos|neg|class|cls|label)_weights?")
 # What a network computes from its settings and keeps in floating point: frequencies, masks, ranges of values.
-_BUFFER = re.compile(r"\w*inv_freq|\w*attn_mask|masked_bias|relative_coords_table|(?:in|out)put_(?:min|max)")
+_BUFFER = re.compile(r"\w*inv_freq|\w+_mask|tril|masked_bias|relative_coords_table|(?:in|out)put_(?:min|max)")
+# What a weight is called where it is pruned, or kept apart from its norm; and the vectors of its spectral norm.
+_WEIGHTS = re.compile(r"weight_orig|weight_v|original1?")
+_SPECTRAL = re.compile(r"weight_[uv]|_[uv]")
 _TRANSPOSED = re.compile(r"transp|deconv|upconv|up_conv|convtr")
 
 
@@ -60,21 +63,27 @@ def role_map(tensors: Mapping[str, Described]) -> dict[str, str]:
     A batch norm is a module with both `running_mean` and `running_var`; all its tensors have the role `batch_norm`.
     A convolution is depthwise when each output channel reads one of several input channels: shape[1] = 1 < shape[0], and
     it neither meets an image or a signal of one channel, nor is a transposed one, (in, out, …), that makes it. Kernels of
-    experts, (experts, out·in·kh·kw), look linear (CondConv).
+    experts, (experts, out·in·kh·kw), look linear (CondConv). A weight that is pruned or kept apart from its norm (`weight_orig`,
+    `weight_v`, `parametrizations.weight.original`) has the role of the layer's own.
     """
     modules: dict[str, list[tuple[str, str, Described]]] = defaultdict(list)
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
         modules[module].append((name, part, tensor))
     roles = dict.fromkeys(tensors, "")
+    parametrised = any(module.endswith(".parametrizations.weight") for module in modules)
     known: dict[tuple[object, ...], list[str]] = {}  # modules repeat: names, dtypes and shapes → roles
     for module, members in modules.items():
         last = module.rpartition(".")[2]
         last = "" if last.isdecimal() else last  # a number says nothing
-        kind = (last, *[(part, tensor.dtype, tensor.shape) for _, part, tensor in members])
+        apart = modules.get(f"{module}.parametrizations.weight", []) if parametrised else []
+        kind = (last, bool(apart), *[(part, tensor.dtype, tensor.shape) for _, part, tensor in members])
         alike = known.get(kind)
         if alike is None:
             siblings = {part: tensor.shape for _, part, tensor in members}
+            weights = [x.shape for _, part, x in (*members, *apart) if _WEIGHTS.fullmatch(part) and len(x.shape) > 1]
+            if weights:
+                siblings["weight"] = weights[-1]
             alike = known[kind] = [_role(last, part, tensor, siblings) for _, part, tensor in members]
         for (name, _, _), role in zip(members, alike, strict=True):
             roles[name] = role
@@ -108,11 +117,13 @@ def matches_role(role: str, wanted: str, shape: Sequence[int]) -> bool:
 def _role(last: str, part: str, tensor: Described, siblings: Mapping[str, tuple[int, ...]]) -> str:
     """Say what the tensor `part` of a module does, whose own name ends in `last`."""
     shape = tensor.shape
+    if _WEIGHTS.fullmatch(part) and len(shape) > 1 and (last == "weight" or not part.startswith("original")):
+        part = "weight"
     if part in BATCH_NORM_PARTS and "running_mean" in siblings and "running_var" in siblings:
         return "batch_norm"
     if not tensor.dtype.startswith(("F", "BF", "C")):
         return "integer"
-    if _BUFFER.fullmatch(part) or _is_causal_mask(part, shape):
+    if _BUFFER.fullmatch(part) or _is_causal_mask(part, shape) or (len(shape) == 1 and _SPECTRAL.fullmatch(part)):
         return "buffer"
     if len(shape) < 2 and (_LOSS.fullmatch(last) or _WEIGHTS_OF_CLASSES.fullmatch(part)):
         return "other"
