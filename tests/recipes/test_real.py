@@ -128,7 +128,7 @@ def test_the_findings_are_those_of_the_pages():
         assert sum(int(held) for held, _ in counted) == len(shown)
         for line in judged:
             if p := re.search(r"\(p = [^,)]+", line):
-                sentence = re.match(r"- \*\*(.+?)\.(?: \(\w+\))?\*\*", line)[1]
+                sentence = re.match(r"- \*\*(.+?)\.(?: \([\w, ]+\))?\*\*", line)[1]
                 assert any(p[0] in row and sentence in row for row in rows), line
 
 
