@@ -43,6 +43,7 @@ def diff(
 
     from wsurgery.anatomy.scales import scaled_note
     from wsurgery.checkpoint import open_checkpoint
+    from wsurgery.checkpoint.provenance import History
     from wsurgery.checkpoint.spool import seekable
     from wsurgery.operations.changes import changes
 
@@ -55,6 +56,11 @@ def diff(
         before, after = stack.enter_context(open_checkpoint(a)), stack.enter_context(open_checkpoint(b))
         if not before.seekable and list(before.tensors) != list(after.tensors):
             after = stack.enter_context(seekable(after))
+        # A tied tensor is asked for once by each of its names.
+        before, after = (
+            stack.enter_context(seekable(each)) if History.of(each).aliases(each.tensors) else each
+            for each in (before, after)
+        )
         description = changes(before, after, part.selection, threads=threads, by_tensor=tensors or json)
         for each in (before, after):
             if note := scaled_note(each.tensors, each.label):

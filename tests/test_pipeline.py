@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -270,3 +271,28 @@ def test_a_chain_prints_as_the_pipeline(here):
     assert repr(wsurgery.open("A").meanvar(seed=7).scale(by=2)) == (
         "wsurgery meanvar A --bn identity --seed 7 \\\n  | wsurgery scale --by 2.0"
     )
+
+
+def test_branches_of_one_file_are_written_by_several_threads_at_once(tmp_path):
+    """And read within each other: the file stays open for the one that is at it still."""
+    rng = np.random.default_rng(0)
+    values = {f"l{i}.weight": rng.normal(size=(300, 500)).astype(np.float32) for i in range(12)}
+    save_file(values, tmp_path / "source")
+    source = wsurgery.open(tmp_path / "source")
+
+    def scaled(k):
+        source.scale(by=float(k)).write(tmp_path / f"{k}", threads=1)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(scaled, range(1, 25)))
+    for name, _ in source.tensors():
+        source.scale(by=2).write(tmp_path / name)
+    for k, path in [*((k, f"{k}") for k in range(1, 25)), (2, "l3.weight")]:
+        made = load_file(tmp_path / path)
+        assert all(np.array_equal(made[name], x * np.float32(k)) for name, x in values.items())
+
+
+@pytest.mark.parametrize("name", ["only", "blocks", "role"])
+def test_an_empty_choice_is_not_everything(name, here):
+    with pytest.raises(UsageError, match=f"{name} is empty"):
+        wsurgery.open("A").meanvar(**{name: []})

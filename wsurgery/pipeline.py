@@ -203,8 +203,9 @@ def _callable(edit: Edit, flows: Pipeline | None) -> Callable[..., Pipeline]:
         bound.apply_defaults()
         given = bound.arguments
         inputs = {parameter.name: _input(parameter, edit, given, flows) for parameter in edit.inputs}
+        known = in_turn(edit, inputs)
         with ExitStack() as opened:
-            for each in in_turn(edit, inputs):
+            for each in known:
                 each.reopen()  # some edits read what they decide by
                 opened.callback(each.rest)
             planned = plan(
@@ -214,7 +215,9 @@ def _callable(edit: Edit, flows: Pipeline | None) -> Callable[..., Pipeline]:
                 selection=_selection({name: given.get(name) for name in _SELECTORS}),
                 seed=given.get("seed", 0),
             )
-        planned.rest()
+        for each in planned.inputs:
+            if each not in known:  # the edit opened it itself
+                each.rest()
         return Pipeline(planned)
 
     call.__name__ = call.__qualname__ = edit.name.replace("-", "_")
@@ -278,7 +281,10 @@ def _selection(given: Mapping[str, Any]) -> Selection:
         value = given[name]
         return () if value is None else (value,) if isinstance(value, str) else tuple(map(str, value))
 
-    blocks, role = (",".join(listed(name)) or None for name in ("blocks", "role"))
+    for name in ("only", "blocks", "role"):
+        if given[name] is not None and not listed(name):
+            raise UsageError(f"{name} is empty: say which, or leave it out for all")
+    blocks, role = (None if given[name] is None else ",".join(listed(name)) for name in ("blocks", "role"))
     block_map = given["block_map"]
     if isinstance(block_map, (str, Path)):
         block_map = parse_block_map(read_regular(block_map, MAX_BLOCK_MAP))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import small_resnet
-from wsurgery.checkpoint.provenance import as_pipeline, make_record
+from wsurgery.checkpoint.provenance import History, as_pipeline, make_record
 from wsurgery.checkpoint.records import MAX_DEPTH
 from wsurgery.errors import WsurgeryError
 
@@ -124,6 +125,17 @@ def test_what_a_newer_version_wrote_into_a_record_stays_in_it(tmp_path, invoke):
 def test_no_record_is_made_that_could_not_be_read_again():
     log = [M]
     for _ in range(MAX_DEPTH - 1):
-        log = [make_record("meanvar", [], seed=None, inputs=[{"name": "x", "log": log}])]
+        log = [*History().then(make_record("meanvar", [], seed=None, inputs=[{"name": "x", "log": log}])).log]
     with pytest.raises(WsurgeryError, match="128 deep"):
-        make_record("meanvar", [], seed=None, inputs=[{"name": "x", "log": log}])
+        History().then(make_record("meanvar", [], seed=None, inputs=[{"name": "x", "log": log}]))
+
+
+def test_no_history_is_written_that_would_not_be_read(tmp_path, wsurgery):
+    """Two of 60,000 commands are 120,000, and no file may have more than 100,000."""
+    record = {"command": "scale", "arguments": ["--by", "1"], "version": "0.1.0", "inputs": [{"name": "stdin"}]}
+    metadata = {"wsurgery": json.dumps({"log": [record] * 60_000})}
+    save_file({"fc.weight": np.ones((2, 2), np.float32)}, tmp_path / "long", metadata)
+    refused = wsurgery("lerp", "long", "long", "--t", 0.5, "-o", "out", check=False, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "a history is longer than 100,000 commands" in refused.stderr.decode()
+    assert not (tmp_path / "out").exists()

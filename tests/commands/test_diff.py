@@ -166,3 +166,14 @@ def test_weights_of_a_network_that_did_not_move_have_no_distance(wsurgery, tmp_p
     shown = json.loads(wsurgery("diff", tmp_path / "a", "-", "--json", stdin=made).stdout)
     assert shown["identical"] is True
     assert all((row["relative_l2"], row["cosine"], row["equal"]) == (0, 1, 1) for row in shown["blocks"])
+
+
+@pytest.mark.parametrize("words", ["tied untied", "- untied", "untied -"])
+def test_tied_tensors_are_compared_by_each_of_their_names_in_files_and_streams(words, wsurgery, tmp_path):
+    table, middle = (np.random.default_rng(seed).normal(size=(200, 300)).astype(np.float32) for seed in (0, 1))
+    save_file({"embed.weight": table, "mid.weight": middle}, tmp_path / "tied", {"lm_head.weight": "embed.weight"})
+    untied = {"embed.weight": table, "mid.weight": middle, "lm_head.weight": table + 1}
+    save_file(untied, tmp_path / "untied")
+    done = wsurgery("diff", *words.split(), "--json", cwd=tmp_path, stdin=(tmp_path / "tied").read_bytes())
+    found = {row["name"]: row["max"] for row in json.loads(done.stdout)["tensors"]}
+    assert found == {"embed.weight": 0, "mid.weight": 0, "lm_head.weight": pytest.approx(1)}

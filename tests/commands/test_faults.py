@@ -442,3 +442,17 @@ def test_a_stream_that_is_closed_is_named(line, shell, folder):
     assert done.returncode == 1
     assert ("standard output" if ">" in line else "standard input") in said(done)
     assert contents(folder / "out") == {}
+
+
+def test_the_next_command_in_a_redirection_begins_where_what_failed_began(resnet, wsurgery, tmp_path):
+    (tmp_path / "cut").write_bytes(resnet.read_bytes()[:-5])
+    line = f"(wsurgery scale - --by 2 < cut || wsurgery scale {resnet} --by 2) > out"
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "out").read_bytes() == wsurgery("scale", resnet, "--by", 2).stdout
+
+
+@pytest.mark.parametrize("option", ["--upto", "--blocks", "--role"])
+def test_a_selector_that_is_empty_is_not_everything(option, resnet, wsurgery):
+    refused = wsurgery("meanvar", resnet, option, "", check=False)
+    assert (refused.returncode, refused.stdout) == (2, b"")
+    assert f"{option} is empty" in refused.stderr.decode()

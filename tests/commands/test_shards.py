@@ -158,3 +158,9 @@ def test_sizes_are_decimal_as_those_of_disks(words, size):
 def test_a_size_that_is_none_is_one_line(words):
     with pytest.raises(UsageError, match=r"^--shard-size [^\n]*write it as 5GB, 500MB or a number of bytes$"):
         parse_size(words, "--shard-size")
+
+
+def test_the_folder_that_one_stands_in_is_recorded_by_its_name(sharded, wsurgery):
+    wsurgery("scale", ".", "--by", 2, "-o", "../dot", cwd=sharded)
+    shown = json.loads(wsurgery("log", sharded.parent / "dot", "--json").stdout)
+    assert shown[-1]["inputs"][0]["name"] == sharded.name

@@ -25,6 +25,11 @@ class Selection:
         default_factory=dict
     )  # tied tensors: another name → the one that stands in the file
 
+    def __post_init__(self) -> None:
+        for option, value in (("upto", self.upto), ("blocks", self.blocks), ("role", self.role)):
+            if value == "":  # a variable of the shell that is not set
+                raise UsageError(f"--{option} is empty: say which, or leave it out for all")
+
     @property
     def used_map(self) -> Mapping[str, Sequence[str]] | None:
         """The user's own block map, where blocks are selected."""

@@ -102,8 +102,19 @@ class History:
         return replace(self, architecture={**self.architecture, **changes}) if self.architecture else self
 
     def then(self, record: Record) -> "History":
-        """Return the history with one more record."""
-        return replace(self, log=(*self.log, record))
+        """Return the history with one more record.
+
+        Raises:
+            WsurgeryError: it would be longer, or deeper, than a file's may be.
+        """
+        log = (*self.log, record)
+        if self.log or any(
+            "log" in given for given in record["inputs"]
+        ):  # else there is nothing to bound, nor to import for
+            from wsurgery.checkpoint.records import require_bounded
+
+            require_bounded(log)
+        return replace(self, log=log)
 
 
 class Unmade(Checkpoint):
@@ -136,14 +147,7 @@ def make_record(
         seed: the seed that it drew from, None where it drew nothing.
         inputs: what `describe_input` says of each input, the one that flows through first.
         package: name and version of the package that the command comes from, if that is not wsurgery.
-
-    Raises:
-        WsurgeryError: the histories of the inputs have no end.
     """
-    if any("log" in given for given in inputs):
-        from wsurgery.checkpoint.records import require_bounded
-
-        require_bounded([{"inputs": inputs}])
     record: Record = {"command": command, "arguments": list(arguments), "version": __version__, "inputs": list(inputs)}
     more = {"seed": seed, "package": package}
     return record | {key: value for key, value in more.items() if value is not None}
@@ -175,7 +179,7 @@ def _described(checkpoint: Checkpoint, history: History, *, flows: bool) -> Reco
     if checkpoint.path is None or not checkpoint.seekable:
         return {"name": STDIN, "header": _header_digest(checkpoint), "log": list(history.log)}
     described: Record = {
-        "name": checkpoint.path.name,
+        "name": checkpoint.name,
         "size": sum(file.stat().st_size for file in checkpoint.files),
         "blake3": FilesDigest(checkpoint.files),
     }

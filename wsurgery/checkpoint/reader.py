@@ -56,6 +56,7 @@ class Checkpoint:
 
     url: str | None = None
     file_state: FileState | None = None
+    _users = 1  # whoever opened it, and each that did again: the last one's `rest` closes it
 
     def __init__(self, stream: BinaryIO, path: Path | None, *, label: str | None = None) -> None:
         self.stream, self.path = stream, path
@@ -297,16 +298,27 @@ class Checkpoint:
         self._window, self._window_start = memoryview(b""), 0
 
     def rest(self) -> None:
-        """Close a file until `reopen`. What cannot be opened again, such as standard input, stays open."""
-        if self.path is not None and self.seekable:
-            self.close()
+        """Close a file until `reopen`, when all who opened it have said so. What cannot be opened again stays open."""
+        with self._reading:
+            self._users = max(self._users - 1, 0)
+            if not self._users:
+                self._rest()
 
     def reopen(self) -> None:
-        """Open a file again that was closed.
+        """Open a file again that was closed, and keep it open until a `rest` of one's own.
 
         Raises:
             WsurgeryError: it is not the file any more that it was.
         """
+        with self._reading:
+            self._reopen()
+            self._users += 1
+
+    def _rest(self) -> None:
+        if self.path is not None and self.seekable:
+            self.close()
+
+    def _reopen(self) -> None:
         if not self.stream.closed or self.path is None:
             return
         self.stream = open_regular(self.path)

@@ -3,6 +3,7 @@
 Keys that are not named here are those of a newer version: they are kept and not looked at.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct, convert
@@ -90,13 +91,13 @@ def parse_entry(text: str) -> dict[str, Any]:
     return entry
 
 
-def require_bounded(log: list[dict[str, Any]]) -> None:
+def require_bounded(log: Sequence[dict[str, Any]]) -> None:
     """Refuse logs inside of logs without end.
 
     Raises:
         WsurgeryError: they are deeper than `MAX_DEPTH`, or have more than `MAX_RECORDS` records.
     """
-    records, depth, level = 0, 0, log
+    records, depth, level = 0, 0, list(log)
     while level:
         records += len(level)
         depth += 1

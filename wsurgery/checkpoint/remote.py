@@ -490,12 +490,10 @@ class RemoteCheckpoint(Checkpoint):
         super().__init__(cast("BinaryIO", RemoteFile(remote)), None, label=place.label)
         self.name, self.url = place.name, remote.pinned
 
-    def rest(self) -> None:
-        """Close the connection until `reopen`."""
+    def _rest(self) -> None:
         self.close()
 
-    def reopen(self) -> None:
-        """Read on after it was closed."""
+    def _reopen(self) -> None:
         if self.stream.closed:
             self.stream = cast("BinaryIO", RemoteFile(self.remote))
 

@@ -31,7 +31,7 @@ class ShardedCheckpoint(Checkpoint):
 
     def __init__(self, label: str, shard_of: dict[str, str], folder: Path | None = None) -> None:
         self.path, self.label, self.seekable = folder, label, True
-        self.name = folder.name if folder else None
+        self.name = (folder.name or folder.resolve().name or "/") if folder else None  # of "." the folder's own
         self._reading = Lock()  # one shard is open
         self.shard_of = shard_of
         self.shards: dict[str, Checkpoint] = {}
@@ -106,11 +106,10 @@ class ShardedCheckpoint(Checkpoint):
         for shard in self.shards.values():
             shard.finish()
 
-    def rest(self) -> None:
-        """Close every shard until it is read."""
+    def _rest(self) -> None:
         self.close()
 
-    def reopen(self) -> None:
+    def _reopen(self) -> None:
         """A shard is opened when it is read."""
 
     def close(self) -> None:

@@ -148,6 +148,7 @@ class StandardOutput:
     def _take_back(self) -> None:
         if self.regular:
             os.ftruncate(1, self.start)
+            os.lseek(1, self.start, os.SEEK_SET)  # which the next command in the same redirection shares
 
 
 def _widen_pipe() -> None:
