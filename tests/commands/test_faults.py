@@ -287,6 +287,22 @@ def test_a_stream_that_is_cut_in_the_middle_of_a_pipe_fails_everything_around_th
     assert contents(folder / "out") == {}
 
 
+@pytest.mark.parametrize("command", ["meanvar", "rename ^fc head"])
+@pytest.mark.parametrize("last", [(0,), (3,), (1 << 17,)], ids=str)  # no bytes, few that go with others, many
+def test_a_stream_that_goes_on_in_the_middle_of_a_pipe_leaves_no_file_behind_it(command, last, shell, folder):
+    tensors = {"fc.weight": np.ones((3, 8), np.float32), "last.weight": np.ones(last, np.float32)}
+    save_file(tensors, folder / "A")
+    for end, statuses, left in (("echo", b"0 1 1 1", []), ("true", b"0 0 0 0", ["x"])):
+        done = shell(
+            f"(cat A; {end}) | wsurgery {command} | wsurgery scale --by 2 | wsurgery scale --by 2 -o out/x;"
+            " echo ${PIPESTATUS[@]}",
+            folder,
+        )
+        assert done.stdout.strip() == statuses, done.stderr.decode()
+        assert list(contents(folder / "out")) == left
+        assert (b"standard input goes on after its last tensor" in done.stderr) == (end == "echo")
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -107,3 +107,25 @@ class GatheringWriter:
         """Write what has been gathered."""
         write_all(self._stream, self._gathered)
         self._gathered = bytearray()
+
+
+class HeldBack:
+    """Writes to an unbuffered stream all but the last byte, which `release` writes.
+
+    Until then who reads a pipe knows that something is missing.
+    """
+
+    def __init__(self, stream: Sink) -> None:
+        self._stream, self._last = stream, b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write every byte of `data` but the last."""
+        if view := memoryview(data).cast("B"):
+            self.release()
+            write_all(self._stream, view[:-1])
+            self._last = bytes(view[-1:])
+
+    def release(self) -> None:
+        """Write what is held."""
+        last, self._last = self._last, b""
+        write_all(self._stream, last)

@@ -24,7 +24,7 @@ from wsurgery.checkpoint.output_folder import open_folder_output
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.reader import SMALL
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
-from wsurgery.checkpoint.sink import Sink, goes_back, settle, write_again, write_all
+from wsurgery.checkpoint.sink import HeldBack, Sink, goes_back, settle, write_again, write_all
 from wsurgery.checkpoint.writer import is_there
 from wsurgery.cores import cores
 from wsurgery.errors import UsageError, WsurgeryError, printable
@@ -153,8 +153,7 @@ def rewrite(
     threads = threads or cores()
     if not isinstance(output, Folder):
         with open_output(output, force=force, size=_size(planned.edits)) as stream:
-            _write(planned.edits, planned.history, stream, threads)
-            planned.finish()  # before the output appears
+            _write(planned.edits, planned.history, stream, threads, planned.finish)
         return
     shards = output.shards(planned.edits)
     chosen = part_of(list(shards), output.part) if output.part else list(shards)
@@ -172,7 +171,7 @@ def rewrite(
         part=output.part is not None,
     ) as streams:
         for name, stream in streams.items():
-            _write(shards[name], planned.history, stream, threads)
+            _write(shards[name], planned.history, stream, threads, lambda: None)
             settle(stream)  # so that afterwards all appear within a moment
         planned.finish()
 
@@ -194,29 +193,42 @@ def _beside(planned: Planned, output: Folder, *, force: bool) -> dict[str, bytes
     return companions(model._replace(renamed=model.renamed or renamed), there)
 
 
-def _write(edits: Sequence[TensorEdit], history: History, stream: Sink, threads: int) -> None:
+def _write(
+    edits: Sequence[TensorEdit], history: History, stream: Sink, threads: int, finish: Callable[[], None]
+) -> None:
+    """Write one file; `finish` is called before the output appears, or a pipe gets its last byte."""
     tensors = [edit.tensor for edit in edits]
     # The digests of inputs are computed while their bytes are copied, where the header can still be written after that.
     late = goes_back(stream)
-    total = sum(tensor.nbytes for tensor in tensors)
-    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as io, Progress(total, "writing") as progress:
-        write_all(stream, format_header(tensors, history.metadata(draft=late)))
+    left = sum(tensor.nbytes for tensor in tensors)
+    held = HeldBack(stream)
+    write = partial(write_all, stream) if late else held.write
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as io, Progress(left, "writing") as progress:
+        write(format_header(tensors, history.metadata(draft=late)))
         written: Future[None] | None = None
         for edit, data in _results(edits, pool, io):
             if written:
                 written.result()
-            if data is None:
-                edit.source.copy_to(edit.origin, stream)
-                written = None
-                progress.advance(edit.tensor.nbytes)
-            else:
-                written = io.submit(write_all, stream, data)
-                progress.advance(len(data))
+            size = edit.tensor.nbytes if data is None else len(data)
+            left -= size
+            if data is not None:
+                written = io.submit(write, data)
                 del data  # so that its memory is free as soon as it is written
+            else:
+                written = None
+                if left or late:
+                    held.release()
+                    edit.source.copy_to(edit.origin, stream)
+                else:
+                    for piece in edit.source.pieces(edit.origin):
+                        held.write(piece)
+            progress.advance(size)
         if written:
             written.result()
         if late:
             write_again(stream, format_header(tensors, history.metadata()))
+        finish()
+        held.release()
 
 
 def arrays(planned: Planned, threads: int | None = None) -> Iterator[tuple[str, Array]]:
