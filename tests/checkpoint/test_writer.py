@@ -106,6 +106,20 @@ def test_a_link_is_followed_and_a_device_is_written(tmp_path):
     assert not os.path.isfile("/dev/null")
 
 
+@pytest.mark.parametrize("kind", ["no name"], indirect=True)
+@pytest.mark.parametrize(
+    "line", ["-o /dev/stdout | cat > copy", "-o >(cat > copy); until cmp copy file; do sleep 0.1; done"]
+)
+def test_a_pipe_without_a_name_of_its_own_is_written(line, resnet, shell):
+    folder = resnet.parent
+    done = shell(
+        f"wsurgery scale resnet.safetensors --by 2 -o file; wsurgery scale resnet.safetensors --by 2 {line}", folder
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert [file.name for file in folder.iterdir() if file.name not in ("copy", "file", resnet.name)] == []
+    assert (folder / "copy").stat().st_size == (folder / "file").stat().st_size
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -31,10 +31,11 @@ class AtomicFile:
 
     def __init__(self, path: Path, *, force: bool = False) -> None:
         require_local(path)
-        self.path = Path(os.path.realpath(path))  # a link is followed, not replaced
         self.temporary: Path | None = None
-        exists = self.path.exists()
-        self.special = exists and not stat.S_ISREG(self.path.stat().st_mode)
+        exists = path.exists()
+        self.special = exists and not stat.S_ISREG(path.stat().st_mode)
+        # A link is followed, not replaced; where /dev/stdout leads to a pipe has no name.
+        self.path = path if self.special else Path(os.path.realpath(path))
         if self.path.is_dir():
             raise UsageError(f"{printable(str(path))} is a folder: name a file in it")
         if exists and not self.special and not force:
@@ -215,14 +216,14 @@ def _require_written(url: str) -> None:
 
 
 def is_there(path: Path | str) -> bool:
-    """Whether there is a file, or an object at a URL.
+    """Whether there is a file, a link (even one that leads nowhere), or an object at a URL.
 
     Raises:
         UsageError: the URL is of a kind that is not written.
         OSError: a store cannot be reached.
     """
     if isinstance(path, Path):
-        return path.exists()
+        return os.path.lexists(path)
     _require_written(path)
     if path.startswith("hf://"):
         from wsurgery.checkpoint import hub_upload
