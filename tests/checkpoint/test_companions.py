@@ -43,3 +43,15 @@ def test_a_file_has_nothing_beside_it(model, invoke, tmp_path):
     (model / "model.safetensors").rename(model / "other.safetensors")
     invoke("cast", model / "other.safetensors", "--to", "bf16", "-o", f"{tmp_path}/out/")
     assert names_in(tmp_path / "out") == set()
+
+
+def test_a_link_in_the_output_folder_is_not_followed(model, invoke, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").symlink_to(tmp_path / "victim")
+    refused = invoke("scale", model, "--by", 2, "-o", f"{out}/", "--force", check=False)
+    assert refused.exit_code == 1
+    assert "config.json is a symbolic link" in refused.stderr
+    invoke("scale", model, "--by", 2, "-o", f"{out}/")
+    assert (out / "config.json").is_symlink()
+    assert not (tmp_path / "victim").exists()

@@ -112,7 +112,34 @@ def test_a_folder_is_not_overwritten_without_force_and_a_failure_leaves_no_index
     failed = wsurgery("meanvar", sharded, "--bn", "meanvar", "-o", f"{tmp_path}/failed/", check=False)
     assert failed.returncode == 1
     assert name.encode() in failed.stderr
-    assert list((tmp_path / "failed").iterdir()) == []
+    assert not (tmp_path / "failed").exists()
+
+
+def test_new_shards_stay_alone_in_their_folder(resnet, invoke, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("model.safetensors", "model-00001-of-00099.safetensors", "model.fp16.safetensors"):
+        (out / name).write_bytes(resnet.read_bytes())
+    before = sorted(path.name for path in out.iterdir())
+    scale = ["scale", resnet, "--by", 2, "-o", f"{out}/", "--shard-size", "30kB"]
+    done = invoke(*scale, check=False)
+    assert done.exit_code == 2
+    assert "model-00001-of-00099.safetensors is there, and would stay beside the new shards" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == before
+    invoke(*scale, "--force")
+    (out / "model.fp16.safetensors").unlink()  # another model's, by its name
+    assert tensors_of(out).keys() == load_file(resnet).keys()
+    invoke("scale", out, "--by", 2, "-o", f"{out}/", "--shard-size", "90kB", "--force")  # its own input
+    assert tensors_of(out).keys() == load_file(resnet).keys()
+
+
+def test_an_empty_name_is_no_folder(resnet, invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, said in ((["scale", resnet, "-o", ""], "output is empty"), (["scale", "", "-o", "x"], "input is empty")):
+        done = invoke(*words, "--by", 2, check=False)
+        assert done.exit_code == 2
+        assert said in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [resnet.name]
 
 
 def test_a_dry_run_says_what_would_change_and_writes_nothing(resnet, wsurgery, tmp_path):

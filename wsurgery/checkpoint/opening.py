@@ -21,8 +21,10 @@ def open_checkpoint(source: str | Path | None) -> Checkpoint:
     Raises:
         WsurgeryError: not a safetensors file, or broken.
         OSError: it cannot be opened.
-        UsageError: nothing was named and standard input is a terminal.
+        UsageError: nothing was named and standard input is a terminal, or the name is empty.
     """
+    if source == "":
+        raise UsageError("the name of an input is empty: name a safetensors file, or - for standard input")
     if source is None or str(source) == STDIN:
         if source is None and not stdin_is_piped():
             raise UsageError("no input: name a safetensors file, or pipe one in")

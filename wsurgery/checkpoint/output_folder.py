@@ -1,15 +1,51 @@
 """A folder of shards that is written, on a disk or in a store: shards, settings and licence, and the index last."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from wsurgery.checkpoint.hub_api import split_url
-from wsurgery.checkpoint.shards import INDEX, MAX_INDEX
+from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, SHARD, WHOLE, names_in
 from wsurgery.checkpoint.sink import AppearedError, Sink, write_all
 from wsurgery.checkpoint.writer import open_output
 from wsurgery.errors import UsageError, printable
 from wsurgery.untrusted import read_regular
+
+
+def other_weights(folder: Path, shards: Iterable[str], *, force: bool) -> list[Path]:
+    """Return the weights in a folder that new shards do not replace, and that must go when these are there.
+
+    A reader that looks for `model.safetensors` first would take it for the new ones, and one without an index cannot tell
+    shards of two counts apart. Weights under a name of their own (`model.fp16.safetensors`) are none of them.
+
+    Raises:
+        UsageError: there are some, and `force` is off.
+    """
+    new = set(shards)
+    stems = {"model"} | {match[1] for name in new if (match := SHARD.fullmatch(name))}
+    there = names_in(folder, (".safetensors",)) if folder.is_dir() else []
+    old = [name for name in there if name == WHOLE or ((match := SHARD.fullmatch(name)) and match[1] in stems)]
+    others = [folder / name for name in old if name not in new]
+    if others and not force:
+        raise UsageError(
+            f"{printable(str(others[0]))} is there, and would stay beside the new shards: name another folder, or add "
+            "--force to remove it"
+        )
+    return others
+
+
+@contextmanager
+def folder_made(path: Path, *, keep: bool) -> Iterator[None]:
+    """Make a folder, and remove it again after an error if it is empty; not if others may be about to write in it (`keep`)."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            for folder in () if keep else made:
+                folder.rmdir()
+        raise
 
 
 @contextmanager

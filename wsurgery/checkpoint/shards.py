@@ -18,7 +18,7 @@ from wsurgery.untrusted import open_regular, read_regular
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 MAX_INDEX = 200_000_000  # bytes: twice the largest header
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _NO_INDEX = "{} is not an index: it has no weight_map"
 
 
@@ -153,7 +153,7 @@ def _shards_without_index(folder: Path, label: str) -> dict[str, str]:
     """
     found: dict[tuple[str, int], dict[int, str]] = {}
     for name in names_in(folder, (".safetensors",)):
-        if match := _SHARD.fullmatch(name):
+        if match := SHARD.fullmatch(name):
             found.setdefault((match[1], int(match[3])), {})[int(match[2])] = name
     if len(found) != 1:
         return {}

@@ -6,6 +6,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -20,7 +21,7 @@ from wsurgery.checkpoint.companions import companions
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.hub_api import is_repo
-from wsurgery.checkpoint.output_folder import open_folder_output
+from wsurgery.checkpoint.output_folder import folder_made, open_folder_output, other_weights
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.reader import SMALL
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
@@ -101,9 +102,11 @@ def destination(
         exports: endings of other formats that the caller writes.
 
     Raises:
-        UsageError: `shard_size` or `part` of what is no folder, a size that is none, or a name that ends as another
-            format's does.
+        UsageError: `shard_size` or `part` of what is no folder, a size that is none, or a name that is empty or ends as
+            another format's does.
     """
+    if output == "":
+        raise UsageError("the name of the output is empty: name a file, or a folder as DIR/")
     if output is not None and is_repo(output):
         output += "/"
     if output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir()):
@@ -147,7 +150,7 @@ def rewrite(
 
     Raises:
         WsurgeryError: an input ends early, or an operation cannot work on a tensor.
-        UsageError: the output exists and `force` is off.
+        UsageError: the output exists and `force` is off, or its folder holds other weights; see `other_weights`.
         OSError: a store cannot be reached.
     """
     threads = threads or cores()
@@ -157,23 +160,30 @@ def rewrite(
         return
     shards = output.shards(planned.edits)
     chosen = part_of(list(shards), output.part) if output.part else list(shards)
-    if isinstance(output.path, Path):
-        output.path.mkdir(parents=True, exist_ok=True)
-        for name in (INDEX, *chosen):
-            refuse_link(output.path / name)
     infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
-    with open_folder_output(
-        output.file,
-        {name: _size(shards[name]) for name in chosen},
-        index=format_index(infos),
-        beside=_beside(planned, output, force=force),
-        force=force,
-        part=output.part is not None,
-    ) as streams:
-        for name, stream in streams.items():
-            _write(shards[name], planned.history, stream, threads, lambda: None)
-            settle(stream)  # so that afterwards all appear within a moment
-        planned.finish()
+    with ExitStack() as stack:
+        others: list[Path] = []
+        if isinstance(output.path, Path):
+            others = other_weights(output.path, shards, force=force)
+            stack.enter_context(folder_made(output.path, keep=output.part is not None))
+        beside = _beside(planned, output, force=force)
+        if isinstance(output.path, Path):
+            for name in (INDEX, *chosen, *beside):
+                refuse_link(output.path / name)
+        with open_folder_output(
+            output.file,
+            {name: _size(shards[name]) for name in chosen},
+            index=format_index(infos),
+            beside=beside,
+            force=force,
+            part=output.part is not None,
+        ) as streams:
+            for name, stream in streams.items():
+                _write(shards[name], planned.history, stream, threads, lambda: None)
+                settle(stream)  # so that afterwards all appear within a moment
+            planned.finish()
+        for path in others:
+            path.unlink()
 
 
 def _size(edits: Sequence[TensorEdit]) -> int:
