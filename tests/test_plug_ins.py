@@ -73,6 +73,29 @@ def wrong_list(checkpoint: Checkpoint, *, how: Annotated[str, Option()]):
     return {"key": lambda: checkpoint.tensors["nothing"], "twice": lambda: edits * 2, "array": lambda: [np.ones(3)],
             "nothing": lambda: None}.get(how, lambda: edits)()
 '''
+WORDS = '''
+from typing import Annotated
+
+from wsurgery.plugin import Array, Option, edit
+
+
+@edit(elementwise=True)
+def own_words(
+    x: Array,
+    *,
+    twice: Annotated[bool, Option()] = True,
+    mode: Annotated[bool, Option("-f/-s", "--fast/--slow")] = False,
+    plain: Annotated[bool, Option("--plain")] = True,
+    maybe: bool | None = None,
+    k: Annotated[int, Option("-k")] = 0,
+    lambda_: float = 0.0,
+    limit: float | None = 90.0,
+    names: Annotated[list[str], Option("--name", "-n")] = ["a"],
+) -> Array:
+    """Add what its options say."""
+    number = twice + 2 * mode + 4 * plain + 8 * (2 if maybe is None else maybe) + 32 * k + 1000 * lambda_
+    return (x * 0 + number + 500 * len(names)).clip(None, limit)
+'''
 ENTRY = PAGE.partition('[project.entry-points."wsurgery.commands"]\n')[2].partition("\n")[0].replace('"', "")
 
 
@@ -112,6 +135,7 @@ def site(tmp_path_factory):
     entries = "\n".join(
         f"{name} = wrong:{name.replace('-', '_')}" for name in ("wrong", "untyped", "wrong-whole", "wrong-list")
     )
+    install(folder, "words", "words", WORDS, "own_words = words:own_words")
     install(folder, "wrong-edits", "wrong", WRONG, entries)
     install(folder, "broken-clip", "broken", "import nothing_like_it\n", "broken = broken:clip")
     return folder
@@ -146,6 +170,7 @@ def test_help_has_its_sentence_below_its_package_and_does_not_import_it(run, sit
             "wrong-list": "Go wrong with checkpoints.",
             "wrong-whole": "Go wrong with whole tensors.",
         },
+        "words": {"own_words": "Add what its options say."},
         "wsurgery-clip": {"clip": "Clip floating-point tensors to a range."},
         "wsurgery-onto": {"onto": "Take all tensors from another."},
     }
@@ -207,6 +232,50 @@ def test_an_input_that_is_given_with_an_option_is_logged_and_replayed_so(run, re
         "  | wsurgery onto - --other resnet.safetensors",
     ]
     assert done(run("wsurgery replay y.safetensors")) == "identical\n"
+
+
+def test_any_value_of_an_option_is_recorded_as_it_is_typed(run):
+    given = {
+        "": "--twice --plain -k 0 --lambda- 0.0 --limit 90.0 --name a",
+        "twice=False": "--no-twice --plain -k 0 --lambda- 0.0 --limit 90.0 --name a",
+        "mode=1": "--twice --fast --plain -k 0 --lambda- 0.0 --limit 90.0 --name a",
+        "maybe=False": "--twice --plain --no-maybe -k 0 --lambda- 0.0 --limit 90.0 --name a",
+        "maybe=True, k=-3": "--twice --plain --maybe -k -3 --lambda- 0.0 --limit 90.0 --name a",
+        "lambda_=.5, limit=7e3": "--twice --plain -k 0 --lambda- 0.5 --limit 7000.0 --name a",
+        "names=['b', 'c']": "--twice --plain -k 0 --lambda- 0.0 --limit 90.0 --name b --name c",
+    }
+    calls = "".join(f".own_words({words})" for words in given)
+    python = f"import wsurgery; wsurgery.open('resnet.safetensors'){calls}.write('called')"
+    done(run(f'{sys.executable} -c "{python}"'))
+    log = done(run("wsurgery log called"))
+    stages = [line.removesuffix(" \\") for line in log.replace(" resnet.safetensors", "").splitlines()[1:]]
+    assert [stage.partition("own_words ")[2] for stage in stages] == list(given.values())
+    done(run(f"{log.rstrip()} > typed; cmp called typed"))
+    assert done(run("wsurgery replay called")) == "identical\n"
+
+
+def test_what_a_history_could_not_say_is_refused(run):
+    said = {
+        "limit=None": "--limit None: no command line says so",
+        "plain=False": "--plain False: no command line says so",
+        "names=[]": "--name []: no command line says so",
+        "twice=None": "--twice None: no command line says so",
+        "mode=2": "--fast 2: True or False is needed",
+    }
+    tries = "".join(f"\ntry: a.own_words({given})\nexcept UsageError as error: print(error)" for given in said)
+    code = f"import wsurgery\nfrom wsurgery.errors import UsageError\na = wsurgery.open('resnet.safetensors'){tries}"
+    lines = done(run(f'{sys.executable} -c "{code}"')).splitlines()
+    assert [line.partition(",")[0] for line in lines] == list(said.values())
+
+
+def test_a_replay_with_another_version_of_the_package_says_so(run, resnet):
+    done(run("wsurgery clip resnet.safetensors --limit 0.1 -o y.safetensors"))
+    content = (resnet.parent / "y.safetensors").read_bytes()
+    assert content.count(b'\\"version\\":\\"1.2') == 1
+    (resnet.parent / "y.safetensors").write_bytes(content.replace(b'\\"version\\":\\"1.2', b'\\"version\\":\\"1.1'))
+    assert run("wsurgery replay y.safetensors").stdout == (
+        "different: every tensor is identical, the header is not: it was made by wsurgery-clip 1.1, this is wsurgery-clip 1.2\n"
+    )
 
 
 def test_its_bounds_hold_on_the_command_line_and_in_python(run):

@@ -20,7 +20,7 @@ from wsurgery.checkpoint.provenance import History, as_pipeline
 from wsurgery.errors import UsageError
 from wsurgery.operations.declaration import Edit, Parameter
 from wsurgery.operations.planning import Made, Planned, in_turn, plan
-from wsurgery.registry import edits, find_edit
+from wsurgery.registry import command_modules, edits, find_edit, plug_ins
 from wsurgery.untrusted import read_regular
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Pipeline:
         self._checkpoint = checkpoint
 
     def __getattr__(self, name: str) -> Callable[..., "Pipeline"]:
-        edit = None if name.startswith("_") else find_edit(name.replace("_", "-"))
+        edit = None if name.startswith("_") else _find(name)
         if edit is None or edit.flows is None:
             raise AttributeError(f"wsurgery has no edit {name!r}")
         return _callable(edit, self)
@@ -151,8 +151,17 @@ def open(source: Any) -> Pipeline:
 
 def function(name: str) -> Callable[..., Pipeline] | None:
     """Return an edit as a function: of those that begin with no checkpoint, or with several; None where there is none."""
-    edit = find_edit(name.replace("_", "-"))
+    edit = _find(name)
     return _callable(edit, None) if edit and is_function(edit) else None
+
+
+def _find(name: str) -> Edit | None:
+    """Find an edit by its name in Python: a plug-in's command may have underscores of its own."""
+    dashed = name.replace("_", "-")
+    known = (
+        each for names in (command_modules, plug_ins) for each in sorted(names()) if each.replace("_", "-") == dashed
+    )
+    return find_edit(next(known, dashed))
 
 
 def functions() -> list[str]:

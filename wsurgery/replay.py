@@ -356,6 +356,10 @@ def _first_difference(path: Path, again: Path, log: Sequence[Record]) -> str:
         more = [name for name in after.tensors if name not in before.tensors]
         if more:
             return f"{printable(more[0])} is there and not here"
-    versions = {record.get("version", "?") for record in log} - {__version__}
-    made_by = f": it was made by wsurgery {printable(', '.join(sorted(versions)), 80)}, this is {__version__}"
-    return "every tensor is identical, the header is not" + (made_by if versions else "")
+    here = {"wsurgery": __version__, **{each.package: each.version for each in plug_ins().values()}}
+    versions = {("wsurgery", record.get("version", "?")) for record in log}
+    versions |= {(package["name"], package["version"]) for record in log if (package := record.get("package"))}
+    others = sorted(versions - here.items())
+    made_by, this = (", ".join(map(" ".join, some)) for some in (others, [(name, here[name]) for name in dict(others)]))
+    why = f": it was made by {printable(made_by, 200)}, this is {printable(this, 200)}" if others else ""
+    return f"every tensor is identical, the header is not{why}"

@@ -82,8 +82,20 @@ class Parameter:
     @property
     def option(self) -> str:
         """How it is typed: `--std`."""
-        long = [word for word in self.info.param_decls or () if word.startswith("--")]
-        return long[0] if long else f"--{self.name.rstrip('_').replace('_', '-')}"
+        return next(filter(None, self.switches))
+
+    @property
+    def switches(self) -> tuple[str, str]:
+        """How it is typed, and how its False is: `--fast` and `--slow`, "" where there is no such word."""
+        # The first word of an Option in Annotated is where the default would be elsewhere.
+        words = [word for word in (self.info.default, *(self.info.param_decls or ())) if isinstance(word, str)]
+        name = self.name.replace("_", "-")
+        words = words or [f"--{name}/--no-{name}" if bool in self.kinds else f"--{name}"]
+        on, off = (
+            min(filter(None, map(str.strip, side)), key=lambda word: not word.startswith("--"), default="")
+            for side in zip(*(word.partition("/")[::2] for word in words), strict=True)
+        )
+        return on, off
 
     @property
     def is_checkpoint(self) -> bool:
@@ -117,8 +129,16 @@ class Parameter:
         """Return a value from Python as the command line would give it.
 
         Raises:
-            UsageError: it is none of the values that the option takes.
+            UsageError: it is none of the values that the option takes, or one that no command line gives.
         """
+        found = self._checked(value)
+        as_default = not self.default if self.is_many else found is self.default
+        if not (self.is_input or self.words(found) or as_default):
+            said = self.name if self.is_argument else self.option
+            raise UsageError(f"{said} {found}: no command line says so, and the history could not: give another value")
+        return found
+
+    def _checked(self, value: Any) -> Any:
         kinds = self.kinds
         if value is None or self.is_input:
             return value
@@ -139,6 +159,10 @@ class Parameter:
             value = operator.index(value)
             if abs(value) >= 1 << 31:
                 raise UsageError(f"{said}: a number below 2,147,483,648 is needed")
+        elif bool in kinds:
+            if value not in (True, False):
+                raise UsageError(f"{said} {value}: True or False is needed")
+            value = bool(value)
         elif str in kinds and isinstance(value, (list, tuple)):
             value = ",".join(map(str, value))
         for bound, beyond, word in ((self.info.min, operator.lt, "least"), (self.info.max, operator.gt, "most")):
@@ -147,13 +171,15 @@ class Parameter:
         return value
 
     def words(self, value: Any) -> list[str]:
-        """Write it as it is typed in a shell; nothing for what is not given."""
-        if value is None or value is False:
+        """Write it as it is typed in a shell; nothing for what is not given, or is a default of False."""
+        if value is None or (value is False and self.default is False):
             return []
         values = [str(word) for word in value] if self.is_many else [str(value)]
         if self.is_argument:
             return values
-        return [self.option] if value is True else [word for each in values for word in (self.option, each)]
+        if isinstance(value, bool):
+            return [word for word in [self.switches[not value]] if word]
+        return [word for each in values for word in (self.option, each)]
 
 
 @dataclass(frozen=True)
