@@ -12,8 +12,8 @@ from wsurgery.commands._shared import command, say
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint that wsurgery made.")],
     inputs: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where the files that it was made from are. Default: beside FILE."),
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Where files that it was made from are; repeatable. Default: beside FILE."),
     ] = None,
     remote: Annotated[
         bool, typer.Option("--remote", help="Read the URLs that its history names; without it, they are refused.")
@@ -36,7 +36,7 @@ def replay(
     from wsurgery.replay import replay as replay_history
 
     written = None if room is None else parse_size(room, "--room")
-    difference = replay_history(file, inputs or file.parent, remote=remote, say=say, timeout=timeout, room=written)
+    difference = replay_history(file, inputs or [file.parent], remote=remote, say=say, timeout=timeout, room=written)
     if difference is not None:
         typer.echo(f"different: {difference}")
         raise typer.Exit(1)

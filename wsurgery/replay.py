@@ -82,13 +82,19 @@ class _Room:
 
 
 def replay(
-    path: Path, inputs: Path, *, remote: bool, say: Callable[[str], None], timeout: int, room: int | None = None
+    path: Path,
+    inputs: Sequence[Path],
+    *,
+    remote: bool,
+    say: Callable[[str], None],
+    timeout: int,
+    room: int | None = None,
 ) -> str | None:
     """Run the history of a checkpoint again in a temporary folder.
 
     Args:
         path: the checkpoint.
-        inputs: the folder in which the files that the history names are looked up.
+        inputs: the folders in which the files that the history names are looked up: of several, the one with the digest.
         remote: whether URLs that the history names are read.
         say: gets what was taken as it is instead of being made again.
         timeout: seconds that the commands may take, all together.
@@ -177,7 +183,9 @@ def _difference(stages: Sequence[Stage], path: Path, folder: Path, log: Sequence
     return _first_difference(path, again, log)
 
 
-def plan_stages(log: Sequence[Record], inputs: Path, *, remote: bool, say: Callable[[str], None]) -> list[Stage]:
+def plan_stages(
+    log: Sequence[Record], inputs: Sequence[Path], *, remote: bool, say: Callable[[str], None]
+) -> list[Stage]:
     """Check a history and find its files, before anything runs."""
     reason = _obstacle(log, remote)
     if reason:
@@ -191,34 +199,50 @@ def plan_stages(log: Sequence[Record], inputs: Path, *, remote: bool, say: Calla
     return stages
 
 
-def _resolve(given: Record, inputs: Path, remote: bool, say: Callable[[str], None]) -> Path | str | Parent:
+def _resolve(given: Record, inputs: Sequence[Path], remote: bool, say: Callable[[str], None]) -> Path | str | Parent:
     if "url" in given:
         return _resolve_url(given, remote)
     name, log = given["name"], given.get("log")
     if name != Path(name).name or name == ".." or "\0" in name:
         raise UsageError(f"its history names an input {printable(name)}: an input is a file in the folder of --inputs")
-    path: Path = inputs / name
+    paths = [folder / name for folder in inputs]
     reason = _obstacle(log, remote) if log else None
-    if path.is_dir() and name != STDIN:
+    if any(path.is_dir() for path in paths) and name != STDIN:
         reason = reason or "it is a folder of shards"
     if log and not reason:
         return Parent(given, plan_stages(log, inputs, remote=remote, say=say))
     if name == STDIN:
         raise UsageError(reason or "one of its inputs came through a pipe without a history: replay cannot know it")
-    if not (path.is_file() or path.is_dir()):
+    there = [path for path in paths if path.is_file() or path.is_dir()]
+    if not there:
         because = f", and is not made again ({reason})" if reason else ""
-        raise WsurgeryError(f"{printable(str(path))}, an input, is missing{because}: name its folder with --inputs DIR")
+        raise WsurgeryError(
+            f"{printable(str(paths[0]))}, an input, is missing{because}: name its folder with --inputs DIR"
+        )
     recorded = given.get("blake3")
     if recorded is None:
+        if len(there) > 1:
+            places = " and ".join(printable(str(path)) for path in there)
+            raise UsageError(f"which input is it, {places}? --no-digest left out its digest: leave out an --inputs DIR")
+        path = there[0]
         say(f"{printable(name)} is taken on trust: --no-digest left out its digest")
-    elif (found := _digest(path)) != recorded:
-        raise WsurgeryError(
-            f"{printable(str(path))} has the digest {found}, but {printable(recorded, 64)} was read then: "
-            "name the folder of the file that was with --inputs DIR"
-        )
+    else:
+        path = _with_digest(recorded, there)
     if log and reason:
         say(f"{printable(name)} is taken as it is: {reason}")
     return path.absolute()
+
+
+def _with_digest(recorded: str, paths: Sequence[Path]) -> Path:
+    found: list[str] = []
+    for path in paths:
+        if (digest := _digest(path)) == recorded:
+            return path
+        found.append(f"{printable(str(path))} has the digest {digest}")
+    raise WsurgeryError(
+        f"{', '.join(found)}, but {printable(recorded, 64)} was read then: "
+        "add the folder of the file that was with --inputs DIR, which may be given several times"
+    )
 
 
 def _resolve_url(given: Record, remote: bool) -> str:

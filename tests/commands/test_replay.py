@@ -73,6 +73,21 @@ def test_inputs_are_found_in_another_folder(folder, wsurgery):
     assert wsurgery("replay", "made", "--inputs", "inputs", cwd=folder).stdout == b"identical\n"
 
 
+def test_inputs_of_one_name_are_told_apart_by_their_digests(folder, invoke):
+    for seed, name in enumerate("xy"):
+        (folder / name).mkdir()
+        save_file(small_resnet(seed), folder / name / "best")
+    invoke("lerp", folder / "x" / "best", folder / "y" / "best", "--t", 0.25, "-o", folder / "made")
+    one = invoke("replay", folder / "made", "--inputs", folder / "x", check=False)
+    assert (one.exit_code, one.stderr.count("\n")) == (1, 1)
+    assert "--inputs DIR, which may be given several times" in one.stderr
+    for first, second in ("xy", "yx"):
+        both = "--inputs", folder / first, "--inputs", folder / second
+        assert invoke("replay", folder / "made", *both).stdout == "identical\n"
+    invoke("lerp", folder / "x" / "best", folder / "y" / "best", "--t", 0.25, "--no-digest", "-o", folder / "trusted")
+    assert "which input is it" in invoke("replay", folder / "trusted", *both, check=False).stderr
+
+
 def test_the_first_tensor_that_is_not_identical_is_named(folder, wsurgery):
     wsurgery("meanvar", folder / "resnet.safetensors", "-o", folder / "made")
     content = bytearray((folder / "made").read_bytes())
