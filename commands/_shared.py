@@ -212,8 +212,10 @@ def write_surgery(planned: "Planned", output: SurgeryOutput, *, exports: bool = 
 
 def foretell(planned: "Planned") -> None:
     """Say what would change."""
+    from wsurgery.checkpoint.spool import original
+
     edits, flows = planned.edits, planned.flows
-    changed = [e for e in edits if e.compute or e.source is not flows or e.tensor.name != e.origin.name]
+    changed = [e for e in edits if e.compute or original(e.source) is not flows or e.tensor.name != e.origin.name]
     elements, total = (sum(edit.tensor.elements for edit in some) for some in (changed, edits))
     typer.echo(f"{len(changed)} of {len(edits)} tensors would change, {elements:,} of {total:,} elements:")
     for edit in changed:

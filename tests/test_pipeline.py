@@ -254,6 +254,17 @@ def test_a_source_that_changed_is_not_taken_for_what_it_was(here):
     assert not (here / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "words", ["prune IN --sparsity 0.5 --scope all --only fc.weight", "merge IN B --base B --method ties --only 'fc.*'"]
+)
+def test_a_dry_run_of_a_stream_says_what_that_of_the_file_says(words, here, shell):
+    named, piped = (words.replace("IN", of) + " --density 0.5" * ("ties" in words) for of in ("A", "-"))
+    done = shell(f"wsurgery {named} --dry-run > named; cat A | wsurgery {piped} --dry-run > piped; cat named", here)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith((b"1 of 21 tensors", b"2 of 21 tensors"))
+    assert (here / "named").read_text() == (here / "piped").read_text()
+
+
 def test_standard_input_is_a_source(here, shell):
     python = "import wsurgery; wsurgery.open('-').scale(by=2).shuffle(seed=1).write('chain')"
     chain = f'wsurgery meanvar A | {sys.executable} -c "{python}"'

@@ -8,6 +8,21 @@ from typing import BinaryIO, cast
 from wsurgery.checkpoint.reader import Checkpoint
 
 
+class _Copy(Checkpoint):
+    """The copy of a stream.
+
+    Attributes:
+        original: the stream.
+    """
+
+    original: Checkpoint
+
+
+def original(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the stream of which a checkpoint is a copy; any other checkpoint itself."""
+    return checkpoint.original if isinstance(checkpoint, _Copy) else checkpoint
+
+
 def spooled(checkpoint: Checkpoint) -> Checkpoint:
     """Return the checkpoint itself, or of a stream a copy that is read at any place.
 
@@ -27,9 +42,9 @@ def spooled(checkpoint: Checkpoint) -> Checkpoint:
             raise
         checkpoint.finish()
         stream.seek(0)
-        copy = Checkpoint(stream, None)
+        copy = _Copy(stream, None)
         stack.pop_all()  # it is closed with the copy
-    copy.seekable, copy.label = True, checkpoint.label
+    copy.seekable, copy.label, copy.original = True, checkpoint.label, checkpoint
     return copy
 
 

@@ -19,7 +19,7 @@ from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.provenance import WITHOUT_OPTIONS, History, Record, Unmade, describe_input, make_record
 from wsurgery.checkpoint.sink import Sink, write_all
-from wsurgery.checkpoint.spool import spooled
+from wsurgery.checkpoint.spool import original, spooled
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.declaration import Edit
 from wsurgery.operations.names import blocks_after
@@ -335,7 +335,7 @@ def plan(
     record = make_record(edit.name, words, seed=recorded["seed"], inputs=described, package=edit.package)
     after = result.history or history
     if blocks:
-        names = {each.origin.name: each.tensor.name for each in result.tensors if each.source is flows}
+        names = {each.origin.name: each.tensor.name for each in result.tensors if original(each.source) is flows}
         after = replace(after, blocks=blocks_after(blocks, names))
     return Planned(
         f"the result of {edit.name}",
@@ -355,7 +355,7 @@ def _tied(result: Result, flows: Checkpoint | None, after: History, selection: S
     if flows is None or not selection.arguments or not selection.aliases:
         return
     left = selection.unselected_ties(flows.tensors)
-    made = {each.tensor.name: each for each in result.tensors if each.compute is not None or each.source is not flows}
+    made = {each.tensor.name for each in result.tensors if each.compute or original(each.source) is not flows}
     for alias, name in after.aliases(made).items():
         if alias in left:
             yield f"{printable(alias)} is tied to {printable(name)}: it is the same tensor, and changes with it"
