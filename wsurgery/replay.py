@@ -205,7 +205,7 @@ def _resolve(given: Record, inputs: Sequence[Path], remote: bool, say: Callable[
     name, log = given["name"], given.get("log")
     if name != Path(name).name or name == ".." or "\0" in name:
         raise UsageError(f"its history names an input {printable(name)}: an input is a file in the folder of --inputs")
-    paths = [folder / name for folder in inputs]
+    paths: list[Path] = [folder / name for folder in inputs]
     reason = _obstacle(log, remote) if log else None
     if any(path.is_dir() for path in paths) and name != STDIN:
         reason = reason or "it is a folder of shards"

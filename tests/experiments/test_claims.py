@@ -42,6 +42,13 @@ def test_a_run_that_never_passed_is_neither_fast_nor_dropped(make_arm: MakeArm) 
     assert "as if who never passed had at the next step" in judged("faster", make_arm("a", *seeds), never).evidence
 
 
+def test_nothing_is_alike_that_was_cut_where_the_other_was_no_longer_watched(make_arm: MakeArm) -> None:
+    slow, fast = make_arm("slow", *[500] * 5, last=1000), make_arm("fast", *[250] * 5, last=300)
+    for a, b in ((slow, fast), (fast, slow)):
+        assert judged("as-fast", a, b, margin="1.25").verdict.startswith(NOT_SHOWN)
+    assert judged("faster", fast, slow).verdict.startswith(SHOWN)
+
+
 def test_speed_is_compared_within_seeds(make_arm: MakeArm) -> None:
     # Seeds differ by more than the arms do: only the pairing shows it.
     slow = [20, 40, 80, 120, 160]

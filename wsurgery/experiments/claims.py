@@ -13,7 +13,7 @@ from typing import NamedTuple
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import AT_INIT, TO_INIT, Comparison, differences
 from wsurgery.experiments.runs import Run, shared_labels
-from wsurgery.experiments.summary import NEITHER, Arm, log_ratios, signed, times
+from wsurgery.experiments.summary import NEITHER, Arm, late, log_ratios, signed, times
 from wsurgery.experiments.thresholds import Thresholds, resolve
 from wsurgery.statistics.pairs import equivalence, unit_means
 from wsurgery.statistics.permutation import (
@@ -242,8 +242,9 @@ def _as_fast(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     if not ratios:
         return None
     evidence, factor = _speed(a, b, basis), line.margin(FACTOR)
-    if None in (*a.steps, *b.steps):
-        words = f"{NOT_SHOWN}: a run never passed, so its speed is not known"
+    if any(map(any, late(a, b))):
+        passed = "never passed" if None in (*a.steps, *b.steps) else "passed when the other was no longer watched"
+        words = f"{NOT_SHOWN}: a run {passed}, so its speed is not known"
         return Claim(line.sentence, evidence, words, effect=_ratio(a, b, basis))
     test = equivalence(basis.independent(ratios), margin=log(factor))
     words = _alike(test, f"a factor of {factor:g}")
@@ -258,7 +259,7 @@ def _ratio(a: Arm, b: Arm, basis: Basis) -> str:
 def _speed(a: Arm, b: Arm, basis: Basis, of: str = "") -> str:
     """Say by how much A is faster: steps at the threshold, the ratio at the others, and the area under the curve."""
     thresholds = basis.thresholds
-    bound = ", as if who never passed had at the next step" if None in (*a.steps, *b.steps) else ""
+    bound = ", as if who never passed had at the next step" if any(map(any, late(a, b))) else ""
     ratio = times(a, b, basis.units, named=True)
     ratio = ratio if ratio == NEITHER else f"{ratio} times as many{bound}"
     beside = ", ".join(f"{times(a.at(auc), b.at(auc), basis.units)} at {auc:g}" for auc in thresholds.others)

@@ -89,6 +89,16 @@ class Steps:
         return Bounds.median(self.a), Bounds.median(self.b)
 
     @property
+    def cut(self) -> bool:
+        """Whether a pair's ratio is but a bound: one of it was not there by the last step at which both were watched."""
+        others = {run.seed: run for run in self.runs_b}
+        return any(
+            steps is None or steps > min(run.last_start for run in pair) + 1
+            for pair in ((run, others[run.seed]) for run in self.runs_a)
+            for steps in (run.steps_to(self.threshold) for run in pair)
+        )
+
+    @property
     def sooner(self) -> tuple[int, int, int]:
         """In how many pairs A was sooner, B was, and neither or nobody knows."""
         a, b = sum(pair.high < 0 for pair in self.differences), sum(pair.low > 0 for pair in self.differences)

@@ -1,6 +1,6 @@
 """What the runs of an arm come to: accuracy, steps to a threshold, and how they stand against a baseline."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp
 from statistics import fmean
@@ -96,28 +96,42 @@ def summarise(runs: Sequence[Run], threshold: float) -> dict[str, Arm]:
 
 
 def log_ratios(a: Arm, b: Arm) -> dict[str, float]:
-    """Return the log of A's steps over B's, by each seed that both have."""
+    """Return the log of A's steps over B's, by each seed that both have, as `statistics.pairs.log_ratio` does."""
+    return {seed: log_ratio(*steps, *lasts) for seed, steps, lasts in _pairs(a, b)}
+
+
+def late(a: Arm, b: Arm) -> tuple[list[bool], list[bool]]:
+    """Say of each pair of a seed whether A, and whether B, was not there by the last step at which both were watched.
+
+    Its steps count as the next one then, so that the ratio of the pair is a bound of the true one.
+    """
+    pairs = [(steps, min(lasts)) for _, steps, lasts in _pairs(a, b)]
+    both = [[steps[i] is None or steps[i] > last + 1 for steps, last in pairs] for i in (0, 1)]
+    return both[0], both[1]
+
+
+def _pairs(a: Arm, b: Arm) -> Iterator[tuple[str, tuple[int | None, int | None], tuple[int, int]]]:
+    """Yield of each seed that both have the steps to the threshold, and the last at which such a run could begin."""
     others = {run.seed: (steps, run.last_start) for run, steps in zip(b.runs, b.steps, strict=True)}
-    return {
-        run.seed: log_ratio(steps, others[run.seed][0], run.last_start, others[run.seed][1])
-        for run, steps in zip(a.runs, a.steps, strict=True)
-        if run.seed in others
-    }
+    for run, steps in zip(a.runs, a.steps, strict=True):
+        if run.seed in others:
+            other, last = others[run.seed]
+            yield run.seed, (steps, other), (run.last_start, last)
 
 
 def times(a: Arm, b: Arm, units: Mapping[str, str], *, named: bool = False) -> str:
     """Say how many times B's steps A takes: `0.48 (0.40 to 0.61)`, the mean of the seeds and its interval.
 
-    `≤` stands before it where a run of B never passed, `≥` where one of A never did, `~` for both. `named` as in `effect`.
+    `≤` stands before it where a run of B was not there by the last step at which both were watched, `≥` where one of A was
+    not, `~` for both. `named` as in `effect`.
     """
     ratios = log_ratios(a, b)
     if not ratios:
         return "no seed has both"
-    if not any(steps is not None for steps in (*a.steps, *b.steps)):
+    late_a, late_b = late(a, b)
+    if all(late_a) and all(late_b):
         return NEITHER
-    bound = {(False, False): "", (True, False): "≥ ", (False, True): "≤ ", (True, True): "~ "}[
-        None in a.steps, None in b.steps
-    ]
+    bound = {(False, False): "", (True, False): "≥ ", (False, True): "≤ ", (True, True): "~ "}[any(late_a), any(late_b)]
     return bound + effect(unit_means(ratios, units), lambda x: f"{exp(x):.2f}", named=named)
 
 

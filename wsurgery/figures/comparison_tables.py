@@ -29,8 +29,7 @@ def steps_table(steps: Steps) -> Table:
     if steps.pairs:
         (a, b, undecided), tested, n = steps.sooner, steps.pairs, len(steps.differences)
         interval = f" ({tested.level:.0%}: {exp(tested.ci[0]):.2f} to {exp(tested.ci[1]):.2f})" if tested.ci else ""
-        censored = any(run.low < run.high for run in (*steps.a, *steps.b))
-        bound = ", a run that never got there taken for just past the end" if censored else ""
+        bound = ", a run that never got there while both were watched taken for just past the end" if steps.cut else ""
         table.caption = (
             f"pairs of one seed: n = {n}{_of_sources(tested.n, n)}; A sooner in {a}, B in {b}, undecided {undecided}; A takes "
             f"{exp(tested.mean):.2f} times the steps of B{interval}{bound}\n"

@@ -132,7 +132,8 @@ class Parameter:
             UsageError: it is none of the values that the option takes, or one that no command line gives.
         """
         found = self._checked(value)
-        as_default = not self.default if self.is_many else found is self.default
+        # A False without a word of its own is what a flag is that is not given.
+        as_default = not self.default if self.is_many or found is False else found is self.default
         if not (self.is_input or self.words(found) or as_default):
             said = self.name if self.is_argument else self.option
             raise UsageError(f"{said} {found}: no command line says so, and the history could not: give another value")
