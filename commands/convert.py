@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from wsurgery.commands._shared import key_value, say
 from wsurgery.errors import printable
-from wsurgery.plugin import Argument, InputFile, Option, Result, UsageError, edit
+from wsurgery.plugin import Argument, InputFile, Option, Result, UsageError, WsurgeryError, edit
 
 
 @edit(exports=True)
@@ -84,7 +84,11 @@ def convert(
             architecture["args"] = {**architecture["args"], **dict(map(key_value, arg or []))}
             _require_fit(architecture, known.shapes)
         elif architecture is None:
-            said = (describe_architecture(name, names.shapes) for name in state.said)
+            known_name, known_args = names.architecture or ("", {})
+            said = (
+                describe_architecture(name, names.shapes, known_args if name == known_name else {})
+                for name in state.said
+            )
             architecture = next((one for one in said if _fits(one, names.shapes)), None)
         if architecture is None and names.architecture is not None:
             architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
@@ -113,7 +117,7 @@ def _fits(architecture: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     """Whether a network that a file names is one of timm's, and these are its tensors."""
     try:
         return _misfit(architecture, shapes) == ""
-    except UsageError:
+    except WsurgeryError:  # no such network, or one far larger than the file
         return False
 
 

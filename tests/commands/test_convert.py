@@ -652,3 +652,39 @@ def test_tensors_whose_names_tell_no_block_are_said(names, lost, invoke, tmp_pat
         assert line.startswith(lost)
         assert "--block-map FILE" in line
         assert "--into" in line
+
+
+def test_what_is_frozen_stays_so_under_its_new_name(invoke, tmp_path):
+    invoke("init", "cbr_tiny", "--width", 0.05, "-o", tmp_path / "a")
+    invoke("rename", "^", "module.", tmp_path / "a", "-o", tmp_path / "b")
+    invoke("freeze-spec", tmp_path / "b", "--only", "module.*1.*", "-o", tmp_path / "c")
+    invoke("convert", tmp_path / "c", "-o", tmp_path / "d")
+    frozen = {
+        name: {
+            row["name"]
+            for row in json.loads(invoke("show", tmp_path / name, "--json").stdout)["tensors"]
+            if row["frozen"]
+        }
+        for name in "cd"
+    }
+    assert frozen["d"] == {name.removeprefix("module.") for name in frozen["c"]} != set()
+
+
+def test_a_trainer_s_name_for_the_network_keeps_what_was_found_out_about_it(invoke, tmp_path):
+    """torchvision's training script writes it beside an EfficientNet-B5, whose batch norms have another epsilon than timm's."""
+    network = torchvision.models.efficientnet_b5(num_classes=3)
+    for name, more in (("plain", {}), ("said", {"args": {"model": "efficientnet_b5"}, "arch": "efficientnet_b5"})):
+        torch.save({"model": network.state_dict(), **more}, tmp_path / f"{name}.pth")
+        invoke("convert", tmp_path / f"{name}.pth", "-o", tmp_path / name)
+    plain, said = (
+        json.loads(invoke("show", tmp_path / name, "--json").stdout)["architecture"] for name in ("plain", "said")
+    )
+    assert said == plain
+    assert plain["args"]
+
+
+def test_a_name_of_another_network_far_larger_is_no_name(invoke, tmp_path):
+    weights = {"fc.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)}
+    torch.save({"arch": "vit_giant_patch14_dinov2", "state_dict": weights}, tmp_path / "x.pth")
+    done = invoke("convert", tmp_path / "x.pth", "-o", tmp_path / "x")
+    assert "the architecture is not known" in done.stderr

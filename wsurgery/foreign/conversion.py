@@ -14,6 +14,7 @@ from wsurgery.checkpoint.header import TensorInfo
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.foreign.state_dict import StateDict
 from wsurgery.foreign.timm_names import Piece, TimmNames, joined_shape
+from wsurgery.operations.names import frozen_after
 from wsurgery.operations.planning import Made
 from wsurgery.operations.tensor_edit import Result, copies
 
@@ -57,7 +58,9 @@ class Converted(Made):
         history = replace(more.pop("history", self.state.history), architecture=architecture)
         same_names = self.tensors.keys() <= self.state.tensors.keys()
         blocks = history.blocks if same_names else None
-        history = replace(history, others={**history.others, **self.aliases}, blocks=blocks)
+        new = {piece.name: name for name, pieces in self.names.pieces.items() for piece in pieces}
+        freeze = history.freeze if same_names else frozen_after(history.freeze, new)
+        history = replace(history, others={**history.others, **self.aliases}, blocks=blocks, freeze=freeze)
         return Result(copies(self), history, says=list(self._says(architecture, blocks)), **more)
 
     def _says(self, architecture: Architecture | None, blocks: object) -> Iterator[str]:
