@@ -85,8 +85,13 @@ def eval(
         raise UsageError(f"--beside {beside}: give a file name, without a folder")
     if beside is not None and any("://" in checkpoint for checkpoint in checkpoints):
         raise UsageError("--beside writes beside a file, and a URL is read only: use --json")
-    for checkpoint in checkpoints if beside else ():
-        refuse_link(Path(checkpoint).with_name(str(beside)))
+    targets = [Path(checkpoint).with_name(beside) for checkpoint in checkpoints] if beside else []
+    if len(set(targets)) < len(targets):
+        raise UsageError(
+            f"--beside {beside}: two of these are in one folder: evaluate each by itself, with another name"
+        )
+    for target in targets:
+        refuse_link(target)
     with joined() as processes:
         choose_device(device, processes)  # before images are decoded for one that is not there
         images = studies.Images(

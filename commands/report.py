@@ -123,4 +123,4 @@ def _names(words: str | None) -> list[str] | None:
     """Read a list of names: None for all, [] for `none`."""
     if words is None:
         return None
-    return [] if words == "none" else list(dict.fromkeys(words.split(",")))
+    return [] if words == "none" else list(dict.fromkeys(map(str.strip, words.split(","))))

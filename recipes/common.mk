@@ -147,7 +147,8 @@ epochs  = $(word 3,$(subst @, ,$(1)))
 
 # Written by asking the network, once.
 define BLOCKS_RULE
-$(OUT)/settings/blocks-$(1).mk: $(wildcard $(firstword $(subst :, ,$(MODEL_$(1)))))
+$(call stamp,model-$(1),$(MODEL_$(1)))
+$(OUT)/settings/blocks-$(1).mk: $(wildcard $(firstword $(subst :, ,$(MODEL_$(1))))) $(OUT)/settings/model-$(1)
 	@mkdir -p $$(@D)
 	wsurgery init --model $(MODEL_$(1)) --num-classes 2 | wsurgery show --json | python -c 'import json, sys; \
 	  all = [x["name"] for x in json.load(sys.stdin)["blocks"] if x["name"] != "head"]; n = min(4, len(all)); \
@@ -272,7 +273,8 @@ endef
 
 # Weights as they were downloaded.
 define GIVEN_RULE
-$(OUT)/sources/$(1)/given.safetensors: $(SOURCE_$(1))
+$(call stamp,given-$(1),$(SOURCE_$(1)))
+$(OUT)/sources/$(1)/given.safetensors: $(SOURCE_$(1)) $(OUT)/settings/given-$(1)
 	@mkdir -p $$(@D)
 	wsurgery convert $$< -o $$@ --force
 endef
@@ -344,7 +346,7 @@ arm_is = $(or $(ARM_$(1)),$(ARM_$(firstword $(subst -lr, ,$(patsubst %-twin,%,$(
 # $(4) is a seed; a twin stands on the twin of random.
 define ARM_RULES
 $(2)/init/$(1)/$(4).safetensors: $(call source,$(3),$(4)) $(2)/init/random$(if $(filter %-twin,$(1)),-twin)/$(4).safetensors \
-    $(OUT)/settings/arm-$(1)-$(3) $(if $(filter slim%,$(1)),$(OUT)/settings/slim) $(if $(findstring recalibrate-bn,$(call arm_is,$(1))),$(call target,$(4)))
+    $(OUT)/settings/arm-$(1)-$(3) $(OUT)/settings/from-$(3)-$(4) $(if $(filter slim%,$(1)),$(OUT)/settings/slim) $(if $(findstring recalibrate-bn,$(call arm_is,$(1))),$(call target,$(4)))
 	@mkdir -p $$(@D)
 	$$(or $$(call arm_is,$(1)),$$(error ARM_$(1) is not set: how does the arm $(1) start? See the top of common.mk)) -o $$@ --force
 endef
@@ -364,7 +366,8 @@ endef
 all_arms = $(filter-out random random-twin,$(call unique,transfer transfer-twin meanvar $(call ARMS,$(1)) $(BESIDE)))
 
 $(foreach name,$(NAMES),$(eval $(call GIVEN_RULE,$(name)))$(foreach seed,$(SOURCES),$(eval $(call SOURCE_RULES,$(name),$(seed)))))
-$(foreach net,$(NETS),$(foreach arm,$(call all_arms,$(net)),$(call stamp,arm-$(arm)-$(net),$(call any,$(call arm_is,$(arm))) $(FLAGS_$(arm)))))
+$(foreach net,$(NETS),$(foreach arm,$(call all_arms,$(net)),$(call stamp,arm-$(arm)-$(net),$(call any,$(call arm_is,$(arm))) $(FLAGS_$(arm)) $(TOP_$(call name,$(net))) $(if $(findstring blocks,$(value ARM_$(arm))),$(call blocks,$(net))))))
+$(foreach net,$(NETS),$(foreach seed,$(SEEDS),$(call stamp,from-$(net)-$(seed),$(call source,$(net),$(seed)))))
 $(foreach net,$(NETS),$(foreach seed,$(SEEDS),\
   $(eval $(call SEED_RULES,$(OUT)/$(net),$(net),$(seed)))\
   $(foreach arm,$(call all_arms,$(net)),$(eval $(call ARM_RULES,$(arm),$(OUT)/$(net),$(net),$(seed))))\

@@ -141,6 +141,14 @@ def test_the_table_says_what_was_censored_and_how_few_seeds_there_are(predicted,
     assert "95 %, DeLong" in invoke("compare", *one, "--bootstrap", 0).stdout
 
 
+@pytest.mark.parametrize("threshold", ["90", "-1", "nan"])
+def test_a_threshold_that_is_no_auc_is_refused(threshold, predicted, invoke):
+    given = ["compare", predicted / "trained", predicted / "fresh", f"--threshold={threshold}"]
+    refused = invoke(*given, check=False)
+    assert refused.exit_code == 2
+    assert "is no AUC: give 0 to 1" in refused.stderr
+
+
 def test_a_run_does_not_differ_from_itself(predicted, invoke):
     run = predicted / "trained" / "1"
     result = json.loads(invoke("compare", run, run, "--threshold", 0.75, "--json").stdout)

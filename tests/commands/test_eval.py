@@ -287,3 +287,11 @@ def test_an_auc_of_1_has_no_interval_of_width_0(finished, fundus, invoke, tmp_pa
     assert (label["auc"], label["ci"], label["bootstrap_ci"]) == (1, None, None)
     assert (found["macro_ci"], found["macro_delong_ci"]) == (None, None)
     assert "(Obuchowski and Lieber 2002)" in said(invoke("eval", finished / "best.safetensors", *perfect))
+
+
+def test_two_results_are_not_written_into_one_file(finished, invoke, fundus, tmp_path):
+    paths = [finished / f"{name}.safetensors" for name in ("init", "last")]
+    refused = invoke("eval", *paths, "--data", fundus, "--beside", "two.json", check=False)
+    assert refused.exit_code == 2
+    assert "two of these are in one folder" in refused.stderr
+    assert not (finished / "two.json").exists()

@@ -1,6 +1,7 @@
 """A recipe that was copied: it runs where it lies, and what is changed makes again what depends on it, and nothing else."""
 
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -42,6 +43,28 @@ def study(tmp_path_factory, make):
     assert ran == {"data make": 2, "init": 2, "train": 3, "eval": 1, "report": 1}
     assert (folder / "out/toy/my-study.html").exists()
     return folder
+
+
+def test_other_weights_and_other_blocks_are_used_whatever_the_age_of_files(make, invoke, tmp_path):
+    copy_recipe("gabor", tmp_path / "study")
+    for name in "ab":
+        invoke(
+            "init", "cbr_tiny", "--width", 0.05, "--num-classes", 3, "-o", tmp_path / "study" / f"{name}.safetensors"
+        )
+        os.utime(tmp_path / "study" / f"{name}.safetensors", (1, 1))
+        torch.save(load_file(tmp_path / "study" / f"{name}.safetensors"), tmp_path / "study" / f"{name}.pth")
+        os.utime(tmp_path / "study" / f"{name}.pth", (1, 1))
+    arm = "out/toy/cbr_tiny/init/gabor/1.safetensors"
+
+    def made(*given: str, planned: str = "-s") -> str:
+        return make(tmp_path / "study", planned, *TINY, "SEEDS=1", *given, arm)
+
+    made("SOURCE_cbr_tiny=a.safetensors")
+    assert "wsurgery" not in made("SOURCE_cbr_tiny=a.safetensors", planned="-n")
+    assert "b.safetensors --blocks" in made("SOURCE_cbr_tiny=b.safetensors", planned="-n")
+    assert "--blocks block3" in made("SOURCE_cbr_tiny=a.safetensors", "BLOCKS_cbr_tiny=block3", planned="-n")
+    made("SOURCE_cbr_tiny=a.pth")
+    assert "wsurgery convert b.pth" in made("SOURCE_cbr_tiny=b.pth", planned="-n")
 
 
 @pytest.mark.slow

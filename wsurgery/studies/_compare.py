@@ -110,6 +110,8 @@ def compare_runs(
     """Do what `compare` does; return what its tables are made from."""
     require_at_least(0, bootstrap=bootstrap, seed=seed)
     require_at_least(1, threads=threads)
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold {threshold:g} is no AUC: give 0 to 1")
     if data is None and which != "best":
         raise UsageError(f"--{which} is for --data: a predictions.csv is of the checkpoint that eval was given")
     runs_a, runs_b = read_seeds(Path(a)), read_seeds(Path(b))
