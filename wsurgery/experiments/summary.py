@@ -105,9 +105,12 @@ def late(a: Arm, b: Arm) -> tuple[list[bool], list[bool]]:
 
     Its steps count as the next one then, so that the ratio of the pair is a bound of the true one.
     """
+
+    def is_late(steps: int | None, last: int) -> bool:
+        return steps is None or steps > last + 1
+
     pairs = [(steps, min(lasts)) for _, steps, lasts in _pairs(a, b)]
-    both = [[steps[i] is None or steps[i] > last + 1 for steps, last in pairs] for i in (0, 1)]
-    return both[0], both[1]
+    return [is_late(mine, last) for (mine, _), last in pairs], [is_late(other, last) for (_, other), last in pairs]
 
 
 def _pairs(a: Arm, b: Arm) -> Iterator[tuple[str, tuple[int | None, int | None], tuple[int, int]]]:
