@@ -290,9 +290,8 @@ def _selection(given: Mapping[str, Any]) -> Selection:
         value = given[name]
         return () if value is None else (value,) if isinstance(value, str) else tuple(map(str, value))
 
-    for name in ("only", "blocks", "role"):
-        if given[name] is not None and not listed(name):
-            raise UsageError(f"{name} is empty: say which, or leave it out for all")
+    if given["only"] is not None and not listed("only"):
+        raise UsageError("only is empty: say which, or leave it out for all")
     blocks, role = (None if given[name] is None else ",".join(listed(name)) for name in ("blocks", "role"))
     block_map = given["block_map"]
     if isinstance(block_map, (str, Path)):

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import small_resnet
+from wsurgery.checkpoint.shards import open_folder
 from wsurgery.errors import UsageError
 from wsurgery.operations.rewrite import parse_size
 
@@ -191,3 +192,16 @@ def test_the_folder_that_one_stands_in_is_recorded_by_its_name(sharded, wsurgery
     wsurgery("scale", ".", "--by", 2, "-o", "../dot", cwd=sharded)
     shown = json.loads(wsurgery("log", sharded.parent / "dot", "--json").stdout)
     assert shown[-1]["inputs"][0]["name"] == sharded.name
+
+
+def test_a_shard_that_was_read_by_itself_is_closed_again(sharded):
+    """A terabyte has more shards than a process may hold open."""
+    with open_folder(sharded) as whole:
+        for name, shard in whole.shards.items():
+            tensor = next(each for each in whole.tensors.values() if whole.shard_of[each.name] == name)
+            whole.read(tensor)
+            whole.rest()
+            shard.reopen()
+            assert shard.read(shard.tensors[tensor.name])
+            shard.rest()
+            assert shard.stream.closed

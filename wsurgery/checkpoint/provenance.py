@@ -108,9 +108,8 @@ class History:
             WsurgeryError: it would be longer, or deeper, than a file's may be.
         """
         log = (*self.log, record)
-        if self.log or any(
-            "log" in given for given in record["inputs"]
-        ):  # else there is nothing to bound, nor to import for
+        # Else there is nothing to bound, nor to import for.
+        if self.log or any("log" in given for given in record["inputs"]):
             from wsurgery.checkpoint.records import require_bounded
 
             require_bounded(log)

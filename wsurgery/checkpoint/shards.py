@@ -40,7 +40,7 @@ class ShardedCheckpoint(Checkpoint):
         try:
             for name, shard in zip(names, self._open_shards(names), strict=True):
                 self.shards[name] = shard
-                shard.close()  # a terabyte has more shards than a process may hold open
+                shard.rest()  # a terabyte has more shards than a process may hold open
                 _require_indexed(shard, name, self.shard_of)
                 tensors |= shard.tensors
             lost = self.shard_of.keys() - tensors.keys()
@@ -94,7 +94,7 @@ class ShardedCheckpoint(Checkpoint):
         if shard.stream.closed:
             self.finish()
             self.close()
-            shard.reopen()
+            shard._reopen()
         return shard
 
     def finish(self) -> None:

@@ -14,7 +14,7 @@ from wsurgery.experiments.origins import source_units
 from wsurgery.experiments.runs import Run
 from wsurgery.statistics.bootstrap import bootstrap_aucs, percentile_interval
 from wsurgery.statistics.delong import AucDifference, paired_delong
-from wsurgery.statistics.pairs import PairedTest, log_ratio, paired_test, unit_means
+from wsurgery.statistics.pairs import PairedTest, late, log_ratio, paired_test, unit_means
 from wsurgery.statistics.permutation import EXACT
 from wsurgery.statistics.spread import Spread, spread
 from wsurgery.statistics.survival import log_rank_test
@@ -90,12 +90,11 @@ class Steps:
 
     @property
     def cut(self) -> bool:
-        """Whether a pair's ratio is but a bound: one of it was not there by the last step at which both were watched."""
-        others = {run.seed: run for run in self.runs_b}
+        """Whether a pair's ratio is but a bound: one of it was not there as far as both were watched."""
+        pairs, _ = pairs_of(self.runs_a, self.runs_b)
         return any(
-            steps is None or steps > min(run.last_start for run in pair) + 1
-            for pair in ((run, others[run.seed]) for run in self.runs_a)
-            for steps in (run.steps_to(self.threshold) for run in pair)
+            any(late(a.steps_to(self.threshold), b.steps_to(self.threshold), a.last_start, b.last_start))
+            for a, b in ((self.runs_a[i], self.runs_b[j]) for i, j in pairs)
         )
 
     @property

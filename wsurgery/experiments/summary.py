@@ -7,6 +7,7 @@ from statistics import fmean
 
 from wsurgery.experiments.origins import origin
 from wsurgery.experiments.runs import Baseline, Run, by_arm, read_evaluation
+from wsurgery.statistics import pairs
 from wsurgery.statistics.bootstrap import Sample
 from wsurgery.statistics.pairs import centre_interval, log_ratio, unit_means
 from wsurgery.statistics.spread import Spread, spread
@@ -101,16 +102,9 @@ def log_ratios(a: Arm, b: Arm) -> dict[str, float]:
 
 
 def late(a: Arm, b: Arm) -> tuple[list[bool], list[bool]]:
-    """Say of each pair of a seed whether A, and whether B, was not there by the last step at which both were watched.
-
-    Its steps count as the next one then, so that the ratio of the pair is a bound of the true one.
-    """
-
-    def is_late(steps: int | None, last: int) -> bool:
-        return steps is None or steps > last + 1
-
-    pairs = [(steps, min(lasts)) for _, steps, lasts in _pairs(a, b)]
-    return [is_late(mine, last) for (mine, _), last in pairs], [is_late(other, last) for (_, other), last in pairs]
+    """Say of each pair of a seed whether A, and whether B, was not there as far as both were watched."""
+    found = [pairs.late(*steps, *lasts) for _, steps, lasts in _pairs(a, b)]
+    return [mine for mine, _ in found], [other for _, other in found]
 
 
 def _pairs(a: Arm, b: Arm) -> Iterator[tuple[str, tuple[int | None, int | None], tuple[int, int]]]:

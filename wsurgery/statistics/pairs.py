@@ -116,3 +116,12 @@ def log_ratio(a: int | None, b: int | None, last_a: int, last_b: int) -> float:
     past = min(last_a, last_b) + 1
     steps_a, steps_b = (max(1, past if steps is None else min(steps, past)) for steps in (a, b))
     return log(steps_a / steps_b)
+
+
+def late(a: int | None, b: int | None, last_a: int, last_b: int) -> tuple[bool, bool]:
+    """Say whether A, and whether B, was not there as far as both were watched, so that `log_ratio` is but a bound.
+
+    Args are those of `log_ratio`.
+    """
+    past = min(last_a, last_b) + 1
+    return a is None or a > past, b is None or b > past
