@@ -1,4 +1,4 @@
-"""Beyond the paper: the rungs of `ladder` that treat some layers alone."""
+"""Beyond the paper: the rungs of `ladder` that treat some layers alone, or keep the pretrained batch norm."""
 
 import json
 
@@ -6,12 +6,15 @@ import pytest
 
 
 @pytest.mark.slow
-def test_a_rung_of_some_layers_is_meanvar_elsewhere_and_the_covariance_there(make, invoke, tmp_path):
-    net, source = "tf_efficientnet_lite0", tmp_path / "source.safetensors"
-    invoke("init", net, "--num-classes", 10, "-o", source)
+def test_a_rung_differs_from_its_neighbours_in_the_layers_that_it_names(make, invoke, tmp_path):
+    net, fresh, source = "tf_efficientnet_lite0", tmp_path / "fresh.safetensors", tmp_path / "source.safetensors"
+    invoke("init", net, "--num-classes", 10, "-o", fresh)
+    invoke("scale", fresh, "--by", 2, "--role", "batch_norm", "-o", source)
     whole = {"covariance-space-depthwise": "covariance-space", "covariance-filter-pointwise": "covariance-filter"}
-    whole["covariance-filter-first"] = "covariance-filter"
-    arms = {arm: tmp_path / f"out/{net}/init/{arm}/1.safetensors" for arm in ("meanvar", *whole, *whole.values())}
+    whole |= {"covariance-filter-first": "covariance-filter", "meanvar-filter-depthwise": "meanvar-filter"}
+    kept = {f"{rung}-bn": rung for rung in ("random", "meanvar-filter", "covariance-space", "covariance-filter")}
+    kept["bn-transfer"] = "meanvar"
+    arms = {arm: tmp_path / f"out/{net}/init/{arm}/1.safetensors" for arm in {"meanvar", *whole, *whole.values(), *kept, "random"}}
     given = ["SCALE=real", "DATA=synthetic:fundus?n=40&size=32", f"NETS={net}", f"SOURCE_{net}={source}", "SEEDS=1"]
     make("ladder", f"OUT={tmp_path / 'out'}", *given, *map(str, arms.values()))
 
@@ -23,6 +26,7 @@ def test_a_rung_of_some_layers_is_meanvar_elsewhere_and_the_covariance_there(mak
     kernels = {t["name"]: (t["role"], t["shape"][2:]) for t in shown if t["role"] in ("conv", "depthwise")}
     treated = {
         "covariance-space-depthwise": {name for name, (role, _) in kernels.items() if role == "depthwise"},
+        "meanvar-filter-depthwise": {name for name, (role, _) in kernels.items() if role == "depthwise"},
         "covariance-filter-pointwise": {name for name, (role, k) in kernels.items() if role == "conv" and k == [1, 1]},
         "covariance-filter-first": {t["name"] for t in shown if t["block"] == "stem" and t["name"] in kernels},
     }
@@ -30,3 +34,9 @@ def test_a_rung_of_some_layers_is_meanvar_elsewhere_and_the_covariance_there(mak
         assert names
         assert other(arm, "meanvar") == names
         assert other(arm, whole[arm]) == kernels.keys() - names
+    batch_norm = {t["name"] for t in shown if t["role"] == "batch_norm"}
+    for arm, rung in kept.items():
+        assert set() < other(arm, rung) <= batch_norm, arm
+    arms["source"] = source
+    for arm in kept:
+        assert not other(arm, "source") & batch_norm, arm
