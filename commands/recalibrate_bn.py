@@ -53,7 +53,6 @@ def recalibrate_bn(
     from wsurgery.training.recorded import record_of, rendering_of
 
     again = spooled(checkpoint)
-    again.reopen()
     network = load_checkpoint(again, arch, model=model)
     trained = record_of(network)
     size = image_size or (trained.image_size if trained else None)

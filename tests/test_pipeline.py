@@ -15,7 +15,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
 import wsurgery
-from tests.conftest import small_resnet
+from tests.conftest import held, small_resnet
 from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.registry import edits
@@ -96,7 +96,10 @@ def test_a_chain_gives_the_bytes_of_the_pipe(name, here, shell):
     words, method = METHODS[name]
     done = shell(f"wsurgery {name} {words} | wsurgery meanvar --seed 7 | wsurgery scale --by 0.5 > pipe", here)
     assert done.returncode == 0, done.stderr.decode()
-    method(wsurgery.open("A")).meanvar(seed=7).scale(by=0.5).write("chain")
+    chain = method(wsurgery.open("A")).meanvar(seed=7).scale(by=0.5)
+    assert held(here) == []
+    chain.write("chain")
+    assert held(here) == []
     assert (here / "chain").read_bytes() == (here / "pipe").read_bytes()
 
 
@@ -107,7 +110,9 @@ def test_a_function_gives_the_bytes_of_the_pipe(name, here, shell):
     assert done.returncode == 0, done.stderr.decode()
     chain = function().shuffle(seed=7)
     for path in ("chain", "again"):  # it can be written twice
+        assert held(here) == []
         chain.write(path)
+        assert held(here) == []
         assert (here / path).read_bytes() == (here / "pipe").read_bytes()
 
 

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import wsurgery
+from tests.conftest import held
 from wsurgery.errors import UsageError, WsurgeryError
 
 CPU = {"device": "cpu", "threads": 1}
@@ -34,7 +35,9 @@ def test_points_are_what_lerp_and_recalibrate_bn_make(recalibrated, finished, fr
     middle = wsurgery.open(fresh).lerp(last, t=0.5)
     if recalibrated:
         middle = middle.recalibrate_bn(data=fundus, images=20)
+    assert held(finished) == []  # an edit that reads its weights closes them
     middle.write(tmp_path / "middle.safetensors")
+    assert held(finished) == []
     assert found["recalibrated"] == (20 if recalibrated else None)
     for point, source in zip(found["points"], (fresh, tmp_path / "middle.safetensors", last), strict=True):
         loss, aucs = loss_and_auc(source, fundus, tmp_path)
