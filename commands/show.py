@@ -81,7 +81,7 @@ def _statistics(checkpoint: "Checkpoint", threads: int | None) -> Iterator[dict[
 
     from wsurgery.checkpoint.dtypes import BITS, is_float
     from wsurgery.checkpoint.reader import SMALL
-    from wsurgery.cores import cores
+    from wsurgery.cores import workers
     from wsurgery.operations.random_streams import CHUNK
     from wsurgery.operations.statistics import summaries, summary
     from wsurgery.progress import Progress
@@ -91,7 +91,7 @@ def _statistics(checkpoint: "Checkpoint", threads: int | None) -> Iterator[dict[
         return computable, tensor.dtype, tensor.shape, tensor.name if tensor.nbytes > SMALL else ""
 
     total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-    with ThreadPoolExecutor(threads or cores()) as pool, Progress(total, "reading") as progress:
+    with ThreadPoolExecutor(workers(threads)) as pool, Progress(total, "reading") as progress:
         for (computable, *_), alike in groupby(checkpoint.tensors.values(), kind):
             while batch := list(islice(alike, _TOGETHER)):
                 tensor = batch[0]

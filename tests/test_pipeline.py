@@ -203,6 +203,13 @@ def test_what_is_in_memory_is_edited_as_its_file_would_be(here, in_torch):
         assert all(state[name].dtype == value.dtype for name, value in expected.items())
 
 
+def test_a_view_that_is_negated_or_conjugate_has_the_values_that_torch_sees():
+    x = torch.randn(3, 2, dtype=torch.complex64)
+    state = {"conjugate": x.conj(), "negated": x.conj().imag, "both": x.conj().T}
+    made = wsurgery.open(state).state_dict(torch=True)
+    assert all(torch.equal(made[name], value) for name, value in state.items())
+
+
 def test_a_networks_weights_go_out_and_come_back():
     network = wsurgery.init("cbr_tiny", width=0.05, num_classes=3, seed=1).load()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -233,6 +240,15 @@ def test_the_arrays_are_the_users_own(here):
         (lambda a: a.nonsense(), AttributeError, "nonsense"),
         (lambda a: wsurgery.open("missing"), FileNotFoundError, "missing"),
         (lambda a: wsurgery.open(3), UsageError, "a int is no checkpoint"),
+        (lambda a: a.write("x", threads=-1), UsageError, "threads -1"),
+        (lambda a: a.state_dict(threads="2"), UsageError, "threads '2'"),
+        (lambda a: wsurgery.open({1: np.ones(2)}), UsageError, "1 is no name"),
+        (lambda a: wsurgery.open({"__metadata__": np.ones(2)}), UsageError, "is no name"),
+        (lambda a: wsurgery.open({"w": np.array(["x"])}), WsurgeryError, "w: .*<U1"),
+        (lambda a: wsurgery.open({"w": torch.ones(2), "epoch": 3}), WsurgeryError, "epoch is a int"),
+        (lambda a: wsurgery.open({"w": torch.ones(2).to_sparse()}), WsurgeryError, "w is a sparse"),
+        (lambda a: wsurgery.open({"w": torch.ones(2, device="meta")}), WsurgeryError, "w is on the device meta"),
+        (lambda a: wsurgery.open({"w": torch.ones(2, dtype=torch.complex128)}), WsurgeryError, "w is of torch.complex128"),
     ],
 )
 def test_a_mistake_is_told_at_once(call, error, words, here):

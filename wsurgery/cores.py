@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from wsurgery.errors import UsageError
+
 _sharing: int | None = None  # processes that use this one's cores, where no launcher says it
 
 
@@ -12,6 +14,19 @@ def cores() -> int:
     """Return how many cores this process may use: this machine's, divided among the processes that share them."""
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _sharing is None else _sharing
     return max(1, (_allowed() or 1) // sharing)
+
+
+def workers(threads: int | None) -> int:
+    """Return a number of threads as a caller asks for it: None is one a core.
+
+    Raises:
+        UsageError: it is no number of threads.
+    """
+    if threads is None:
+        return cores()
+    if not isinstance(threads, int) or threads < 1:
+        raise UsageError(f"threads {threads!r}: at least 1, or None for all cores")
+    return threads
 
 
 def which_cores() -> frozenset[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from wsurgery.cores import cores
+from wsurgery.cores import workers
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.processes import ALONE, Processes
 
@@ -176,7 +176,7 @@ def memory_format(device: torch.device) -> torch.memory_format:
 def threads_used(count: int | None) -> Iterator[None]:
     """Let torch compute in `count` threads while this is open; None is all cores."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or cores())
+    torch.set_num_threads(workers(count))
     try:
         yield
     finally:

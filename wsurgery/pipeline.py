@@ -17,7 +17,7 @@ from wsurgery.anatomy import MAX_BLOCK_MAP, Selection, parse_block_map
 from wsurgery.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from wsurgery.checkpoint.dtypes import dtype_name
 from wsurgery.checkpoint.provenance import History, as_pipeline
-from wsurgery.errors import UsageError
+from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.declaration import Edit, Parameter
 from wsurgery.operations.planning import Made, Planned, in_turn, plan
 from wsurgery.registry import command_modules, edits, find_edit, plug_ins
@@ -258,6 +258,11 @@ def _as_checkpoint(source: Any) -> Checkpoint:
     state = source.state_dict() if hasattr(source, "state_dict") else source
     if not isinstance(state, Mapping):
         raise UsageError(f"a {type(source).__name__} is no checkpoint: give a path, a state dict or a network")
+    from wsurgery.operations.names import can_be_held
+
+    for name in state:
+        if not (isinstance(name, str) and can_be_held(name)):
+            raise UsageError(f"a state dict: {name!r} is no name of a tensor")
     if any(type(value).__module__.partition(".")[0] == "torch" for value in state.values()):
         from wsurgery.models import as_checkpoint
 
@@ -270,7 +275,12 @@ def _of_arrays(state: Mapping[str, Any]) -> Made:
 
     held = {name: np.asarray(value, order="C") for name, value in state.items()}
     held = {name: value.astype(value.dtype.newbyteorder("<"), copy=False) for name, value in held.items()}
-    tensors = [TensorInfo(name, dtype_name(x.dtype), x.shape, 0, 0).placed(0) for name, x in held.items()]
+    tensors = []
+    for name, x in held.items():
+        try:
+            tensors.append(TensorInfo(name, dtype_name(x.dtype), x.shape, 0, 0).placed(0))
+        except TypeError as error:
+            raise WsurgeryError(f"a state dict: {printable(name)}: {error}: convert it, or leave it out") from None
     return Made(
         "a state dict", tensors, lambda tensor: held[tensor.name].reshape(-1).view(np.uint8).data, {"format": "pt"}
     )

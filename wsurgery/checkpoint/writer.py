@@ -43,6 +43,9 @@ class AtomicFile:
         self.force = force
         try:
             self.stream = self._open()
+            if exists and not self.special and hasattr(os, "fchmod"):  # who may read the old one may read the new
+                with contextlib.suppress(PermissionError):  # a file system without permissions
+                    os.fchmod(self.stream.fileno(), stat.S_IMODE(self.path.stat().st_mode) & 0o777)
         except OSError as error:
             error.filename = str(self.path)  # and not the folder, or a temporary name
             raise

@@ -18,7 +18,7 @@ from PIL import Image
 from wsurgery.checkpoint.digest import bytes_digest
 from wsurgery.checkpoint.sink import write_all
 from wsurgery.checkpoint.writer import AtomicFile
-from wsurgery.cores import cores
+from wsurgery.cores import workers
 from wsurgery.data.archive import MAX_PIXELS, ArchiveReader, split_path
 from wsurgery.data.manifest import Manifest
 from wsurgery.data.pictures import read_square, shorter_side, to_square, unreadable
@@ -113,7 +113,7 @@ def _decode(
     if bad is None or not _is_whole(file, len(paths) - len(bad), image_size):
         file.parent.mkdir(parents=True, exist_ok=True)
         decode_one = partial(_decode_image, image_size=image_size, rendering=manifest.rendering)
-        _write(file, paths, image_size, threads or cores(), decode_one, skip_bad=skip_bad)
+        _write(file, paths, image_size, workers(threads), decode_one, skip_bad=skip_bad)
         facts = {"folder": os.path.abspath(manifest.root), "images": len(paths), "image_size": image_size}
         refuse_link(file.with_suffix(".json"))
         with AtomicFile(file.with_suffix(".json"), force=True) as stream:  # for wsurgery.data.cached

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsurgery.cores import cores
+from wsurgery.cores import workers
 from wsurgery.data.grades import GRADES
 from wsurgery.data.manifest import Manifest
 from wsurgery.data.splits import split_patients
@@ -123,7 +123,7 @@ class Synthetic:
         """Draw the images into `folder`/images, in `threads` processes (default: one a core), and list them."""
         n = self.drawing.n
         (folder / "images").mkdir()
-        processes = threads or cores()
+        processes = workers(threads)
         if sys.platform == "win32":
             processes = min(processes, 61)  # it cannot wait for more
         starts = range(0, n, CHUNK)

@@ -15,7 +15,7 @@ from wsurgery.anatomy.scales import scaled_note
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.dtypes import BITS, is_float
 from wsurgery.checkpoint.provenance import History, as_pipeline
-from wsurgery.cores import cores
+from wsurgery.cores import workers
 from wsurgery.errors import UsageError
 from wsurgery.figures.areas import Colouring, area_map, change_word, colourings, drawn_rows, together
 from wsurgery.figures.filter_grid import filter_grid, png
@@ -128,7 +128,7 @@ def _cards(
         first = first_convolution({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
     tensors = [tensor for name, tensor in checkpoint.tensors.items() if name in shown]
     pending: deque[tuple[str, Future[Profile] | None, str]] = deque()
-    threads = threads or cores()
+    threads = workers(threads)
 
     def ready(allowed: int) -> Iterator[tuple[str, str, str]]:
         while len(pending) > allowed:

@@ -377,16 +377,36 @@ def _tensor(data: Any, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def as_checkpoint(state: Mapping[str, torch.Tensor], label: str) -> Made:
-    """Give a state dict, on any device, the form of an open checkpoint; it is not copied before it is read."""
+    """Give a state dict, on any device, the form of an open checkpoint; it is not copied before it is read.
+
+    Raises:
+        WsurgeryError: something in it is no dense tensor of a type that safetensors has.
+    """
 
     def read(tensor: TensorInfo) -> Any:
-        host = state[tensor.name].detach().cpu().contiguous()
+        host = state[tensor.name].detach().cpu().resolve_conj().resolve_neg().contiguous()
         return host.reshape(-1).view(torch.uint8).numpy().data
 
     tensors = [
-        TensorInfo(name, _ALL_DTYPES[value.dtype], tuple(value.shape), 0, 0).placed(0) for name, value in state.items()
+        TensorInfo(name, _dtype_of(value, f"{label}: {printable(name)}"), tuple(value.shape), 0, 0).placed(0)
+        for name, value in state.items()
     ]
     return Made(label, tensors, read, {"format": "pt"})
+
+
+def _dtype_of(value: Any, label: str) -> str:
+    """Return the safetensors name of a tensor's type."""
+    if not isinstance(value, torch.Tensor):
+        what = f"a {type(value).__name__} among torch tensors"
+    elif value.layout is not torch.strided:
+        what = "a sparse tensor"
+    elif value.is_meta:
+        what = "on the device meta, which holds no values"
+    elif value.dtype not in _ALL_DTYPES:
+        what = f"of {value.dtype}, a type that safetensors does not have"
+    else:
+        return _ALL_DTYPES[value.dtype]
+    raise WsurgeryError(f"{label} is {what}: convert it, or leave it out")
 
 
 def save(state: Mapping[str, torch.Tensor], history: History, path: Path | None, *, force: bool = False) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
-from wsurgery.cores import cores
+from wsurgery.cores import workers
 from wsurgery.operations.arrays import Array
 from wsurgery.operations.random_streams import CHUNK
 
@@ -114,7 +114,7 @@ def differences(
     Raises:
         WsurgeryError: an input ends early.
     """
-    threads = threads or cores()
+    threads = workers(threads)
     found: dict[str, Difference] = {}
     pending: deque[tuple[str, Future[Difference]]] = deque()
 

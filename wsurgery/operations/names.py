@@ -43,7 +43,7 @@ def new_names(names: Iterable[str], pattern: str, replacement: str, *, chosen: C
     result = {name: renamed.get(name, name) for name in names}
     owner: dict[str, str] = {}
     for old, new in result.items():
-        if not _can_be_held(new):
+        if not can_be_held(new):
             raise WsurgeryError(f"{printable(old)} would be called {printable(new)!r}, which no tensor can be")
         if new in owner:
             raise WsurgeryError(
@@ -141,7 +141,8 @@ def aliases_after(metadata: Mapping[str, str], aliases: Mapping[str, str], names
     return {name: text for name, text in metadata.items() if name not in aliases} | kept
 
 
-def _can_be_held(name: str) -> bool:
+def can_be_held(name: str) -> bool:
+    """Whether a tensor in a file may have this name."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -200,7 +201,7 @@ def with_metadata(checkpoint: Checkpoint, entries: Sequence[str], gone: Sequence
         del others[key]
     for entry in entries:
         key, equals, value = entry.partition("=")
-        if not equals or not _can_be_held(key) or not _can_be_held(value + "."):
+        if not equals or not can_be_held(key) or not can_be_held(value + "."):
             raise UsageError(f"--set {printable(entry, 80)}: write it as KEY=VALUE, in UTF-8")
         if key == KEY:
             raise UsageError(f"--set {key}: that is the history, which is wsurgery's own")

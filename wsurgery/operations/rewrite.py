@@ -27,7 +27,7 @@ from wsurgery.checkpoint.reader import SMALL
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
 from wsurgery.checkpoint.sink import HeldBack, Sink, goes_back, settle, write_again, write_all
 from wsurgery.checkpoint.writer import is_there
-from wsurgery.cores import cores
+from wsurgery.cores import workers
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
 from wsurgery.operations.planning import Planned, computed
@@ -153,7 +153,7 @@ def rewrite(
         UsageError: the output exists and `force` is off, or its folder holds other weights; see `other_weights`.
         OSError: a store cannot be reached.
     """
-    threads = threads or cores()
+    threads = workers(threads)
     if not isinstance(output, Folder):
         with open_output(output, force=force, size=_size(planned.edits)) as stream:
             _write(planned.edits, planned.history, stream, threads, planned.finish)
@@ -247,7 +247,7 @@ def arrays(planned: Planned, threads: int | None = None) -> Iterator[tuple[str, 
     Raises:
         WsurgeryError: an input ends early, or an operation cannot work on a tensor.
     """
-    with ThreadPoolExecutor(threads or cores()) as pool, ThreadPoolExecutor(1) as io:
+    with ThreadPoolExecutor(workers(threads)) as pool, ThreadPoolExecutor(1) as io:
         edits = iter(planned.edits)
         for last, data in _results(planned.edits, pool, io):
             content = memoryview(last.source.read(last.origin) if data is None else data)
