@@ -14,6 +14,7 @@ import typer
 
 from wsurgery.anatomy import Selection
 from wsurgery.commands._shared import Input, Json, Part, Seed, SurgeryOutput, command, foretell, write_surgery
+from wsurgery.cores import asked_cores
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.operations.declaration import Edit, Parameter
 
@@ -38,6 +39,7 @@ def as_command(edit: Edit) -> Callable[..., None]:
         selection = part.selection if part else Selection()
         edit.require(named, options, selection)
         with ExitStack() as stack:
+            stack.enter_context(asked_cores(output.threads))  # for what reads while it plans, too
             inputs = _opened(edit, named, options, stack)
             planned = plan(edit, inputs, options, selection=selection, seed=seed, digests=not output.no_digest)
             stack.callback(planned.close)

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from wsurgery.cores import cores, shared_cores, which_cores
 
@@ -40,3 +43,30 @@ def test_those_that_met_share_them_whatever_a_launcher_says(monkeypatch):
         with shared_cores(1000):
             assert cores() == 1
     assert cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("prune", ["prune", "a", "--sparsity", 0.5, "--scope", "all"]),
+        ("merge", ["merge", "a", "b", "--base", "c", "--method", "ties"]),
+    ],
+)
+def test_a_command_reads_in_the_threads_that_it_was_given_while_it_plans_too(
+    module, words, invoke, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("abc"):
+        values = np.random.default_rng(seed).normal(size=(300, 400)).astype(np.float32)
+        save_file({"first.weight": values, "last.weight": values}, name)
+    begun = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, count):
+            begun.append(count)
+            super().__init__(count)
+
+    monkeypatch.setattr(f"wsurgery.operations.{module}.ThreadPoolExecutor", Pool)
+    invoke(*words, "--threads", 3, "-o", "made")
+    assert begun
+    assert set(begun) == {3}

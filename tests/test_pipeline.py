@@ -248,7 +248,11 @@ def test_the_arrays_are_the_users_own(here):
         (lambda a: wsurgery.open({"w": torch.ones(2), "epoch": 3}), WsurgeryError, "epoch is a int"),
         (lambda a: wsurgery.open({"w": torch.ones(2).to_sparse()}), WsurgeryError, "w is a sparse"),
         (lambda a: wsurgery.open({"w": torch.ones(2, device="meta")}), WsurgeryError, "w is on the device meta"),
-        (lambda a: wsurgery.open({"w": torch.ones(2, dtype=torch.complex128)}), WsurgeryError, "w is of torch.complex128"),
+        (
+            lambda a: wsurgery.open({"w": torch.ones(2, dtype=torch.complex128)}),
+            WsurgeryError,
+            "w is of torch.complex128",
+        ),
     ],
 )
 def test_a_mistake_is_told_at_once(call, error, words, here):

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from wsurgery.errors import UsageError
 
 _sharing: int | None = None  # processes that use this one's cores, where no launcher says it
+_asked: int | None = None  # how many a command was told to use
 
 
 def cores() -> int:
     """Return how many cores this process may use: this machine's, divided among the processes that share them."""
+    if _asked is not None:
+        return _asked
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _sharing is None else _sharing
     return max(1, (_allowed() or 1) // sharing)
 
@@ -34,6 +37,17 @@ def which_cores() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):  # Linux
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(_allowed() or 1))
+
+
+@contextmanager
+def asked_cores(count: int | None) -> Iterator[None]:
+    """Use this many while this is open, wherever a command begins threads; None changes nothing."""
+    global _asked
+    before, _asked = _asked, _asked if count is None else count
+    try:
+        yield
+    finally:
+        _asked = before
 
 
 @contextmanager

@@ -205,3 +205,23 @@ def test_a_shard_that_was_read_by_itself_is_closed_again(sharded):
             assert shard.read(shard.tensors[tensor.name])
             shard.rest()
             assert shard.stream.closed
+
+
+def test_more_shards_than_files_that_may_be_open_are_written_where_the_limit_can_be_raised(shell, tmp_path):
+    values = {f"l{i}.weight": np.full(300, i, np.float32) for i in range(150)}
+    save_file(values, tmp_path / "a")
+    write = "wsurgery scale a --by 2 --shard-size 1300 -o"
+    done = shell(f"ulimit -Sn 128; {write} raised/", tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    made = {name: x for file in (tmp_path / "raised").glob("*.safetensors") for name, x in load_file(file).items()}
+    assert all(np.array_equal(made[name], x * 2) for name, x in values.items())
+
+    done = shell(f"ulimit -n 128; {write} parts/", tmp_path)
+    assert done.returncode == 2
+    assert b"150 shards are open" in done.stderr
+    assert b"--part K/N" in done.stderr
+    assert not (tmp_path / "parts").exists()
+    done = shell(f"ulimit -n 128; for k in 1 2 3; do {write} parts/ --part $k/3 || exit; done", tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    for file in (tmp_path / "raised").iterdir():
+        assert file.read_bytes() == (tmp_path / "parts" / file.name).read_bytes()

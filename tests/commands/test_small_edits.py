@@ -206,6 +206,18 @@ def test_average_of_itself_and_the_ends_of_lerp_are_copies_and_nan_does_not_leak
         assert value.tobytes() == (broken if key.startswith("fc") else load_file(a))[key].tobytes()
 
 
+@pytest.mark.parametrize("size", [3, 90_000])  # many together, and by itself
+def test_an_infinity_that_all_have_stays_whatever_the_weights(size, invoke, tmp_path):
+    mask = np.where(np.arange(size) % 3 == 0, -np.inf, np.arange(size)).astype(np.float32)
+    for name, shift in (("a", 0), ("b", 1)):
+        save_file({"mask": mask + np.float32(shift), "one": np.full(size, np.inf, np.float32)}, tmp_path / name)
+    invoke("average", tmp_path / "a", tmp_path / "b", "--weights", "2,-1", "-o", tmp_path / "average")
+    invoke("lerp", tmp_path / "a", tmp_path / "b", "--t", -1, "-o", tmp_path / "lerp")
+    for made in (load_file(tmp_path / "average"), load_file(tmp_path / "lerp")):
+        np.testing.assert_array_equal(made["mask"], np.where(np.isinf(mask), mask, mask - 1))
+        np.testing.assert_array_equal(made["one"], np.inf)
+
+
 def test_a_dtype_that_differs_becomes_the_firsts(invoke, tmp_path):
     x = np.random.default_rng(0).normal(size=50)
     save_file({"w": x.astype(np.float16)}, tmp_path / "a")

@@ -1,5 +1,6 @@
 """A folder of shards that is written, on a disk or in a store: shards, settings and licence, and the index last."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,8 @@ from wsurgery.checkpoint.sink import AppearedError, Sink, write_all
 from wsurgery.checkpoint.writer import open_output
 from wsurgery.errors import UsageError, printable
 from wsurgery.untrusted import read_regular
+
+_OWN = 64  # files that a process has open beside its shards: inputs, libraries, the companions
 
 
 def other_weights(folder: Path, shards: Iterable[str], *, force: bool) -> list[Path]:
@@ -69,7 +72,8 @@ def open_folder_output(
         part: whether others write the other shards, and the same index.
 
     Raises:
-        UsageError: a shard or an index is there, and `force` is off; of a part, an index that is not the same.
+        UsageError: a shard or an index is there, and `force` is off; of a part, an index that is not the same; or they are
+            more files than a process may hold open.
         OSError: a store cannot be reached.
     """
 
@@ -79,6 +83,8 @@ def open_folder_output(
             raise UsageError(f"{label} is of other shards: name another folder, or add --force to overwrite it")
         return part
 
+    if any(isinstance(place(name), Path) for name in sizes):
+        _let_open(len(sizes))
     with ExitStack() as stack:  # left in reverse: the index, which makes a checkpoint of the shards, appears last
         if index is not None:
             stack.enter_context(_small(place(INDEX), index, force=force, stays=same_index))
@@ -87,6 +93,25 @@ def open_folder_output(
         yield {
             name: stack.enter_context(open_output(place(name), force=force, size=size)) for name, size in sizes.items()
         }
+
+
+def _let_open(count: int) -> None:
+    """Let this process hold so many files open beside its own: shards have no name before all are written."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OWN
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    except (ValueError, OSError):
+        raise UsageError(
+            f"{count} shards are open until the last one is written, and a process may have {most} files: give a larger "
+            "--shard-size, write --part K/N of them at a time, or raise ulimit -n"
+        ) from None
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def parse_weights(text: str | None) -> list[float] | None:
 def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], *, selection: Selection) -> Result:
     """Sum the selected floating-point tensors of several checkpoints, each times its checkpoint's weight.
 
-    Everything else, integers too, comes from the first. A wrapper's prefix that only one side has is looked through, a counter
+    An infinity that all of them have stays. Everything else, integers too, comes from the first. A wrapper's prefix that only one side has is looked through, a counter
     of a batch norm may be missing, and what is tied in the first alone is tied no longer. A source of weight 0 is
     not read, so its NaN does not leak; a single source of weight 1 is copied. Names, dtypes and order are the first's.
 
@@ -61,6 +61,7 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
     sources, chosen, history, says = matched(sources, selection)
     first = sources[0]
     (lead, lead_weight), *rest = [pair for pair in zip(sources, weights, strict=True) if pair[1]]
+    of_both_signs = min(weights) < 0
 
     def read(name: str) -> Iterator[tuple[Array, float]]:
         for source, weight in rest:
@@ -72,6 +73,11 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
             yield from read(tensor.name)
 
         total = weighted_sum(parts(), shape=x.shape, run=run)
+        if of_both_signs and np.isinf(x).any():
+            alike = np.isinf(x)
+            for other, _ in read(tensor.name):
+                alike &= x == other
+            total[alike] = x[alike]  # 2 ∞ - ∞, as of a mask, is no number
         result = cast(total, dtype=numpy_dtype(tensor.dtype), run=run)
         overflows.note(tensor.name, overflow_count(total, result, run=run), result.dtype)
         return result
@@ -80,6 +86,8 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
         others = [(_end_to_end(source, [name for name, _ in tensors]), weight) for source, weight in rest]
         alike = [(other, weight) for other, weight in others if other is not None]
         if len(alike) < len(others):
+            return None
+        if of_both_signs and np.isinf(x).any():
             return None
         total = weighted_sum([(x, lead_weight), *alike], shape=x.shape)
         result = cast(total, dtype=numpy_dtype(dtype))
