@@ -41,9 +41,10 @@ def parse_weights(text: str | None) -> list[float] | None:
 def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], *, selection: Selection) -> Result:
     """Sum the selected floating-point tensors of several checkpoints, each times its checkpoint's weight.
 
-    An infinity that all of them have stays. Everything else, integers too, comes from the first. A wrapper's prefix that only one side has is looked through, a counter
-    of a batch norm may be missing, and what is tied in the first alone is tied no longer. A source of weight 0 is
-    not read, so its NaN does not leak; a single source of weight 1 is copied. Names, dtypes and order are the first's.
+    An infinity that all of them have stays. Everything else, integers too, comes from the first. A wrapper's prefix that only
+    one side has is looked through, a counter of a batch norm may be missing, and what is tied in the first alone is tied no
+    longer. A source of weight 0 is not read, so its NaN does not leak; a single source of weight 1 is copied. Names, dtypes
+    and order are the first's.
 
     Args:
         sources: the first may be a stream, the others must be seekable.
