@@ -81,6 +81,7 @@ def test_a_grey_image_is_met_by_a_convolution_that_is_not_depthwise(name):
         ("blocks.0.attn.lambda_q1", (32,), "other"),
         ("blocks.0.attn.q_bias", (768,), "bias"),
         ("self_attention.in_proj_weight", (2304, 768), "linear"),
+        ("decoder.word_embedding", (50, 8), "embedding"),
         ("criterion.pos_weight", (14,), "other"),
         ("criterion.weight", (14,), "other"),
         ("loss_fn.class_weights", (14,), "other"),
@@ -157,10 +158,11 @@ def test_a_resnet_is_named_as_in_the_paper():
     assert first_convolution(shapes_of(on_meta("resnet18"))) == "conv1.weight"
 
 
-def test_wrapper_prefixes_do_not_matter():
+@pytest.mark.parametrize("wrappers", ["module.model.", "module.model.net.wrapped.inner.core.backbone.encoder."])
+def test_wrapper_prefixes_do_not_matter(wrappers):
     shapes = shapes_of(on_meta("resnet18"))
-    wrapped = block_map({f"module.model.{name}": shape for name, shape in shapes.items()})
-    assert {name.removeprefix("module.model."): block for name, block in wrapped.items()} == block_map(shapes)
+    wrapped = block_map({f"{wrappers}{name}": shape for name, shape in shapes.items()})
+    assert {name.removeprefix(wrappers): block for name, block in wrapped.items()} == block_map(shapes)
 
 
 @pytest.mark.parametrize(
