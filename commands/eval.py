@@ -73,6 +73,7 @@ def eval(
     from wsurgery import studies
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.remote import without_secrets
+    from wsurgery.checkpoint.writer import require_free
     from wsurgery.devices import choose_device
     from wsurgery.models import models_for
     from wsurgery.processes import joined
@@ -92,6 +93,7 @@ def eval(
         )
     for target in targets:
         refuse_link(target)
+        require_free(target, force=force)
     with joined() as processes:
         choose_device(device, processes)  # before images are decoded for one that is not there
         images = studies.Images(

@@ -46,6 +46,8 @@ def show(
         raise UsageError("--json and --csv: choose one")
     if metadata and csv:
         raise UsageError("--metadata and --csv: --metadata --json is for scripts")
+    if metadata and (stats or tensors):
+        raise UsageError(f"--metadata and --{'stats' if stats else 'tensors'}: ask for one after the other")
     with open_checkpoint(source) as checkpoint, no_search_for_cycles():
         if metadata:
             _print_metadata(History.of(checkpoint).others, json=json)

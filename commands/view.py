@@ -31,6 +31,7 @@ def view(
     Example: wsurgery view run/init.safetensors --against run -o moved.html
     """
     from wsurgery.checkpoint import AtomicFile, open_checkpoint
+    from wsurgery.checkpoint.provenance import History
     from wsurgery.checkpoint.sink import write_all
     from wsurgery.checkpoint.spool import seekable
     from wsurgery.figures.checkpoint_page import render_view
@@ -47,6 +48,7 @@ def view(
         if against is not None:
             opened = [checkpoint, stack.enter_context(open_checkpoint(against))]
             checkpoint, other = (stack.enter_context(seekable(each)) for each in opened)
+            selection = selection.with_map(History.of(checkpoint).blocks or History.of(other).blocks)
             changed, label = changes(checkpoint, other, selection, threads=threads), other.name or other.label
         page = render_view(checkpoint, selection=selection, against=label, changed=changed, threads=threads)
         write_all(stream, page.encode())

@@ -234,6 +234,7 @@ def test_what_the_commands_say_is_a_warning(finished, fresh, fundus, tmp_path):
         ({"log_to": ["paper"]}, UsageError, "--log-to paper: one of tensorboard"),
         ({"seed": -1}, UsageError, "--seed -1: at least 0"),
         ({"threads": -1}, UsageError, "--threads -1: at least 1"),
+        ({"image_size": 0}, UsageError, "--image-size 0: at least 1"),
         ({"steps": 1, "epochs": 1}, UsageError, "--steps and --epochs both give the length"),
         ({"data": "nothing.csv"}, UsageError, "there is no such file"),
     ],
@@ -242,6 +243,34 @@ def test_a_mistake_is_told_and_claims_no_folder(given, error, words, fresh, fund
     with pytest.raises(error, match=words):
         wsurgery.train(fresh, **{"data": fundus, "output": tmp_path / "run", **given})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("study", ["evaluate", "cca", "path", "compare"])
+def test_images_of_no_size_are_refused(study, finished, fresh, fundus):
+    given = {"evaluate": (fresh,), "cca": (fresh, fresh), "path": (fresh, fresh), "compare": (finished, finished)}[
+        study
+    ]
+    with pytest.raises(UsageError, match="--image-size 0: at least 1"):
+        getattr(wsurgery, study)(*given, data=fundus, image_size=0)
+
+
+def test_a_result_names_the_split_of_the_images_that_it_was_given(fresh, fundus):
+    images = wsurgery.studies.Images(fundus, split="valid")
+    loaded = wsurgery.studies.load_images(fundus, split="valid")
+    for given in (images, loaded):
+        assert wsurgery.evaluate(fresh, data=given, bootstrap=0)["split"] == "valid"
+
+
+def test_what_cannot_be_written_is_told_before_the_network_runs(fresh, fundus, tmp_path, monkeypatch):
+    def never(*given):
+        raise AssertionError("the network ran")
+
+    monkeypatch.setattr("wsurgery.studies._evaluate.predictions_of", never)
+    (tmp_path / "there.csv").write_text("mine")
+    for name, words in (("there.csv", "exists: add --force"), (".", "is a folder"), ("-", "is no file")):
+        target = name if name == "-" else tmp_path / name
+        with pytest.raises(UsageError, match=words):
+            wsurgery.evaluate(fresh, data=fundus, predictions=target)
 
 
 def test_what_is_no_checkpoint_is_told(fundus, tmp_path):
@@ -255,7 +284,8 @@ def test_the_pages_code_runs(tmp_path, fundus):
     page = Path(__file__).parents[1] / "docs" / "python-studies.md"
     code = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert len(code) == 2
-    run = [sys.executable, "-W", "error", "-c", "\n".join(code)]
+    (tmp_path / "page.py").write_text("\n".join(code))
+    run = [sys.executable, "-W", "error", "page.py"]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "'macro_auc'" in done.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from wsurgery.cores import workers
+from wsurgery.cores import asked_cores, workers
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.processes import ALONE, Processes
 
@@ -174,11 +174,12 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 @contextmanager
 def threads_used(count: int | None) -> Iterator[None]:
-    """Let torch compute in `count` threads while this is open; None is all cores."""
+    """Let torch compute in `count` threads while this is open, and what draws or decodes images, too; None is all cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(workers(count))
     try:
-        yield
+        with asked_cores(count):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -99,6 +99,15 @@ def test_other_element_types_are_compared_by_value(dtype, size, invoke, tmp_path
     assert invoke("diff", tmp_path / "a", tmp_path / "b", "--exit-code", check=False).exit_code == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e5m2], ids=str)
+def test_no_number_is_no_number_in_any_type_and_a_zero_has_no_sign_by_value(dtype, invoke, tmp_path):
+    x = torch.tensor([1, float("nan"), -0.0, 0, 2, -2], dtype=torch.float32)
+    save_torch({"w": x}, tmp_path / "a")
+    save_torch({"w": x.to(dtype)}, tmp_path / "b")
+    row = json.loads(invoke("diff", tmp_path / "a", tmp_path / "b", "--json").stdout)["tensors"][0]
+    assert (row["equal"], row["relative_l2"]) == (1, 0)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "encoder_q."])
 def test_prefixes_are_looked_through_and_missing_counters_passed_over(prefix, invoke, tmp_path):
     tensors = small_resnet()

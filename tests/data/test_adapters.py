@@ -297,6 +297,20 @@ def test_medmnist_images_come_out_of_the_archive(tmp_path, shape):
     np.testing.assert_array_equal(again.images, load_dataset(spec, split="test").images)
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (lambda n: np.zeros((2 * n, 1), np.int64), "and there are 6 images"),
+        (lambda n: np.linspace(0, 1, n).reshape(n, 1), "not all whole numbers"),
+        (lambda n: np.full((n, 1), np.nan), "not all whole numbers"),
+    ],
+)
+def test_medmnist_labels_that_do_not_fit_are_refused(labels, words, tmp_path):
+    medmnist_file(tmp_path / "x.npz", (8, 8), lambda rng, n: labels(n))
+    with pytest.raises(WsurgeryError, match=words):
+        open_data(f"medmnist:{tmp_path / 'x.npz'}")
+
+
 def test_medmnist_of_many_labels(tmp_path):
     arrays = medmnist_file(tmp_path / "chestmnist_64.npz", (8, 8), lambda rng, n: rng.integers(0, 2, (n, 14)))
     manifest = open_data(f"medmnist:{tmp_path / 'chestmnist_64.npz'}")

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,3 +103,16 @@ def test_all_texture_classes_are_drawn_about_as_often():
 def test_options_that_cannot_be(name, options, message):
     with pytest.raises(UsageError, match=message):
         Synthetic.parse(name, options)
+
+
+def test_a_script_that_has_images_drawn_runs_once(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "print('begun', flush=True)\n"
+        "from pathlib import Path\n"
+        "from wsurgery.data.synthetic import CHUNK, Synthetic\n"
+        "made = Synthetic.parse('textures', {'n': str(2 * CHUNK), 'size': '16'}).make(Path(), threads=2)\n"
+        "print(len(made.paths), __name__)\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "begun\n128 __main__\n"

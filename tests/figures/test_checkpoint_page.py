@@ -83,6 +83,39 @@ def test_change_is_what_diff_says(edited, invoke):
         assert re.search(rf"<strong>{row['name']}</strong>.*?change {row['relative_l2']:.3g}</small>", text)
 
 
+def test_blocks_of_the_others_own_map_have_their_changes(invoke, tmp_path):
+    (tmp_path / "map.json").write_text('{"below": ["conv1.*", "bn1.*"], "above": ["layer*", "fc.*"]}')
+    save_file(small_resnet(), tmp_path / "net")
+    invoke(
+        "scale",
+        tmp_path / "net",
+        "--by",
+        3,
+        "--blocks",
+        "below",
+        "--block-map",
+        tmp_path / "map.json",
+        "-o",
+        tmp_path / "b",
+    )
+    for pair in (("net", "b"), ("b", "net")):
+        a, b = (tmp_path / name for name in pair)
+        rows = json.loads(invoke("diff", a, b, "--json").stdout)["blocks"]
+        assert {row["name"] for row in rows} == {"below", "above"}
+        text = page_of(invoke, a, "--against", b)
+        for row in rows:
+            assert re.search(rf"<strong>{row['name']}</strong>.*?change {row['relative_l2']:.3g}</small>", text)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 7, 7), (8, 3, 7, 0), (8, 0, 7, 7)])
+def test_an_empty_first_layer_has_no_filters(shape, invoke, tmp_path):
+    save_file({"conv1.weight": np.zeros(shape, np.float32), "fc.weight": np.ones((2, 8), np.float32)}, tmp_path / "net")
+    assert "<img" not in page_of(invoke, tmp_path / "net")
+    done = invoke("filters", tmp_path / "net", "-o", tmp_path / "x.png", check=False)
+    assert done.exit_code == 2
+    assert "conv1.weight is empty" in done.stderr
+
+
 def test_what_has_another_shape_stands_there_without_a_number(edited, invoke, tmp_path):
     save_file({**load_file(edited.with_name("net")), "fc.weight": np.ones((2, 32), np.float32)}, tmp_path / "other")
     assert re.search(r"<b>fc.weight</b><small>[^<]*change –", page_of(invoke, edited, "--against", tmp_path / "other"))

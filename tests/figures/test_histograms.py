@@ -61,5 +61,8 @@ def test_errors_name_the_file(tmp_path):
     save_file({"conv1.weight": np.full((4, 3, 3, 3), np.nan, np.float32), "ids": np.arange(3)}, tmp_path / "broken")
     with pytest.raises(WsurgeryError, match=r"broken: conv1\.weight has NaN"):
         read_histograms([tmp_path / "broken"], selection=None)
+    save_file({"conv1.weight": np.resize([-1e308, 1e308], (4, 3, 3, 3))}, tmp_path / "far")
+    with pytest.raises(WsurgeryError, match="too far apart"):
+        read_histograms([tmp_path / "far"], selection=None)
     with pytest.raises(UsageError, match="broken: the selected part has no floating-point"):
         read_histograms([tmp_path / "broken"], selection=Selection(only=("ids",)))

@@ -33,13 +33,10 @@ class AtomicFile:
         require_local(path)
         self.temporary: Path | None = None
         exists = path.exists()
+        require_free(path, force=force)
         self.special = exists and not stat.S_ISREG(path.stat().st_mode)
         # A link is followed, not replaced; where /dev/stdout leads to a pipe has no name.
         self.path = path if self.special else Path(os.path.realpath(path))
-        if self.path.is_dir():
-            raise UsageError(f"{printable(str(path))} is a folder: name a file in it")
-        if exists and not self.special and not force:
-            raise UsageError(f"{printable(str(path))} exists: add --force to overwrite it")
         self.force = force
         try:
             self.stream = self._open()
@@ -130,6 +127,21 @@ def _give_name(temporary: Path, path: Path) -> None:
         except BaseException:
             path.unlink()
             raise
+
+
+def require_free(path: Path, *, force: bool) -> None:
+    """Check that a file may be written, before what it is to hold is worked out.
+
+    Raises:
+        UsageError: there is a folder of that name, or a file, which is no device, and `force` is off; or it is `-`, which is
+            standard output elsewhere.
+    """
+    if str(path) == "-":
+        raise UsageError("- is no file: name one")
+    if path.is_dir():
+        raise UsageError(f"{printable(str(path))} is a folder: name a file in it")
+    if not force and path.exists() and stat.S_ISREG(path.stat().st_mode):
+        raise UsageError(f"{printable(str(path))} exists: add --force to overwrite it")
 
 
 class StandardOutput:

@@ -35,6 +35,7 @@ class Dataset:
         skipped: path → what is wrong with it, of each image that was left out.
         rendering: how image files became squares.
         fold: K/N, where the split is one of the K-th of N folds of the patients; else empty.
+        split: which one they are, if they are one; else empty.
     """
 
     images: NDArray[np.uint8]
@@ -46,6 +47,7 @@ class Dataset:
     skipped: Mapping[str, str] = field(default_factory=dict)
     rendering: Rendering = DEFAULT
     fold: str = ""
+    split: str = ""
 
     @property
     def has_patients(self) -> bool:
@@ -149,4 +151,5 @@ def load_dataset(
         skipped,
         manifest.rendering,
         manifest.fold,
+        split or "",
     )

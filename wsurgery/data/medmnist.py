@@ -51,9 +51,13 @@ def medmnist(argument: str, given: Mapping[str, str]) -> Manifest:
                 n = header.shape[0]
             with open_array(archive, f"{theirs}_labels.npy") as (header, _):
                 k = math.prod(header.shape) // max(n, 1)
-                if header.dtype.kind not in "biuf" or max(n, n * k) > MAX_CELLS:
-                    raise WsurgeryError(f"{theirs}_labels are {header.dtype} {header.shape}")
-            labels = read_array(archive, f"{theirs}_labels.npy").astype(np.int64).reshape(n, -1)
+                if header.dtype.kind not in "biuf" or max(n, n * k) > MAX_CELLS or header.shape[:1] != (n,):
+                    raise WsurgeryError(f"{theirs}_labels are {header.dtype} {header.shape}, and there are {n} images")
+            found = read_array(archive, f"{theirs}_labels.npy")
+            with np.errstate(invalid="ignore"):
+                labels = found.astype(np.int64).reshape(n, -1)
+            if not np.array_equal(labels, found.reshape(n, -1)):
+                raise WsurgeryError(f"{theirs}_labels are not all whole numbers")
             paths += [f"{file.name}/{theirs}_images/{i}" for i in range(n)]
             splits += [ours] * n
             parts.append(labels)

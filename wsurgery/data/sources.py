@@ -17,6 +17,7 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from wsurgery.checkpoint.digest import bytes_digest
+from wsurgery.checkpoint.writer import require_free
 from wsurgery.data.adapters import LISTS
 from wsurgery.data.cache import cache_folder
 from wsurgery.data.checks import manifest_fault
@@ -191,8 +192,7 @@ def make_manifest(spec: str, file: Path, *, force: bool = False, threads: int | 
         UsageError: the file is there already and `force` is off, or the specification cannot be.
         WsurgeryError: the data is broken, or lists images that are not there.
     """
-    if file.exists() and not force:
-        raise UsageError(f"{printable(str(file))} exists: add --force to overwrite it")
+    require_free(file, force=force)
     manifest = open_data(spec, threads=threads)
     if said := absent(spec, manifest):
         raise WsurgeryError(said)

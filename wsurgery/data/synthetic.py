@@ -3,10 +3,12 @@
 import multiprocessing
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,9 +142,11 @@ class Synthetic:
                 ignore = (signal.SIGINT, signal.SIG_IGN)
                 pool = ProcessPoolExecutor(processes, context, initializer=signal.signal, initargs=ignore)
                 try:
-                    jobs = {
-                        pool.submit(draw_images, self.drawing, chunk, folder): start for start, chunk in chunks.items()
-                    }
+                    with _without_main():
+                        jobs = {
+                            pool.submit(draw_images, self.drawing, chunk, folder): start
+                            for start, chunk in chunks.items()
+                        }
                     for job in as_completed(jobs):
                         classes[jobs[job]] = job.result()
                         progress.advance(len(chunks[jobs[job]]))
@@ -154,6 +158,17 @@ class Synthetic:
         splits = split_patients(patients, FRACTIONS, self.drawing.seed)
         paths = tuple(image_path(index) for index in range(n))
         return Manifest(folder, paths, tuple(patients), tuple(splits), labels, names)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let processes that begin meanwhile not import the script that called: it would run again, up to this point."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def image_path(index: int) -> str:

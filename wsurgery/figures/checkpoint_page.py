@@ -225,6 +225,8 @@ def _spectrum(found: Profile) -> str:
 
 def _filters(weight: np.ndarray) -> str:
     """Draw the first layer's filters, (out, in, kh, kw), as many as there is room for."""
+    if not weight.size:
+        return ""
     most = max(1, _MOST_PIXELS // prod(weight.shape[2:]))
     with np.errstate(invalid="ignore"):  # a signalling NaN
         some = weight[:most].astype(np.float64)

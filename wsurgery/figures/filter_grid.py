@@ -41,6 +41,8 @@ def read_first_filters(source: str | Path) -> npt.NDArray[np.float64]:
         require_unscaled(checkpoint, [name])
         weight = checkpoint.read_array(name).astype(np.float64)
         checkpoint.finish()
+    if not weight.size:
+        raise UsageError(f"{checkpoint.label}: {printable(name)} is empty, {weight.shape}: there is nothing to draw")
     if not np.isfinite(weight).all():
         raise WsurgeryError(f"{checkpoint.label}: {printable(name)} has NaN or infinite weights, which have no colour")
     return weight

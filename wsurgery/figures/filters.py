@@ -1,6 +1,7 @@
 """First-layer filters as pictures."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from wsurgery.figures.filter_grid import filter_grid
 from wsurgery.figures.style import house_style
 
 _PIXELS = 64  # weights in an inch, at most: three dots each in a PNG file
+_LETTERS = 13  # an inch, at 8 points
 _WIDEST = 10.0  # inches, of several panels beside each other
 
 
@@ -39,7 +41,8 @@ def draw_filters(labelled: Sequence[tuple[str, npt.NDArray[np.float64]]]) -> Fig
     for axes in panels:
         axes.set_axis_off()
         axes.set_anchor("N")  # those of a row begin on one line
-    for axes, (label, grid) in zip(panels, grids, strict=False):
+    for i, (axes, (label, grid)) in enumerate(zip(panels, grids, strict=False)):
         axes.imshow(grid.pixels, interpolation="nearest")
-        axes.set_title(f"{printable(label, 60)}\nblack to white: ±{grid.scale:.3g}".replace("$", r"\$"), fontsize=8)
+        name = fill(printable(label, 100), int(_LETTERS * widths[i % columns]))
+        axes.set_title(f"{name}\nblack to white: ±{grid.scale:.3g}".replace("$", r"\$"), fontsize=8)
     return figure

@@ -65,10 +65,13 @@ def read_histograms(
         for checkpoint, names in zip(checkpoints, chosen, strict=True):
             for name in names:
                 x = checkpoint.read_array(name)
-                ends = (float(x.min()), float(x.max())) if x.size else (np.inf, -np.inf)
+                with np.errstate(invalid="ignore"):
+                    ends = (float(x.min()), float(x.max())) if x.size else (np.inf, -np.inf)
                 if x.size and not np.isfinite(ends).all():
                     raise WsurgeryError(f"{checkpoint.label}: {printable(name)} has NaN or infinite weights")
                 low, high = min(low, ends[0]), max(high, ends[1])
+        if low < high and not np.isfinite(high - low):
+            raise WsurgeryError(f"weights from {low:g} to {high:g} are too far apart for bins of equal width")
         counts = [
             sum(checkpoint.tensors[name].elements for name in names)
             for checkpoint, names in zip(checkpoints, chosen, strict=True)

@@ -26,6 +26,7 @@ PALETTE = (INK, "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 _MARKERS = "os^DvPX"
 _KNOWN = ("random", "transfer", "meanvar", "transfuse-block1", "gabor", "shuffle", "sample")
 _SAME = {"pretrained-pair": "transfer", "random-pair": "random"}  # pairs of runs of these arms
+_LONGEST = 40  # letters of a name
 _DASHES = ("-", "--", ":", "-.")
 WIDTH = 5.4  # inches
 PAGE_WIDTH = 4.1  # of a figure that a page shows as wide as it is: on a phone its smallest letters are 10 pixels high
@@ -128,7 +129,10 @@ def marker_points(marker: str, size: float) -> str:
 
 def plain_text(text: str) -> str:
     """Show a name as it is: to matplotlib, dollars are mathematics and a leading underscore hides a legend entry."""
-    text = printable(text, 40).replace("$", r"\$")
+    text = printable(text, 1000)
+    if len(text) > _LONGEST:  # names of one experiment often begin alike, and end otherwise
+        text = f"{text[: _LONGEST // 2 - 1]}…{text[-_LONGEST // 2 :]}"
+    text = text.replace("$", r"\$")
     return "\u200b" + text if text.startswith("_") else text
 
 

@@ -14,7 +14,7 @@ def network_names(checkpoints: Iterable[str | Path]) -> str:
     found: dict[str, None] = {}
     for source in checkpoints:
         with suppress(WsurgeryError, OSError):
-            if not Path(source).exists():
+            if not (Path(source).is_file() or Path(source).is_dir()):  # a pipe is read once, by who draws it
                 continue
             with open_checkpoint(source) as checkpoint:
                 architecture = History.of(checkpoint).architecture

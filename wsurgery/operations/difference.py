@@ -179,7 +179,10 @@ def difference(a: Any, b: Any, dtype: str) -> Difference:
 
 def _widened(x: Any, dtype: str) -> bytes:
     with np.errstate(invalid="ignore"):
-        return np.frombuffer(x, numpy_dtype(dtype)).astype(np.float64).tobytes()
+        wide = np.frombuffer(x, numpy_dtype(dtype)).astype(np.float64)
+    wide[np.isnan(wide)] = np.nan  # each type has its own
+    wide += 0.0  # and only some a minus before it
+    return wide.tobytes()
 
 
 def _together(pairs: Sequence[tuple[Any, Any]], dtype: str, size: int) -> list[Difference]:

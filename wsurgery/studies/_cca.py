@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wsurgery import __version__
 from wsurgery.checkpoint.provenance import describe_file
 from wsurgery.checkpoint.sink import write_all
-from wsurgery.checkpoint.writer import AtomicFile
+from wsurgery.checkpoint.writer import AtomicFile, require_free
 from wsurgery.errors import UsageError, printable, printable_json
 from wsurgery.processes import ALONE, Processes
 from wsurgery.similarity.files import compare_files
@@ -129,10 +129,10 @@ def cca(
     json_file, table_file, figure = (None if path is None else Path(path) for path in (output, csv, plot))
     if figure is not None and figure.suffix.lower() not in (".pdf", ".svg", ".png"):
         raise UsageError(f"{printable(str(figure))}: a figure is a .pdf, .svg or .png file")
-    if figure is not None and figure.exists() and not force:
-        raise UsageError(f"{printable(str(figure))} exists: add --force to overwrite it")
+    if figure is not None:
+        require_free(figure, force=force)
     require_at_least(0, seed=seed)
-    require_at_least(1, threads=threads)
+    require_at_least(1, threads=threads, image_size=image_size)
     with ExitStack() as stack:
         if not activations:
             from wsurgery.studies._networks import compare_checkpoints

@@ -109,7 +109,7 @@ def compare_runs(
 ) -> Comparison:
     """Do what `compare` does; return what its tables are made from."""
     require_at_least(0, bootstrap=bootstrap, seed=seed)
-    require_at_least(1, threads=threads)
+    require_at_least(1, threads=threads, image_size=image_size)
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold {threshold:g} is no AUC: give 0 to 1")
     if data is None and which != "best":

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from wsurgery.checkpoint.writer import require_free
 from wsurgery.data.dataset import Dataset
 from wsurgery.devices import choose_device, on_device, threads_used
 from wsurgery.models.own import Model
@@ -43,7 +44,7 @@ def evaluate(
     Args:
         checkpoint: the network.
         data: a manifest, or `scheme:argument?key=value`; or the images of `load_images`, so that several networks share
-            them, or `Images`: then `image_size` and `skip_bad` are settled, and `split` is their name in the result.
+            them, or `Images`: then `image_size`, `skip_bad` and `split` are settled.
         split: the split to evaluate on.
         predictions: write each image's probabilities and logits to this file, CSV.
         image_size: pixels a side. Default: those of the training, if the checkpoint's record says it, else the images' own.
@@ -74,8 +75,10 @@ def evaluate(
         WsurgeryError: checkpoint, data and network do not fit together.
     """
     require_at_least(0, bootstrap=bootstrap, seed=seed)
-    require_at_least(1, threads=threads)
+    require_at_least(1, threads=threads, image_size=image_size)
     require_one_of("--baseline", baseline, [None, *NAMES])
+    if predictions is not None:
+        require_free(Path(predictions), force=force)
     checkpoint = unedited(checkpoint)
     with threads_used(threads):
         where = choose_device(device, processes)
@@ -96,7 +99,8 @@ def evaluate(
             found, size = predictions_of(label(checkpoint), network, data, where, say, processes)
         if not processes.is_first:
             return {}
-        result = {**evaluate_predictions(found, resamples=bootstrap, seed=seed), "split": split, "image_size": size}
+        result = evaluate_predictions(found, resamples=bootstrap, seed=seed)
+        result |= {"split": data.split or split, "image_size": size}
         if baseline is not None:
             result["baseline"] = beside(cast(Name, baseline), found, checkpoint, record_of(network), data, say)
         if predictions is not None:

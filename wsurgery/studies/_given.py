@@ -51,4 +51,4 @@ def require_one_of(option: str, value: str | None, choices: Iterable[str | None]
 def require_at_least(least: int, **values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < least:
-            raise UsageError(f"--{name} {value}: at least {least}")
+            raise UsageError(f"--{name.replace('_', '-')} {value}: at least {least}")

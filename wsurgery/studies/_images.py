@@ -103,6 +103,7 @@ class Images:
             processes=processes,
         )  # fmt: skip
         self._data, self._skip_bad, self._say = str(data), skip_bad or bad_list is not None, say
+        self.split = split
         self._loaded: dict[object, Dataset] = {}
         self.baselines: dict[object, Baseline] = {}  # what was fitted to their other splits
 

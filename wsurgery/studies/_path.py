@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from wsurgery.checkpoint.sink import write_all
-from wsurgery.checkpoint.writer import AtomicFile
+from wsurgery.checkpoint.writer import AtomicFile, require_free
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.sources import open_data
 from wsurgery.devices import choose_device, on_device, threads_used
@@ -88,12 +88,12 @@ def path(
         WsurgeryError: checkpoints and data do not fit together.
     """
     require_at_least(2, points=points, images=images)
-    require_at_least(1, threads=threads)
+    require_at_least(1, threads=threads, image_size=image_size)
     figure = None if plot is None else Path(plot)
     if figure is not None and figure.suffix.lower() not in (".pdf", ".svg", ".png"):
         raise UsageError(f"{printable(str(figure))}: a figure is a .pdf, .svg or .png file")
-    if figure is not None and figure.exists() and not force:
-        raise UsageError(f"{printable(str(figure))} exists: add --force to overwrite it")
+    if figure is not None:
+        require_free(figure, force=force)
     ends = unedited(a), unedited(b)
     with ExitStack() as stack:
         stack.enter_context(threads_used(threads))
@@ -233,7 +233,7 @@ def _barrier(points: Sequence[dict[str, Any]], key: str, sign: int) -> dict[str,
         for point, value in zip(points, values, strict=True)
     ]
     value, t = max(excess)
-    return {"value": value, "t": -t}
+    return {"value": value + 0.0, "t": -t}  # no minus before a zero
 
 
 def _as_csv(points: Sequence[dict[str, Any]]) -> str:
