@@ -21,7 +21,8 @@ import pytest
 import torch
 
 from wsurgery.errors import WsurgeryError
-from wsurgery.foreign.pickles import StoredTensor, TorchFile
+from wsurgery.foreign.pickles import TorchFile
+from wsurgery.foreign.stored import StoredTensor
 
 FORMATS = {"zip": True, "legacy": False}
 

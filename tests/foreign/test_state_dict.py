@@ -13,6 +13,7 @@ from wsurgery.foreign.state_dict import open_state_dict
 
 WEIGHTS = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2)}
 OTHERS = {"conv.weight": torch.full((2, 3), 7.0), "conv.bias": torch.zeros(2)}
+BEST = torch.tensor(0.9)
 FORMATS = {"zip": True, "legacy": False}
 
 
@@ -45,6 +46,15 @@ def first_number(path, key=None):
         ({"state_dict": WEIGHTS, "loss": torch.tensor(0.5)}, "took state_dict"),
         ({"model": {"state_dict": {"net": WEIGHTS}}}, "took model took state_dict took net"),
         ({**WEIGHTS, "conv._extra_state": None}, "left out what is not a tensor: conv._extra_state"),
+        ({**WEIGHTS, "others": OTHERS}, "--key takes another: others"),
+        # A single number is of the bookkeeping, and hides no network.
+        ({"encoder": WEIGHTS, "best_acc": BEST}, "took encoder"),
+        ({"best_acc": BEST, "epoch": BEST[None], "encoder": WEIGHTS}, "took encoder"),
+        ({"encoder": {"state_dict": WEIGHTS}, "best_acc": BEST}, "took encoder took state_dict"),
+        ({"best": {"accuracy": BEST}, "encoder": WEIGHTS}, "took encoder"),
+        ({"ema": {"decay": BEST}, "encoder": WEIGHTS}, "took encoder"),
+        ({"ema": {"decay": BEST}, **WEIGHTS}, "left out what is not a tensor: ema"),
+        ({"encoder": {name: x.numpy() for name, x in WEIGHTS.items()}, "best_acc": BEST}, "took encoder"),
     ],
 )
 def test_the_weights_are_found_and_the_choice_is_said(content, note, saved):
@@ -108,6 +118,14 @@ def test_arrays_are_weights_where_there_is_no_tensor(saved):
         ({"model": {"a": WEIGHTS, "b": OTHERS}}, None, UsageError, r"--key, one of model\.a, model\.b"),
         ({"model": {"a": WEIGHTS, "b": OTHERS}}, "c", UsageError, r"under 'c': model\.a, model\.b"),
         ({"model": {"a": WEIGHTS}, "mean": np.ones(3)}, None, UsageError, r"--key, one of model\.a"),
+        (
+            {"encoder": WEIGHTS, "prior": torch.ones(3)},
+            None,
+            UsageError,
+            r"tensors \(prior\) and dicts .*--key, one of encoder",
+        ),
+        ({"a": WEIGHTS, "b": OTHERS, "best_acc": BEST}, None, UsageError, "--key, one of a, b"),
+        ({"a": {"k": WEIGHTS}, "best_acc": BEST}, None, UsageError, r"--key, one of a\.k"),
         ({"state_dict": WEIGHTS}, "ema", UsageError, "under 'ema': state_dict"),
         ({"epoch": 3}, None, WsurgeryError, "no dict of tensors"),
         ([WEIGHTS], None, WsurgeryError, "no dict of tensors"),

@@ -115,6 +115,19 @@ def test_what_is_of_the_training_is_left_out_and_said(names: list[str], left: li
         ["features.0.weight", "features.0.bias", "criterion.weight"],
         ["encoder.layer.0.weight", "embeddings.weight", "fc.weight"],
         ["mask_token", "blocks.0.weight"],
+        # Whisper's and wav2vec's classifiers read a projector, CLIP's towers end in a projection
+        [*under("encoder.", TRUNK), "projector.weight", "projector.bias", "classifier.weight", "classifier.bias"],
+        [*under("encoder.", TRUNK), "projector.weight", "projector.bias"],
+        [
+            *under("backbone.", TRUNK),
+            "projector.0.weight",
+            "projector.2.weight",
+            "classifier.weight",
+            "classifier.bias",
+        ],
+        [*under("model.", TRUNK), "projection"],
+        [*under("encoder.", TRUNK), "predictor.weight"],
+        [*under("backbone.", TRUNK), "center"],
     ],
 )
 def test_what_may_be_of_the_network_stays(names: list[str]) -> None:

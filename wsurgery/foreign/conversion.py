@@ -78,7 +78,7 @@ class Converted(Made):
         ):
             if left_out:
                 more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-                yield f"left out what {what}: {printable(', '.join(left_out[:3]))}{more}"
+                yield f"left out what {what}: {printable(', '.join(left_out[:3]))}{more}; --keep-names keeps it"
         for alias, kept in self.aliases.items():
             yield f"{printable(alias)} is {printable(kept)}: written once, and recorded"
         if lost := () if blocks else _without_block({name: tensor.shape for name, tensor in self.tensors.items()}):

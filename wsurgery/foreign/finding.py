@@ -1,11 +1,14 @@
 """Where in a saved file the weights are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.foreign.opcodes import Ignored
-from wsurgery.foreign.pickles import Array, StoredTensor
+from wsurgery.foreign.pickles import Array
+from wsurgery.foreign.stored import StoredTensor, Unheld
+
+Found = StoredTensor | Unheld
 
 # Names under which training scripts save the weights beside other things, in the order in which they are taken.
 WRAPPERS = (
@@ -16,6 +19,11 @@ WRAPPERS = (
 _DEPTH = 6  # wrappers in wrappers, and modules in modules, that are looked into
 _LONGEST_NAME = 200  # characters of a model's
 _MOST_MODULES, _DEEPEST_MODULE = 100_000, 64  # of a pickled network, whose modules may stand in one another
+# How torch makes of what safetensors cannot hold what it can.
+_REMEDIES = {
+    "sparse": ".to_dense()", "complex128": ".to(torch.complex64)", "complex32": ".to(torch.complex64)",
+    **dict.fromkeys(("qint8", "quint8", "qint32", "quint4x2", "quint2x4"), ".dequantize()"),
+}  # fmt: skip
 
 
 def find_tensors(content: Any, key: str | None = None) -> tuple[dict[str, StoredTensor], list[str]]:
@@ -35,7 +43,7 @@ def find_tensors(content: Any, key: str | None = None) -> tuple[dict[str, Stored
         UsageError: there are several under names that are not known, or deeper ones only, or none under `key`.
     """
     try:
-        return _Search(arrays=False).find(content, key)
+        found = _Search(arrays=False).find(content, key)
     except WsurgeryError as error:
         if key is None and isinstance(error, UsageError):
             raise
@@ -43,6 +51,9 @@ def find_tensors(content: Any, key: str | None = None) -> tuple[dict[str, Stored
             return _Search(arrays=True).find(content, key)
         except WsurgeryError:
             raise error from None
+    if key is None and not _are_large(found[0]):  # bookkeeping, maybe, beside a network of arrays
+        return _Search(arrays=True).find(content, None)
+    return found
 
 
 def architecture_said(content: Any) -> list[str]:
@@ -60,7 +71,7 @@ class _Search:
 
     def __init__(self, *, arrays: bool) -> None:
         self._arrays = arrays
-        self._known: dict[int, bool] = {}  # what has been looked at, and whether it has tensors itself
+        self._sizes: dict[int, int] = {}  # of what has been looked at, by `id`
 
     def find(self, content: Any, key: str | None) -> tuple[dict[str, StoredTensor], list[str]]:
         notes: list[str] = []
@@ -70,25 +81,33 @@ class _Search:
         for _ in range(_DEPTH + 1):
             pickled = isinstance(content, Ignored)
             entries = _entries(content)
-            inner, direct = self._inner(entries), self._tensors(entries)
+            inner, direct = self._without_bookkeeping(entries)
             chosen = next((name for name in WRAPPERS if name in inner), None)
-            if chosen is None and not direct:
-                if len(inner) > 1:
-                    raise UsageError(f"holds several dicts of tensors: choose with --key, one of {_listed(inner)}")
-                chosen = next(iter(inner), None)
+            if chosen is None and inner and not any(isinstance(name, str) and "." in name for name in direct):
+                if direct or len(inner) > 1:
+                    what = f"tensors ({_listed(list(map(str, direct)))}) and" if direct else "several"
+                    raise UsageError(f"holds {what} dicts of tensors: choose with --key, one of {_listed(inner)}")
+                chosen = inner[0]
             if chosen is None:
+                if not _are_large(direct) and (deeper := self._deeper(entries, large=bool(direct))):
+                    raise UsageError(
+                        f"holds its tensors in dicts of dicts: choose with --key, one of {_listed(deeper)}"
+                    )
                 if not direct:
-                    if deeper := self._deeper(entries):
-                        raise UsageError(
-                            f"holds its tensors in dicts of dicts: choose with --key, one of {_listed(deeper)}"
-                        )
                     break
                 if pickled:
                     notes.append("took the tensors of a pickled object, whose code was not run")
-                left_out = [name for name in entries if isinstance(name, str) and name not in direct]
+                if inner:
+                    notes.append(f"--key takes another: {_listed(inner)}")
+                taken = direct.keys() | set(inner)
+                left_out = [name for name in entries if isinstance(name, str) and name not in taken]
                 if left_out:
                     notes.append(f"left out what is not a tensor: {_listed(left_out)}")
-                return {checked_name(name): stored for name, stored in direct.items()}, notes
+                unheld = list(_unheld(direct))
+                held = {name: found for name, found in direct.items() if isinstance(found, StoredTensor)}
+                if not held:
+                    raise WsurgeryError(f"holds no tensor that can be kept: {unheld[0]}")
+                return {checked_name(name): stored for name, stored in held.items()}, notes + unheld
             others = [name for name in inner if name != chosen]
             said = f"took {printable(chosen)}" + (f"; --key takes another: {_listed(others)}" if others else "")
             if said != f"took {printable(key or '')}":
@@ -130,8 +149,8 @@ class _Search:
         entries = _entries(content)
         return self._inner(entries) or sorted({str(name).partition(".")[0] for name in self._tensors(entries)})
 
-    def _deeper(self, entries: Mapping[Any, Any]) -> list[str]:
-        """The dicts of tensors in others, as `--key` names them."""
+    def _deeper(self, entries: Mapping[Any, Any], *, large: bool = False) -> list[str]:
+        """The dicts of tensors in others, as `--key` names them; `large`: without those of single numbers."""
         found: list[str] = []
         seen: set[int] = set()
         level: list[tuple[str, Any]] = [("", entries)]
@@ -144,13 +163,28 @@ class _Search:
             ]
             level = list({id(inner): (path, inner) for path, inner in inside if id(inner) not in seen}.values())
             seen |= {id(inner) for _, inner in level}
-            found += [path for path, inner in level if self._tensors(_entries(inner))]
+            found += [path for path, inner in level if self._size(inner) > large]
         return found
+
+    def _without_bookkeeping(self, entries: Mapping[Any, Any]) -> tuple[list[str], dict[Any, Found]]:
+        """The dicts of tensors in a dict, and the tensors; without those of single numbers (a best accuracy) beside others."""
+        inner, direct = self._inner(entries), self._tensors(entries)
+        large = [name for name in inner if self._holds(entries[name], large=True)]
+        if _are_large(direct):
+            return large, direct
+        return (large, {}) if large else (inner, direct)
 
     def _inner(self, entries: Mapping[Any, Any]) -> list[str]:
         return [name for name, value in entries.items() if isinstance(name, str) and self._holds(value)]
 
-    def _holds(self, value: Any, *, anywhere: bool = False) -> bool:
+    def _size(self, value: Any) -> int:
+        """2 if there are tensors in it itself, 1 if only single numbers, else 0."""
+        if id(value) not in self._sizes:
+            tensors = self._tensors(_entries(value))
+            self._sizes[id(value)] = bool(tensors) + _are_large(tensors)
+        return self._sizes[id(value)]
+
+    def _holds(self, value: Any, *, anywhere: bool = False, large: bool = False) -> bool:
         """Whether there are tensors in it, or in a wrapper in it; or in whatever is in it."""
         seen: set[int] = set()
         waiting = [value]
@@ -159,20 +193,34 @@ class _Search:
             if id(one) in seen or not isinstance(one, (dict, Ignored)):
                 continue
             seen.add(id(one))
-            if id(one) not in self._known:
-                self._known[id(one)] = bool(self._tensors(_entries(one)))
-            if self._known[id(one)]:
+            if self._size(one) > large:
                 return True
             held = one if isinstance(one, dict) else one.entries or {}
             waiting += held.values() if anywhere else [held[name] for name in WRAPPERS if name in held]
         return False
 
-    def _tensors(self, entries: Mapping[Any, Any]) -> dict[Any, StoredTensor]:
-        direct = {name: value for name, value in entries.items() if isinstance(value, StoredTensor)}
+    def _tensors(self, entries: Mapping[Any, Any]) -> dict[Any, Found]:
+        direct: dict[Any, Found] = {name: value for name, value in entries.items() if isinstance(value, Found)}
         if direct or not self._arrays:
             return direct
         arrays = {name: value.tensor for name, value in entries.items() if isinstance(value, Array)}
         return {name: tensor for name, tensor in arrays.items() if tensor is not None}
+
+
+def _are_large(tensors: Mapping[Any, Found]) -> bool:
+    """Whether one of them is more than a single number."""
+    return any(isinstance(tensor, Unheld) or any(size != 1 for size in tensor.shape) for tensor in tensors.values())
+
+
+def _unheld(tensors: Mapping[Any, Found]) -> Iterator[str]:
+    """Say which tensors cannot be kept, a line for each kind, and how they could."""
+    kinds: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Unheld):
+            kinds.setdefault(tensor.name, []).append(str(name))
+    for kind, names in kinds.items():
+        remedy = f"with {_REMEDIES[kind]}" if kind in _REMEDIES else "as a plain one"
+        yield f"left out {_listed(names)} ({printable(kind)}), which safetensors cannot hold: save it again, {remedy}"
 
 
 def _entries(content: Any) -> dict[Any, Any]:
@@ -198,7 +246,7 @@ def _of_module(module: Ignored) -> dict[Any, Any]:
         passing = state.get("_non_persistent_buffers_set")
         passing = passing if isinstance(passing, set) else set()
         own = {**parameters, **{name: value for name, value in buffers.items() if name not in passing}}
-        found |= {f"{prefix}{name}": value for name, value in own.items() if isinstance(value, StoredTensor)}
+        found |= {f"{prefix}{name}": value for name, value in own.items() if isinstance(value, Found)}
         waiting += [(f"{prefix}{name}.", inner, depth + 1) for name, inner in reversed(modules.items())]
     return found
 

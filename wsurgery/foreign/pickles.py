@@ -13,7 +13,6 @@ import math
 import mmap
 import pickle
 import zipfile
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,17 +21,14 @@ import numpy as np
 
 from wsurgery.archives import one_line_errors, open_member, read_exactly
 from wsurgery.checkpoint.dtypes import BITS
-from wsurgery.checkpoint.header import MAX_HEADER, TensorInfo
+from wsurgery.checkpoint.header import MAX_HEADER
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.foreign.opcodes import Ignored, Span, Unpickler
+from wsurgery.foreign.stored import MAX_DIMENSIONS, WIDTHS, Inline, Storage, StoredTensor, Unheld
 from wsurgery.untrusted import open_regular
 
 ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]  # the first pickle without its protocol's number
-_MAX_EXPANDED = (
-    64 << 20
-)  # bytes that a tensor may take beyond its storage: `expand` repeats elements at no cost in the file
-_MAX_DIMENSIONS = 64  # numpy's limit
 
 STORAGES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
@@ -45,82 +41,12 @@ DTYPES = {
     "complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
     "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A run of elements in a file, which one or more tensors view."""
-
-    key: str
-    dtype: str
-    elements: int
-
-    @property
-    def nbytes(self) -> int:
-        """Number of bytes."""
-        return self.elements * BITS[self.dtype] // 8
-
-
-@dataclass(frozen=True, eq=False)
-class Inline(Storage):
-    """A run of elements that stands in the pickle itself, of one array."""
-
-    content: bytes | bytearray | Span
-
-    def read(self) -> bytearray:
-        """Return the bytes.
-
-        Raises:
-            WsurgeryError: they are not as many as the array's shape says.
-        """
-        data = self.content.read() if isinstance(self.content, Span) else bytearray(self.content)
-        if len(data) != self.nbytes:
-            raise WsurgeryError(f"has a broken array: {len(data)} bytes, not {self.nbytes}")
-        return data
-
-
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """A tensor as the pickle describes it, unchecked and unread. `offset` and `stride` count elements of `dtype`."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: str
-
-    def info(self, name: str) -> TensorInfo:
-        """Check the numbers and describe the tensor under a name.
-
-        Raises:
-            WsurgeryError: it is malformed, or reaches outside its storage.
-        """
-        numbers = (self.offset, *self.shape, *self.stride)
-        if (
-            not all(type(number) is int and 0 <= number < 2**63 for number in numbers)
-            or len(self.shape) != len(self.stride)
-            or len(self.shape) > _MAX_DIMENSIONS
-            or not isinstance(self.storage, Storage)
-            or not isinstance(self.dtype, str)
-            or self.dtype not in BITS
-        ):
-            raise WsurgeryError(
-                f"has a broken tensor: {printable(name)} has no valid storage, dtype, shape, stride and offset"
-            )
-        info = TensorInfo(name, self.dtype, self.shape, 0, 0).placed(0)
-        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        width = BITS[self.dtype] // 8
-        if info.elements and (last + 1) * width > self.storage.nbytes:
-            raise WsurgeryError(
-                f"has a broken tensor: {printable(name)} reaches element {last} of a storage of "
-                f"{self.storage.nbytes // width}"
-            )
-        if info.nbytes > self.storage.nbytes + _MAX_EXPANDED:
-            raise WsurgeryError(
-                f"has a tensor, {printable(name)}, of {info.nbytes} bytes that repeats a storage of "
-                f"{self.storage.nbytes}: save it with .contiguous() if it is meant to be so large"
-            )
-        return info
+_OTHER_STORAGES = {
+    "ComplexDoubleStorage": "complex128", "QInt8Storage": "qint8", "QUInt8Storage": "quint8", "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2", "QUInt2x4Storage": "quint2x4",
+}  # fmt: skip
+# The bits that say the sign of an element's imaginary part and, last, of the real one.
+_SIGNS = {"F16": (15,), "BF16": (15,), "F32": (31,), "F64": (63,), "C64": (63, 31)}
 
 
 class TorchFile:
@@ -159,7 +85,8 @@ class TorchFile:
         # As unsigned integers: bytes are copied, never interpreted. A stride along a single element may be anything.
         strides = [step * width if size > 1 else 0 for size, step in zip(shape, tensor.stride, strict=True)]
         view = np.ndarray(shape, f"u{width}", data, tensor.offset * width, strides)
-        return np.ascontiguousarray(view).reshape(-1).view(np.uint8).data
+        data = view ^ view.dtype.type(tensor.flipped) if tensor.flipped else np.ascontiguousarray(view)
+        return data.reshape(-1).view(np.uint8).data
 
     def _storage(self, storage: Storage) -> bytearray:
         """Read a storage; the last one is kept, since tensors that share one mostly follow one another."""
@@ -265,6 +192,8 @@ def _find_global(module: str, name: str) -> Any:
     module = {"__builtin__": "builtins"}.get(module, module)
     if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
         return STORAGES[name]
+    if module in ("torch", "torch.cuda") and name in _OTHER_STORAGES:
+        return _OTHER_STORAGES[name]
     if module == "torch" and name in DTYPES:
         return DTYPES[name]
     whole = f"{module}.{name}"
@@ -273,7 +202,10 @@ def _find_global(module: str, name: str) -> Any:
             f"asks for the Python object {printable(whole)}, which could run code: if you trust it, load "
             "it with torch in a sandbox and save its state_dict() alone"
         )
-    return _GLOBALS.get(whole) or Ignored(whole)
+    if (known := _GLOBALS.get(whole)) is not None:
+        return known
+    kind = whole.removeprefix("torch._utils._rebuild_")  # sparse_tensor, nested_tensor, …
+    return Ignored(whole) if kind == whole else partial(_unheld, kind.removesuffix("_tensor"))
 
 
 def _find_storage(storages: dict[str, Storage], identifier: Any) -> Any:
@@ -285,7 +217,7 @@ def _find_storage(storages: dict[str, Storage], identifier: Any) -> Any:
     if (
         kind != "storage"
         or not isinstance(dtype, str)
-        or dtype not in BITS
+        or dtype not in WIDTHS
         or not isinstance(key, str)
         or type(elements) is not int
         or elements < 0
@@ -299,24 +231,46 @@ def _find_storage(storages: dict[str, Storage], identifier: Any) -> Any:
     return storage
 
 
-def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *_: object) -> StoredTensor:
-    return StoredTensor(storage, offset, _few(shape), _few(stride), storage.dtype)
+def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> StoredTensor | Unheld:
+    _, _, metadata, *_ = *rest, None, None, None  # requires_grad, hooks
+    return _viewed(storage, offset, shape, stride, storage.dtype, metadata)
 
 
-def _tensor_v3(storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> StoredTensor:
-    _, _, dtype, *_ = rest  # requires_grad, hooks, dtype
-    return StoredTensor(storage, offset, _few(shape), _few(stride), dtype)
+def _tensor_v3(storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> StoredTensor | Unheld:
+    _, _, dtype, metadata, *_ = *rest, None  # requires_grad, hooks
+    return _viewed(storage, offset, shape, stride, dtype, metadata)
+
+
+def _viewed(storage: Storage, offset: int, shape: Any, stride: Any, dtype: Any, metadata: Any) -> StoredTensor | Unheld:
+    """Make a tensor of a storage, which is negated or conjugated where its view says so."""
+    if isinstance(dtype, Ignored) or dtype not in BITS:
+        return Unheld(dtype.name.removeprefix("torch.") if isinstance(dtype, Ignored) else str(dtype))
+    marks = metadata if isinstance(metadata, dict) else {}
+    signs, flipped = _SIGNS.get(dtype, ()), 0
+    if marks.get("neg"):
+        if not signs:
+            return Unheld(f"negated {dtype}")
+        flipped = sum(1 << bit for bit in signs)
+    if marks.get("conj") and len(signs) > 1:
+        flipped ^= 1 << signs[0]
+    return StoredTensor(storage, offset, _few(shape), _few(stride), dtype, flipped)
+
+
+def _unheld(kind: str, *_: object) -> Unheld:
+    return Unheld(kind)
 
 
 def _few(sizes: Any) -> tuple[Any, ...]:
-    return tuple(sizes[: _MAX_DIMENSIONS + 1])  # one more: too many stay too many
+    return tuple(sizes[: MAX_DIMENSIONS + 1])  # one more: too many stay too many
 
 
 def _parameter(data: StoredTensor, *_: object) -> StoredTensor:
     return data
 
 
-def _tensor_with_attributes(rebuild: Any, _: object, arguments: Any, __: object) -> Any:
+def _tensor_with_attributes(rebuild: Any, kind: Any, arguments: Any, _: object) -> Any:
+    if isinstance(rebuild, (Ignored, partial)):
+        return Unheld(kind.name if isinstance(kind, Ignored) else "a subclass")
     if rebuild not in (_tensor, _tensor_v3, _parameter) or not isinstance(arguments, tuple) or len(arguments) > 16:
         raise WsurgeryError("has a tensor of a subclass that torch.save does not write so")
     return rebuild(*arguments)
@@ -388,6 +342,7 @@ _GLOBALS: dict[str, Any] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_qtensor": lambda storage, *_: Unheld(storage.dtype),
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _tensor_with_attributes,

@@ -19,7 +19,8 @@ from wsurgery.checkpoint.unchanged import FileState, file_state, require_unchang
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.foreign.finding import architecture_said, checked_name, find_tensors
 from wsurgery.foreign.other_libraries import HDF5_MAGIC, open_hdf5, open_onnx
-from wsurgery.foreign.pickles import ZIP_MAGIC, StoredTensor, TorchFile, is_legacy
+from wsurgery.foreign.pickles import ZIP_MAGIC, TorchFile, is_legacy
+from wsurgery.foreign.stored import StoredTensor
 from wsurgery.untrusted import open_regular
 
 _BIN, _BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -153,7 +154,7 @@ def _unchanged(state_dict: StateDict, states: Mapping[Path, FileState | None]) -
 def _tied(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
     """Find tensors that are one: name → the first such name in the alphabet, which safetensors' save_model keeps, too."""
     kept: dict[object, str] = {}
-    views = {name: (t.storage, t.offset, t.shape, t.stride, t.dtype) for name, t in tensors.items()}
+    views = {name: (t.storage, t.offset, t.shape, t.stride, t.dtype, t.flipped) for name, t in tensors.items()}
     for name in sorted(tensors):
         if 0 not in tensors[name].shape:
             kept.setdefault(views[name], name)

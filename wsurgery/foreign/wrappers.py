@@ -21,11 +21,17 @@ _CONTRASTIVE = ("encoder_q.", "base_encoder.")  # MoCo's: their last layer proje
 # First parts of names that are of the training, and of no network that is used afterwards.
 _OF_TRAINING = re.compile(
     r"criterion|\w*loss(?:es|_\w+)?|\w*metrics?|(?:train|val|valid|validation|test)_\w+|\w*(?:auc|auroc|accuracy|confmat)"
-    r"|encoder_k|(?:momentum|target|teacher|ema)(?:_\w+)?|model_ema|queue|queue_ptr|(?:online_)?predictor|n_averaged|center"
-    r"|(?:online_)?projector|projection|projetion|projection_(?:head|mlp)|prototypes|dino_head|ibot_head|bn"
+    r"|encoder_k|(?:momentum|target|teacher|ema)(?:_\w+)?|model_ema|queue|queue_ptr|online_(?:predictor|projector)|n_averaged"
+    r"|projetion|projection_(?:head|mlp)|prototypes|dino_head|ibot_head|bn"
 )
 # Of these, what stands beside a network that has no prefix.
 _BESIDE = re.compile(r"(?:projection_head|prototypes|n_averaged|decoder_(?:embed|pos_embed|blocks|norm|pred))")
+# What a self-supervised method calls its own, and a network as well (Whisper's classifier reads its `projector`): of the
+# training beside what only such a method has, or, as a chain of layers, where nothing but it and the encoder is there.
+_SHARED = re.compile(r"(?:predictor|projector|projection|center)(?:\.(?P<chain>(?:\w+\.)?\d+)\.[\w.]+|\..*)?")
+_METHOD = re.compile(
+    r"encoder_k|(?:momentum|target|teacher|ema)(?:_\w+)?|queue|queue_ptr|online_\w+|prototypes|dino_head|ibot_head"
+)
 _MAE = "decoder_pred"  # with it, mask_token is of the decoder, too
 _DEEPEST = 8  # wrappers in wrappers
 _MOST_PARTS = 32  # of a network that are wrapped by themselves
@@ -114,7 +120,7 @@ def _step(held: dict[str, str]) -> tuple[str, dict[str, str]] | None:
     for trunk in _TRUNKS:
         inside = {name[len(trunk) :]: old for name, old in held.items() if name.startswith(trunk) and name != trunk}
         outside = {name: old for name, old in held.items() if not name.startswith(trunk)}
-        rest = [name for name in outside if not _is_of_training(name)]
+        rest = _not_of_training(outside, trunk)
         if len(inside) < 2 or not any(name.endswith("weight") for name in inside) or not outside:
             continue
         if not rest and any(_first(name) != "bn" for name in outside):
@@ -137,6 +143,15 @@ def _first(name: str) -> str:
     return name[: _LONGEST + 1].partition(".")[0]
 
 
-def _is_of_training(name: str) -> bool:
-    first = _first(name)
-    return len(first) <= _LONGEST and _OF_TRAINING.fullmatch(first) is not None
+def _not_of_training(outside: Iterable[str], trunk: str) -> list[str]:
+    """Name what stands beside a trunk and may be of the network."""
+    rest = [name for name in outside if not _matches(_OF_TRAINING, _first(name))]
+    shared = {name: match for name in rest if (match := _SHARED.fullmatch(name[:_LONGEST]))}
+    alone = len(shared) == len(rest) and all(match["chain"] for match in shared.values())
+    if alone or trunk in _CONTRASTIVE or any(_matches(_METHOD, _first(name)) for name in outside):
+        return [name for name in rest if name not in shared]
+    return rest
+
+
+def _matches(pattern: re.Pattern[str], first: str) -> bool:
+    return len(first) <= _LONGEST and pattern.fullmatch(first) is not None

@@ -14,7 +14,8 @@ from torch import nn
 
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.errors import WsurgeryError, printable
-from wsurgery.foreign.pickles import DTYPES, StoredTensor, TorchFile
+from wsurgery.foreign.pickles import DTYPES, TorchFile
+from wsurgery.foreign.stored import StoredTensor
 from wsurgery.models.load import as_tensors
 
 _DEPTH = 6  # containers in containers
