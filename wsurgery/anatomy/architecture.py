@@ -21,7 +21,8 @@ _PRETRAINED = (
     "crop_mode", "mean", "std", "pool_size", "first_conv", "classifier",
 )  # fmt: skip
 _MAX_CONFIG = 10_000_000  # bytes; those with the names of 22,000 classes have 1,500,000
-_POOLING = "attn_pool."  # stands in the head, and has no row a class
+# Attention pooling stands in the head, and has no row a class: timm's, and whatever learns what it asks for (SigLIP's, AIMv2's).
+_POOLING, _ASKED = "attn_pool.", (".probe", ".latent", ".cls_token")
 
 
 def last_weights(shapes: Shapes, blocks: Mapping[str, str]) -> list[str]:
@@ -33,7 +34,14 @@ def last_weights(shapes: Shapes, blocks: Mapping[str, str]) -> list[str]:
         shapes: tensor name → shape.
         blocks: tensor name → block.
     """
-    heads = [name for name, shape in shapes.items() if blocks[name] == HEAD and len(shape) > 1 and _POOLING not in name]
+    pooling = tuple(
+        name.rpartition(".")[0] + "." for name, block in blocks.items() if block == HEAD and name.endswith(_ASKED)
+    )
+    heads = [
+        name
+        for name, shape in shapes.items()
+        if blocks[name] == HEAD and len(shape) > 1 and _POOLING not in name and not name.startswith(pooling)
+    ]
     takers = Counter(shapes[name][1] for name in heads)  # inputs → how many take so many
     last = [
         name for name in heads if takers[shapes[name][0]] == (shapes[name][0] == shapes[name][1])
