@@ -1,11 +1,10 @@
 """`wsurgery convert`."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
-from wsurgery.commands._shared import key_value, say
-from wsurgery.errors import printable
-from wsurgery.plugin import Argument, InputFile, Option, Result, UsageError, WsurgeryError, edit
+from wsurgery.commands._networks import doubt, fits, require_fit
+from wsurgery.commands._shared import key_value
+from wsurgery.plugin import Argument, InputFile, Option, Result, UsageError, edit
 
 
 @edit(exports=True)
@@ -41,9 +40,12 @@ def convert(
     dots, a ResNet in nn.Sequential; its other ResNets and DenseNets have timm's names), Hugging Face transformers (ResNet,
     ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT and BiT, Keras's DenseNet, and EfficientNet-lite. Of
     Keras's .h5 and of ONNX initialisers, with h5py and onnx (the extras keras and onnx), other names stay as found, and kernels
-    become (out, in, kh, kw); .keras archives are not read. Pickles, of whole
-    networks and of numpy arrays, too, are read without running the code in them: objects that are no tensors are left out,
-    and a file that names what runs commands is refused. Tied tensors are written once.
+    become (out, in, kh, kw); in Keras 3's .weights.h5, where arrays have numbers, those of layers of Keras's own classes.
+    .keras archives are not read. Pickles, of whole networks and of numpy arrays, too, are read without running the code in
+    them: objects that are no tensors are left out, and a file that names what runs commands is refused. Tensors that
+    safetensors cannot hold (sparse, quantised, complex128) are left out, and said. Tied tensors are written once.
+
+    A network is recorded that config.json, a trainer, or names and shapes tell, if its tensors are those of timm's.
 
     The way back: -o FILE.pth, .pt or .bin writes what torch.load reads with weights_only=True, -o FILE.npz what numpy.load
     reads, of any input, with the names that it has here (--keep-names leaves them alone).
@@ -52,6 +54,7 @@ def convert(
 
     Example: wsurgery convert lite0.safetensors -o lite0.pth
     """
+    from dataclasses import replace
     from functools import partial
     from pathlib import Path
 
@@ -77,68 +80,28 @@ def convert(
     with converting(partial(open_state_dict, source, key=key), names_for) as converted:
         state, names = converted.state, converted.names
         architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=arch)
+        known = timm_names(state) if keep_names and (arch or config) else names
+        doubts = []
         if arch is not None and architecture is not None and "model" not in architecture:
-            known = timm_names(state) if keep_names else names
             if known.architecture and known.architecture[0] == arch:
                 architecture["args"] = {**known.architecture[1], **architecture["args"]}
             architecture["args"] = {**architecture["args"], **dict(map(key_value, arg or []))}
-            _require_fit(architecture, known.shapes)
-        elif architecture is None:
+            require_fit(architecture, known.shapes)
+        elif architecture is not None and architecture != state.history.architecture:
+            doubts.append(doubt(architecture, known.shapes, "config.json"))
+            architecture = None if doubts[-1] else architecture
+        if architecture is None:
             known_name, known_args = names.architecture or ("", {})
             said = (
                 describe_architecture(name, names.shapes, known_args if name == known_name else {})
                 for name in state.said
             )
-            architecture = next((one for one in said if _fits(one, names.shapes)), None)
+            architecture = next((one for one in said if fits(one, names.shapes)), None)
         if architecture is None and names.architecture is not None:
             architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
+            doubts.append(doubt(architecture, names.shapes, "its names and sizes"))
+            architecture = None if doubts[-1] else architecture
         stem = Path(file.partition("?")[0]).stem if file else "stdin"  # a query may be secret
         beside = model_folder(Path(file), renamed=set(names.pieces) != set(state.tensors)) if file else None
-        return converted.result(architecture, inputs=[state.source], name=f"{stem}.converted", beside=beside)
-
-
-def _require_fit(architecture: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Check that tensors are those of the network that the user named.
-
-    Raises:
-        UsageError: they are not, or there is no such network.
-    """
-    name = printable(architecture["name"])
-    misfit = _misfit(architecture, shapes)
-    if misfit is None:
-        say(f"timm is not installed: whether these are the tensors of {name} was not checked")
-    elif misfit:
-        raise UsageError(
-            f"--arch {name}: {misfit}: name the network that it is of, or add --arg KEY=VALUE; --key takes another entry"
-        )
-
-
-def _fits(architecture: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a network that a file names is one of timm's, and these are its tensors."""
-    try:
-        return _misfit(architecture, shapes) == ""
-    except WsurgeryError:  # no such network, or one far larger than the file
-        return False
-
-
-def _misfit(architecture: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Say what is not as timm's network has it, nothing if all is; None if that cannot be known.
-
-    Raises:
-        UsageError: there is no such network.
-    """
-    from wsurgery.operations.architectures import find_layout
-
-    if layout := find_layout(architecture):
-        own = layout.shapes
-    else:
-        try:
-            from wsurgery.models.load import state_shapes
-        except ModuleNotFoundError:
-            return None
-        own = state_shapes(architecture, shapes)
-    for name in (*own, *shapes):
-        if own.get(name) != shapes.get(name) and not name.endswith("num_batches_tracked"):
-            here, there = (str(known[name]) if name in known else "not" for known in (shapes, own))
-            return f"{printable(name)} is {here} in the file and {there} in the network"
-    return ""
+        result = converted.result(architecture, inputs=[state.source], name=f"{stem}.converted", beside=beside)
+        return replace(result, says=[*result.says, *filter(None, doubts)])

@@ -3,6 +3,7 @@
 import re
 from typing import Annotated, Any
 
+from wsurgery.commands._networks import doubt
 from wsurgery.errors import printable
 from wsurgery.plugin import Argument, Option, Result, UsageError, edit
 
@@ -78,11 +79,17 @@ def fetch(
     ) as converted:
         state, names = converted.state, converted.names
         architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=None)
+        doubts = []
+        if known is None and architecture is not None and architecture != state.history.architecture:
+            doubts.append(doubt(architecture, names.shapes, "config.json"))
+            architecture = None if doubts[-1] else architecture
         settings: dict[str, Any] = pretrained_settings(read_config(path, "preprocessor_config.json")) if repo else {}
         if architecture is None and known:
             architecture, settings = describe_architecture(known.architecture, names.shapes), known.settings
         elif architecture is None and names.architecture:
             architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
+            doubts.append(doubt(architecture, names.shapes, "its names and sizes"))
+            architecture = None if doubts[-1] else architecture
         if architecture and settings:
             architecture = {"pretrained_cfg": settings, **architecture}
         if known and architecture:
@@ -95,8 +102,5 @@ def fetch(
             name=known_as.rpartition("/")[2],
             recorded={"name": known_as, "revision": pinned or None, "offline": None},
         )
-        return (
-            replace(result, says=[f"{printable(name)} is {known_as}", *result.says])
-            if known and name != known_as
-            else result
-        )
+        called = [f"{printable(name)} is {known_as}"] if known and name != known_as else []
+        return replace(result, says=[*called, *result.says, *filter(None, doubts)])

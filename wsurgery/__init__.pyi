@@ -636,9 +636,12 @@ def convert(
     dots, a ResNet in nn.Sequential; its other ResNets and DenseNets have timm's names), Hugging Face transformers (ResNet,
     ViT, DeiT, DINOv2, BEiT, Swin, ConvNeXt), Google's .npz files of ViT and BiT, Keras's DenseNet, and EfficientNet-lite. Of
     Keras's .h5 and of ONNX initialisers, with h5py and onnx (the extras keras and onnx), other names stay as found, and kernels
-    become (out, in, kh, kw); .keras archives are not read. Pickles, of whole
-    networks and of numpy arrays, too, are read without running the code in them: objects that are no tensors are left out,
-    and a file that names what runs commands is refused. Tied tensors are written once.
+    become (out, in, kh, kw); in Keras 3's .weights.h5, where arrays have numbers, those of layers of Keras's own classes.
+    .keras archives are not read. Pickles, of whole networks and of numpy arrays, too, are read without running the code in
+    them: objects that are no tensors are left out, and a file that names what runs commands is refused. Tensors that
+    safetensors cannot hold (sparse, quantised, complex128) are left out, and said. Tied tensors are written once.
+
+    A network is recorded that config.json, a trainer, or names and shapes tell, if its tensors are those of timm's.
 
     The way back: -o FILE.pth, .pt or .bin writes what torch.load reads with weights_only=True, -o FILE.npz what numpy.load
     reads, of any input, with the names that it has here (--keep-names leaves them alone).

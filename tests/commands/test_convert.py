@@ -622,11 +622,33 @@ def test_timm_s_config_json_says_the_architecture(network, invoke, tmp_path):
     assert found == {"name": "resnet10t", "num_classes": 3, "in_chans": 3, "args": {"drop_rate": 0.1}}
 
 
+@pytest.mark.parametrize(
+    ("config", "name", "wrong"),
+    [
+        ({"architecture": "resnet18"}, "resnet18", "conv1.weight is not in the file and (64, 3, 7, 7) in the network"),
+        ({"architecture": "resnet10t", "model_args": {"stem_width": 16}}, "resnet10t", "conv1.0.weight is (24,"),
+        ({"architecture": "nonsense"}, "nonsense", "timm has no model 'nonsense'"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--keep-names"]])
+def test_a_config_json_of_another_network_is_not_believed(config, name, wrong, more, network, invoke, tmp_path):
+    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    said = invoke("convert", tmp_path, *more, "-o", tmp_path / "x.safetensors").stderr
+    assert f"not recorded as {name}, which it is by config.json: {wrong}" in said
+    assert "architecture" not in history(tmp_path / "x.safetensors")
+
+
 def test_the_auxiliary_classifier_that_timm_does_not_have_is_left_out_aloud(invoke, tmp_path):
     shapes = {"Conv2d_1a_3x3.conv.weight": (2, 3, 3, 3), "fc.weight": (5, 2), "AuxLogits.fc.weight": (5, 2)}
     torch.save({name: torch.rand(shape) for name, shape in shapes.items()}, tmp_path / "x.pth")
     said = invoke("convert", tmp_path / "x.pth", "-o", tmp_path / "x.safetensors").stderr
-    assert "left out what timm's network has not: AuxLogits.fc.weight" in said
+    assert "left out what timm's network has not: AuxLogits.fc.weight; --keep-names keeps it" in said
+    assert (
+        "not recorded as inception_v3, which it is by its names and sizes: Conv2d_1a_3x3.conv.weight is (2, 3, 3, 3)"
+        in said
+    )
+    assert "architecture" not in history(tmp_path / "x.safetensors")
     assert set(load_file(tmp_path / "x.safetensors")) == {"Conv2d_1a_3x3.conv.weight", "fc.weight"}
     invoke("convert", tmp_path / "x.pth", "--keep-names", "-o", tmp_path / "y.safetensors")
     assert set(load_file(tmp_path / "y.safetensors")) == set(shapes)

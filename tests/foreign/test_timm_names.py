@@ -211,11 +211,20 @@ def transformers_vit(width: int = 192, depth: int = 12, tokens: int = 197) -> di
         ({"width": 768, "tokens": 577}, {}, ("vit_base_patch16_224", {"img_size": 384})),
         ({"width": 768}, {"num_attention_heads": 12}, ("vit_base_patch16_224", {})),
         ({"width": 320}, {}, None),  # the number of heads is nowhere
-        ({"depth": 3}, {"num_attention_heads": 3, "hidden_act": "quick_gelu"}, None),
+        ({"depth": 3}, {"hidden_size": 192, "num_attention_heads": 3, "hidden_act": "quick_gelu"}, None),
+        # A config.json whose sizes are not these tensors' is of another model, and says nothing of this one.
+        ({}, {"num_attention_heads": 16}, ("vit_tiny_patch16_224", {})),
+        ({}, {"hidden_size": 768, "num_attention_heads": 12}, ("vit_tiny_patch16_224", {})),
+        ({}, {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 6}, ("vit_tiny_patch16_224", {})),
+        ({}, {"hidden_size": 192, "intermediate_size": 500, "num_attention_heads": 6}, ("vit_tiny_patch16_224", {})),
+        ({}, {"hidden_size": 192, "num_attention_heads": 5}, ("vit_tiny_patch16_224", {})),
+        ({}, {"hidden_size": 768, "hidden_act": "relu"}, ("vit_tiny_patch16_224", {})),
+        ({"width": 96, "depth": 3}, {"num_attention_heads": 6}, None),
+        ({"width": 96, "depth": 3}, {"hidden_size": 96, "num_attention_heads": 5}, None),
         ({"tokens": 200}, {}, None),  # no square of patches
         (
             {"width": 96, "depth": 3},
-            {"num_attention_heads": 6},
+            {"hidden_size": 96, "num_attention_heads": 6},
             (
                 "vit_base_patch16_224",
                 {"embed_dim": 96, "depth": 3, "num_heads": 6, "mlp_ratio": 4.0, "patch_size": 16},
@@ -231,6 +240,36 @@ def test_what_no_shape_tells_is_taken_from_config_json_or_not_guessed(made, conf
         assert found.shapes == shapes_of(architecture[0], num_classes=1000, **architecture[1])
         joined = found.pieces["blocks.1.attn.qkv.weight"]
         assert [piece.name.split(".")[-2] for piece in joined] == ["query", "key", "value"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "name"),
+    [
+        ("DeiTForImageClassificationWithTeacher", {}, "deit_base_distilled_patch16_224"),
+        ("DeiTModel", {}, "deit_base_distilled_patch16_224"),
+        ("DeiTForImageClassification", {}, None),  # of timm's distilled ones both heads classify
+        ("Dinov2Model", {"image_size": 518}, "vit_base_patch14_dinov2"),
+        ("Dinov2Model", {"image_size": 518, "num_hidden_layers": 6}, None),
+        ("Dinov2Model", {"image_size": 518, "num_attention_heads": 8}, None),
+        ("BeitForImageClassification", {"use_relative_position_bias": True}, "beit_base_patch16_224"),
+        ("BeitForImageClassification", {"use_relative_position_bias": True, "num_hidden_layers": 6}, None),
+        ("BeitForImageClassification", {"use_relative_position_bias": True, "use_absolute_position_embeddings": True}, None),
+        ("ResNetForImageClassification", {}, "resnet50"),
+        ("ResNetForImageClassification", {"layer_type": "basic"}, None),  # of a ResNet-50's blocks and widths
+    ],
+)  # fmt: skip
+def test_what_is_told_has_the_tensors_of_timm_s_network(kind, settings, name):
+    """By transformers' own networks: what is not quite one of timm's is not called so."""
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind.partition('For')[0].removesuffix('Model')}Config")(**settings, num_labels=7)
+    with torch.device("meta"):
+        shapes = {key: tuple(x.shape) for key, x in getattr(transformers, kind)(config).state_dict().items()}
+    found = to_timm(shapes, config.to_dict())
+    assert found.lineage.startswith("Hugging Face's")
+    assert (found.architecture or (None,))[0] == name
+    if name:
+        classes = 0 if kind.endswith("Model") else 7
+        assert found.shapes == shapes_of(name, num_classes=classes, **found.architecture[1])
 
 
 @pytest.mark.parametrize(

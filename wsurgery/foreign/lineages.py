@@ -68,18 +68,36 @@ _VITS = {
 }  # fmt: skip
 
 
+def _depth(shapes: Shapes) -> int:
+    return len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+
+
+def _if_of(shapes: Shapes, config: Config) -> Config:
+    """Return a transformer's config.json if its sizes are those of the tensors: it may be another model's. Else {}."""
+    width, hidden = _width(shapes, "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+    heads, depth = config.get("num_attention_heads"), _depth(shapes)
+    agrees = (
+        config.get("hidden_size") == width
+        and config.get("num_hidden_layers", depth) == depth
+        and config.get("intermediate_size", hidden) == hidden
+        and (heads is None or (type(heads) is int and heads > 0 and width % heads == 0))
+    )
+    return config if agrees else {}
+
+
 def _vit(shapes: Shapes, config: Config) -> Architecture | None:
     """Tell timm's ViT. The number of heads is in no shape: config.json says it, else it is the usual one of the size."""
     width, _, _, patch = shapes["patch_embed.proj.weight"]
     tokens = shapes["pos_embed"][1] - (2 if "dist_token" in shapes else 1)
     side = math.isqrt(tokens)
-    depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
-    hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+    hidden, depth, config = shapes["blocks.0.mlp.fc1.weight"][0], _depth(shapes), _if_of(shapes, config)
     size = _VIT_SIZES.get((width, depth))
     usual_heads = 16 if size == "huge" else width // 64
     heads = config.get("num_attention_heads", usual_heads if size else None)
-    if side * side != tokens or not isinstance(heads, int) or config.get("hidden_act", "gelu") != "gelu":
+    if side * side != tokens or heads is None or config.get("hidden_act", "gelu") != "gelu":
         return None
+    if "dist_token" in shapes and ("head.weight" in shapes) != ("head_dist.weight" in shapes):
+        return None  # of timm's distilled ones both classify
     family, kind = ("deit", "distilled_") if "dist_token" in shapes else ("vit", "")
     name = f"{family}_{size}_{kind}patch{patch}_224"
     args: dict[str, Any] = {"img_size": side * patch} if side * patch != 224 else {}
@@ -91,17 +109,30 @@ def _vit(shapes: Shapes, config: Config) -> Architecture | None:
     return f"{family}_base_{kind}patch16_224", args
 
 
+def _is_usual(size: str | None, shapes: Shapes, config: Config) -> bool:
+    """Whether a transformer of a size has as many blocks and heads as timm's."""
+    width = shapes["patch_embed.proj.weight"][0]
+    heads = _if_of(shapes, config).get("num_attention_heads", width // 64)
+    return _VIT_SIZES.get((width, _depth(shapes))) == size is not None and heads == width // 64
+
+
 def _beit(shapes: Shapes, config: Config) -> Architecture | None:
     width, _, _, patch = shapes["patch_embed.proj.weight"]
     size = {768: "base", 1024: "large"}.get(width)
     table = shapes.get("blocks.0.attn.relative_position_bias_table", (0,))[0]
-    return (f"beit_{size}_patch16_224", {}) if size and patch == 16 and table == 732 else None  # 224 pixels: 27² + 3
+    if (
+        patch != 16 or table != 732 or "pos_embed" in shapes or not _is_usual(size, shapes, config)
+    ):  # 224 pixels: 27² + 3
+        return None
+    return f"beit_{size}_patch16_224", {}
 
 
 def _dinov2(shapes: Shapes, config: Config) -> Architecture | None:
     width = shapes["patch_embed.proj.weight"][0]
     size = {384: "small", 768: "base", 1024: "large"}.get(width)
-    return (f"vit_{size}_patch14_dinov2", {}) if size and shapes["pos_embed"][1] == 37 * 37 + 1 else None
+    if shapes["pos_embed"][1] != 37 * 37 + 1 or not _is_usual(size, shapes, config):
+        return None
+    return f"vit_{size}_patch14_dinov2", {}
 
 
 _LAYER = r"(?:\w+\.)?(?:encoder\.layer|layers)\.(\d+)"  # transformers 5 calls them layers, but writes encoder.layer
@@ -318,18 +349,11 @@ _TV_CONVNEXT = Lineage(
 
 # --- Convolutional networks ------------------------------------------------------------------------------------------
 
-_RESNETS: dict[tuple[int, ...], str] = {  # blocks of each stage, width of the last
-    (2, 2, 2, 2, 512): "resnet18", (3, 4, 6, 3, 512): "resnet34", (3, 4, 6, 3, 2048): "resnet50",
-    (3, 4, 23, 3, 2048): "resnet101", (3, 8, 36, 3, 2048): "resnet152",
-}  # fmt: skip
-
 
 def _resnet(shapes: Shapes, config: Config) -> Architecture | None:
     if config.get("downsample_in_bottleneck") or config.get("downsample_in_first_stage"):
         return None  # strides elsewhere than in timm's
-    last = max((name for name in shapes if re.fullmatch(r"layer4\.0\.conv\d\.weight", name)), default="")
-    name = _RESNETS.get((*_blocks(shapes, r"layer(\d)\.(\d+)\."), *_width(shapes, last)))
-    return (name, {}) if name and shapes["conv1.weight"][0] == 64 else None
+    return _torchvision_resnet(shapes, config)
 
 
 def _torchvision_resnet(shapes: Shapes, config: Config) -> Architecture | None:
