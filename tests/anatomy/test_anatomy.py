@@ -380,3 +380,17 @@ def test_blocks_of_stages_in_lists_are_in_the_order_in_which_their_layers_run(tr
         network(torch.zeros(1, 3, 64, 64))
     assert [block for block, _ in groupby(ran)] == [block for block in dict.fromkeys(blocks.values()) if block in ran]
     assert {"stem", "block1", "block2", "block3", "block4"} <= set(ran)
+
+
+def test_what_normalises_embeddings_stands_with_them_before_the_first_layer(transformers):
+    """BART's `layernorm_embedding`, by the order in which its decoder runs."""
+    sizes = {"d_model": 16, "decoder_layers": 2, "decoder_ffn_dim": 32, "decoder_attention_heads": 2, "vocab_size": 8}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    network = transformers.BartForCausalLM(transformers.BartConfig(**sizes, **tokens, max_position_embeddings=8)).eval()
+    blocks, ran = block_map(shapes_of(network)), []
+    for path, module in network.named_modules():
+        if f"{path}.weight" in blocks:
+            module.register_forward_hook(lambda *_, path=path: ran.append(blocks[f"{path}.weight"]))
+    with torch.inference_mode():
+        network(torch.ones(1, 4, dtype=torch.long))
+    assert [block for block, _ in groupby(ran)] == ["stem", "block1", "block2", "head"]

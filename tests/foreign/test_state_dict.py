@@ -277,6 +277,12 @@ def test_npz_with_objects_or_text_is_refused(tmp_path):
         assert "\n" not in str(raised.value)
 
 
+def test_npz_without_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "none.npz")
+    with pytest.raises(WsurgeryError, match=r"none\.npz holds no arrays: save them with np\.savez"):
+        read_all(tmp_path / "none.npz")
+
+
 @pytest.mark.parametrize("kind", [*FORMATS, "npz"])
 def test_a_file_cut_anywhere_is_one_line(kind, tmp_path):
     content = write_small(kind, tmp_path)

@@ -71,7 +71,7 @@ _RULES = [
             r"(?:fc|classif\w*|score|heads?|\w+_head|last_linear|logits|pre_logits|pre_classifier|aux\d?|AuxLogits|fc_norm"
             r"|attn_pool|pooler|embed_out)(?<!conv_head)(?<!norm_head)",
         ),
-        _Rule(_STEM, r"(?:norm_pre|norm[12]_proj)"),
+        _Rule(_STEM, r"(?:norm_pre|norm[12]_proj|(?:layer_?norm|ln)_embed\w*)"),  # the last is BART's
         _Rule(
             _NECK,
             r"(?:neck|norm|(?:bn|norm)2|norm[345]|ln|(?:post_)?layer_?norm|\w+_head|final|msfa|in_conv|incre_modules"

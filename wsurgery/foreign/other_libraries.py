@@ -1,6 +1,8 @@
 """Weights of Keras (HDF5) and ONNX, through h5py and onnx: names as found, kernels as (out, in, kh, kw)."""
 
-from collections.abc import Callable, Iterator
+import json
+import re
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,13 @@ _OPTIMIZERS = ("optimizer_weights/", "optimizer/")
 _ROOTS = ("model_weights/", "_layer_checkpoint_dependencies/")
 # A kernel's name ends so; by its dimensions, the order in which they become torch's.
 _KERNELS: dict[str, dict[int, tuple[int, ...]]] = {
-    "depthwise_kernel": {4: (2, 3, 0, 1)},  # (kh, kw, in, times) → (in · times, 1, kh, kw)
+    "depthwise_kernel": {3: (1, 2, 0), 4: (2, 3, 0, 1)},  # (kh, kw, in, times) → (in · times, 1, kh, kw)
     "kernel": {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)},
 }
+# Keras 3 numbers a layer's arrays, under the name of its class: `layers/depthwise_conv2d_1/vars/0`.
+_NUMBERED = re.compile(r"(?:.*/)?(dense|(?:depthwise_|separable_)?conv([123])d(?:_transpose)?)(?:_\d+)?/vars/(\d+)")
+_DEPTHWISE = ("DepthwiseConv1D", "DepthwiseConv2D")
+_MAX_CONFIG = 10_000_000  # characters
 
 Opened = tuple[dict[str, TensorInfo], Callable[[str], memoryview]]
 
@@ -45,10 +51,12 @@ def open_hdf5(path: Path, label: str) -> Iterator[Opened]:
         with one_line_errors(label):
             file.visititems(lambda name, it: found.update({name: it}) if isinstance(it, h5py.Dataset) else None)
             kept = {
-                name: it for name, it in found.items() if not name.startswith(_OPTIMIZERS) and it.dtype.kind in "fiub"
+                name: it for name, it in found.items() if not name.startswith(_OPTIMIZERS) and it.dtype.kind in "fiubc"
             }
             sets = {_without_root(name): it for name, it in kept.items()}
-            tensors = {name: _described(name, it.dtype, _layout(name, it.shape)[1]) for name, it in sets.items()}
+            depthwise = _depthwise_layers(file.attrs.get("model_config"))
+            layouts = {name: _layout(_kernel(name, it.ndim, depthwise), it.shape) for name, it in sets.items()}
+            tensors = {name: _described(name, it.dtype, layouts[name][1]) for name, it in sets.items()}
             for name, it in sets.items():
                 most = max(_FREE, _RATIO * it.id.get_storage_size())
                 if it.external or it.is_virtual or tensors[name].nbytes > most:
@@ -58,7 +66,7 @@ def open_hdf5(path: Path, label: str) -> Iterator[Opened]:
 
         def read(name: str) -> memoryview:
             with one_line_errors(f"{label}: {printable(name)}"):
-                axes, shape = _layout(name, sets[name].shape)
+                axes, shape = layouts[name]
                 return _bytes_of(sets[name][()].transpose(axes).reshape(shape))
 
         yield tensors, read
@@ -94,13 +102,42 @@ def _without_root(name: str) -> str:
     return next((name[len(root) :] for root in _ROOTS if name.startswith(root)), name)
 
 
-def _layout(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _depthwise_layers(config: Any) -> set[str]:
+    """Name the depthwise convolutions of a model's JSON: Keras 3 calls their kernels in an .h5 as any others."""
+    text = config.decode() if isinstance(config, bytes) else config
+    if not isinstance(text, str) or len(text) > _MAX_CONFIG:
+        return set()
+    found, waiting = set(), [json.loads(text)]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            inner = one.get("config")
+            if one.get("class_name") in _DEPTHWISE and isinstance(inner, dict):
+                found.add(str(inner.get("name")))
+        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return found
+
+
+def _kernel(name: str, dimensions: int, depthwise: Collection[str]) -> str:
+    """Say which kind of kernel an array is, a key of `_KERNELS`; empty for what is none."""
+    if match := _NUMBERED.fullmatch(name):
+        layer, spatial, number = match.groups()
+        if dimensions != int(spatial or 0) + 2:
+            return ""
+        if number == "0":
+            return "depthwise_kernel" if layer.startswith(("depthwise", "separable")) else "kernel"
+        return "kernel" if number == "1" and layer.startswith("separable") else ""
+    module, _, last = name.removesuffix(":0").rpartition("/")
+    if last == "kernel" and module.rpartition("/")[2] in depthwise:
+        return "depthwise_kernel"
+    return next((ending for ending in _KERNELS if last.endswith(ending)), "")
+
+
+def _layout(kernel: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the order of an array's dimensions as torch has them, and the shape then."""
-    last = name.rpartition("/")[2].removesuffix(":0")
-    same = tuple(range(len(shape)))
-    axes = next((orders.get(len(shape), same) for ending, orders in _KERNELS.items() if last.endswith(ending)), same)
+    axes = _KERNELS.get(kernel, {}).get(len(shape), tuple(range(len(shape))))
     turned = tuple(shape[axis] for axis in axes)
-    if last.endswith("depthwise_kernel") and len(shape) == 4:
+    if kernel == "depthwise_kernel" and len(shape) in _KERNELS[kernel]:
         turned = (turned[0] * turned[1], 1, *turned[2:])
     return axes, turned
 

@@ -115,6 +115,8 @@ class _Zip:
             raise WsurgeryError(
                 "is a TorchScript archive, which holds code: load it with torch.jit.load and torch.save its state_dict()"
             )
+        if "model.weights.h5" in self.archive.namelist():
+            raise WsurgeryError("is a .keras archive: unzip it, and convert the model.weights.h5 that is in it")
         pickles = [name for name in self.archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
             raise WsurgeryError(f"is a zip archive with {len(pickles)} data.pkl: not a file of torch.save")

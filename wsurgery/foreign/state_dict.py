@@ -220,6 +220,8 @@ def _npz(archive: ZipFile, path: Path, label: str) -> StateDict:
         with one_line_errors(f"{label}: {printable(name)}"), open_array(archive, member) as (header, _):
             tensors[name] = _described(checked_name(name), header)
         members[name] = member
+    if not tensors:
+        raise WsurgeryError(f"{label} holds no arrays: save them with np.savez(FILE, NAME=ARRAY, ...)")
 
     def read(name: str) -> memoryview:
         with one_line_errors(f"{label}: {printable(name)}"):
