@@ -33,25 +33,26 @@ def fits(architecture: dict[str, Any], shapes: Shapes) -> bool:
         return False
 
 
-def doubt(architecture: dict[str, Any], shapes: Shapes, who: str) -> str:
+def doubt(architecture: dict[str, Any], shapes: Shapes, who: str, *, builds: bool = True) -> str:
     """Say why a network is not recorded that a stranger's file or the sizes tell.
 
     Args:
         architecture: the network.
         shapes: tensor name → shape.
         who: what tells it, `config.json`.
+        builds: whether timm is asked, which takes seconds; else only networks are known that need no torch.
 
     Returns:
-        A line; nothing where the tensors are the network's own, or timm is not there to say.
+        A line; nothing where the tensors are the network's own, or that is not known.
     """
     try:
-        wrong = misfit(architecture, shapes)
+        wrong = misfit(architecture, shapes, builds=builds)
     except WsurgeryError as error:
         wrong = str(error)
     return f"not recorded as {printable(architecture['name'])}, which it is by {who}: {wrong}" if wrong else ""
 
 
-def misfit(architecture: dict[str, Any], shapes: Shapes) -> str | None:
+def misfit(architecture: dict[str, Any], shapes: Shapes, *, builds: bool = True) -> str | None:
     """Say what is not as timm's network has it, nothing if all is; None if that cannot be known.
 
     Raises:
@@ -62,6 +63,8 @@ def misfit(architecture: dict[str, Any], shapes: Shapes) -> str | None:
 
     if layout := find_layout(architecture):
         own = layout.shapes
+    elif not builds:
+        return None
     else:
         try:
             from wsurgery.models.load import state_shapes

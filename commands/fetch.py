@@ -81,14 +81,14 @@ def fetch(
         architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=None)
         doubts = []
         if known is None and architecture is not None and architecture != state.history.architecture:
-            doubts.append(doubt(architecture, names.shapes, "config.json"))
+            doubts.append(doubt(architecture, names.shapes, "config.json", builds=False))
             architecture = None if doubts[-1] else architecture
         settings: dict[str, Any] = pretrained_settings(read_config(path, "preprocessor_config.json")) if repo else {}
         if architecture is None and known:
             architecture, settings = describe_architecture(known.architecture, names.shapes), known.settings
         elif architecture is None and names.architecture:
             architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
-            doubts.append(doubt(architecture, names.shapes, "its names and sizes"))
+            doubts.append(doubt(architecture, names.shapes, "its names and sizes", builds=False))
             architecture = None if doubts[-1] else architecture
         if architecture and settings:
             architecture = {"pretrained_cfg": settings, **architecture}

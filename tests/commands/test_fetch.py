@@ -111,6 +111,13 @@ def test_fetch_of_a_model_of_the_hub_imports_no_heavy_library(hub, as_timm_pushe
     assert done.returncode == 0, done.stderr.decode()
 
 
+def test_a_config_json_of_another_network_is_not_recorded(hub, as_timm_pushes, wsurgery, tmp_path):
+    hub.push("org/name", {**as_timm_pushes, "config.json": b'{"architecture": "resnet18"}'})
+    done = wsurgery("fetch", "org/name", "-o", tmp_path / "x")
+    assert b"not recorded as resnet18, which it is by config.json: " in done.stderr
+    assert "architecture" not in entry(tmp_path / "x")
+
+
 def test_a_name_of_timm_gives_what_timm_itself_loads(hub, as_timm_pushes, invoke, monkeypatch, tmp_path):
     # This process has read the environment already, and another one would take seconds to import timm.
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
