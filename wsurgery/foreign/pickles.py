@@ -85,8 +85,9 @@ class TorchFile:
         # As unsigned integers: bytes are copied, never interpreted. A stride along a single element may be anything.
         strides = [step * width if size > 1 else 0 for size, step in zip(shape, tensor.stride, strict=True)]
         view = np.ndarray(shape, f"u{width}", data, tensor.offset * width, strides)
-        data = view ^ view.dtype.type(tensor.flipped) if tensor.flipped else np.ascontiguousarray(view)
-        return data.reshape(-1).view(np.uint8).data
+        if tensor.flipped:
+            view = view ^ view.dtype.type(tensor.flipped)
+        return np.ascontiguousarray(view).reshape(-1).view(np.uint8).data
 
     def _storage(self, storage: Storage) -> bytearray:
         """Read a storage; the last one is kept, since tensors that share one mostly follow one another."""
