@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from wsurgery.commands._shared import Force, Json, command, show_table
+from wsurgery.commands._shared import Force, Json, command, say, show_table
 from wsurgery.errors import UsageError, printable, printable_json
 
 
@@ -66,8 +66,8 @@ def report(
     """
     from wsurgery.checkpoint import AtomicFile
     from wsurgery.checkpoint.sink import write_all
-    from wsurgery.experiments.claims import read_claims
-    from wsurgery.experiments.networks import json_of, read_experiments
+    from wsurgery.experiments.claim_lines import read_claims
+    from wsurgery.experiments.networks import json_of, overlooked, read_experiments
     from wsurgery.figures.page import render_page, render_results
     from wsurgery.figures.tables import markdown, terminal_tables
 
@@ -99,16 +99,20 @@ def report(
         about = paper.read_text(encoding="utf-8") if paper else ""
     except UnicodeDecodeError:
         raise UsageError(f"--paper {printable(str(paper))} is not UTF-8 text") from None
+    lines = read_claims(claims) if claims else []
+    wanted = _names(seeds)
     found = read_experiments(
         folders,
         threshold=threshold,
         plateau=plateau,
         arms=_names(arms),
         comparisons=_names(cca),
-        seeds=_names(seeds),
+        seeds=wanted,
         baseline=baseline,
-        claims=read_claims(claims) if claims else (),
+        claims=lines,
     )
+    for line in overlooked(found, wanted, lines):
+        say(line)
     page = (markdown if output.suffix == ".md" else render_page)(found, title=title, paper=about)
     with AtomicFile(output, force=force) as stream:
         write_all(stream, page.encode())

@@ -103,6 +103,51 @@ def test_two_folders_are_one_page(folder: Path, tmp_path: Path) -> None:
     assert "have the same name" in result.stderr
 
 
+@pytest.mark.parametrize("networks", [1, 2])
+def test_seeds_that_are_nowhere_are_said_and_none_at_all_is_an_error(
+    folder: Path, tmp_path: Path, networks: int
+) -> None:
+    shutil.copytree(folder / "runs/random/1", folder / "runs/random/10")
+    shutil.copytree(folder, tmp_path / "small")
+    (folder / "cca").mkdir()
+    layers = [{"layer": layer, "value": 0.5} for layer in ("conv1", "block1")]
+    (folder / "cca/pair.json").write_text(json.dumps({"layers": layers}))  # of no seed
+    given = [*(folder, tmp_path / "small")[:networks], "-o", tmp_path / "a.md", "--force"]
+    result = invoke(*given, "--arms", "transfer,random", "--seeds", "1,2,99")
+    assert result.exit_code == 0
+    assert result.stderr == "--seeds 2, 99: no run or comparison of this page has it; there are 1\n"
+    assert invoke(*given, "--seeds", "1,10").stderr == ""
+    (tmp_path / "a.md").unlink()
+    result = invoke(*given, "--seeds", "2,99")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "--seeds 2, 99: no run or comparison has one of them; there are 1, 10" in result.stderr
+    assert not (tmp_path / "a.md").exists()
+
+
+def test_a_network_left_out_that_is_none_of_the_page_is_said(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "shallow")
+    (tmp_path / "claims.txt").write_text("# mine\nlarger-gain transfer random except=shalow,shallow : It gains more.")
+    result = invoke(folder, tmp_path / "shallow", "-o", tmp_path / "a.md", "--claims", tmp_path / "claims.txt")
+    assert result.exit_code == 0
+    said = "claims.txt, line 2: except=shalow is no network of this page; there are demo, shallow\n"
+    assert result.stderr.endswith(said)
+    assert result.stderr.count("\n") == 1
+    assert "Not judged here, for want of another network: 1 claim." in (tmp_path / "a.md").read_text()
+
+
+def test_a_layer_that_cannot_be_ends_in_one_line_with_those_there_are(folder: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for seed in range(3):
+            file = folder / "cca" / name / f"{seed}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"layers": [{"layer": x, "value": 0.5} for x in ("conv1", "block1")]}))
+    (tmp_path / "claims.txt").write_text("more-alike a b layers=blok1 : They are.")
+    result = invoke(folder, "-o", tmp_path / "a.md", "--claims", tmp_path / "claims.txt")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "claims.txt, line 1: a and b have no layer blok1; there are conv1, block1" in result.stderr
+    assert not (tmp_path / "a.md").exists()
+
+
 def test_a_paper_that_is_no_text_ends_in_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "paper.md").write_bytes(b"\xff\xfe")
     result = invoke(folder, "-o", tmp_path / "a.md", "--paper", tmp_path / "paper.md")

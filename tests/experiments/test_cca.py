@@ -6,7 +6,8 @@ import pytest
 
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.experiments.cca import Comparison, differences, find_comparisons
-from wsurgery.experiments.claims import Basis, Line, judge
+from wsurgery.experiments.claim_lines import Line
+from wsurgery.experiments.claims import Basis, NotJudged, judge, require_layers
 from wsurgery.experiments.runs import LayerScore
 from wsurgery.experiments.thresholds import Thresholds
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
@@ -40,7 +41,7 @@ LINES = [
 
 
 def judged(*comparisons: Comparison) -> dict[str, str]:
-    return {claim.claim: claim.verdict for claim in judge(LINES, {}, {x.name: x for x in comparisons}, BASIS)}
+    return {claim.claim: claim.verdict for claim in judge(LINES, {}, {x.name: x for x in comparisons}, BASIS)[0]}
 
 
 def test_comparisons_are_found_in_their_three_places_and_chosen_in_order(tmp_path: Path, write_cca: WriteCca) -> None:
@@ -131,9 +132,25 @@ def test_a_layer_without_a_value_is_not_passed_over() -> None:
     lacking = compared("pretrained-pair", seeds([0.9, 0.6, None], *[[0.9, 0.6, 0.9]] * 4))
     words = f"{NOT_SHOWN}: b2 has no value in all networks; the layers are b0, b1, b2"
     assert judged(lacking, random) == {"Two": words, "That": words}
-    named = [Line("more-alike", ("pretrained-pair", "random-pair"), {"layers": "b0,b_1"}, "Named", "")]
-    (claim,) = judge(named, {}, {x.name: x for x in (lacking, random)}, BASIS)
-    assert claim.verdict == words.replace("b2 has", "b_1 has")
+
+
+def test_a_layer_that_no_network_of_the_page_has_is_an_error_and_one_of_another_is_said() -> None:
+    def page(*layers: str) -> dict[str, Comparison]:
+        scores = [LayerScore(layer, 0.5) for layer in layers]
+        return {name: Comparison(name, dict.fromkeys("123", scores)) for name in ("a", "b")}
+
+    deep, shallow = page("conv1", "block1", "block2"), page("conv1", "block1")
+    line = Line("more-alike", ("a", "b"), {"layers": "conv1,block2"}, "So", "claims.txt, line 7")
+    require_layers([line], [deep, shallow])
+    require_layers([line], [{}])  # without comparisons nobody knows
+    assert judge([line], {}, shallow, BASIS) == ([], [NotJudged("So", ["the layer block2"])])
+    assert len(judge([line], {}, deep, BASIS)[0]) == 1
+    typo = line._replace(options={"layers": "conv1,blok1"})
+    with pytest.raises(UsageError) as refused:
+        require_layers([typo], [shallow, deep])
+    assert str(refused.value) == "claims.txt, line 7: a and b have no layer blok1; there are conv1, block1, block2"
+    for words in ("all", "top2", "top9"):
+        require_layers([line._replace(options={"layers": words})], [shallow])
 
 
 def test_only_the_top_two_layers_count_against_a_mixed_pair() -> None:
@@ -151,3 +168,26 @@ def test_pairs_that_begin_alike_and_end_alike() -> None:
     for after, expected in ((ended, SHOWN), (mixed, NOT_SHOWN)):
         assert judged(begun, after)["Those"].startswith(expected)
     assert judged(begun, compared("random-pair", seeds([0.5], [0.6]))) == {}
+
+
+@pytest.mark.parametrize(
+    ("sources", "wants"),
+    [
+        ("abc", None),
+        ("ab", "three source networks of random-pair and random-pair-at-init"),
+        ("a", None),  # all seeds of one network: each counts
+    ],
+)
+def test_what_stays_alike_is_told_by_three_independent_pairs_at_least(sources: str, wants: str | None) -> None:
+    begun = compared("random-pair-at-init", seeds(*([x] for x in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95))))
+    ended = compared("random-pair", seeds(*([x] for x in (0.2, 0.3, 0.45, 0.5, 0.6, 0.8))))
+    basis = BASIS._replace(units={f"{seed}": sources[seed % len(sources)] for seed in range(1, 7)})
+    claims, others = judge(LINES[-1:], {}, {x.name: x for x in (begun, ended)}, basis)
+    assert [other.wants for other in others] == ([[wants]] if wants else [])
+    assert all(claim.effect == "ρ +1.00" for claim in claims)
+    # Seeds that differ, and means of the sources that do not, have no correlation.
+    level = compared("random-pair", seeds(*([x] for x in (0.25, 0.5, 0.75, 0.75, 0.5, 0.25))))
+    units = {f"{seed}": "abccba"[seed - 1] for seed in range(1, 7)}
+    alike = compared("random-pair-at-init", seeds(*([x] for x in (0.25, 0.25, 0.25, 0.75, 0.75, 0.75))))
+    claims, others = judge(LINES[-1:], {}, {x.name: x for x in (alike, level)}, BASIS._replace(units=units))
+    assert (claims, others) == ([], [NotJudged("Those", ["random-pair that differ in b0"])])

@@ -11,7 +11,8 @@ import pytest
 
 from wsurgery.data.chexpert import LABELS as CHEXPERT
 from wsurgery.errors import UsageError
-from wsurgery.experiments.claims import KINDS, Basis, Claim, Line, corrected, judge, read_claims
+from wsurgery.experiments.claim_lines import KINDS, Line, read_claims
+from wsurgery.experiments.claims import Basis, Claim, NotJudged, corrected, judge, not_judged_in_words
 from wsurgery.experiments.report import read_report
 from wsurgery.experiments.summary import Arm
 from wsurgery.experiments.thresholds import Thresholds
@@ -24,7 +25,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 def judged(kind: str, *arms: Arm, **options: str) -> Claim:
     line = Line(kind, tuple(arm.name for arm in arms[:2]), options, "So it is.", "here")
-    (claim,) = judge([line], {arm.name: arm for arm in arms}, {}, BASIS)
+    (claim,), _ = judge([line], {arm.name: arm for arm in arms}, {}, BASIS)
     assert claim.claim == "So it is."
     return claim
 
@@ -58,7 +59,9 @@ def test_speed_is_compared_within_seeds(make_arm: MakeArm) -> None:
     assert f"{mean:.2f} (90% interval 0.80 to 0.97) times as many" in claim.evidence
     others = make_arm("b", *slow)
     others.runs[:] = [run.__class__(run.folder, run.arm, f"other{run.seed}", run.auc, run.loss) for run in others.runs]
-    assert judge([Line("faster", ("a", "b"), {}, "x", "")], {"a": make_arm("a", *slow), "b": others}, {}, BASIS) == []
+    line = Line("faster", ("a", "b"), {}, "x", "")
+    found = judge([line], {"a": make_arm("a", *slow), "b": others}, {}, BASIS)
+    assert found == ([], [NotJudged("x", ["a seed of both a and b"])])
 
 
 def test_a_claim_on_a_label_counts_the_steps_of_its_auc(tmp_path: Path, write_run: Callable[..., Path]) -> None:
@@ -70,7 +73,9 @@ def test_a_claim_on_a_label_counts_the_steps_of_its_auc(tmp_path: Path, write_ru
             lines = [{"step": s, "macro_auc": 0.75, "auc": {x: curves[x][s] for x in ends}} for s in range(0, 200, 10)]
             (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
     lines = [Line("faster", ("a", "b"), {"label": x}, x, "") for x in ("easy", "very_hard", "other")]
-    easy, hard = read_report(tmp_path, threshold="90%", plateau="twin", claims=lines).claims
+    found = read_report(tmp_path, threshold="90%", plateau="twin", claims=lines)
+    easy, hard = found.claims
+    assert found.not_judged == [NotJudged("other", ["the label other"])]
     assert easy.evidence.startswith(
         "Steps to a validation AUC of 0.86 for easy, by seed: 40, 40, 40, 40, 40 with a, 80,"
     )
@@ -107,7 +112,8 @@ def test_auc_is_compared_within_seeds_and_against_a_margin(make_arm: MakeArm) ->
     assert judged("as-high", b, a).verdict.startswith(SHOWN)  # it has no direction
     assert judged("higher-auc", arm("a", 0.9, None), arm("b", 0.8, 0.9)).verdict.startswith("too few seeds")
     lines = [Line("higher-auc", ("a", "b"), {}, "x", "")]
-    assert judge(lines, {"a": arm("a", None), "b": b}, {}, BASIS) == []
+    found = judge(lines, {"a": arm("a", None), "b": b}, {}, BASIS)
+    assert found == ([], [NotJudged("x", ["a seed of both a and b that was evaluated"])])
 
 
 @pytest.mark.parametrize("kind", ["faster", "higher-auc"])
@@ -145,6 +151,13 @@ def test_a_file_of_claims_line_by_line(tmp_path: Path) -> None:
         ("as-high a b margin=none : x", "margin=none: give a factor above 1"),
         ("as-high a b margin=nan : x", "margin=nan: give a factor above 1"),
         ("as-high a b margin=-1 : x", "margin=-1: give a factor above 1"),
+        ("as-fast a b margin=inf : x", "margin=inf: give a factor above 1"),
+        ("as-fast a b margin=2 margin=3 : x", "is `as-fast ARM ARM [margin=VALUE] : SENTENCE`"),
+        ("faster a b label= : x", "label=: give a label, with _ for each space"),
+        ("more-alike a b layers=top0 : x", "layers=top0: give all, top2 for the two topmost, or names"),
+        ("more-alike a b layers=conv1,,block1 : x", "layers=conv1,,block1: give all, top2"),
+        ("larger-gain a b except= : x", "except=: give networks"),
+        ("larger-gain a b exept=c : x", "is `larger-gain ARM ARM [except=VALUE] : SENTENCE`"),
     ],
 )
 def test_a_line_that_is_no_claim_is_named(line: str, words: str, tmp_path: Path) -> None:
@@ -167,6 +180,17 @@ def test_the_labels_of_the_recipes_are_those_of_the_data() -> None:
         line.options["label"] for line in read_claims(RECIPES / "meanvar" / "claims.txt") if "label" in line.options
     }
     assert used == {label.replace(" ", "_") for label in CHEXPERT} - {"cardiomegaly"}
+
+
+def test_what_is_not_judged_is_said_in_one_line_of_bounded_length() -> None:
+    assert not_judged_in_words([]) == ""
+    one = NotJudged("A.", ["arm-x"])
+    assert not_judged_in_words([one]) == "Not judged here, for want of arm-x: 1 claim."
+    several = [one, NotJudged("B.", ["arm-x", "arm-y"])]
+    assert not_judged_in_words(several) == "Not judged here, for want of arm-x, arm-y: 2 claims."
+    many = not_judged_in_words([NotJudged("C.", [f"{i}" * 300]) for i in range(100)])
+    assert "and 92 more: 100 claims." in many
+    assert len(many) < 1000
 
 
 def test_p_is_corrected_for_the_claims_of_the_page() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wsurgery.errors import UsageError
-from wsurgery.experiments.claims import Line
+from wsurgery.experiments.claim_lines import Line
 from wsurgery.experiments.networks import Networks, gap_rows, json_of, read_experiments
 from wsurgery.figures.page import render_page
 from wsurgery.figures.tables import markdown, terminal_tables
@@ -120,6 +120,24 @@ def test_a_network_that_is_no_smaller_one_is_left_out(network: Callable[..., Pat
     line = LINES[1]._replace(options={"except": "other,third"})
     folders = [network(name, **arms) for name in ("deep", "small", "other", "third")]
     assert [claim.claim for claim in read(*folders, lines=[line]).claims] == ["It gains more. (deep, small)"]
+
+
+def test_what_a_network_lacks_is_said_pair_by_pair(network: Callable[..., Path]) -> None:
+    arms = {"random": [100] * 5, "meanvar": [20] * 5}
+    found = read(network("deep", **arms), network("small", **arms), network("bare", random=[100] * 5))
+    assert [claim.claim for claim in found.claims] == ["It gains more. (deep, small)"]
+    assert [(x.claim, x.wants) for x in found.not_judged] == [
+        ("It gains more. (deep, bare)", ["meanvar of bare"]),
+        ("The gap closes.", ["transfer"]),
+    ]
+    for form in (markdown(found, title="T"), render_page(found, title="T")):
+        assert form.count("Not judged here, for want of meanvar of bare, transfer: 2 claims.") == 1
+    moves = [Line("moves-less", ("random",), {}, "It moves less.", "")]
+    found = read(network("d", random=[1]), network("s", random=[1]), lines=[*moves, *LINES[2:]])
+    assert [x.wants for x in found.not_judged] == [["random-to-init of d", "random-to-init of s"], ["transfer"]]
+    both = {"random": [100] * 5, "transfer": [50] * 5}
+    found = read(network("n@7", **both), network("n2@9", random=[1]), lines=LINES[2:])
+    assert [x.wants for x in found.not_judged] == [["another size of n with transfer and random"]]
 
 
 def test_sizes_of_one_network_are_no_two_networks(network: Callable[..., Path]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from wsurgery.errors import UsageError
-from wsurgery.experiments.claims import read_claims
+from wsurgery.experiments.claim_lines import read_claims
 from wsurgery.experiments.report import as_json, read_report
 
 FAST = [{0: 0.5, 20: 0.92, 40: 0.95}, {0: 0.5, 20: 0.8, 40: 0.94}]

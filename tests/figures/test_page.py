@@ -8,7 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from wsurgery.errors import UsageError
-from wsurgery.experiments.claims import read_claims
+from wsurgery.experiments.claim_lines import Line, read_claims
 from wsurgery.experiments.networks import Networks, read_experiments
 from wsurgery.experiments.report import as_json, read_report
 from wsurgery.figures.page import render_page, render_results
@@ -17,6 +17,7 @@ from wsurgery.figures.tables import comparison_rows, markdown, table_rows, termi
 FAST = [{0: 0.5, 20: 0.92, 40: 0.95}, {0: 0.5, 20: 0.8, 40: 0.94}]
 SLOW = [{0: 0.5, 20: 0.6, 40: 0.7}, {0: 0.5, 20: 0.55, 40: 0.65}]
 CLAIMS = read_claims(Path(__file__).parents[2] / "recipes" / "demo" / "claims.txt")
+ACROSS = Line("larger-gain", ("transfer", "random"), {}, "It gains more.", "")
 HOSTILE = "<script>alert('1')&\x1b[31m"
 
 
@@ -176,6 +177,25 @@ def test_the_page_says_once_how_claims_were_tested(experiment):
     assert "claims" not in markdown(read_report(folder, threshold="0.9"), title="T")
 
 
+def test_every_claim_is_judged_or_said_not_to_be_in_every_form(make_experiment):
+    folder = make_experiment({"random": SLOW, "transfer": FAST})
+    found = read_experiments([folder], threshold="0.9", claims=[*CLAIMS, ACROSS])
+    assert len(found.claims) + len(found.not_judged) == len(CLAIMS) + 1
+    said = "Not judged here, for want of meanvar, transfuse-block1, gabor, shuffle, sample, another network: 6 claims."
+    for form in (render_page(found, title="T"), markdown(found, title="T")):
+        assert form.count("Not judged") == form.count(said) == 1
+        assert form.index(found.claims[-1].claim) < form.index(said) < form.index("In brackets the range")
+    wants = [x["wants"] for x in as_json(found)["not_judged"]]
+    assert wants[0] == ["meanvar"]
+    assert wants[-1] == ["another network"]
+    every = read_experiments([folder], threshold="0.9", claims=CLAIMS[:1])
+    assert "Not judged" not in render_page(every, title="T") + markdown(every, title="T")
+    none = read_experiments([folder], threshold="0.9", claims=[ACROSS])
+    assert all("Not judged here" in form for form in (render_page(none, title="T"), markdown(none, title="T")))
+    hostile = [ACROSS._replace(kind="faster", names=(HOSTILE, "random"))]
+    assert "<script" not in render_page(read_experiments([folder], threshold="0.9", claims=hostile), title="T")
+
+
 def test_names_in_markdown_are_text_to_whoever_shows_it(make_experiment):
     names = [HOSTILE, "<img src=x onerror=y>", "a|b", "`c`", "![d](http:e)", "[f](g)", "&lt;", "*h*", "\\", "x\n# y"]
     folder = make_experiment({"random": SLOW, **dict.fromkeys((name.replace("/", "∕") for name in names), FAST)})
@@ -183,7 +203,7 @@ def test_names_in_markdown_are_text_to_whoever_shows_it(make_experiment):
         content = json.loads(path.read_text())
         content["layers"][0]["layer"] = HOSTILE
         path.write_text(json.dumps(content))
-    text = markdown(Networks({HOSTILE: (found := read_report(folder, threshold="0.9"))}, []), title="<b>T")
+    text = markdown(Networks({HOSTILE: (found := read_report(folder, threshold="0.9"))}, [], []), title="<b>T")
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     inside = [child for token in tokens for child in token.children or ()]
     assert {token.type for token in [*tokens, *inside]}.isdisjoint(

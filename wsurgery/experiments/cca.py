@@ -159,6 +159,11 @@ def comparisons_in(folder: Path) -> list[str]:
     return sorted({name for place in _places(folder) for name in place}, key=natural)
 
 
+def seeds_of_comparisons(folder: Path) -> set[str]:
+    """Return the seeds that comparisons of an experiment have."""
+    return {seed for place in _places(folder) for paths in place.values() for seed in paths if seed}
+
+
 def _places(folder: Path, seeds: Collection[str] | None = None) -> tuple[_Paths, _Paths, _Paths]:
     """Look where comparisons may be: beside runs, cca/NAME.json, and cca/NAME/SEED.json."""
     to_init = _gather(

@@ -1,17 +1,14 @@
-"""Claims about an experiment: a file of them, one a line, and what runs and comparisons do and do not show of each.
-
-A line is `KIND NAME NAME [KEY=VALUE] : SENTENCE`, `#` begins a comment. Kinds and their tests are here, claims are a recipe's.
-"""
+"""Claims about an experiment: what runs and comparisons do and do not show of each, and which cannot be judged by them."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import log
-from pathlib import Path
 from typing import NamedTuple
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import AT_INIT, TO_INIT, Comparison, differences
+from wsurgery.experiments.claim_lines import FACTOR, MARGIN, Line
 from wsurgery.experiments.runs import Run, shared_labels
 from wsurgery.experiments.summary import NEITHER, Arm, late, log_ratios, signed, times
 from wsurgery.experiments.thresholds import Thresholds, resolve
@@ -27,12 +24,11 @@ from wsurgery.statistics.permutation import (
     sign_flip,
     verdict,
 )
-from wsurgery.untrusted import read_regular
 
-_MAX_FILE = 1 << 20  # bytes
+_MOST_WANTS = 8
+_TOP = re.compile(r"top(\d{1,9})", re.ASCII)
 _ONE_PAIR = "suggestive only (1 pair of each kind)"
 NOT_CORRECTED = "not once p is corrected"
-FACTOR, MARGIN = 1.25, 0.01  # of steps, and of AUC: within which two arms are alike, where a line says no other margin
 
 
 class Claim(NamedTuple):
@@ -55,100 +51,16 @@ class Claim(NamedTuple):
     effect: str = ""
 
 
-class Line(NamedTuple):
-    """A line of a file of claims.
+class NotJudged(NamedTuple):
+    """A claim that nothing here can judge.
 
     Attributes:
-        kind: one of `KINDS`.
-        names: of arms or comparisons.
-        options: `margin`, `label`, `layers` or `except`.
-        sentence: the claim in words.
-        where: file and line, for a message.
+        claim: one sentence.
+        wants: what it would take and is not here, in words: names of arms or comparisons, a label, seeds.
     """
 
-    kind: str
-    names: tuple[str, ...]
-    options: Mapping[str, str]
-    sentence: str
-    where: str
-
-    def margin(self, default: float) -> float:
-        """Return the margin that it says, or the default."""
-        return float(self.options.get("margin", default))
-
-
-class Kind(NamedTuple):
-    """A kind of claim.
-
-    Attributes:
-        takes: what its names are, in words, for a message.
-        number: how many they are.
-        options: the keys that it has.
-        across: it is about several networks.
-    """
-
-    takes: str
-    number: int
-    options: tuple[str, ...] = ()
-    across: bool = False
-
-
-KINDS = {
-    "faster": Kind("ARM than ARM", 2, ("label",)),
-    "as-fast": Kind("ARM ARM", 2, ("margin",)),
-    "higher-auc": Kind("ARM than ARM", 2),
-    "as-high": Kind("ARM ARM", 2, ("margin",)),
-    "more-alike": Kind("COMPARISON than COMPARISON", 2, ("layers",)),
-    "most-alike-below": Kind("COMPARISON than COMPARISON", 2),
-    "moves-least-below": Kind("ARM", 1),
-    "stays-alike": Kind("COMPARISON", 1),
-    "larger-gain": Kind("ARM over ARM", 2, ("except",), across=True),
-    "shrinking-gap": Kind("ARM over ARM", 2, across=True),
-    "moves-less": Kind("ARM", 1, ("except",), across=True),
-}
-
-
-def read_claims(path: Path) -> list[Line]:
-    """Read a file of claims.
-
-    Raises:
-        UsageError: a line is none; the message says which, and what its kind takes.
-        OSError: the file cannot be read.
-    """
-    try:
-        text = read_regular(path, _MAX_FILE).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{printable(str(path))} is not UTF-8 text") from None
-    lines = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            lines.append(_read_line(line, f"{printable(str(path))}, line {number}"))
-    return lines
-
-
-def _read_line(line: str, where: str) -> Line:
-    words, colon, sentence = line.partition(" : ")
-    kind, *rest = words.split() or [""]
-    if kind not in KINDS:
-        raise UsageError(f"{where}: {printable(kind, 40)} is no kind of claim; there are {', '.join(KINDS)}")
-    names = tuple(word for word in rest if "=" not in word)
-    options = dict(word.split("=", 1) for word in rest if "=" in word)
-    known = KINDS[kind]
-    if not colon or not sentence.strip() or len(names) != known.number or not set(options) <= set(known.options):
-        keys = "".join(f" [{key}=VALUE]" for key in known.options)
-        raise UsageError(
-            f"{where}: a claim of this kind is `{kind} {known.takes.replace(' than', '').replace(' over', '')}{keys} : SENTENCE`"
-        )
-    found = Line(kind, names, options, sentence.strip(), where)
-    try:
-        sound = found.margin(MARGIN) > (1 if kind == "as-fast" and "margin" in options else 0)
-    except ValueError:
-        sound = False
-    if not sound:
-        raise UsageError(
-            f"{where}: margin={printable(options['margin'], 40)}: give a factor above 1 of steps, or an AUC above 0"
-        )
-    return found
+    claim: str
+    wants: list[str]
 
 
 class Basis(NamedTuple):
@@ -178,24 +90,64 @@ class Basis(NamedTuple):
 
 def judge(
     lines: Sequence[Line], arms: Mapping[str, Arm], comparisons: Mapping[str, Comparison], basis: Basis
-) -> list[Claim]:
-    """Judge those claims on one experiment that it has the runs and comparisons for.
+) -> tuple[list[Claim], list[NotJudged]]:
+    """Judge those claims on one experiment that it has the runs and comparisons for, and say what the others want.
 
     Args:
-        lines: the claims.
+        lines: the claims; those across networks are passed over.
         arms: what `summarise` returned.
         comparisons: what `find_comparisons` did.
         basis: what they are judged by.
     """
-    found: list[Claim | None] = []
+    claims: list[Claim] = []
+    others: list[NotJudged] = []
+    known: Mapping[str, Arm | Comparison]
     for line in lines:
-        if line.kind in _OF_ARMS and all(name in arms for name in line.names):
-            found.append(_OF_ARMS[line.kind](line, *(arms[name] for name in line.names), basis))
+        if line.kind in _OF_ARMS:
+            names, known, judged = line.names, arms, _OF_ARMS
         elif line.kind in _OF_COMPARISONS:
-            names = _names_of(line)
-            if all(name in comparisons for name in names):
-                found.append(_OF_COMPARISONS[line.kind](line, *(comparisons[name] for name in names), basis))
-    return [claim for claim in found if claim]
+            names, known, judged = _names_of(line), comparisons, _OF_COMPARISONS
+        else:
+            continue
+        if missing := [name for name in names if name not in known]:
+            others.append(NotJudged(line.sentence, missing))
+            continue
+        found = judged[line.kind](line, *(known[name] for name in names), basis)
+        if isinstance(found, Claim):
+            claims.append(found)
+        else:
+            others.append(found)
+    return claims, others
+
+
+def not_judged_in_words(found: Sequence[NotJudged]) -> str:
+    """Say in a line how many claims were not judged, and what they want; empty where all were."""
+    if not found:
+        return ""
+    wants = [printable(want, 80) for want in dict.fromkeys(want for each in found for want in each.wants)]
+    more = f" and {len(wants) - _MOST_WANTS} more" if len(wants) > _MOST_WANTS else ""
+    claims = "1 claim" if len(found) == 1 else f"{len(found)} claims"
+    return f"Not judged here, for want of {', '.join(wants[:_MOST_WANTS])}{more}: {claims}."
+
+
+def require_layers(lines: Sequence[Line], pages: Sequence[Mapping[str, Comparison]]) -> None:
+    """Check that each layer that a claim names is one of its comparisons on one of the pages that have them.
+
+    Raises:
+        UsageError: it is not; the message says which there are.
+    """
+    for line in lines:
+        named = line.options.get("layers", "all")
+        if line.kind != "more-alike" or named == "all" or _TOP.fullmatch(named):
+            continue
+        shared = [_common(*(page[x] for x in line.names)) for page in pages if all(x in page for x in line.names)]
+        known = list(dict.fromkeys(layer for layers in shared for layer in layers))
+        for layer in named.split(","):
+            if shared and layer not in known:
+                raise UsageError(
+                    f"{line.where}: {printable(line.names[0])} and {printable(line.names[1])} have no layer "
+                    f"{printable(layer, 40)}; there are {printable(', '.join(known), 200)}"
+                )
 
 
 def corrected(claims: Sequence[Claim]) -> list[Claim]:
@@ -221,26 +173,26 @@ def evaluated(arm: Arm) -> dict[str, float]:
     return {run.seed: auc for run, auc in zip(arm.runs, arm.test_auc, strict=True) if auc is not None}
 
 
-def _faster(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
+def _faster(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | NotJudged:
     of = ""
     if said := line.options.get("label"):
         labels = {x.replace(" ", "_"): x for x in shared_labels([*a.runs, *b.runs, *basis.plateau])}
         if said not in labels:
-            return None
+            return NotJudged(line.sentence, [f"the label {said}"])
         label = labels[said]
         of, basis = f" for {printable(label, 40)}", basis.of(label)
         a, b = (replace(arm, runs=[run.of(label) for run in arm.runs]).at(basis.thresholds.tested) for arm in (a, b))
     ratios = log_ratios(a, b)
     if not ratios:
-        return None
+        return _no_pair(line, a, b)
     test = sign_flip([-x for x in basis.independent(ratios)])
     return Claim(line.sentence, _speed(a, b, basis, of), verdict(test), test.p, effect=_ratio(a, b, basis))
 
 
-def _as_fast(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
+def _as_fast(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | NotJudged:
     ratios = log_ratios(a, b)
     if not ratios:
-        return None
+        return _no_pair(line, a, b)
     evidence, factor = _speed(a, b, basis), line.margin(FACTOR)
     if any(map(any, late(a, b))):
         passed = "never passed" if None in (*a.steps, *b.steps) else "passed when the other was no longer watched"
@@ -249,6 +201,10 @@ def _as_fast(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
     test = equivalence(basis.independent(ratios), margin=log(factor))
     words = _alike(test, f"a factor of {factor:g}")
     return Claim(line.sentence, evidence, words, test.p, effect=_ratio(a, b, basis))
+
+
+def _no_pair(line: Line, a: Arm | Comparison, b: Arm | Comparison, more: str = "") -> NotJudged:
+    return NotJudged(line.sentence, [f"a seed of both {a.name} and {b.name}{more}"])
 
 
 def _ratio(a: Arm, b: Arm, basis: Basis) -> str:
@@ -272,20 +228,20 @@ def _speed(a: Arm, b: Arm, basis: Basis, of: str = "") -> str:
     )
 
 
-def _higher_auc(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
+def _higher_auc(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | NotJudged:
     gains = _gains(a, b)
     if not gains:
-        return None
+        return _no_pair(line, a, b, " that was evaluated")
     test = sign_flip(basis.independent(gains))
     return Claim(
         line.sentence, _accuracy(a, b, gains, basis), verdict(test), test.p, effect=signed(basis.independent(gains))
     )
 
 
-def _as_high(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | None:
+def _as_high(line: Line, a: Arm, b: Arm, basis: Basis) -> Claim | NotJudged:
     gains = _gains(a, b)
     if not gains:
-        return None
+        return _no_pair(line, a, b, " that was evaluated")
     margin = line.margin(MARGIN)
     test = equivalence(basis.independent(gains), margin=margin)
     words = _alike(test, f"{margin:g} of AUC")
@@ -309,18 +265,18 @@ def _alike(test: Significance, margin: str) -> str:
     return f"{SHOWN if test.p < ALPHA else NOT_SHOWN}, within {margin} (p = {test.p:.2g}, {test.seeds})"
 
 
-def _more_alike(line: Line, a: Comparison, b: Comparison, basis: Basis) -> Claim | None:
+def _more_alike(line: Line, a: Comparison, b: Comparison, basis: Basis) -> Claim | NotJudged:
     """Judge that `a` exceeds `b` in every layer of the choice."""
-    chosen = line.options.get("layers", "all")
-    named = _common(a, b)
-    if chosen.startswith("top") and chosen[3:].isdecimal():
-        named = named[-int(chosen[3:]) :]
-    elif chosen != "all":
-        named = chosen.split(",")
+    chosen, there = line.options.get("layers", "all"), _common(a, b)
+    named = there if chosen == "all" else chosen.split(",")
+    if top := _TOP.fullmatch(chosen):
+        named = there[-int(top[1]) :]
     known = {layer.layer: layer for layer in differences(a, b)}
     layers = [known[name] for name in named if name in known]
+    if absent := [name for name in named if name not in there]:
+        return NotJudged(line.sentence, [f"the layer {name}" for name in absent])
     if not layers:
-        return None
+        return NotJudged(line.sentence, [f"a layer with values of {a.name} and {b.name}"])
     listed = ", ".join(f"{x.layer} {x.difference:+.3f}" for x in layers)
     evidence = f"{a.name} less {b.name}, by layer: {listed}."
     if lacking := [name for name in named if name not in known]:
@@ -354,11 +310,11 @@ def _by_seed(a: Comparison, b: Comparison, layer: str) -> dict[str, float]:
     return {seed: x[seed] - y[seed] for seed in x if seed in y}
 
 
-def _most_alike_below(line: Line, a: Comparison, b: Comparison, basis: Basis) -> Claim | None:
+def _most_alike_below(line: Line, a: Comparison, b: Comparison, basis: Basis) -> Claim | NotJudged:
     """Judge that `a` exceeds `b` by more in the lowest layer than in the highest."""
     layers, all_layers = differences(a, b), _common(a, b)
     if len(layers) < 2:
-        return None
+        return NotJudged(line.sentence, [f"two layers with values of {a.name} and {b.name}"])
     if lacking := {all_layers[0], all_layers[-1]} - {layer.layer for layer in layers}:
         return Claim(line.sentence, "", f"{NOT_SHOWN}: {_lacks(min(lacking), a, b)}")
     if len(a.by_seed) == len(b.by_seed) == 1:
@@ -370,20 +326,20 @@ def _most_alike_below(line: Line, a: Comparison, b: Comparison, basis: Basis) ->
     values = [x.values(layer) for x in (a, b) for layer in (low, top)]
     both = [seed for seed in values[0] if all(seed in each for each in values)]
     if not both:
-        return None  # without pairs, no seed has a difference of its own
+        return _no_pair(line, a, b)
     excess = {s: values[0][s] - values[2][s] - (values[1][s] - values[3][s]) for s in both}
     evidence = f"{low} less {top}, by seed: {', '.join(f'{x:+.3f}' for x in excess.values())}."
     test = sign_flip(basis.independent(excess))
     return Claim(line.sentence, evidence, verdict(test), test.p, effect=signed(basis.independent(excess)))
 
 
-def _moves_least_below(line: Line, comparison: Comparison, basis: Basis) -> Claim | None:
+def _moves_least_below(line: Line, comparison: Comparison, basis: Basis) -> Claim | NotJudged:
     """Compare the lowest layer with the most alike of those above it, in each seed."""
     results = comparison.results
     fields = ("normalised", "value")
     field = next((f for f in fields if all(getattr(x, f) is not None for scores in results for x in scores)), None)
     if field is None or any(len(scores) < 2 for scores in results):
-        return None
+        return NotJudged(line.sentence, [f"two layers, and values of all, in {comparison.name}"])
     lowest = [getattr(scores[0], field) for scores in results]
     above = [max(getattr(x, field) for x in scores[1:]) for scores in results]
     kind = "Similarity between floor and ceiling" if field == "normalised" else "Similarity"
@@ -396,14 +352,18 @@ def _moves_least_below(line: Line, comparison: Comparison, basis: Basis) -> Clai
     return Claim(line.sentence, evidence, verdict(test), test.p, effect=signed(basis.independent(excess)))
 
 
-def _stays_alike(line: Line, before: Comparison, after: Comparison, basis: Basis) -> Claim | None:
+def _stays_alike(line: Line, before: Comparison, after: Comparison, basis: Basis) -> Claim | NotJudged:
     """Judge that pairs which are more alike than others when training begins are so when it ends, in the lowest layer."""
     layer = after.layers[0]
     x, y = before.values(layer), after.values(layer)
     both = [seed for seed in x if seed in y]
-    if len(both) < 3 or any(len({values[seed] for seed in both}) == 1 for values in (x, y)):
-        return None
-    rho, test = correlation(*(basis.independent({seed: values[seed] for seed in both}) for values in (x, y)))
+    begun, ended = (basis.independent({seed: values[seed] for seed in both}) if both else [] for values in (x, y))
+    if len(begun) < 3:
+        what = "seeds" if len(both) < 3 else "source networks"
+        return NotJudged(line.sentence, [f"three {what} of {after.name} and {before.name}"])
+    if 1 in (len(set(begun)), len(set(ended))):
+        return NotJudged(line.sentence, [f"{after.name} that differ in {layer}"])
+    rho, test = correlation(begun, ended)
     pairs = ", ".join(f"{x[seed]:.3f} → {y[seed]:.3f}" for seed in both)
     evidence = f"{after.name}, {layer}, by seed: {pairs}; Spearman's ρ {rho:+.2f}."
     return Claim(line.sentence, evidence, verdict(test), test.p, effect=f"ρ {rho:+.2f}")
@@ -422,10 +382,10 @@ def _list(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in values)
 
 
-_OF_ARMS: dict[str, Callable[..., Claim | None]] = {
+_OF_ARMS: dict[str, Callable[..., Claim | NotJudged]] = {
     "faster": _faster, "as-fast": _as_fast, "higher-auc": _higher_auc, "as-high": _as_high,
 }  # fmt: skip
-_OF_COMPARISONS: dict[str, Callable[..., Claim | None]] = {
+_OF_COMPARISONS: dict[str, Callable[..., Claim | NotJudged]] = {
     "more-alike": _more_alike, "most-alike-below": _most_alike_below,
     "moves-least-below": _moves_least_below, "stays-alike": _stays_alike,
 }  # fmt: skip

@@ -9,10 +9,11 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from wsurgery.errors import UsageError, printable
-from wsurgery.experiments.cca import TO_INIT, Comparison, comparisons_in
-from wsurgery.experiments.claims import Claim, Line, corrected, evaluated
+from wsurgery.experiments.cca import TO_INIT, Comparison, comparisons_in, seeds_of_comparisons
+from wsurgery.experiments.claim_lines import Line
+from wsurgery.experiments.claims import Claim, NotJudged, corrected, evaluated, require_layers
 from wsurgery.experiments.report import Report, as_json, read_report
-from wsurgery.experiments.runs import arms_in
+from wsurgery.experiments.runs import arms_in, natural
 from wsurgery.experiments.summary import Arm, effect, in_words, log_ratios, signed
 from wsurgery.statistics.pairs import unit_means
 from wsurgery.statistics.permutation import sign_flip, verdict
@@ -26,10 +27,12 @@ class Networks:
     Attributes:
         reports: by the name of their folders, NET, NET@N or NET@N@E: NET trained on N images, for E epochs.
         claims: those across the experiments.
+        not_judged: those across them that could not be judged.
     """
 
     reports: Mapping[str, Report]
     claims: Sequence[Claim]
+    not_judged: Sequence[NotJudged]
 
     @property
     def all_claims(self) -> list[Claim]:
@@ -69,7 +72,7 @@ def read_experiments(
         claims: what to judge, of each experiment and across them.
 
     Raises:
-        UsageError: two folders have one name, or as for `read_report`.
+        UsageError: two folders have one name, none has one of `seeds`, or as for `read_report`.
         WsurgeryError: as for `read_report`.
     """
     named: dict[str, Path] = {}
@@ -80,6 +83,7 @@ def read_experiments(
                 f"{printable(str(folder))} and {printable(str(named[name]))} have the same name: rename one"
             )
         named[name] = folder
+    _require_a_seed(folders, seeds)
     if len(named) == 1:
         report = read_report(
             folders[0],
@@ -91,7 +95,9 @@ def read_experiments(
             baseline=baseline,
             claims=claims,
         )
-        return replace(report, claims=corrected(report.claims))
+        require_layers(claims, [report.comparisons])
+        alone = [*report.not_judged, *_across(claims, {"": report})[1]]
+        return replace(report, claims=corrected(report.claims), not_judged=alone)
     arms_of = _shared_out(arms, {name: list(arms_in(folder)) for name, folder in named.items()}, "runs of")
     pairs_of = _shared_out(comparisons, {name: comparisons_in(folder) for name, folder in named.items()}, "comparison")
     reports = {
@@ -107,12 +113,45 @@ def read_experiments(
         )
         for name, folder in named.items()
     }
-    across = _across(claims, reports)
+    require_layers(claims, [report.comparisons for report in reports.values()])
+    across, others = _across(claims, reports)
     judged = corrected([*(claim for report in reports.values() for claim in report.claims), *across])
     for name, report in reports.items():
         own, judged = judged[: len(report.claims)], judged[len(report.claims) :]
         reports[name] = replace(report, claims=own)
-    return Networks(reports, judged)
+    return Networks(reports, judged, others)
+
+
+def _require_a_seed(folders: Sequence[Path], seeds: Collection[str] | None) -> None:
+    there = {seed for folder in folders for seed in _seeds_in(folder)}
+    if seeds and there.isdisjoint(seeds):
+        raise UsageError(
+            f"--seeds {printable(', '.join(seeds), 80)}: no run or comparison has one of them; there are "
+            f"{printable(', '.join(sorted(there, key=natural)), 200) or 'none'}"
+        )
+
+
+def _seeds_in(folder: Path) -> set[str]:
+    return {run.name for runs in arms_in(folder).values() for run in runs} | seeds_of_comparisons(folder)
+
+
+def overlooked(found: Report | Networks, seeds: Collection[str] | None, lines: Sequence[Line]) -> list[str]:
+    """Say, a line each, what was asked for and is nowhere on the page: of `seeds`, and of networks that claims leave out."""
+    reports = found.reports if isinstance(found, Networks) else {"": found}
+    there = {run.seed for report in reports.values() for arm in report.arms.values() for run in arm.runs}
+    there.update(seed for report in reports.values() for each in report.comparisons.values() for seed in each.by_seed)
+    said = []
+    if missing := [seed for seed in seeds or () if seed not in there]:
+        known = ", ".join(sorted(filter(None, there), key=natural))
+        said.append(
+            f"--seeds {', '.join(missing)}: no run or comparison of this page has it; there are {known or 'none'}"
+        )
+    networks = {_parse(name)[0]: None for name in reports}
+    for line in lines if isinstance(found, Networks) else ():
+        for name in filter(None, line.options.get("except", "").split(",")):
+            if name not in networks:
+                said.append(f"{line.where}: except={name} is no network of this page; there are {', '.join(networks)}")
+    return said
 
 
 def _shared_out(
@@ -137,6 +176,7 @@ def json_of(found: Report | Networks) -> dict[str, Any]:
     return {
         "networks": {name: as_json(report) for name, report in found.reports.items()},
         "claims": [claim._asdict() for claim in found.claims],
+        "not_judged": [claim._asdict() for claim in found.not_judged],
     }
 
 
@@ -176,17 +216,17 @@ def _parse(name: str) -> tuple[str, int | None]:
     return found[1] + (f", {found[3]} epochs" if found[3] else ""), int(found[2])
 
 
-def _across(lines: Sequence[Line], reports: Mapping[str, Report]) -> list[Claim]:
-    """Judge claims about several networks, or sizes of training sets."""
-    found = []
+def _across(lines: Sequence[Line], reports: Mapping[str, Report]) -> tuple[list[Claim], list[NotJudged]]:
+    """Judge claims about several networks, or sizes of training sets, and say what those want that cannot be."""
+    found: list[Claim | NotJudged] = []
     for line in lines:
         if line.kind == "larger-gain":
             found += _larger_gain(line, reports)
         elif line.kind == "moves-less":
             found += _moves_less(line, reports)
         elif line.kind == "shrinking-gap":
-            found += _shrinking_gap(line, gaps(reports, *line.names))
-    return found
+            found += _shrinking_gap(line, reports)
+    return [x for x in found if isinstance(x, Claim)], [x for x in found if isinstance(x, NotJudged)]
 
 
 def _pairs(line: Line, reports: Mapping[str, Report]) -> Iterator[tuple[str, str]]:
@@ -199,7 +239,7 @@ def _pairs(line: Line, reports: Mapping[str, Report]) -> Iterator[tuple[str, str
             yield deep, other
 
 
-def _larger_gain(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
+def _larger_gain(line: Line, reports: Mapping[str, Report]) -> list[Claim | NotJudged]:
     """Compare the first network's gain in steps with that of each other."""
     a, b = line.names
     gains = {
@@ -207,12 +247,15 @@ def _larger_gain(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
         for name, report in reports.items()
         if a in report.arms and b in report.arms
     }
-    claims = []
+    claims: list[Claim | NotJudged] = []
     for deep, other in _pairs(line, reports):
-        if deep not in gains or other not in gains:
+        text = f"{line.sentence} ({printable(deep)}, {printable(other)})"
+        if missing := [f"{x} of {name}" for name in (deep, other) for x in line.names if x not in reports[name].arms]:
+            claims.append(NotJudged(text, missing))
             continue
         excess = {seed: gains[deep][seed] - gains[other][seed] for seed in gains[deep] if seed in gains[other]}
         if not excess:
+            claims.append(NotJudged(text, [f"a seed of both {a} and {b} in {deep} and {other}"]))
             continue
         words = "; ".join(
             f"{printable(name)} {', '.join(f'{exp(x):.2g}×' for x in gains[name].values())}" for name in (deep, other)
@@ -220,23 +263,26 @@ def _larger_gain(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
         censored = any(None in reports[name].arms[arm].steps for name in (deep, other) for arm in (a, b))
         bound = ", as if who never passed had at the next step" if censored else ""
         evidence = f"Steps of {b} over steps of {a}, by seed: {words}{bound}."
-        text = f"{line.sentence} ({printable(deep)}, {printable(other)})"
         means = unit_means(excess, _joined(reports[deep], reports[other]))
         test = sign_flip(means)
         size = f"{effect(means, lambda x: f'{exp(x):.2f}', named=False)} × the gain"
         claims.append(Claim(text, evidence, verdict(test), test.p, effect=size))
-    return claims
+    return claims or [NotJudged(line.sentence, ["another network"])]
 
 
-def _moves_less(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
+def _moves_less(line: Line, reports: Mapping[str, Report]) -> list[Claim | NotJudged]:
     """Compare how alike the first network stays to its own beginning with how alike each other does."""
     arm = line.names[0]
     compared = {name: report.comparisons.get(f"{arm}{TO_INIT}") for name, report in reports.items()}
     alike = {name: _mean_normalised(found) for name, found in compared.items() if found}
-    claims = []
+    claims: list[Claim | NotJudged] = []
     for deep, other in _pairs(line, reports):
+        text = f"{line.sentence} ({printable(deep)}, {printable(other)})"
         both = [seed for seed in alike.get(deep, {}) if seed in alike.get(other, {})]
         if not both:
+            missing = [f"{arm}{TO_INIT} of {name}" for name in (deep, other) if not compared[name]]
+            lacking = f"a seed with floors and ceilings of {arm}{TO_INIT} in both {deep} and {other}"
+            claims.append(NotJudged(text, missing or [lacking]))
             continue
         words = "; ".join(
             f"{printable(name)} {', '.join(f'{alike[name][seed]:.2f}' for seed in both)}" for name in (deep, other)
@@ -247,10 +293,9 @@ def _moves_less(line: Line, reports: Mapping[str, Report]) -> list[Claim]:
             f"difference {signed(excess, named=True)}."
         )
         test = sign_flip(excess)
-        text = f"{line.sentence} ({printable(deep)}, {printable(other)})"
         size = signed(excess)
         claims.append(Claim(text, evidence, verdict(test), test.p, effect=size))
-    return claims
+    return claims or [NotJudged(line.sentence, ["another network"])]
 
 
 def _mean_normalised(comparison: Comparison) -> dict[str, float]:
@@ -263,13 +308,18 @@ def _mean_normalised(comparison: Comparison) -> dict[str, float]:
     return {seed: fmean(values) for seed, values in found.items() if values}
 
 
-def _shrinking_gap(line: Line, found: Sequence[Gap]) -> list[Claim]:
+def _shrinking_gap(line: Line, reports: Mapping[str, Report]) -> list[Claim | NotJudged]:
     """Judge for each network whether the gain in test AUC falls with the size of the training set, by each seed's slope."""
-    claims = []
+    a, b = line.names
+    claims: list[Claim | NotJudged] = []
+    found = gaps(reports, a, b)
     for network in dict.fromkeys(gap.network for gap in found):
+        text = f"{line.sentence} ({printable(network)})"
         sizes = [gap for gap in found if gap.network == network]
         seeds = [seed for seed in sizes[0].by_seed if all(seed in gap.by_seed for gap in sizes)]
         if len(sizes) < 2 or not seeds:
+            lacking = "another size" if len(sizes) < 2 else "a seed of all sizes"
+            claims.append(NotJudged(text, [f"{lacking} of {network} with {a} and {b}"]))
             continue
         slopes = {seed: _slope([gap.by_seed[seed] for gap in sizes]) for seed in seeds}
         means = ", ".join(f"{spread(list(gap.by_seed.values())).mean:+.3f} at {_size(gap)}" for gap in sizes)
@@ -279,8 +329,11 @@ def _shrinking_gap(line: Line, found: Sequence[Gap]) -> list[Claim]:
         means_of_units = unit_means(slopes, units)
         test = sign_flip([-slope for slope in means_of_units])
         size = signed(means_of_units)
-        claims.append(Claim(f"{line.sentence} ({printable(network)})", evidence, verdict(test), test.p, effect=size))
-    return claims
+        claims.append(Claim(text, evidence, verdict(test), test.p, effect=size))
+    if claims:
+        return claims
+    missing = [name for name in line.names if not any(name in report.arms for report in reports.values())]
+    return [NotJudged(line.sentence, missing or ["two sizes of a training set, NET@N"])]
 
 
 def _joined(*reports: Report) -> dict[str, str]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, TO_INIT, Comparison, differences, find_comparisons
-from wsurgery.experiments.claims import Basis, Claim, Line, judge
+from wsurgery.experiments.claim_lines import Line
+from wsurgery.experiments.claims import Basis, Claim, NotJudged, judge
 from wsurgery.experiments.origins import source_units
 from wsurgery.experiments.runs import arm_order, arms_in, find_runs
 from wsurgery.experiments.summary import Arm, summarise, times
@@ -23,6 +24,7 @@ class Report:
         arms: by name, in the order of the page.
         comparisons: by name, in the order of the page.
         claims: those that could be judged.
+        not_judged: those that could not.
         basis: what claims are judged by.
         baseline: the arm that the others are held against; empty where there is none.
         ran: what the runs say of themselves.
@@ -32,6 +34,7 @@ class Report:
     arms: Mapping[str, Arm]
     comparisons: Mapping[str, Comparison]
     claims: Sequence[Claim]
+    not_judged: Sequence[NotJudged]
     basis: Basis
     baseline: str
     ran: WhatRan
@@ -82,7 +85,7 @@ def read_report(
         comparisons: likewise; ARM-to-init stands for runs/ARM/SEED/cca-init.json.
         seeds: which, of arms and comparisons; None for all.
         baseline: the arm that the others are held against. Default: `random` where there is one, else the first.
-        claims: what to judge; those without their runs or comparisons are left out.
+        claims: what to judge.
 
     Raises:
         UsageError: there is nothing, or not what was chosen, or the threshold is no AUC.
@@ -114,8 +117,8 @@ def read_report(
     )
     units = {seed: unit for seed, unit in source_units(there).items() if seed in on_page}
     basis = Basis(thresholds, units, asked, ends)
-    judged = judge(claims, found, compared, basis)
-    return Report(found, compared, judged, basis, baseline, what_ran(found), chosen)
+    judged, others = judge(claims, found, compared, basis)
+    return Report(found, compared, judged, others, basis, baseline, what_ran(found), chosen)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -152,6 +155,7 @@ def as_json(report: Report) -> dict[str, Any]:
         if both
         else [],
         "claims": [claim._asdict() for claim in report.claims],
+        "not_judged": [claim._asdict() for claim in report.not_judged],
         "what_ran": asdict(report.ran),
     }
 

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from wsurgery.errors import printable
 from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, Comparison, differences, layer_names
-from wsurgery.experiments.claims import NOT_CORRECTED, Claim
+from wsurgery.experiments.claims import NOT_CORRECTED, Claim, NotJudged, not_judged_in_words
 from wsurgery.experiments.networks import Networks, gap_rows
 from wsurgery.experiments.report import Report
 from wsurgery.experiments.runs import Run
@@ -65,8 +65,9 @@ def render_page(report: Report | Networks, *, title: str, paper: str = "") -> st
         for name, one in report.reports.items():
             parts += [f"<h2 class='network'>{text(name)}</h2>", _sections(one, "h3")]
         rows = [[text(cell) for cell in row] for row in gap_rows(report.reports)]
-        if rows or report.claims:
-            parts += ["<h2>Across networks</h2>", _table(rows[0], rows[1:]) if rows else "", _claim_list(report.claims)]
+        listed = _claim_list(report.claims, report.not_judged)
+        if rows or listed:
+            parts += ["<h2>Across networks</h2>", _table(rows[0], rows[1:]) if rows else "", listed]
         claims, compared = report.all_claims, any(one.comparisons for one in report.reports.values())
     else:
         parts += [_introduction(reports), _sections(report, "h2")]
@@ -116,8 +117,8 @@ def _sections(report: Report, level: str) -> str:
         sections["How far each layer moved"] = _moved(report)
     if report.pairs or not report.selected:
         sections["Are two networks alike?"] = _pairs(report)
-    if report.claims:
-        sections["What is and is not shown here"] = _claim_list(report.claims)
+    if listed := _claim_list(report.claims, report.not_judged):
+        sections["What is and is not shown here"] = listed
     return "\n".join(f"<{level}>{heading}</{level}>\n{content}" for heading, content in sections.items())
 
 
@@ -245,7 +246,7 @@ def _lines(words: str) -> str:
     return "\n".join(map(text, words.splitlines()))
 
 
-def _claim_list(claims: Sequence[Claim]) -> str:
+def _claim_list(claims: Sequence[Claim], others: Sequence[NotJudged]) -> str:
     items = []
     for claim in claims:
         kind = (
@@ -257,7 +258,8 @@ def _claim_list(claims: Sequence[Claim]) -> str:
         )
         verdict = f"<em class='{kind}'>{text(claim.verdict)}</em>"
         items.append(f"<li><strong>{text(claim.claim)}</strong>{text(claim.evidence)}{verdict}</li>")
-    return f"<ol class='claims'>{''.join(items)}</ol>" if items else ""
+    page = f"<ol class='claims'>{''.join(items)}</ol>" if items else ""
+    return page + (f"<p class='note'>{text(said)}</p>" if (said := not_judged_in_words(others)) else "")
 
 
 def _runs(report: Report) -> list[Run]:

@@ -9,7 +9,7 @@ from rich.text import Text
 from wsurgery.errors import printable
 from wsurgery.experiments.baselines import baseline_notes
 from wsurgery.experiments.cca import Comparison, layer_names
-from wsurgery.experiments.claims import Claim
+from wsurgery.experiments.claims import Claim, NotJudged, not_judged_in_words
 from wsurgery.experiments.networks import Networks, gap_rows
 from wsurgery.experiments.report import Report
 from wsurgery.experiments.summary import LEVEL, in_words
@@ -155,8 +155,8 @@ def markdown(report: Report | Networks, *, title: str, paper: str = "") -> str:
         for name, one in report.reports.items():
             parts += [f"## {_markdown(printable(name, 40))}", "", *_sections(one)]
         rows = gap_rows(report.reports)
-        if rows or report.claims:
-            parts += ["## Across networks", "", *_markdown_table(rows), *_list(report.claims)]
+        if listed := [*_markdown_table(rows), *_list(report.claims, report.not_judged)]:
+            parts += ["## Across networks", "", *listed]
         notes = notes_of(report.reports.values(), report.all_claims)
     else:
         parts += ["## Here", ""] if paper else []
@@ -178,7 +178,7 @@ def _sections(report: Report) -> list[str]:
         parts += [note, ""] if (note := arms_note(report)) else []
     if report.comparisons:
         parts += [*_markdown_table(comparison_rows(report.comparisons)), COMPARISON_NOTE, ""]
-    parts += _list(report.claims)
+    parts += _list(report.claims, report.not_judged)
     if report.ran.facts:
         parts += ["What was run:", "", *(f"- {_markdown(fact)}" for fact in facts_in_words(report.ran)), ""]
     return parts
@@ -189,12 +189,13 @@ def facts_in_words(ran: WhatRan) -> list[str]:
     return [printable(f"{heading}: {'; '.join(said)}", 2000) for heading, said in ran.facts.items()]
 
 
-def _list(claims: Sequence[Claim]) -> list[str]:
+def _list(claims: Sequence[Claim], others: Sequence[NotJudged]) -> list[str]:
     items = []
     for x in claims:
         claim, evidence, verdict = (_markdown(printable(words, 10_000)) for words in (x.claim, x.evidence, x.verdict))
         items.append(f"- **{claim}** {evidence} *{verdict}.*")
-    return [*items, ""] if items else []
+    said = not_judged_in_words(others)
+    return [*([*items, ""] if items else []), *([_markdown(said), ""] if said else [])]
 
 
 def _markdown_table(rows: Rows) -> list[str]:
