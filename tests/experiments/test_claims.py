@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,19 @@ def test_nothing_is_alike_that_was_cut_where_the_other_was_no_longer_watched(mak
     for a, b in ((slow, fast), (fast, slow)):
         assert judged("as-fast", a, b, margin="1.25").verdict.startswith(NOT_SHOWN)
     assert judged("faster", fast, slow).verdict.startswith(SHOWN)
+
+
+def test_arms_that_stopped_where_they_were_to_are_as_fast_as_they_are(make_arm: MakeArm) -> None:
+    def stopped(name: str, *steps: int) -> Arm:
+        arms = [make_arm(name, at, last=at) for at in steps]
+        runs = [replace(arm.runs[0], seed=f"{i}", stopped=0.9) for i, arm in enumerate(arms)]
+        return Arm(name, runs, [None] * len(steps), list(steps))
+
+    quick, slow = stopped("quick", 100, 110, 120, 130, 140), make_arm("slow", *[500] * 5, last=1000)
+    assert judged("as-fast", quick, stopped("too", 101, 111, 121, 131, 141)).verdict.startswith(SHOWN)
+    claim = judged("faster", quick, slow)
+    assert f"{math.exp(np.mean([math.log(x / 500) for x in quick.steps])):.2f} (90% interval" in claim.evidence
+    assert "as if" not in claim.evidence
 
 
 def test_speed_is_compared_within_seeds(make_arm: MakeArm) -> None:

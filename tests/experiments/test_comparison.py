@@ -47,6 +47,23 @@ def test_censoring_bounds_a_difference(a: Run, b: Run, difference: tuple[float, 
     assert (steps.pairs.p_less, steps.pairs.p_greater) == signs[steps.sooner]
 
 
+@pytest.mark.parametrize("other", [600, 100, None])
+def test_a_run_that_stopped_as_it_got_there_is_no_bound(other: int | None) -> None:
+    """A stopped run of 200 steps against one of 1,000: the same as the run that went on."""
+    stopped = [replace(run(seed, 200), stopped=0.8) for seed in range(5)]
+    went_on = [run(seed, 200, 1000) for seed in range(5)]
+    others = [run(seed, other, 1000) for seed in range(5)]
+    assert stopped[0].auc == {step: auc for step, auc in went_on[0].auc.items() if step <= 200}
+    a, b = compare_steps(stopped, others, 0.8), compare_steps(went_on, others, 0.8)
+    assert (a.differences, a.p, a.cut, a.pairs) == (b.differences, b.p, b.cut, b.pairs)
+    assert compare_steps(stopped, others[:4], 0.8).p == compare_steps(went_on, others[:4], 0.8).p
+    assert compare_steps(
+        [replace(x, stopped=0.7) for x in stopped], others, 0.8
+    ).cut  # it was to stop below the threshold
+    both = compare_steps(stopped, [replace(x, stopped=0.8) for x in stopped], 0.8)
+    assert (both.cut, both.differences[0]) == (False, (0, 0))
+
+
 def test_runs_of_the_same_seeds_are_paired_whatever_their_order() -> None:
     a, b = [run(seed, 60) for seed in (1, 2, 10)], [run(seed, steps) for seed, steps in ((10, 80), (2, None), (1, 60))]
     assert pairs_of(a, b) == ([(0, 2), (1, 1), (2, 0)], True)

@@ -21,7 +21,7 @@ from wsurgery.experiments.runs import (
 
 
 def write_log(folder: Path, *records: object) -> Path:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.jsonl").write_text("".join(f"{r if isinstance(r, str) else json.dumps(r)}\n" for r in records))
     return folder
 
@@ -68,6 +68,35 @@ def test_of_few_evaluations_a_third_is_enough(evaluations: int, row: int) -> Non
     assert (run.steps_to(0.9), run.last_start) == (0, evaluations - row)
     run.auc[evaluations - row] = 0.5  # what remains is too short
     assert run.steps_to(0.9) == (None if evaluations < 2 * row else 0)
+
+
+def test_a_run_that_until_auc_stopped_passes_as_if_it_had_stayed_where_it_was(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        until = 0.8
+        values = [*np.minimum(0.5 + 0.015 * np.arange(15) + 0.05 * rng.normal(size=15), until - 1e-6), 0.83]
+        curve = {10 * step: float(auc) for step, auc in enumerate(values)}
+        folder = tmp_path / f"{i}"
+        write_log(folder, *({"step": step, "macro_auc": auc} for step, auc in curve.items()))
+        (folder / "config.json").write_text(json.dumps({"settings": {"until_auc": until}}))
+        run = read_run(folder)
+        stayed = Run(folder, "x", "1", curve | {150 + 10 * more: 0.83 for more in range(1, 9)}, {})
+        for threshold in (0.6, 0.7, 0.75, until):
+            assert run.steps_to(threshold) == stayed.steps_to(threshold)
+            assert run.watched(run.steps_to(threshold)) == np.inf
+        assert run.steps_to(until) == 150
+        assert (run.steps_to(0.82), run.watched(None)) == (None, 130)  # above what it was to reach, nobody knows
+
+
+@pytest.mark.parametrize("until", [None, 0.95, "high"])
+def test_a_run_that_ended_otherwise_was_watched_up_to_the_last_three(tmp_path: Path, until: object) -> None:
+    values = [0.5] * 14 + [0.91, 0.92]
+    folder = write_log(tmp_path, *({"step": s, "macro_auc": a, "auc": {"x": a}} for s, a in enumerate(values)))
+    (folder / "config.json").write_text(json.dumps({"settings": {"until_auc": until}}))
+    assert read_run(folder).steps_to(0.9) is None
+    (folder / "config.json").write_text(json.dumps({"settings": {"until_auc": 0.92}}))
+    assert read_run(folder).steps_to(0.9) == 14
+    assert read_run(folder).of("x").steps_to(0.9) is None  # it was not this AUC that ended it
 
 
 def test_noise_alone_passes_sooner_the_more_often_it_is_looked_at_but_not_three_times_in_a_row() -> None:

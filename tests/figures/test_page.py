@@ -177,6 +177,17 @@ def test_the_page_says_once_how_claims_were_tested(experiment):
     assert "claims" not in markdown(read_report(folder, threshold="0.9"), title="T")
 
 
+def test_the_page_says_that_until_auc_stopped_a_run(make_experiment):
+    folder = make_experiment({"random": SLOW, "transfer": FAST})
+    said = "A run that --until-auc stopped"
+    assert said not in markdown(read_report(folder, threshold="0.9"), title="T")
+    for seed in ("1", "2"):
+        config = {"settings": {"until_auc": 0.95}}
+        (folder / "runs/transfer" / seed / "config.json").write_text(json.dumps(config))
+    found = read_report(folder, threshold="0.9")
+    assert markdown(found, title="T").count(said) == render_page(found, title="T").count(said) == 1
+
+
 def test_every_claim_is_judged_or_said_not_to_be_in_every_form(make_experiment):
     folder = make_experiment({"random": SLOW, "transfer": FAST})
     found = read_experiments([folder], threshold="0.9", claims=[*CLAIMS, ACROSS])

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from tests.conftest import TRAINING
 from wsurgery.data.dataset import load_dataset
 from wsurgery.data.sources import make_data, open_data
+from wsurgery.experiments.runs import read_run
 from wsurgery.models import load
 from wsurgery.statistics.auc import auc_per_label, macro
 from wsurgery.training.predict import predict
@@ -135,7 +136,12 @@ def test_until_auc_stops_at_the_first_evaluation_that_reaches_it(finished, invok
     train_again(invoke, tmp_path / "run", fresh, fundus, "--until-auc", target)
     stopped = read_log(tmp_path / "run")
     assert [entry["macro_auc"] for entry in stopped if "auc" in entry] == evaluated[: first + 1]
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 4 * first
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["steps"] == 4 * first
+    run = read_run(tmp_path / "run")
+    assert (run.stopped, run.steps_to(target)) == (target, 4 * first)
+    assert all(at is not None for auc, at in metrics["steps_to_auc"].items() if float(auc) <= target)
+    assert read_run(finished).stopped is None
 
 
 def test_epochs_are_passes_over_the_subset(invoke, fresh, fundus, tmp_path):

@@ -93,8 +93,9 @@ class Steps:
         """Whether a pair's ratio is but a bound: one of it was not there as far as both were watched."""
         pairs, _ = pairs_of(self.runs_a, self.runs_b)
         return any(
-            any(late(a.steps_to(self.threshold), b.steps_to(self.threshold), a.last_start, b.last_start))
+            any(late(x, y, a.watched(x), b.watched(y)))
             for a, b in ((self.runs_a[i], self.runs_b[j]) for i, j in pairs)
+            for x, y in [(a.steps_to(self.threshold), b.steps_to(self.threshold))]
         )
 
     @property
@@ -175,7 +176,10 @@ def compare_steps(a: Sequence[Run], b: Sequence[Run], threshold: float) -> Steps
     steps_a, steps_b = ([Bounds.of(run, threshold) for run in runs] for runs in (a, b))
     pairs, by_seed = pairs_of(a, b)
     reached_a, reached_b = ([run.steps_to(threshold) for run in runs] for runs in (a, b))
-    ends_a, ends_b = ([run.last_start for run in runs] for runs in (a, b))
+    ends_a, ends_b = (
+        [run.watched(at) for run, at in zip(runs, reached, strict=True)]
+        for runs, reached in ((a, reached_a), (b, reached_b))
+    )
     if by_seed:
         differences = [steps_a[i].less(steps_b[j]) for i, j in pairs]
         ratios = {a[i].seed: log_ratio(reached_a[i], reached_b[j], ends_a[i], ends_b[j]) for i, j in pairs}

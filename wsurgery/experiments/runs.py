@@ -14,7 +14,7 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.statistics.bootstrap import Sample
 from wsurgery.training.baseline_names import Name
 from wsurgery.training.run_folder import read_config
-from wsurgery.training.run_log import in_a_row, read_log, require_auc, steps_to
+from wsurgery.training.run_log import in_a_row, read_log, require_auc, steps_to, stopped_at
 from wsurgery.untrusted import parse_json, read_regular
 
 MAX_RESULT = 1 << 28  # bytes of eval.json, or of a result of cca
@@ -49,6 +49,7 @@ class Run:
         by_label: label → as `auc`, its AUC alone, where it is known.
         by_block: block → optimiser step → ‖W − W₀‖ / ‖W₀‖ over its parameters, W₀ those that training began with, where it
             is known; the blocks in the order in which data meets them.
+        stopped: the macro AUC, 0 to 1, at which training was to stop, and did; None where it ended otherwise.
     """
 
     folder: Path
@@ -58,10 +59,11 @@ class Run:
     loss: dict[int, float]
     by_label: dict[str, dict[int, float]] = field(default_factory=dict)
     by_block: dict[str, dict[int, float]] = field(default_factory=dict)
+    stopped: float | None = None
 
     def of(self, label: str) -> "Run":
         """Return the run with the AUC of one of `by_label` in place of the macro AUC."""
-        return replace(self, auc=self.by_label[label])
+        return replace(self, auc=self.by_label[label], stopped=None)
 
     @property
     def last_step(self) -> int:
@@ -83,9 +85,16 @@ class Run:
     def steps_to(self, threshold: float) -> int | None:
         """Return the step from which three evaluations in a row have at least `threshold`; None (censored) if none.
 
-        Of fewer than nine evaluations, a third.
+        Of fewer than nine evaluations, a third; and where the run was stopped for what it had reached, fewer.
         """
-        return steps_to(self.auc, threshold)
+        return steps_to(self.auc, threshold, stopped=self.stopped)
+
+    def watched(self, steps: int | None) -> float:
+        """Return the last step up to which it is known whether a threshold was passed, that was passed at `steps`.
+
+        Without an end for a run that was stopped for what it had reached: had it gone on, it were known all the same.
+        """
+        return self.last_start if self.stopped is None or steps is None else math.inf
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,7 @@ def read_run(folder: Path) -> Run:
     """Read the log of a run, finished or not.
 
     Raises:
-        WsurgeryError: there is no log, a line of it is broken, or it holds no evaluation.
+        WsurgeryError: there is no log, a line of it is broken, or it holds no evaluation; or the config.json is damaged.
     """
     path = folder / "log.jsonl"
     if not path.is_file():
@@ -171,7 +180,16 @@ def read_run(folder: Path) -> Run:
     resolved = folder.resolve()
     numbered = resolved.name.isdecimal()
     arm = (resolved.parent if numbered else resolved).name
-    return Run(folder, arm, resolved.name if numbered else "", auc, loss, by_label, by_block)
+    stopped = stopped_at(auc, _until_auc(folder))
+    return Run(folder, arm, resolved.name if numbered else "", auc, loss, by_label, by_block, stopped)
+
+
+def _until_auc(folder: Path) -> float | None:
+    try:
+        found = read_config(folder / "config.json")["settings"].get("until_auc")
+    except FileNotFoundError:
+        return None
+    return found if isinstance(found, int | float) else None
 
 
 def _by_name(logged: Iterable[tuple[int, Mapping[str, float | None]]]) -> dict[str, dict[int, float]]:

@@ -107,13 +107,13 @@ def late(a: Arm, b: Arm) -> tuple[list[bool], list[bool]]:
     return [mine for mine, _ in found], [other for _, other in found]
 
 
-def _pairs(a: Arm, b: Arm) -> Iterator[tuple[str, tuple[int | None, int | None], tuple[int, int]]]:
+def _pairs(a: Arm, b: Arm) -> Iterator[tuple[str, tuple[int | None, int | None], tuple[float, float]]]:
     """Yield of each seed that both have the steps to the threshold, and the last at which such a run could begin."""
-    others = {run.seed: (steps, run.last_start) for run, steps in zip(b.runs, b.steps, strict=True)}
+    others = {run.seed: (steps, run.watched(steps)) for run, steps in zip(b.runs, b.steps, strict=True)}
     for run, steps in zip(a.runs, a.steps, strict=True):
         if run.seed in others:
             other, last = others[run.seed]
-            yield run.seed, (steps, other), (run.last_start, last)
+            yield run.seed, (steps, other), (run.watched(steps), last)
 
 
 def times(a: Arm, b: Arm, units: Mapping[str, str], *, named: bool = False) -> str:

@@ -47,6 +47,8 @@ def arms_note(report: Report) -> str:
         said.append(f"The thresholds are {thresholds.origin}.")
     if thresholds.others:
         said.append(f"Claims are tested at {thresholds.tested:g}.")
+    if any(run.stopped is not None for arm in report.arms.values() for run in arm.runs):
+        said.append("A run that --until-auc stopped is taken to stay above what it had reached.")
     said += baseline_notes(report.arms.values())
     sources = len(set(units.values()))
     if 1 < sources < len(units):

@@ -101,7 +101,7 @@ def unit_means(by_seed: Mapping[str, float], units: Mapping[str, str]) -> list[f
     return [fmean(by_seed[seed] for seed in by_seed if of[seed] == unit) for unit in dict.fromkeys(of.values())]
 
 
-def log_ratio(a: int | None, b: int | None, last_a: int, last_b: int) -> float:
+def log_ratio(a: int | None, b: int | None, last_a: float, last_b: float) -> float:
     """Return the log of the steps of A over those of B, as far as both were watched.
 
     Who had not got there by then counts as getting there at the next step, for A as for B: so exchanging equal arms
@@ -110,7 +110,7 @@ def log_ratio(a: int | None, b: int | None, last_a: int, last_b: int) -> float:
     Args:
         a: steps to a threshold, None where the run never got there; 0 counts as 1.
         b: those of its partner.
-        last_a: the last step at which A was evaluated.
+        last_a: the last step up to which A was watched; infinite only where it got there.
         last_b: that of B.
     """
     past = min(last_a, last_b) + 1
@@ -118,7 +118,7 @@ def log_ratio(a: int | None, b: int | None, last_a: int, last_b: int) -> float:
     return log(steps_a / steps_b)
 
 
-def late(a: int | None, b: int | None, last_a: int, last_b: int) -> tuple[bool, bool]:
+def late(a: int | None, b: int | None, last_a: float, last_b: float) -> tuple[bool, bool]:
     """Say whether A, and whether B, was not there as far as both were watched, so that `log_ratio` is but a bound.
 
     Args are those of `log_ratio`.

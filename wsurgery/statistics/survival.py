@@ -11,7 +11,7 @@ _EXACT = 10_000  # assignments of runs to groups that are all tried
 
 
 def log_rank_test(
-    a: Sequence[int | None], b: Sequence[int | None], last_a: Sequence[int], last_b: Sequence[int]
+    a: Sequence[int | None], b: Sequence[int | None], last_a: Sequence[float], last_b: Sequence[float]
 ) -> tuple[float, bool]:
     """Return the two-sided p-value of the log-rank test of two groups of runs.
 

@@ -209,7 +209,9 @@ def train(
             raise Interrupted(loop.signal, loop.progress.step, loop.steps)
 
     def finish() -> Entry:
-        metrics = summarise(run / "log.jsonl") | {"environment": environment(device, processes, training, validation)}
+        metrics = summarise(run / "log.jsonl", until_auc=settings.until_auc) | {
+            "environment": environment(device, processes, training, validation)
+        }
         if not loop.ended:
             loop.ended = True
             loop.save(run)

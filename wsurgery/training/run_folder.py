@@ -10,7 +10,7 @@ from typing import Any
 from wsurgery.checkpoint import AtomicFile, Checkpoint
 from wsurgery.data.rendering import Rendering
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.training.run_log import LogEntry, read_log, steps_to
+from wsurgery.training.run_log import LogEntry, read_log, steps_to, stopped_at
 from wsurgery.training.settings import Settings
 from wsurgery.untrusted import parse_json, read_regular, refuse_link
 
@@ -182,8 +182,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return {key: {**usual.get(key, {}), **value} if isinstance(value, dict) else value for key, value in found.items()}
 
 
-def summarise(log: Path) -> Entry:
+def summarise(log: Path, *, until_auc: float | None = None) -> Entry:
     """Return what `metrics.json` holds, from a log.
+
+    Args:
+        log: the run's.
+        until_auc: the macro AUC that training was to stop at.
 
     Raises:
         WsurgeryError: it is damaged, or holds no evaluation.
@@ -193,6 +197,7 @@ def summarise(log: Path) -> Entry:
         raise WsurgeryError(f"{printable(str(log))} holds no evaluation: remove the run to begin again")
     scored = [(entry, auc) for entry in evaluated if (auc := entry["macro_auc"]) is not None]
     aucs = {entry["step"]: auc for entry, auc in scored}
+    stopped = stopped_at(aucs, until_auc)
     best, _ = max(scored, key=lambda pair: pair[1], default=(evaluated[0], None))
 
     def scored_entry(entry: LogEntry) -> Entry:
@@ -202,7 +207,7 @@ def summarise(log: Path) -> Entry:
         "steps": evaluated[-1]["step"],
         "best": scored_entry(best),
         "last": scored_entry(evaluated[-1]),
-        "steps_to_auc": {f"{threshold:.2f}": steps_to(aucs, threshold) for threshold in THRESHOLDS},
+        "steps_to_auc": {f"{threshold:.2f}": steps_to(aucs, threshold, stopped=stopped) for threshold in THRESHOLDS},
     }
 
 

@@ -109,14 +109,22 @@ def in_a_row(evaluations: int) -> int:
     return min(_SUSTAINED, max(1, evaluations // _SUSTAINED))
 
 
-def steps_to(auc: Mapping[int, float], threshold: float) -> int | None:
+def stopped_at(auc: Mapping[int, float], until: float | None) -> float | None:
+    """Return the AUC that ended a run which was to stop at `until`; None where it was not to, or never came there."""
+    return until if until is not None and auc and [*auc.values()][-1] >= until else None
+
+
+def steps_to(auc: Mapping[int, float], threshold: float, *, stopped: float | None = None) -> int | None:
     """Return the step from which enough evaluations in a row have at least an AUC, see `in_a_row`; None if none.
 
     Args:
         auc: evaluated step → macro AUC, in the order of training.
         threshold: the AUC, 0 to 1.
+        stopped: what `stopped_at` returns. A threshold of at most that is taken to stay passed where the run ended, so that
+            there fewer evaluations are enough.
     """
     steps, above, row = list(auc), [value >= threshold for value in auc.values()], in_a_row(len(auc))
+    above += [True] * (row - 1) if stopped is not None and threshold <= stopped else []
     return next((steps[i] for i in range(len(above) - row + 1) if all(above[i : i + row])), None)
 
 
