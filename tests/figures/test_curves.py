@@ -1,11 +1,14 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wsurgery.errors import UsageError
-from wsurgery.experiments.runs import Run
+from wsurgery.experiments.runs import Run, read_run
 from wsurgery.figures.curves import band_caption, draw_curves, draw_curves_by, seed_curve, smoothed
+from wsurgery.training.flags import Loss
+from wsurgery.training.run_folder import LOSSES
 
 
 def run(arm: str, auc: dict[int, float], loss: dict[int, float] | None = None) -> Run:
@@ -33,6 +36,34 @@ def test_loss_is_drawn_from_the_loss() -> None:
     axes = draw_curves([run("a", {0: 0.5}, {5: 0.7, 10: 0.3})], metric="loss").axes[0]
     np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), [[5, 0.7], [10, 0.3]])
     assert "loss" in axes.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ([{}], "training loss (binary cross-entropy, nats)"),
+        ([{"loss": "softmax"}] * 2, "training loss (softmax cross-entropy, nats)"),
+        ([{"pos_weight": "auto"}], "training loss (weighted binary cross-entropy, nats)"),
+        ([{}, {"loss": "softmax"}], "training loss (binary cross-entropy or softmax cross-entropy, nats)"),
+        ([{}, None], "training loss"),
+        ([{"loss": "of another version"}], "training loss"),
+    ],
+)
+def test_the_axis_of_the_loss_is_what_the_runs_say_it_was(
+    tmp_path: Path, settings: list[dict[str, object] | None], label: str
+) -> None:
+    for i, each in enumerate(settings):
+        folder = tmp_path / f"arm{i}" / "1"
+        folder.mkdir(parents=True)
+        (folder / "log.jsonl").write_text(json.dumps({"step": 5, "macro_auc": 0.5, "loss": 0.7}))
+        if each is not None:
+            (folder / "config.json").write_text(json.dumps({"settings": each}))
+    runs = [read_run(tmp_path / f"arm{i}" / "1") for i in range(len(settings))]
+    assert draw_curves(runs, metric="loss").axes[0].get_ylabel() == label
+
+
+def test_the_losses_that_have_a_name_are_those_of_train() -> None:
+    assert {loss.value for loss in Loss} == set(LOSSES)
 
 
 def test_smoothing_is_the_weighted_mean_of_what_was_logged_so_far() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.statistics.bootstrap import Sample
 from wsurgery.training.baseline_names import Name
-from wsurgery.training.run_folder import read_config
+from wsurgery.training.run_folder import loss_in_words, read_config
 from wsurgery.training.run_log import in_a_row, read_log, require_auc, steps_to, stopped_at
 from wsurgery.untrusted import parse_json, read_regular
 
@@ -50,6 +50,7 @@ class Run:
         by_block: block → optimiser step → ‖W − W₀‖ / ‖W₀‖ over its parameters, W₀ those that training began with, where it
             is known; the blocks in the order in which data meets them.
         stopped: the macro AUC, 0 to 1, at which training was to stop, and did; None where it ended otherwise.
+        loss_name: what `loss` is, in words; empty where nobody knows.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class Run:
     by_label: dict[str, dict[int, float]] = field(default_factory=dict)
     by_block: dict[str, dict[int, float]] = field(default_factory=dict)
     stopped: float | None = None
+    loss_name: str = ""
 
     def of(self, label: str) -> "Run":
         """Return the run with the AUC of one of `by_label` in place of the macro AUC."""
@@ -180,16 +182,14 @@ def read_run(folder: Path) -> Run:
     resolved = folder.resolve()
     numbered = resolved.name.isdecimal()
     arm = (resolved.parent if numbered else resolved).name
-    stopped = stopped_at(auc, _until_auc(folder))
-    return Run(folder, arm, resolved.name if numbered else "", auc, loss, by_label, by_block, stopped)
-
-
-def _until_auc(folder: Path) -> float | None:
     try:
-        found = read_config(folder / "config.json")["settings"].get("until_auc")
+        settings = read_config(folder / "config.json")["settings"]
     except FileNotFoundError:
-        return None
-    return found if isinstance(found, int | float) else None
+        settings = {}
+    until = settings.get("until_auc")
+    stopped = stopped_at(auc, until if isinstance(until, int | float) else None)
+    seed = resolved.name if numbered else ""
+    return Run(folder, arm, seed, auc, loss, by_label, by_block, stopped, loss_in_words(settings))
 
 
 def _by_name(logged: Iterable[tuple[int, Mapping[str, float | None]]]) -> dict[str, dict[int, float]]:

@@ -16,10 +16,6 @@ from wsurgery.statistics.spread import SD_FROM, Spread, spread
 Metric = Literal["auc", "loss"]
 By = Literal["label", "block"]
 Curve = Mapping[int, float]
-_LABELS: dict[Metric, str] = {
-    "auc": "macro AUC, validation split",
-    "loss": "training loss (binary cross-entropy, nats)",
-}
 _PANELS: dict[By, tuple[str, str]] = {  # what the vertical axis says, and what a log has to hold
     "label": ("AUC, validation split", "no label in common whose AUC is known"),
     "block": (
@@ -110,10 +106,16 @@ def draw_curves(
     _draw_lines(axes, curves, metric, line_styles(arms), markers=40)
     _draw_thresholds(axes, thresholds)
     axes.set_xlabel("optimiser steps")
-    axes.set_ylabel(_LABELS[metric])
+    axes.set_ylabel("macro AUC, validation split" if metric == "auc" else _loss_label(runs))
     add_title(figure, networks_of_runs(run.folder for run in runs))
     add_legend(figure, axes, band_caption(runs, smooth=smooth))
     return figure
+
+
+def _loss_label(runs: Sequence[Run]) -> str:
+    """Name the losses that runs were trained with, where each says which."""
+    names = list(dict.fromkeys(run.loss_name for run in runs))
+    return f"training loss ({' or '.join(names)}, nats)" if all(names) else "training loss"
 
 
 @house_style

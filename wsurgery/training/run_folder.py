@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ _FOUND = ("eval.json", "predictions.csv", "cca-init.json")  # of a run, which re
 _OTHERWISE = "choose another folder with -o, or replace it with --anew"
 _MAX_CONFIG = 1 << 24  # bytes
 THRESHOLDS = tuple(round(0.5 + 0.01 * i, 2) for i in range(50))  # of macro AUC, in metrics.json
+LOSSES = {"bce": "binary cross-entropy", "softmax": "softmax cross-entropy"}  # of `Settings.loss`, in words
 Entry = dict[str, Any]
 
 
@@ -180,6 +181,12 @@ def read_config(path: Path) -> dict[str, Any]:
         raise WsurgeryError(f"{printable(str(path))} is not what wsurgery writes: it has no settings")
     usual = {"settings": json.loads(json.dumps(asdict(Settings()))), "data": asdict(Rendering())}
     return {key: {**usual.get(key, {}), **value} if isinstance(value, dict) else value for key, value in found.items()}
+
+
+def loss_in_words(settings: Mapping[str, Any]) -> str:
+    """Name the loss of a configuration's `settings`; empty where they name none that is known."""
+    name = LOSSES.get(str(settings.get("loss")), "")
+    return f"weighted {name}" if name and settings.get("pos_weight") else name
 
 
 def summarise(log: Path, *, until_auc: float | None = None) -> Entry:
