@@ -9,9 +9,9 @@
 #   make NETS=mine MODEL_mine=net.py:make SOURCE_mine=weights.pth    a network of your own, and its pretrained weights
 #   make SCALE=real DATA_ROOT=/data SET=malaria     real images and weights, as they were downloaded: see README.md
 #   make SCALE=paper DATA=chexpert:/data/CheXpert SOURCE_resnet50=resnet50.safetensors
-#   make -j64 RUN="srun --gres=gpu:1"               what goes before each train, eval and cca
+#   make -j64 RUN="srun --gres=gpu:1"               what goes before each train, eval, cca and path
 #   make -j8 RUN="python -m wsurgery.free_gpu --"   a GPU of this machine for each
-#   make RUN="torchrun --nproc-per-node 8 -m"       one job on 8 GPUs
+#   make RUN="torchrun --nproc-per-node 8 -m"       one job on 8 GPUs; what is for one process goes without it (RUN_ALONE)
 #   make SOURCES="1 2 3"                            seeds of the source networks, which the seeds take in turn
 #   make -n                                         the commands, to read or to type
 #
@@ -30,6 +30,7 @@ SEEDS       ?= $(or $(SEEDS_$(SCALE)),1 2 3 4 5)
 SOURCES     ?= $(if $(filter toy,$(SCALE)),1 2 3 4 5,1)
 OUT         ?= $(or $(OUT_$(SCALE)),$(COMMON)out/$(SCALE)$(if $(filter real,$(SCALE)),/$(SET)))
 RUN         ?=
+RUN_ALONE   ?= $(if $(findstring torchrun,$(RUN)),,$(RUN))
 NETS        ?= $(NETS_$(SCALE))
 COMPARISONS ?= none
 CLASSES     ?= $(if $(OWN),$$(wsurgery data show $(TARGET) --labels | wc -l),5)
@@ -145,16 +146,20 @@ lower   = $(filter-out $(lastword $(call blocks,$(1))),$(call blocks,$(1)))
 subset  = $(word 2,$(subst @, ,$(1)))
 epochs  = $(word 3,$(subst @, ,$(1)))
 
-# Written by asking the network, once.
+# Written by asking the network, once. A network that is none ends make here.
 define BLOCKS_RULE
 $(call stamp,model-$(1),$(MODEL_$(1)))
 $(OUT)/settings/blocks-$(1).mk: $(wildcard $(firstword $(subst :, ,$(MODEL_$(1))))) $(OUT)/settings/model-$(1)
 	@mkdir -p $$(@D)
-	wsurgery init --model $(MODEL_$(1)) --num-classes 2 | wsurgery show --json | python -c 'import json, sys; \
+	wsurgery init --model $(MODEL_$(1)) --num-classes 2 -o $$@.init --force
+	wsurgery show $$@.init --json > $$@.json
+	python -c 'import json, sys; \
 	  all = [x["name"] for x in json.load(sys.stdin)["blocks"] if x["name"] != "head"]; n = min(4, len(all)); \
-	  print("BLOCKS_$(1) :=", *(all[(len(all) - 1) * i // max(n - 1, 1)] for i in range(n)), "\nTOP_$(1) :=", all[-1])' > $$@
--include $(OUT)/settings/blocks-$(1).mk
+	  print("BLOCKS_$(1) :=", *(all[(len(all) - 1) * i // max(n - 1, 1)] for i in range(n)), "\nTOP_$(1) :=", all[-1])' < $$@.json > $$@
+	@rm -f $$@.init $$@.json
+$(if $(filter clean,$(MAKECMDGOALS)),-)include $(OUT)/settings/blocks-$(1).mk
 endef
+$(foreach path,OUT DATA_ROOT WEIGHTS $(foreach net,$(NETS),MODEL_$(call name,$(net)) SOURCE_$(call name,$(net))),$(call one_word,$(path)))
 $(foreach net,$(call unique,$(foreach net,$(NETS),$(call name,$(net)))),\
   $(if $(and $(MODEL_$(net)),$(if $(BLOCKS_$(net)),,ask)),$(eval $(call BLOCKS_RULE,$(net)))))
 
@@ -174,7 +179,7 @@ source    = $(or $(if $(filter %.safetensors,$(SOURCE_$(call name,$(1)))),$(SOUR
               $(OUT)/sources/$(call name,$(1))/$(call of,$(2),$(SOURCE_OF)).safetensors)
 target    = $(OUT)/data/target$(addprefix -,$(call of,$(1),$(FOLD_OF))).csv
 
-RECIPE   := $(notdir $(CURDIR))
+RECIPE   := $(lastword $(subst /, ,$(CURDIR)))
 FIRST    := $(firstword $(SEEDS))
 TARGET    = $(call target,$(or $(filter $(SEEDS),$(basename $(notdir $@))),$(FIRST)))
 FOLDERS  := $(addprefix $(OUT)/,$(NETS))
@@ -205,6 +210,7 @@ $(call stamp,data,$(DATA) $(filter-out 1,$(FOLDS)))
 $(call stamp,source-data,$(SOURCE_DATA))
 $(call stamp,source,$(PRETRAINING))
 $(call stamp,cca,$(CCA))
+$(call stamp,evaluation,$(BASELINE))
 $(call stamp,page-$(RECIPE),$(RUNS) $(COMPARED) $(PLATEAUS) $(THRESHOLD))
 $(call stamp,slim,$(SLIM) $(call any,$(CLASSES)))
 $(foreach net,$(NETS),$(call stamp,network-$(net),$(call arch,$(net)) $(call any,$(CLASSES))))
@@ -244,8 +250,10 @@ clean:
 NO_DATA := SCALE=$(SCALE) needs DATA=TABLE.csv or another specification of `wsurgery data make`$(if $(filter real,$(SCALE)),$(comma) or \
   DATA_ROOT=FOLDER with $(SET)/ or $(SET).tar.gz in it: README.md says where the sets are)
 keyed   = $(DATA)$(if $(1),$(if $(findstring ?,$(DATA)),&,?)fold=$(1)/$(FOLDS))
+# The file that DATA is, if it is one, as make reads a name with spaces.
+data_file = $(subst |,\ ,$(firstword $(subst ?, ,$(subst $() $(),|,$(DATA)))))
 define TARGET_RULE
-$(OUT)/data/target$(addprefix -,$(1)).csv: $(OUT)/settings/data $(wildcard $(firstword $(subst ?, ,$(DATA)))) $(if $(findstring $(OUT)/images,$(DATA)),$(OUT)/images.unpacked)
+$(OUT)/data/target$(addprefix -,$(1)).csv: $(OUT)/settings/data $(if $(wildcard $(data_file)),$(data_file)) $(if $(findstring $(OUT)/images,$(DATA)),$(OUT)/images.unpacked)
 	@mkdir -p $$(@D)
 	wsurgery data make "$$(if $$(DATA),$$(call keyed,$(1)),$$(error $$(NO_DATA)))" -o $$@ --force
 endef
@@ -380,7 +388,7 @@ $(foreach net,$(NETS),$(foreach seed,$(SEEDS),\
   $(SEEDS:%=$(OUT)/$(net)/runs/$(arm)/%/metrics.json)))
 
 # One process evaluates all of a fold and a maker that were trained since: importing PyTorch takes longer than evaluating a toy.
-stale        = $(shell for run in $(1); do test $$run/eval.json -nt $$run/metrics.json || echo $$run; done)
+stale        = $(shell for run in $(1); do test $$run/eval.json -nt $$run/metrics.json -a $$run/eval.json -nt $(OUT)/settings/evaluation || echo $$run; done)
 EVALUATE     = $(if $(strip $(1)),$(RUN) wsurgery eval $(1) $(2) --data $(3) --beside eval.json $(BASELINE) --force $(LIMITS)$(newline))
 arm_of       = $(notdir $(patsubst %/,%,$(dir $(1))))
 net_of       = $(notdir $(patsubst %/runs/,%,$(dir $(patsubst %/,%,$(dir $(1))))))
@@ -390,7 +398,7 @@ of_target    = $(foreach run,$(2),$(if $(filter $(1),$(call target,$(notdir $(ru
 
 # $(1) is the data, $(2) the runs on them.
 define EVALUATED_RULE
-$(call evaluated,$(1)): $(2:=/metrics.json) $(if $(filter-out $(wildcard $(2:=/eval.json)),$(2:=/eval.json)),always)
+$(call evaluated,$(1)): $(2:=/metrics.json) $(OUT)/settings/evaluation $(if $(filter-out $(wildcard $(2:=/eval.json)),$(2:=/eval.json)),always)
 	$$(foreach maker,$(MAKERS),$$(call EVALUATE,$$(call made_so,$$(maker),$$(call stale,$(2))),$$(filter-out -,$$(subst |, ,$$(maker))),$(1)))
 	@touch $$@
 endef

@@ -10,3 +10,6 @@ endef
 stamp  = $(eval $(call STAMP,$(1),$(strip $(2))))
 
 .PHONY: always
+
+# make parts words at spaces, and a path that has one would be two: `$(call one_word,NAME)` says so before anything runs.
+one_word = $(if $(word 2,$($(1))),$(error $(1)=$($(1)): make takes no path with spaces here: give a link to it without any))

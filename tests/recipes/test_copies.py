@@ -67,6 +67,56 @@ def test_other_weights_and_other_blocks_are_used_whatever_the_age_of_files(make,
     assert "wsurgery convert b.pth" in made("SOURCE_cbr_tiny=b.pth", planned="-n")
 
 
+def test_other_imagenet_weights_are_used_whatever_the_age_of_files(make, invoke, tmp_path):
+    for name in "ab":
+        invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", 3, "-o", tmp_path / f"{name}.safetensors")
+        torch.save(load_file(tmp_path / f"{name}.safetensors"), tmp_path / f"{name}.pth")
+        os.utime(tmp_path / f"{name}.pth", (1, 1))
+    target = f"{tmp_path}/out/lite0.safetensors"
+
+    def made(weights: str, planned: str = "-n") -> str:
+        return make("imagenet-surgery", planned, f"OUT={tmp_path}/out", f"WEIGHTS={tmp_path}/{weights}.pth", target)
+
+    made("a", "-s")
+    assert "wsurgery" not in made("a")
+    assert f'wsurgery convert "{tmp_path}/b.pth"' in made("b")
+
+
+def test_a_table_with_spaces_in_its_name_is_a_file_that_data_depend_on(make, invoke, tmp_path):
+    folder, target = tmp_path / "my images", f"{tmp_path}/out/data/target.csv"
+    invoke("data", "make", "synthetic:fundus?n=24&size=32", "-o", folder)
+    (folder / "manifest.csv").rename(table := folder / "my table.csv")
+    given = [*TINY, "SEEDS=1", f"OUT={tmp_path}/out", f"DATA={table}?split=split", target]
+    make("meanvar", "-s", *given)
+    make("meanvar", "-q", *given)
+    os.utime(table, (2**31, 2**31))
+    assert "wsurgery data make" in make("meanvar", "-n", *given)
+
+
+@pytest.mark.parametrize(
+    "path", ["OUT=a b", "SOURCE_cbr_tiny=my net.pth", "MODEL_cbr_tiny=my net.py:make", "SCALE=real DATA_ROOT=a b"]
+)
+def test_another_path_with_spaces_is_refused_in_a_line_before_anything_runs(path, make, tmp_path):
+    given = path.split(" ", 1) if path.startswith("SCALE") else [path]
+    with pytest.raises(AssertionError) as refused:
+        make("meanvar", *TINY, f"OUT={tmp_path}/out", "SEEDS=1 2 3 4 5", *given)
+    (line,) = str(refused.value).split("\nassert")[0].strip().splitlines()
+    assert f"{given[-1]}: make takes no path with spaces here" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["none.py:make", "net.py:other"])
+def test_a_model_that_is_none_ends_in_the_line_of_init(model, make, tmp_path):
+    (tmp_path / "net.py").write_text("def make():\n    pass\n")
+    with pytest.raises(AssertionError) as refused:
+        make("meanvar", f"OUT={tmp_path}/out", "NETS=mine", f"MODEL_mine={tmp_path}/{model}")
+    said = str(refused.value)
+    assert said.count("wsurgery init: --model") == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "data").exists()
+    make("meanvar", "clean", f"OUT={tmp_path}/out", "NETS=mine", f"MODEL_mine={tmp_path}/{model}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "expected"),
@@ -92,6 +142,7 @@ def test_other_weights_and_other_blocks_are_used_whatever_the_age_of_files(make,
             {"init": 1, "train": 1, "report": 1},
         ),  # a twin of random, to be 90% of
         (["SEEDS=1", "STEPS=2", "ARMS=random"], {"report": 1}),
+        (["SEEDS=1", "STEPS=2", "BASELINE=--baseline thumbnail"], {"report": 1}),  # and what -n cannot know
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -207,6 +258,11 @@ def test_a_copy_runs_on_a_table_of_ones_own(tmp_path, make, invoke):
     make(tmp_path / "study", "-j2", *TINY, data, "SEEDS=1", "STEPS=2", "ARMS=random")
     found = json.loads((tmp_path / "study/out/toy/cbr_tiny/runs/random/1/eval.json").read_text())
     assert list(found["labels"]) == rows[0][3:5]
+    given = [*TINY, data, "SEEDS=1", "STEPS=2", "ARMS=random", "BASELINE=--baseline thumbnail"]
+    assert commands(make(tmp_path / "study", *given)) == {"eval": 1, "report": 1}
+    found = json.loads((tmp_path / "study/out/toy/cbr_tiny/runs/random/1/eval.json").read_text())
+    assert found["baseline"]["name"] == "thumbnail"
+    make(tmp_path / "study", "-q", *given)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,25 @@ def test_the_demo_runs_through_to_a_report_of_both_arms(out, make):
     assert "runs/random/1 " not in more
 
 
+@pytest.mark.slow
+def test_the_page_is_of_the_arms_and_seeds_that_were_asked_for(out, make):
+    make("demo", "-j2", f"OUT={out}", *SMALL, "SEEDS=1 2")  # more than what follows
+    make("demo", f"OUT={out}", *SMALL, "ARMS=transfer", "SEEDS=2")
+    page = (out / "report.html").read_text()
+    assert "Here are 1 runs in 1 arms" in page
+    assert "Are two networks alike?" not in page
+    assert re.search("Not judged here, for want of [^.]*, random, .*random-pair: 8 claims", page)
+    planned = make("demo", "-n", f"OUT={out}", *SMALL, "ARMS=transfer", "SEEDS=2 1")
+    assert len(re.findall("wsurgery cca .*/runs/transfer/2 .*/runs/transfer/1 ", planned)) == 1  # another pair
+
+
+def test_the_report_names_the_arms_the_seeds_and_the_pairs(make, tmp_path):
+    planned = make("demo", "-n", f"OUT={tmp_path / 'out'}", "ARMS=random gabor", "SEEDS=3 1 2")
+    (line,) = re.findall("wsurgery report .*", planned)
+    assert "--arms random,gabor --seeds 3,1,2 --cca random-to-init,gabor-to-init,random-pair " in line
+    assert "/runs/random/3 " in planned
+
+
 ARMS = "random transfer meanvar shuffle sample gabor transfuse-block1 transfuse-block3 freeze-block1 freeze-block4"
 
 

@@ -175,6 +175,25 @@ def test_what_stands_before_a_job_runs_it(make, tmp_path):
     assert len(re.findall("srun", planned)) == len(jobs)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "alone"), [("barrier", "wsurgery path"), ("soup", "(python soup.py|wsurgery path)")]
+)
+def test_what_is_for_one_process_is_run_without_torchrun(recipe, alone, make, tmp_path):
+    def planned(*given: str) -> list[str]:
+        return make(recipe, "-n", f"OUT={tmp_path}", *TINY, "NETS=resnet18", *given).splitlines()
+
+    lines = planned("RUN=torchrun --nproc-per-node 2 -m")
+    assert all(line.startswith("torchrun") for line in lines if " train " in line)
+    assert sum(bool(re.match(alone, line)) for line in lines) >= 2
+    assert not [
+        line for line in lines if line.startswith("torchrun") and not re.search("wsurgery (train|eval|cca)", line)
+    ]
+    for given in (["RUN=srun -n1"], ["RUN=torchrun -m", "RUN_ALONE=srun -n1"]):
+        lines = [line for line in planned(*given) if re.search(alone, line)]
+        assert lines
+        assert all(line.startswith("srun -n1 ") for line in lines)
+
+
 def chexpert_tree(folder: Path) -> None:
     """200 X-rays of 64 pixels as CheXpert lays them out: 160 to train on, 40 to test on."""
     rng = np.random.default_rng(0)
