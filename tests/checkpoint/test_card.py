@@ -5,7 +5,12 @@ import re
 
 import numpy as np
 import pytest
+import timm
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
+from safetensors.torch import save_model
+from torch.nn.utils.parametrizations import spectral_norm
 
 from wsurgery.checkpoint import open_checkpoint
 from wsurgery.checkpoint.card import model_card, sources
@@ -43,6 +48,35 @@ def test_it_says_what_was_done_to_what(tmp_path, wsurgery):
     for digest in "acd":
         assert digest * 64 in text
     assert wsurgery("log", "--card", tmp_path / "x.safetensors").stdout.decode() == text.replace("# net\n", "# x\n")
+
+
+def test_parameters_are_those_that_a_network_has_and_that_show_counts(tmp_path, wsurgery):
+    def counted(network: torch.nn.Module, *, tied: bool = False, **buffers: torch.Tensor) -> int:
+        path = tmp_path / "net.safetensors"
+        if tied:
+            save_model(network, path)
+        else:
+            save_torch({**network.state_dict(), **buffers}, path)
+        (said,) = re.findall(r"tensors, ([\d,]+) parameters", wsurgery("log", "--card", path).stdout.decode())
+        blocks = json.loads(wsurgery("show", path, "--json").stdout)["blocks"]
+        assert int(said.replace(",", "")) == sum(block["parameters"] for block in blocks)
+        return int(said.replace(",", ""))
+
+    def parameters(network: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in network.parameters())  # torch gives a tied one once
+
+    for name in ("resnet18", "swin_tiny_patch4_window7_224", "levit_128s"):
+        network = timm.create_model(name, num_classes=3)
+        assert counted(network) == parameters(network)
+    masks = {
+        "layer.attn.bias": torch.ones(1, 1, 8, 8), "layer.rope.inv_freq": torch.ones(16), "attn_mask": torch.ones(4, 9, 9),
+        "1.num_batches_tracked": torch.ones(()),
+    }  # fmt: skip
+    network = torch.nn.Sequential(spectral_norm(torch.nn.Linear(5, 7)), torch.nn.BatchNorm1d(7))
+    assert counted(network, **masks) == parameters(network)
+    tied = torch.nn.Sequential(torch.nn.Embedding(11, 5), torch.nn.Linear(5, 11, bias=False))
+    tied[1].weight = tied[0].weight
+    assert counted(tied, tied=True) == parameters(tied) == 55
 
 
 def test_models_of_the_hub_are_its_bases_and_a_licence_is_theirs_if_there_is_one(tmp_path):

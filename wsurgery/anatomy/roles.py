@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from wsurgery.anatomy.blocks import first_convolution
+from wsurgery.buffers import is_buffer
 from wsurgery.errors import UsageError
 
 BATCH_NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -40,11 +41,8 @@ _BIAS = re.compile(r"\w+_bias|bias_(?:ih|hh)_l\d+(?:_reverse)?")
 
 _LOSS = re.compile(r"criterion|criteria|loss|loss_\w+|\w+_loss")
 _WEIGHTS_OF_CLASSES = re.compile(r"(?:pos|neg|class|cls|label)_weights?")
-# What a network computes from its settings and keeps in floating point: frequencies, masks, ranges of values.
-_BUFFER = re.compile(r"\w*inv_freq|\w+_mask|tril|masked_bias|relative_coords_table|(?:in|out)put_(?:min|max)")
-# What a weight is called where it is pruned, or kept apart from its norm; and the vectors of its spectral norm.
+# What a weight is called where it is pruned, or kept apart from its norm.
 _WEIGHTS = re.compile(r"weight_orig|weight_v|original1?")
-_SPECTRAL = re.compile(r"weight_[uv]|_[uv]")
 _TRANSPOSED = re.compile(r"transp|deconv|upconv|up_conv|convtr")
 
 
@@ -123,7 +121,7 @@ def _role(last: str, part: str, tensor: Described, siblings: Mapping[str, tuple[
         return "batch_norm"
     if not tensor.dtype.startswith(("F", "BF", "C")):
         return "integer"
-    if _BUFFER.fullmatch(part) or _is_causal_mask(part, shape) or (len(shape) == 1 and _SPECTRAL.fullmatch(part)):
+    if is_buffer(part, shape):
         return "buffer"
     if len(shape) < 2 and (_LOSS.fullmatch(last) or _WEIGHTS_OF_CLASSES.fullmatch(part)):
         return "other"
@@ -144,10 +142,6 @@ def _role(last: str, part: str, tensor: Described, siblings: Mapping[str, tuple[
     if _LAYER_SCALE.fullmatch(part) or last.startswith(("res_scale", "layer_scale")):
         return "layer_scale"
     return _table(part) or "other"
-
-
-def _is_causal_mask(part: str, shape: Sequence[int]) -> bool:
-    return part == "bias" and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]  # GPT-2, GPT-NeoX
 
 
 @lru_cache
