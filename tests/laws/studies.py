@@ -193,6 +193,10 @@ OF_STUDIES: dict[str, list[Law]] = {
             "tests/experiments/test_claims.py::test_one_true_null_in_twenty_at_most_is_shown"),
         Law("Corrected p are Holm's, as R has them.",
             "tests/statistics/test_permutation.py::test_holm_is_what_statsmodels_and_r_compute"),
+        Law("Every claim is judged, or said not to be.",
+            "tests/figures/test_page.py::test_every_claim_is_judged_or_said_not_to_be_in_every_form"),
+        Law("A run that `--until-auc` stopped passes as if it had stayed where it was.",
+            "tests/experiments/test_runs.py::test_a_run_that_until_auc_stopped_passes_as_if_it_had_stayed_where_it_was"),
     ],
     "show": [
         Law("Blocks hold all tensors, and `--stats` are numpy's mean, deviation, least and largest.",
