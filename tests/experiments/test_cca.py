@@ -149,8 +149,10 @@ def test_a_layer_that_no_network_of_the_page_has_is_an_error_and_one_of_another_
     with pytest.raises(UsageError) as refused:
         require_layers([typo], [shallow, deep])
     assert str(refused.value) == "claims.txt, line 7: a and b have no layer blok1; there are conv1, block1, block2"
-    for words in ("all", "top2", "top9"):
-        require_layers([line._replace(options={"layers": words})], [shallow])
+    for words in ("all", "top2", "top3"):
+        require_layers([line._replace(options={"layers": words})], [shallow, deep])
+    with pytest.raises(UsageError, match=r"have no 3 layers; there are conv1, block1$"):
+        require_layers([line._replace(options={"layers": "top3"})], [shallow])
 
 
 def test_only_the_top_two_layers_count_against_a_mixed_pair() -> None:

@@ -138,16 +138,19 @@ def require_layers(lines: Sequence[Line], pages: Sequence[Mapping[str, Compariso
     """
     for line in lines:
         named = line.options.get("layers", "all")
-        if line.kind != "more-alike" or named == "all" or _TOP.fullmatch(named):
+        if line.kind != "more-alike" or named == "all":
             continue
         shared = [_common(*(page[x] for x in line.names)) for page in pages if all(x in page for x in line.names)]
         known = list(dict.fromkeys(layer for layers in shared for layer in layers))
-        for layer in named.split(","):
-            if shared and layer not in known:
-                raise UsageError(
-                    f"{line.where}: {printable(line.names[0])} and {printable(line.names[1])} have no layer "
-                    f"{printable(layer, 40)}; there are {printable(', '.join(known), 200)}"
-                )
+        top = _TOP.fullmatch(named)
+        lacking = [f"layer {layer}" for layer in named.split(",") if layer not in known]
+        if top:
+            lacking = [] if int(top[1]) <= max(map(len, shared), default=0) else [f"{top[1]} layers"]
+        if shared and lacking:
+            raise UsageError(
+                f"{line.where}: {printable(line.names[0])} and {printable(line.names[1])} have no {printable(lacking[0], 40)}; "
+                f"there are {printable(', '.join(known), 200)}"
+            )
 
 
 def corrected(claims: Sequence[Claim]) -> list[Claim]:
