@@ -9,10 +9,10 @@ def gabor(checkpoint: Checkpoint) -> list[TensorEdit]:
 
     Example: wsurgery init cbr_small | wsurgery gabor > gabor.safetensors
     """
-    from wsurgery.anatomy import first_convolution
     from wsurgery.operations.gabor import gabor
+    from wsurgery.operations.layers import image_convolution
 
-    first = first_convolution({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    first = image_convolution(checkpoint)
     return [
         TensorEdit(tensor, checkpoint, tensor, (lambda x, run: gabor(x)) if name == first else None)
         for name, tensor in checkpoint.tensors.items()

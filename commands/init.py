@@ -138,7 +138,7 @@ def _own(
     network = create(architecture, model=model, seed=random.seed)
     if opened:
         open_branches(network)
-    if own.takes("num_classes"):
+    if own.takes("num_classes") and num_classes is None:
         architecture["num_classes"] = network.num_classes
     return Result(
         copies(as_checkpoint(network.state_dict(), "a fresh network")),

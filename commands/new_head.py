@@ -1,5 +1,6 @@
 """`wsurgery new-head`."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from wsurgery.plugin import Checkpoint, History, Option, RandomStream, Result, edit
@@ -19,5 +20,5 @@ def new_head(
     from wsurgery.operations.new_head import new_head
 
     history = History.of(checkpoint)
-    edits = new_head(checkpoint, architecture=history.architecture, num_classes=num_classes, random=random)
-    return Result(edits, history.with_architecture(num_classes=num_classes))
+    made = new_head(checkpoint, architecture=history.architecture, num_classes=num_classes, random=random)
+    return replace(made, history=history.with_architecture(num_classes=num_classes))

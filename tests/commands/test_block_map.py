@@ -99,10 +99,18 @@ def test_a_map_that_an_edit_used_stays_in_the_metadata_and_later_edits_use_it(in
     assert blocks_of(invoke, tmp_path / "other") == ["block1"]
 
 
-def test_a_map_that_no_edit_used_is_not_recorded(invoke, resnet, own_blocks, tmp_path):
+@pytest.mark.parametrize("chosen", [[], ["--only", "fc.*"]])
+def test_a_map_that_is_given_stays_whether_or_not_blocks_are_chosen_by_it(chosen, invoke, resnet, own_blocks, tmp_path):
     for name, words in (("with", ["--block-map", own_blocks]), ("without", [])):
-        invoke("scale", resnet, "--by", 2, "--only", "fc.*", *words, "-o", tmp_path / name)
-    assert (tmp_path / "with").read_bytes() == (tmp_path / "without").read_bytes()
+        invoke("scale", resnet, "--by", 2, *chosen, *words, "-o", tmp_path / name)
+    made = load_file(tmp_path / "with")
+    assert all(np.array_equal(made[name], x) for name, x in load_file(tmp_path / "without").items())
+    assert blocks_of(invoke, tmp_path / "with") == ["lower", "upper"]
+    invoke("replay", tmp_path / "with", "--inputs", tmp_path)
+    twice = json.dumps({"lower": ["*"], "upper": ["fc.*"]})
+    refused = invoke("scale", resnet, "--by", 2, *chosen, "--block-map", twice, "-o", tmp_path / "no", check=False)
+    assert refused.exit_code == 2
+    assert "each tensor belongs in one" in refused.stderr
 
 
 def test_the_map_follows_new_names_and_a_part(invoke, resnet, own_blocks, tmp_path):

@@ -201,6 +201,21 @@ def test_the_matrix_in_every_output(run, tmp_path):
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_blocks_of_other_maps_are_those_of_one_map(fundus, invoke, fresh, tmp_path):
+    """Under one name would else be other layers."""
+    own = json.dumps({"block1": ["block[12].*"], "block2": ["block[34].*"], "head": ["fc.*"]})
+    invoke("scale", fresh, "--by", 1, "--block-map", own, "-o", tmp_path / "mapped")
+    options = ["--data", fundus, "--metric", "linear_cka", "--threads", 1, "--device", "cpu", "--json"]
+    for pair in ((tmp_path / "mapped", fresh), (fresh, tmp_path / "mapped")):
+        done = invoke("cca", *pair, *options)
+        layers = json.loads(done.stdout)["layers"]
+        assert [layer["layer"] for layer in layers] == ["block1", "block2"]
+        assert all(
+            layer["value"] == pytest.approx(1, abs=1e-6) for layer in layers
+        )  # the same layer of the same network
+        assert f"blocks are {'AB'[pair[0] == fresh]}'s in both" in done.stderr
+
+
 def test_with_its_own_initialisation(finished, fundus, invoke, fresh, tmp_path):
     def cca(checkpoint, *more, **options):
         given = ["--data", fundus, "-d", 3, "--repeats", 2, "--threads", 1, "--device", "cpu", "--json"]

@@ -279,6 +279,7 @@ def test_classes_in_one_column(read, tmp_path):
     ill = read(text, **{"class": "dx", "positive": "mel,bcc"})
     assert ill.label_names == ("mel_or_bcc",)
     np.testing.assert_array_equal(ill.labels[:, 0], [1, 0, np.nan, 1, 0])
+    assert "bcc, mel: 1; nv: 0" in ill.notes
     with pytest.raises(UsageError, match="positive=akiec is not one of bcc, mel, nv"):
         read(text, **{"class": "dx", "positive": "akiec"})
     with pytest.raises(UsageError, match="which of bcc, mel, nv is the lowest grade"):
@@ -298,6 +299,28 @@ def test_rows_of_one_image_are_joined(read, tmp_path):
         WsurgeryError, match=r"line 5: path 'a\.png' has two in column 'split', 'train' \(line 2\) and 'test'"
     ):
         read(text.replace("a.png,p,train,0,0", "a.png,p,test,0,0"), repeats="any")
+
+
+def test_of_classes_the_majority_is_one_or_none(read, tmp_path):
+    rows = {"a": "yes yes no", "b": "no", "c": "yes no", "d": "yes no no", "e": ""}
+    for name in rows:
+        Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+    lines = [f"{name}.png,{name},train,{value}" for name, values in rows.items() for value in values.split(" ")]
+    text = "\n".join(["path,patient,split,ill", *lines, ""])
+    nan = [np.nan, np.nan]
+    joined = read(text, **{"class": "ill", "repeats": "majority"})
+    assert joined.label_names == ("no", "yes")
+    np.testing.assert_array_equal(joined.labels, [[0, 1], [1, 0], nan, [1, 0], nan])
+    assert "5 rows were joined with others of their images, of which 3 disagree: majority counts" in joined.notes
+
+
+def test_labels_that_were_guessed_are_said_so(read, tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    guessed = read("image,site,ill\na.png,x,1\nb.png,z,0\n", path="image")
+    assert guessed.label_names == ("ill",)
+    assert "no key says the labels" in guessed.notes[0]
+    said = read("image,site,ill\na.png,x,1\nb.png,z,0\n", path="image", labels="ill")
+    assert not any("no key says the labels" in note for note in said.notes)
 
 
 def test_images_are_found_by_their_names(read, tmp_path):

@@ -313,3 +313,65 @@ def test_init_makes_one_network_of_one_kind(words, invoke, tmp_path):
     refused = invoke("init", *words, "-o", tmp_path / "x", check=False)
     assert refused.exit_code == 2
     assert refused.stderr.count("\n") == 1
+
+
+TWO_OUTPUTS = """
+from torch import nn
+
+class Two(nn.Module):
+    \"\"\"Its names say nothing; the output that is defined last does not run, and has a row.\"\"\"
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.down = nn.ModuleDict({"s1": nn.Conv2d(8, 8, 3, 2), "s2": nn.Conv2d(8, 16, 3, 2)})
+        self.entry = nn.Conv2d(3, 8, 5, 2)
+        self.finding = nn.Linear(16, num_classes)
+        self.age = nn.Linear(16, 1)
+
+    def forward(self, x):
+        x = self.down["s2"](self.down["s1"](self.entry(x)).relu()).relu()
+        return self.finding(x.mean((2, 3)))
+"""
+
+
+def test_of_two_outputs_the_one_that_runs_has_the_classes(invoke, fundus, tmp_path):
+    (tmp_path / "two.py").write_text(TWO_OUTPUTS)
+    model, fresh = ["--model", f"{tmp_path / 'two.py'}:Two"], tmp_path / "fresh"
+    invoke("init", *model, "--num-classes", 5, "-o", fresh)
+    blocks = {row["name"]: row["block"] for row in json.loads(invoke("show", fresh, "--json").stdout)["tensors"]}
+    assert blocks["entry.weight"] == "block1"
+    assert {name for name, block in blocks.items() if block == "head"} == {
+        f"{module}.{part}" for module in ("finding", "age") for part in ("weight", "bias")
+    }
+    said = invoke("new-head", fresh, "--num-classes", 7, "-o", tmp_path / "seven").stderr
+    assert "kept the other outputs: age.weight (1, 16)" in said
+    shapes = {name: tuple(x.shape) for name, x in load_file(tmp_path / "seven").items()}
+    assert (shapes["finding.weight"], shapes["finding.bias"], shapes["age.weight"]) == ((7, 16), (7,), (1, 16))
+    short = ["--data", fundus, "--steps", 1, "--batch-size", 4, "--device", "cpu", "--threads", 1, "--quiet"]
+    invoke("train", fresh, *model, *short, "-o", tmp_path / "run")
+    # The convolution that meets the image is that of the recorded map.
+    for command in ("filters", "histogram"):
+        invoke(command, fresh, "-o", tmp_path / f"{command}.svg")
+    invoke("gabor", fresh, "-o", tmp_path / "gabor")
+    assert not torch.equal(load_file(tmp_path / "gabor")["entry.weight"], load_file(fresh)["entry.weight"])
+
+
+def test_the_head_that_a_map_names_has_the_classes(invoke, fundus, tmp_path):
+    (tmp_path / "two.py").write_text(TWO_OUTPUTS)
+    model = ["--model", f"{tmp_path / 'two.py'}:Two"]
+    plain = create({"name": "Two", "args": {}}, model=f"{tmp_path / 'two.py'}:Two").state_dict()
+    save_file(plain, tmp_path / "plain")  # as of another tool, without a history
+    given = json.dumps({"low": ["entry.*", "down.*", "age.*"], "head": ["finding.*"]})
+    invoke("meanvar", tmp_path / "plain", "--block-map", given, "-o", tmp_path / "mapped")
+    invoke("new-head", tmp_path / "mapped", "--num-classes", 5, "-o", tmp_path / "five")
+    short = ["--data", fundus, "--steps", 1, "--batch-size", 4, "--device", "cpu", "--threads", 1, "--quiet"]
+    invoke("train", tmp_path / "five", *model, *short, "-o", tmp_path / "run")
+    assert load_file(tmp_path / "run" / "last.safetensors")["finding.weight"].shape == (5, 16)
+
+
+def test_without_a_history_the_output_called_classifier_has_the_classes(invoke, tmp_path):
+    tensors = {"layer1.0.weight": torch.ones(4, 3, 3, 3), "classifier.weight": torch.ones(7, 4)}
+    save_file({**tensors, "head_age.weight": torch.ones(1, 4)}, tmp_path / "x")
+    invoke("new-head", tmp_path / "x", "--num-classes", 5, "-o", tmp_path / "y")
+    made = load_file(tmp_path / "y")
+    assert (made["classifier.weight"].shape, made["head_age.weight"].shape) == ((5, 4), (1, 4))

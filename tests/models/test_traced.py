@@ -73,15 +73,11 @@ class Takes28(nn.Module):
         return self.inner.out(self.inner.b(self.inner.a(x + self.shift)).flatten(1))
 
 
-def test_one_module_of_all_is_taken_apart_and_what_never_runs_comes_last():
+def test_one_module_of_all_is_taken_apart_and_the_last_that_runs_is_the_head():
     network = Takes28().train()
     found = placed(network)
     assert network.training
-    assert (found["inner.a.weight"], found["inner.b.weight"], found["inner.out.weight"]) == (
-        "block1",
-        "block2",
-        "block3",
-    )
+    assert (found["inner.a.weight"], found["inner.b.weight"], found["inner.out.weight"]) == ("block1", "block2", "head")
     assert found["shift"] == "block1"
     assert found["inner.unused.weight"] == "head"
 

@@ -161,3 +161,29 @@ def test_blocks_that_a_network_says_itself_are_its_layers():
     model = network("resnet18", num_classes=2)
     model.block_globs = {"lower": ["conv1.*", "bn1.*", "layer1.*"], "upper": ["layer[2-4].*"], "head": ["fc.*"]}
     assert layer_modules(model, None) == {"lower": "layer1", "upper": "layer4"}
+
+
+class Deep(nn.Module):
+    """Features of two depths, in a list or a tuple, as encoders return them, and a part that does not run."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.near, self.far, self.aside = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        near = self.near(x)
+        return self.kind([near, self.far(near)])
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(list, 6), (tuple, 4)])
+def test_of_a_list_the_last_is_the_output_and_of_a_tuple_the_first(kind, channels):
+    model = nn.Sequential(Deep(kind))
+    found = probe(model, torch.zeros(1, 3, 16, 16), {"0": "0"})
+    assert found["0"].channels == channels
+
+
+def test_a_block_whose_last_module_does_not_run_names_it():
+    model = nn.Sequential(Deep(list))
+    with pytest.raises(WsurgeryError, match=r"^0\.aside, the last of block1, is not run"):
+        probe(model, torch.zeros(1, 3, 16, 16), {"block1": "0.aside"})

@@ -96,3 +96,8 @@ def test_rows_without_exactly_one_class_are_counted_in_one_line(split, run, fres
     assert f"3 of {manifest.splits.count(split)} rows do not have exactly one label that is 1" in refused.stderr
     assert manifest.paths[rows[0]] in refused.stderr
     assert not (tmp_path / "run").exists()
+    labels[rows[0]], labels[rows[1]] = manifest.labels[rows[:2]]
+    write_manifest(replace(manifest, paths=paths, labels=labels), tmp_path / "unknown.csv")
+    refused = invoke(*(tmp_path / "unknown.csv" if word == tmp_path / "m.csv" else word for word in words), check=False)
+    assert f"1 of {manifest.splits.count(split)} rows have no class, first" in refused.stderr
+    assert manifest.paths[rows[2]] in refused.stderr

@@ -49,17 +49,25 @@ def last_weights(shapes: Shapes, blocks: Mapping[str, str]) -> list[str]:
     return last or heads
 
 
-def describe_architecture(name: str, shapes: Shapes, args: Mapping[str, Any] | None = None) -> Architecture:
+def describe_architecture(
+    name: str, shapes: Shapes, args: Mapping[str, Any] | None = None, blocks: Mapping[str, str] | None = None
+) -> Architecture:
     """Return the entry of the metadata for a network of timm's `name`, its sizes read off the tensors.
+
+    Args:
+        name: of the network.
+        shapes: tensor name → shape.
+        args: what it is made with besides.
+        blocks: tensor name → block, where a map of the user's own says it.
 
     `num_classes` is the number of rows of the head's last weight (0: no head), `in_chans` the channels that the first
     convolution meets; it is left out where no convolution meets the image.
     """
-    blocks = block_map(shapes)
+    blocks = block_map(shapes) if blocks is None else blocks
     heads = last_weights(shapes, blocks)
     architecture = {"name": name, "num_classes": shapes[heads[-1]][0] if heads else 0, "args": dict(args or {})}
     with contextlib.suppress(UsageError):
-        convolution = first_convolution(shapes)
+        convolution = first_convolution(shapes, blocks)
         if blocks[convolution] == next(iter(blocks.values())):
             architecture["in_chans"] = shapes[convolution][1]
     return architecture

@@ -223,16 +223,20 @@ def find_block(word: str, blocks: Mapping[str, str]) -> str:
     raise UsageError(f"no block {printable(word)!r}: this network has {', '.join(names)}")
 
 
-def first_convolution(shapes: Shapes) -> str:
+def first_convolution(shapes: Shapes, blocks: Mapping[str, str] | None = None) -> str:
     """Name the weight, (out, in, kh, kw), of the convolution that meets the image.
 
     It stands in the first block that has a convolution; of several there it is the first that reads more than one
     channel, if there is one: others are depthwise.
 
+    Args:
+        shapes: tensor name → shape.
+        blocks: tensor name → block, where a map of the user's own says it, from the first block on.
+
     Raises:
         UsageError: that block has no convolution with a kernel larger than 1×1 on 1 to 4 channels.
     """
-    blocks = block_map(shapes)
+    blocks = block_map(shapes) if blocks is None else blocks
     convolutions = [name for name in blocks if name.endswith("weight") and len(shapes[name]) == 4]
     small = [
         name

@@ -30,11 +30,6 @@ class Selection:
             if value == "":  # a variable of the shell that is not set
                 raise UsageError(f"--{option} is empty: say which, or leave it out for all")
 
-    @property
-    def used_map(self) -> Mapping[str, Sequence[str]] | None:
-        """The user's own block map, where blocks are selected."""
-        return self.block_map if self.upto or self.blocks else None
-
     def with_map(self, blocks: Mapping[str, Sequence[str]] | None) -> "Selection":
         """Return the selection with a block map, if it has none of its own."""
         return self if blocks is None or self.block_map is not None else replace(self, block_map=blocks)
@@ -45,10 +40,18 @@ class Selection:
 
     @property
     def arguments(self) -> list[str]:
-        """The selectors as typed, for a record; a block map that they need by its content, so that no file is needed."""
+        """The selectors as typed."""
+        return self._words(None)
+
+    @property
+    def recorded(self) -> list[str]:
+        """The selectors and the block map, by its content, so that a record needs no file."""
+        return self._words(self.block_map)
+
+    def _words(self, blocks: Mapping[str, Sequence[str]] | None) -> list[str]:
         single = [("--upto", self.upto), ("--blocks", self.blocks), ("--role", self.role)]
-        if self.used_map is not None:
-            content = json.dumps(self.used_map, separators=(",", ":"))
+        if blocks is not None:
+            content = json.dumps(blocks, separators=(",", ":"))
             single.append(("--block-map", content.replace("/", "\\u002f")))  # a word with a slash may not be replayed
         many = [("--only", glob) for glob in self.only] + [("--except", glob) for glob in self.except_]
         return [word for option, value in single + many if value is not None for word in (option, value)]

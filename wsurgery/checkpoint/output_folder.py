@@ -97,21 +97,20 @@ def open_folder_output(
 
 def _let_open(count: int) -> None:
     """Let this process hold so many files open beside its own: shards have no name before all are written."""
-    if sys.platform == "win32":
-        return
-    import resource
+    if sys.platform != "win32":
+        import resource
 
-    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _OWN
-    if soft == resource.RLIM_INFINITY or wanted <= soft:
-        return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-    except (ValueError, OSError):
-        raise UsageError(
-            f"{count} shards are open until the last one is written, and a process may have {most} files: give a larger "
-            "--shard-size, write --part K/N of them at a time, or raise ulimit -n"
-        ) from None
+        soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count + _OWN
+        if soft == resource.RLIM_INFINITY or wanted <= soft:
+            return
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        except (ValueError, OSError):
+            raise UsageError(
+                f"{count} shards are open until the last one is written, and a process may have {most} files: give a "
+                "larger --shard-size, write --part K/N of them at a time, or raise ulimit -n"
+            ) from None
 
 
 @contextmanager

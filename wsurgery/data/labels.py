@@ -170,7 +170,9 @@ def class_labels(
     if set(ill) == set(classes):
         raise UsageError(f"{scheme}: positive={printable(positive)} is all classes: leave one out")
     column = [UNKNOWN if not value else float(value in ill) for value in values]
-    return np.array(column, np.float32)[:, None], ("_or_".join(ill),), ()
+    sides = [name for name in classes if name in ill], [name for name in classes if name not in ill]
+    said = "; ".join(f"{printable(', '.join(side), 300)}: {value}" for side, value in zip(sides, (1, 0), strict=True))
+    return np.array(column, np.float32)[:, None], ("_or_".join(ill),), (said,)
 
 
 def finding_labels(
@@ -210,16 +212,19 @@ def finding_labels(
     return rows
 
 
-def merge_repeats(keys: Sequence[str], labels: NDArray[np.float32], how: str) -> tuple[list[int], NDArray[np.float32]]:
+def merge_repeats(
+    keys: Sequence[str], labels: NDArray[np.float32], how: str, *, exclusive: bool = False
+) -> tuple[list[int], NDArray[np.float32], tuple[str, ...]]:
     """Join the rows of one image.
 
     Args:
         keys: (n,) the image.
         labels: (n, k): 0, 1, or NaN for unknown.
         how: a label of the image is 1 where `any` of its known rows says so, or at least half, the `majority`.
+        exclusive: the labels are classes, of which the `majority` is one, or unknown where several have as many rows.
 
     Returns:
-        The first row of each of the m images, and their labels, (m, k).
+        The first row of each of the m images, their labels, (m, k), and what is to be said of rows that were joined.
     """
     first: dict[str, int] = {}
     image = np.array([first.setdefault(key, len(first)) for key in keys], np.int64)
@@ -230,8 +235,14 @@ def merge_repeats(keys: Sequence[str], labels: NDArray[np.float32], how: str) ->
     np.add.at(ones, image, labels == 1)
     with np.errstate(invalid="ignore"):
         share = ones / known
-    merged = share > 0 if how == "any" else share >= 0.5
-    return rows, np.where(known > 0, merged, np.nan).astype(np.float32)
+    merged = np.where(known > 0, share > 0 if how == "any" else share >= 0.5, np.nan).astype(np.float32)
+    if exclusive and how == "majority":
+        most = ones == ones.max(axis=1, keepdims=True)
+        merged = np.where(known > 0, most, np.nan).astype(np.float32)
+        merged[most.sum(axis=1) > 1] = np.nan
+    disagree = int(((ones > 0) & (ones < known)).any(axis=1).sum())
+    joined = f"{len(keys) - len(rows)} rows were joined with others of their images, of which {disagree} disagree: {how} counts"
+    return rows, merged, (joined,) if len(rows) < len(keys) else ()
 
 
 def plain_number(text: str) -> str:

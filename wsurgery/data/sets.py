@@ -111,8 +111,9 @@ def listed(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
     names = [*rows.names]
     chosen = _choose_labels(scheme, "labels", keys["labels"], names)
     images, labels, order = rows.images, rows.labels, [*range(len(rows.images))]
+    joined: tuple[str, ...] = ()
     if rows.repeats:
-        order, labels = merge_repeats(images, labels, rows.repeats)
+        order, labels, joined = merge_repeats(images, labels, rows.repeats)
     if keys["against"]:
         if not keys["labels"]:
             raise UsageError(f"{scheme}: against= needs labels=, what is against it")
@@ -141,7 +142,7 @@ def listed(scheme: str, argument: str, given: Mapping[str, str]) -> Manifest:
         labels,
         tuple(names),
         metadata,
-        rows.notes + left_out,
+        rows.notes + joined + left_out,
         rendering,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wsurgery.anatomy import Selection, first_convolution
+from wsurgery.anatomy import Selection
 from wsurgery.anatomy.scales import scaled_note
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.dtypes import BITS, is_float
@@ -22,6 +22,7 @@ from wsurgery.figures.filter_grid import filter_grid, png
 from wsurgery.figures.history_graph import history_svg
 from wsurgery.figures.html import html_page, text
 from wsurgery.operations.description import describe
+from wsurgery.operations.layers import image_convolution
 from wsurgery.operations.profile import BINS, POINTS, WIDEST, Profile, profile
 from wsurgery.progress import Progress
 
@@ -125,7 +126,7 @@ def _cards(
     """Read the tensors that are shown, and yield the name and the HTML of each, and that of the first layer's filters."""
     first = None
     with suppress(UsageError):
-        first = first_convolution({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+        first = image_convolution(checkpoint)
     tensors = [tensor for name, tensor in checkpoint.tensors.items() if name in shown]
     pending: deque[tuple[str, Future[Profile] | None, str]] = deque()
     threads = workers(threads)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from wsurgery.anatomy import first_convolution
 from wsurgery.checkpoint import open_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.operations.layers import image_convolution
 from wsurgery.operations.scaled import require_unscaled
 
 
@@ -34,10 +34,7 @@ def read_first_filters(source: str | Path) -> npt.NDArray[np.float64]:
         WsurgeryError: a weight is not finite.
     """
     with open_checkpoint(source) as checkpoint:
-        try:
-            name = first_convolution({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
-        except UsageError as error:
-            raise UsageError(f"{checkpoint.label}: {error}") from None
+        name = image_convolution(checkpoint)
         require_unscaled(checkpoint, [name])
         weight = checkpoint.read_array(name).astype(np.float64)
         checkpoint.finish()

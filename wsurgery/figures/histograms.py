@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from wsurgery.anatomy import Selection, first_convolution
+from wsurgery.anatomy import Selection
 from wsurgery.checkpoint import Checkpoint, open_checkpoint
 from wsurgery.checkpoint.dtypes import BITS, is_float
 from wsurgery.checkpoint.spool import seekable
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.figures.style import PALETTE, WIDTH, add_legend, add_title, house_style, plain_text
+from wsurgery.operations.layers import image_convolution
 from wsurgery.operations.random_streams import chunk_slice, chunks
 from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.statistics import Moments, moments
@@ -83,9 +84,9 @@ def read_histograms(
 
 def _chosen(checkpoint: Checkpoint, selection: Selection | None) -> list[str]:
     tensors = checkpoint.tensors
+    if selection is None:
+        return [image_convolution(checkpoint)]
     try:
-        if selection is None:
-            return [first_convolution({name: tensor.shape for name, tensor in tensors.items()})]
         names = [name for name in tensors if name in selection.names(tensors)]
     except UsageError as error:
         raise UsageError(f"{checkpoint.label}: {error}") from None

@@ -25,6 +25,7 @@ from wsurgery.checkpoint.writer import write_checkpoint
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.models.bounds import SPARE, SPARE_OF_OWN, counted, on_meta, require_small_arguments
 from wsurgery.models.own import Model, OwnModel, find_model
+from wsurgery.operations.layers import placed
 from wsurgery.operations.planning import Made
 
 _DTYPES = {
@@ -74,7 +75,7 @@ def create(architecture: Architecture, *, model: Model | None = None, seed: int 
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # and no other: those of CUDA devices are somebody's
             network = own.build({**given, **args})
-        _add_timm_attributes(network, images)
+        _add_timm_attributes(network, images, given.get("num_classes"))
         return network
     if recorded := architecture.get("model"):
         raise UsageError(f"{printable(name)} is made with --model {printable(recorded)}: add it")
@@ -113,13 +114,16 @@ def state_shapes(
         return {name: tuple(value.shape) for name, value in create(architecture).state_dict().items()}
 
 
-def _add_timm_attributes(network: nn.Module, images: dict[str, Any]) -> None:
-    """Give a network that is not timm's what timm's say of themselves, where it does not: sizes are read off its tensors."""
+def _add_timm_attributes(network: nn.Module, images: dict[str, Any], num_classes: int | None) -> None:
+    """Give a network that is not timm's what timm's say of themselves, where it does not.
+
+    Its outputs are as many as it was made with; else sizes are read off its tensors.
+    """
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     described = describe_architecture("", shapes)
     last = next((shape for shape in reversed(shapes.values()) if len(shape) > 1), (0,))  # in the order of definition
     for key, value in (
-        ("num_classes", described["num_classes"] or last[0]),
+        ("num_classes", num_classes or described["num_classes"] or last[0]),
         ("in_chans", described.get("in_chans", 3)),
     ):
         if not isinstance(getattr(network, key, None), int):
@@ -160,7 +164,7 @@ def architecture_of(checkpoint: Checkpoint, name: str | None = None, model: Mode
     if model is not None:
         if name is not None:
             raise UsageError("--arch names a model of timm and --model one of your own: choose one")
-        return _architecture_of_own(find_model(model), shapes, recorded)
+        return _architecture_of_own(find_model(model), shapes, recorded, placed(checkpoint))
     if recorded is not None and "model" in recorded:
         if name is None:
             raise UsageError(f"{checkpoint.label} was made with --model {printable(recorded['model'])}: add it")
@@ -179,11 +183,11 @@ def architecture_of(checkpoint: Checkpoint, name: str | None = None, model: Mode
 
 
 def _architecture_of_own(
-    own: OwnModel, shapes: Mapping[str, tuple[int, ...]], recorded: Architecture | None
+    own: OwnModel, shapes: Mapping[str, tuple[int, ...]], recorded: Architecture | None, blocks: Mapping[str, str]
 ) -> Architecture:
     if recorded is not None and "model" in recorded and recorded["name"] == own.name:
         return {**recorded, "model": own.said}
-    found = {**describe_architecture(own.name, shapes), "model": own.said}
+    found = {**describe_architecture(own.name, shapes, blocks=blocks), "model": own.said}
     if not found["num_classes"]:  # no head is known: the callable's own number
         del found["num_classes"]
     found = {key: value for key, value in found.items() if key not in _SIZES or own.takes(key)}

@@ -15,7 +15,8 @@ def traced_blocks(network: nn.Module) -> dict[str, list[str]] | None:
 
     A block is a child of the network, or of its containers (`Sequential`, `ModuleList`, `ModuleDict`), that has weights; norms
     join the block before them. The blocks stand in the order in which they run, where an image of zeros can be run, or else
-    in that of their definition. The last one is the head, and parameters of the network itself stand with the first.
+    in that of their definition. The last one is the head, with what did not run (other outputs, a projector of the pretraining),
+    and parameters of the network itself stand with the first.
 
     Returns:
         Block name → globs of tensor names, each tensor in one; None where names tell the blocks, or there are less than two.
@@ -23,24 +24,32 @@ def traced_blocks(network: nn.Module) -> dict[str, list[str]] | None:
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if UNPLACED not in block_map(shapes).values():
         return None
-    order = _order(network)
+    order, ran = _order(network)
     units = [path for path, child in network.named_children() if child.state_dict()]
     while True:
         apart = [part for path in units for part in _parts(network, path, alone=len(units) < _FEWEST)]
         if apart == units:
             break
         units = apart
-    units.sort(key=lambda path: min(order[each] for each in order if each == path or each.startswith(f"{path}.")))
+
+    def inside(path: str) -> list[str]:
+        return [each for each in order if each == path or each.startswith(f"{path}.")]
+
+    units.sort(key=lambda path: min(order[each] for each in inside(path)))
+    idle = [path for path in units if ran and ran.isdisjoint(inside(path))]
     blocks: list[list[str]] = []
     for path in units:
+        if path in idle:
+            continue
         weighty = any(len(shape) > 1 for name, shape in shapes.items() if name.startswith(f"{path}."))
         if weighty or not blocks:
             blocks.append([])
         blocks[-1].append(f"{path}.*")
     if len(blocks) < 2:
         return None
-    inside = tuple(f"{path}." for path in units)
-    blocks[0] += [name for name in shapes if not name.startswith(inside)]
+    blocks[-1] += [f"{path}.*" for path in idle]
+    beginnings = tuple(f"{path}." for path in units)
+    blocks[0] += [name for name in shapes if not name.startswith(beginnings)]
     names = [*(f"block{i}" for i in range(1, len(blocks))), HEAD]
     return dict(zip(names, blocks, strict=True))
 
@@ -53,8 +62,8 @@ def _parts(network: nn.Module, path: str, *, alone: bool) -> list[str]:
     return parts if parts and weights > 1 and (alone or isinstance(module, _CONTAINERS)) else [path]
 
 
-def _order(network: nn.Module) -> dict[str, int]:
-    """Return module path → when it first runs; those that do not come last, as they are defined."""
+def _order(network: nn.Module) -> tuple[dict[str, int], set[str]]:
+    """Return module path → when it first runs, those that do not last, as they are defined; and which ran."""
     paths = [path for path, module in network.named_modules() if path]
     ran: list[str] = []
     hooks = [
@@ -78,4 +87,4 @@ def _order(network: nn.Module) -> dict[str, int]:
             hook.remove()
         for module, training in modes.items():
             module.training = training
-    return {path: i for i, path in enumerate(dict.fromkeys([*ran, *paths]))}
+    return {path: i for i, path in enumerate(dict.fromkeys([*ran, *paths]))}, set(ran)

@@ -230,7 +230,7 @@ def _meets_the_image(shapes: Mapping[str, Shape], blocks: Mapping[str, str], arc
     if len(shapes.get(named, ())) == 4:
         return named
     try:
-        return first_convolution(shapes)
+        return first_convolution(shapes, blocks)
     except UsageError:
         convolutions = [name for name in blocks if name.endswith("weight") and len(shapes[name]) == 4]
         stem = [name for name in convolutions if blocks[name] == blocks[convolutions[0]]]

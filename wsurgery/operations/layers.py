@@ -1,6 +1,6 @@
 """The weights of convolutions and linear layers, and which block of a checkpoint is its head."""
 
-from wsurgery.anatomy import HEAD, Selection, role_map
+from wsurgery.anatomy import HEAD, Selection, first_convolution, role_map
 from wsurgery.anatomy.roles import LAYERS
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
@@ -12,6 +12,20 @@ def placed(checkpoint: Checkpoint) -> dict[str, str]:
     """Return tensor name → block name, by the block map in the history if it has a head, else by the rules."""
     own = History.of(checkpoint).blocks
     return Selection(block_map=own if own and HEAD in own else None).place(checkpoint.tensors)
+
+
+def image_convolution(checkpoint: Checkpoint) -> str:
+    """Name the convolution that meets the image, by the block map in the history, if there is one, else by the rules.
+
+    Raises:
+        UsageError: as `first_convolution`.
+    """
+    own = History.of(checkpoint).blocks
+    blocks = Selection(block_map=own).place(checkpoint.tensors) if own else None
+    try:
+        return first_convolution({name: tensor.shape for name, tensor in checkpoint.tensors.items()}, blocks)
+    except UsageError as error:
+        raise UsageError(f"{checkpoint.label}: {error}") from None
 
 
 def layer_weights(checkpoint: Checkpoint, selection: Selection, *, head: bool) -> set[str]:

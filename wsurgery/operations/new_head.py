@@ -14,12 +14,20 @@ from wsurgery.operations.arrays import Array, Compute, Map
 from wsurgery.operations.layers import placed
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
-from wsurgery.operations.tensor_edit import TensorEdit, copy
+from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
+
+_CLASSIFIERS = (
+    ["classifier"],
+    ["fc"],
+    ["head"],
+    ["last_linear"],
+    ["logits"],
+)  # of several outputs, who has the classes
 
 
 def new_head(
     checkpoint: Checkpoint, *, architecture: dict[str, Any] | None, num_classes: int, random: RandomStream
-) -> list[TensorEdit]:
+) -> Result:
     """Replace the classifier, weight and bias, by a fresh one; copy everything else.
 
     The classifier is each weight (classes, …) of a linear layer or convolution in the block `head`, and the bias
@@ -28,8 +36,8 @@ def new_head(
 
     Args:
         checkpoint: the network.
-        architecture: as its history records it; `num_classes` there, or else the head's last weight, which feeds no other of
-            it, tells which tensors have one row a class.
+        architecture: as its history records it; `num_classes` there, or else the weight that is called as classifiers are, or
+            else the head's last, which feeds no other of it, tells which tensors have one row a class.
         num_classes: rows of the new tensors; the old number redraws them.
         random: the draws of this edit.
 
@@ -44,9 +52,12 @@ def new_head(
     if not weights or classes == 0:
         raise UsageError(
             f"{checkpoint.label} has no head to replace: make a network that has one with wsurgery init ARCH --num-classes "
-            f"{num_classes}, and transfuse this one into it (its blocks are {', '.join(_distinct(blocks))})"
+            f"{num_classes}, or init --model FILE.py:CALLABLE, and transfuse this one into it (its blocks are "
+            f"{', '.join(_distinct(blocks))})"
         )
-    classes = weights[-1].shape[0] if classes is None else classes
+    if classes is None:
+        named = [tensor for tensor in weights if tensor.name.split(".")[-2:-1] in _CLASSIFIERS]
+        classes = (named or weights)[-1].shape[0]
     classifiers = {tensor.name.rpartition(".")[0]: tensor for tensor in weights if tensor.shape[0] == classes}
     if not classifiers:
         raise WsurgeryError(
@@ -62,7 +73,10 @@ def new_head(
             continue
         fresh = replace(tensor, shape=(num_classes, *tensor.shape[1:])).placed(tensor.start)
         edits.append(TensorEdit(fresh, checkpoint, tensor, _draw(fresh, weight, replace(random, tensor=tensor.name))))
-    return edits
+    others = [tensor for tensor in weights if tensor.shape[0] != classes]
+    kept = ", ".join(f"{printable(tensor.name)} {tensor.shape}" for tensor in others)
+    says = [f"replaced {', '.join(map(printable, classifiers))}, and kept the other outputs: {kept}"] if others else []
+    return Result(edits, says=says)
 
 
 def _draw(fresh: TensorInfo, weight: TensorInfo, random: RandomStream) -> Compute:

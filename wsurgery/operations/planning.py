@@ -304,8 +304,10 @@ def plan(
     named = _named(edit, inputs)
     flows = named[0][1] if named and edit.flows else None
     history = History() if flows is None else History.of(flows)
-    words_of_part = selection.arguments
-    blocks = (selection.used_map if edit.takes_part else None) or history.blocks
+    words_of_part = selection.recorded
+    blocks = (selection.block_map if edit.takes_part else None) or history.blocks
+    if selection.block_map is not None and flows is not None and len(named) == 1:
+        selection.place(flows.tensors)  # a map that cannot be is told, whether or not blocks are chosen by it
     selection = selection.with_map(history.blocks)
     if flows is not None and edit.takes_part:
         selection = selection.with_aliases(history.aliases(flows.tensors))

@@ -59,8 +59,9 @@ class Layout:
 def layer_modules(model: nn.Module, layers: Sequence[str] | Literal["all"] | None) -> dict[str, str]:
     """Find the module whose output is a layer.
 
-    The output of a block is that of its last module; of a lone convolution with batch norm, after the activation that
-    follows and before a pool (a ResNet's `conv1`). A block that is a module of its own includes its pool.
+    The output of a block is that of its last module: of a list (features of several depths) the last, of a tuple the first;
+    of a lone convolution with batch norm, after the activation that follows and before a pool (a ResNet's `conv1`). A block
+    that is a module of its own includes its pool.
 
     Args:
         model: a network whose blocks `wsurgery.anatomy.block_map` knows, or its attribute `block_globs` says: block name →
@@ -108,7 +109,9 @@ def probe(model: nn.Module, image: Tensor, modules: Mapping[str, str]) -> dict[s
         run(model, image)
     for layer in modules:
         if layer not in layouts:
-            raise WsurgeryError(f"{printable(layer)} is not run by the network: name another layer with --layers")
+            path = modules[layer]
+            it = printable(layer) if path == layer else f"{printable(path)}, the last of {printable(layer)},"
+            raise WsurgeryError(f"{it} is not run by the network: name another layer with --layers")
     return layouts
 
 
@@ -238,10 +241,11 @@ def _hooks(model: nn.Module, modules: Mapping[str, str], see: Callable[[str, Ten
 
     def hook_for(layer: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, (tuple, list)) else output
-            if not isinstance(first, Tensor):
+            if isinstance(output, (tuple, list)) and output:
+                output = output[-1 if isinstance(output, list) else 0]
+            if not isinstance(output, Tensor):
                 raise WsurgeryError(f"{printable(layer)} puts out no tensor: name another layer with --layers")
-            see(layer, first)
+            see(layer, output)
 
         return hook
 

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from wsurgery.data.dataset import load_dataset, report_skipped
 from wsurgery.devices import choose_device, memory_errors, on_device, threads_used
 from wsurgery.models.own import Model
@@ -54,6 +56,7 @@ def compare_checkpoints(
         compared: dict[str, Any] = {"a": describe(a), "b": describe(other)}
         sides = zip((a, other), models_of((a, other), model), strict=True)
         network_a, network_b = (network_of(side, arch, own) for side, own in sides)
+        _share_blocks(network_a, network_b, say if first else lambda line: None)
         size, rendering = common_images(data, image_size, network_a, network_b)
         load = partial(load_dataset, data, split=split, image_size=size, skip_bad=skip_bad, trained=rendering)
         dataset = load_once(load, processes)
@@ -81,3 +84,12 @@ def compare_checkpoints(
         "with_init": b is None, "processes": processes.count,
     }  # fmt: skip
     return found, compared, (a, other)
+
+
+def _share_blocks(a: nn.Module, b: nn.Module, say: Say) -> None:
+    """Give networks of the same tensors one block map: under one name would else be other layers."""
+    maps = [getattr(network, "block_globs", None) for network in (a, b)]
+    if maps[0] == maps[1] or a.state_dict().keys() != b.state_dict().keys():
+        return
+    a.block_globs = b.block_globs = maps[0] or maps[1]  # type: ignore[assignment]
+    say(f"A and B have other block maps: blocks are {'A' if maps[0] else 'B'}'s in both")

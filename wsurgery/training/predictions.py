@@ -89,6 +89,12 @@ def require_exclusive(where: str, labels: NDArray[np.floating[Any]], paths: Sequ
         WsurgeryError: how many rows are otherwise.
     """
     wrong = (labels == 1).sum(1) != 1
+    unknown = wrong & np.isnan(labels).all(1)
+    if wrong.any() and (unknown == wrong).all():
+        raise WsurgeryError(
+            f"{where}: {int(wrong.sum()):,} of {len(labels):,} rows have no class, first "
+            f"{printable(paths[int(wrong.argmax())])}: leave them out of the table"
+        )
     if wrong.any():
         raise WsurgeryError(
             f"{where}: {int(wrong.sum()):,} of {len(labels):,} rows do not have exactly one label that is 1, first "
