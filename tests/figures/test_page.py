@@ -115,6 +115,29 @@ def test_an_undefined_layer_is_a_dash(make_experiment: Callable[..., Path]) -> N
     ]
 
 
+def test_a_page_is_of_one_metric_and_names_it(make_experiment: Callable[..., Path]) -> None:
+    folder = make_experiment({"transfer": FAST[:1]})
+    files = [folder / "runs" / "transfer" / "1" / "cca-init.json", *(folder / "cca").glob("*.json")]
+    for path in files:
+        content = json.loads(path.read_text())
+        rows = [{**layer, "metric": "procrustes", "value": 0.25} for layer in content["layers"]]
+        path.write_text(json.dumps({**content, "layers": rows}))
+    found = read_report(folder, threshold="0.9")
+    for text in (render(folder), markdown(found, title="T")):
+        assert "Procrustes similarity" in text
+        assert "canonical" not in text
+    # Of several metrics in a file it is the mean canonical correlation, whatever their order.
+    rows = [{**layer, "metric": "mean_cca", "value": 0.75} for layer in rows] + rows
+    for path in files:
+        path.write_text(json.dumps({**content, "layers": rows[::-1]}))
+    found = read_report(folder, threshold="0.9")
+    assert "Mean canonical correlation by layer" in markdown(found, title="T")
+    assert set(found.comparisons["random-pair"].means().values()) == {0.75}
+    files[0].write_text(json.dumps({**content, "layers": rows[len(rows) // 2 :]}))
+    with pytest.raises(UsageError, match=r"several metrics, transfer-to-init of procrustes and \S+-pair of mean_cca"):
+        read_report(folder, threshold="0.9")
+
+
 def test_markdown_holds_the_rows_of_the_terminal_and_every_claim(make_experiment):
     found = read_report(make_experiment({"random": SLOW, "transfer": FAST}), threshold="0.9", claims=CLAIMS)
     text = markdown(found, title="T")

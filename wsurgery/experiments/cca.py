@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from wsurgery.errors import UsageError, printable
 from wsurgery.experiments.runs import LayerScore, natural, read_similarities
+from wsurgery.similarity.metric_names import METRICS
 from wsurgery.statistics.spread import Spread, spread
 
 PRETRAINED_PAIR, RANDOM_PAIR = "pretrained-pair", "random-pair"
@@ -39,7 +40,7 @@ def layer_means(results: Sequence[Sequence[LayerScore]], field: str) -> dict[str
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean canonical correlations of two networks by layer.
+    """Similarities of two networks by layer.
 
     Attributes:
         name: what was compared; `ARM-to-init` is a network after training against itself before it.
@@ -149,9 +150,23 @@ def find_comparisons(
             raise UsageError(
                 f"{printable(name)} is in {' and in '.join(printable(str(x)) for x in places)}: remove one"
             )
-    return {
+    found = {
         name: Comparison(name, {seed: read_similarities(path) for seed, path in paths[name].items()}) for name in chosen
     }
+    metrics = {layer.metric: name for name, each in found.items() for layers in each.results for layer in layers}
+    if len(metrics) > 1:
+        mixed = " and ".join(f"{printable(name)} of {printable(metric)}" for metric, name in metrics.items())
+        raise UsageError(
+            f"{printable(str(folder))} has comparisons of several metrics, {mixed}: a page has one; name its comparisons "
+            "with --cca"
+        )
+    return found
+
+
+def metric_of(comparisons: Iterable[Comparison]) -> str:
+    """Return which similarity comparisons of one page are of, in words."""
+    metric = next(layer.metric for each in comparisons for layers in each.results for layer in layers)
+    return METRICS.get(metric, metric)
 
 
 def comparisons_in(folder: Path) -> list[str]:

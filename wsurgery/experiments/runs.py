@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import numpy as np
 
 from wsurgery.errors import UsageError, WsurgeryError, printable
+from wsurgery.similarity.metric_names import MEAN_CCA
 from wsurgery.statistics.bootstrap import Sample
 from wsurgery.training.baseline_names import Name
 from wsurgery.training.run_folder import loss_in_words, read_config
@@ -101,7 +102,7 @@ class Run:
 
 @dataclass(frozen=True)
 class LayerScore:
-    """One layer of a `cca --json` result. Similarities are mean canonical correlations, 0 to 1.
+    """One layer of a `cca --json` result.
 
     Attributes:
         layer: its name.
@@ -110,6 +111,7 @@ class LayerScore:
         floor: what unrelated networks would score under the same draws.
         ceiling: what a network scores against itself under the same draws.
         normalised: (value − floor) / (ceiling − floor).
+        metric: which similarity it is.
     """
 
     layer: str
@@ -118,6 +120,7 @@ class LayerScore:
     floor: float | None = None
     ceiling: float | None = None
     normalised: float | None = None
+    metric: str = MEAN_CCA
 
 
 @dataclass(frozen=True)
@@ -373,7 +376,9 @@ def read_evaluation(folder: Path) -> Evaluation | None:
 
 
 def read_similarities(path: Path) -> list[LayerScore]:
-    """Read the output of `cca --json`, layers from the lowest up. Of several metrics, the first is taken.
+    """Read the output of `cca --json`, layers from the lowest up.
+
+    Of several metrics the mean canonical correlation is taken, or else the first.
 
     Raises:
         WsurgeryError: not such a file.
@@ -384,11 +389,15 @@ def read_similarities(path: Path) -> list[LayerScore]:
             f"{printable(str(path))} has no layers: write it with `wsurgery cca A B --data SPEC --json`"
         )
     layers: dict[str, LayerScore] = {}
-    for layer in found["layers"]:
-        numbers = {name: _known(value, path) for name, value in asdict(layer).items() if name != "layer"}
+    metrics = [layer.metric for layer in found["layers"]]
+    taken = MEAN_CCA if MEAN_CCA in metrics else metrics[0]
+    for layer in (each for each in found["layers"] if each.metric == taken):
+        numbers = {
+            name: _known(value, path) for name, value in asdict(layer).items() if name not in ("layer", "metric")
+        }
         if (numbers["se"] or 0) < 0:
             raise WsurgeryError(f"{printable(str(path))} has a standard error below 0: make the file again")
-        layers.setdefault(layer.layer, LayerScore(layer.layer, **numbers))
+        layers.setdefault(layer.layer, LayerScore(layer.layer, metric=taken, **numbers))
     return list(layers.values())
 
 

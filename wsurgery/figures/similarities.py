@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from wsurgery.experiments.cca import Comparison, layer_names, standard_error
+from wsurgery.experiments.cca import Comparison, layer_names, metric_of, standard_error
 from wsurgery.figures.curves import band_words
 from wsurgery.figures.style import WIDTH, add_legend, add_title, house_style, line_styles, plain_text
 from wsurgery.similarity.metric_names import METRICS
@@ -115,7 +115,7 @@ def draw_comparisons(shown: Mapping[str, Comparison], *, title: str = "", width:
     axes.set_xticks(range(len(layers)), [plain_text(layer) for layer in layers])
     axes.grid(axis="x", visible=False)
     axes.set_ylim(0, 1.02)
-    axes.set_ylabel("mean canonical correlation")
+    axes.set_ylabel(plain_text(metric_of(shown.values())))
     axes.set_xlabel("layer")
     add_title(figure, title)
     sizes = [len(comparison.by_seed) for comparison in shown.values()]

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from wsurgery.errors import printable
 from wsurgery.experiments.baselines import baseline_notes
-from wsurgery.experiments.cca import Comparison, layer_names
+from wsurgery.experiments.cca import Comparison, layer_names, metric_of
 from wsurgery.experiments.claims import Claim, NotJudged, not_judged_in_words
 from wsurgery.experiments.networks import Networks, gap_rows
 from wsurgery.experiments.report import Report
@@ -26,10 +26,15 @@ ARMS_NOTE = (
     f"baseline's steps: the geometric mean over the seeds, with its {LEVEL:.0%} interval; ≤ where a run of the baseline never "
     "passed, ≥ where one of the arm did not, ~ for both."
 )
-COMPARISON_NOTE = (
-    "Mean canonical correlation by layer: mean over the seeds, with their spread; in square brackets the floor and the "
-    "ceiling."
-)
+
+
+def comparison_note(comparisons: Iterable[Comparison]) -> str:
+    """Say what stands in the table of comparisons."""
+    metric = metric_of(comparisons)
+    return (
+        f"{metric[:1].upper()}{metric[1:]} by layer: mean over the seeds, with their spread; in square brackets the floor and "
+        "the ceiling."
+    )
 
 
 def arms_note(report: Report) -> str:
@@ -127,7 +132,11 @@ def _terminal(report: Report, title: str | None = None) -> list[Table]:
     if report.arms:
         note = f"{ARMS_NOTE} {arms_note(report)}".rstrip()
         tables = [_table(table_rows(report), ""), _table(speed_rows(report), note)]
-    tables += [_table(comparison_rows(report.comparisons), COMPARISON_NOTE)] if report.comparisons else []
+    tables += (
+        [_table(comparison_rows(report.comparisons), comparison_note(report.comparisons.values()))]
+        if report.comparisons
+        else []
+    )
     tables[0].title = Text(title) if title else None
     return tables
 
@@ -179,7 +188,8 @@ def _sections(report: Report) -> list[str]:
         parts = [*_markdown_table(table_rows(report)), *_markdown_table(speed_rows(report))]
         parts += [note, ""] if (note := arms_note(report)) else []
     if report.comparisons:
-        parts += [*_markdown_table(comparison_rows(report.comparisons)), COMPARISON_NOTE, ""]
+        note = _markdown(comparison_note(report.comparisons.values()))
+        parts += [*_markdown_table(comparison_rows(report.comparisons)), note, ""]
     parts += _list(report.claims, report.not_judged)
     if report.ran.facts:
         parts += ["What was run:", "", *(f"- {_markdown(fact)}" for fact in facts_in_words(report.ran)), ""]
