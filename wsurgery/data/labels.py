@@ -171,8 +171,8 @@ def class_labels(
         raise UsageError(f"{scheme}: positive={printable(positive)} is all classes: leave one out")
     column = [UNKNOWN if not value else float(value in ill) for value in values]
     sides = [name for name in classes if name in ill], [name for name in classes if name not in ill]
-    said = "; ".join(f"{printable(', '.join(side), 300)}: {value}" for side, value in zip(sides, (1, 0), strict=True))
-    return np.array(column, np.float32)[:, None], ("_or_".join(ill),), (said,)
+    note = "; ".join(f"{printable(', '.join(side), 300)}: {value}" for side, value in zip(sides, (1, 0), strict=True))
+    return np.array(column, np.float32)[:, None], ("_or_".join(ill),), (note,)
 
 
 def finding_labels(
