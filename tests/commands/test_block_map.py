@@ -126,6 +126,16 @@ def test_the_map_follows_new_names_and_a_part(invoke, resnet, own_blocks, tmp_pa
     assert blocks_of(invoke, part) == ["upper"]
 
 
+def test_that_the_sources_own_map_means_other_tensors_is_said(invoke, resnet, own_blocks, tmp_path):
+    invoke("scale", resnet, "--by", 2, "--upto", "lower", "--block-map", own_blocks, "-o", tmp_path / "mapped")
+    other = json.dumps({"lower": ["conv1.*", "bn1.*"], "upper": ["layer*", "fc.*"]})
+    invoke("scale", resnet, "--by", 1, "--block-map", other, "-o", tmp_path / "into")
+    words = ["transfuse", tmp_path / "mapped", "--upto", "lower", "--into"]
+    said = invoke(*words, tmp_path / "into", "-o", tmp_path / "a").stderr
+    assert "has other blocks of these names: those of --into count" in said
+    assert "other blocks" not in invoke(*words, tmp_path / "mapped", "-o", tmp_path / "b").stderr
+
+
 def test_new_head_finds_the_head_that_a_map_names(invoke, tmp_path):
     tensors = {"layer1.weight": np.ones((4, 3, 3, 3), np.float32), "w.weight": np.ones((2, 4), np.float32)}
     save_file(tensors, tmp_path / "x")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +12,8 @@ from wsurgery.anatomy import Selection, role_map
 from wsurgery.anatomy.roles import Described
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
-from wsurgery.errors import WsurgeryError, printable
+from wsurgery.checkpoint.provenance import History
+from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Compute, Map
 from wsurgery.operations.cast import cast
 from wsurgery.operations.counterparts import COUNTER, under_names_of, untied
@@ -48,7 +49,21 @@ def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection
             continue
         compute = None if origin.dtype == tensor.dtype else _conversion(origin, tensor.dtype)
         edits.append(TensorEdit(tensor, source, origin, compute))
-    return Result(edits, history, says=says)
+    taken = {origin.name for name, origin in counterparts.items() if name in chosen}
+    return Result(edits, history, says=[*says, *_other_blocks(source, selection, taken)])
+
+
+def _other_blocks(source: Checkpoint, selection: Selection, taken: set[str]) -> Iterator[str]:
+    """Say so where the source's own block map means other tensors by the selected blocks."""
+    own = History.of(source).blocks
+    if own is None or not (selection.upto or selection.blocks):
+        return
+    try:
+        meant = replace(selection, block_map=own).names(source.tensors)
+    except UsageError:  # it has no block of that name
+        meant = set()
+    if meant != taken:
+        yield f"{source.label} has other blocks of these names: those of --into count, {len(taken)} tensors for {len(meant)}"
 
 
 def transfuse_rest(
