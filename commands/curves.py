@@ -40,7 +40,7 @@ def curves(
     Example: wsurgery curves runs/random/* runs/transfer/* -o moved.png --by block
     """
     from wsurgery.errors import UsageError
-    from wsurgery.experiments.runs import read_run, require_alike, told_apart
+    from wsurgery.experiments.runs import read_run, require_alike, require_one_split, told_apart
     from wsurgery.figures.curves import draw_curves, draw_curves_by
     from wsurgery.figures.style import save
 
@@ -48,6 +48,8 @@ def curves(
         raise UsageError(f"--metric loss is of the whole network: leave it out with --by {by}")
     found = told_apart([read_run(run) for run in runs])
     require_alike(found)
+    if metric == "auc" and by != "block":
+        require_one_split(found)
     thresholds = [] if threshold is None else [threshold]
     if by:
         figure = draw_curves_by(by, found, thresholds=thresholds, smooth=smooth)

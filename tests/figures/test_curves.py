@@ -1,5 +1,7 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +62,30 @@ def test_the_axis_of_the_loss_is_what_the_runs_say_it_was(
             (folder / "config.json").write_text(json.dumps({"settings": each}))
     runs = [read_run(tmp_path / f"arm{i}" / "1") for i in range(len(settings))]
     assert draw_curves(runs, metric="loss").axes[0].get_ylabel() == label
+
+
+def test_the_axis_names_the_split_that_training_was_watched_on_and_there_is_one(
+    fresh: Path, fundus: str, invoke: Callable[..., Any], tmp_path: Path
+) -> None:
+    short = ["--data", fundus, "--steps", 2, "--eval-every", 1, "--batch-size", 4, "--device", "cpu", "--threads", 1]
+    for name, split in (("usual", "valid"), ("other", "test")):
+        run = tmp_path / "runs" / name / "1"
+        invoke("train", fresh, *short, "--eval-split", split, "-o", run, "--quiet")
+        assert read_run(run).split == split
+        invoke("curves", run, "-o", tmp_path / f"{name}.svg")
+    assert "macro AUC, validation split" in (tmp_path / "usual.svg").read_text()
+    assert "macro AUC, test split" in (tmp_path / "other.svg").read_text()
+    both = [tmp_path / "runs" / name / "1" for name in ("usual", "other")]
+    for words in (
+        ["curves", *both, "-o", tmp_path / "both.svg"],
+        ["report", tmp_path, "-o", tmp_path / "r.html"],
+        ["compare", *both],
+    ):
+        refused = invoke(*words, check=False)
+        assert refused.exit_code == 2, words
+        assert "of usual on valid" in refused.stderr
+        assert "of other on test" in refused.stderr
+    invoke("curves", *both, "-o", tmp_path / "both.svg", "--metric", "loss")
 
 
 def test_the_losses_that_have_a_name_are_those_of_train() -> None:

@@ -10,7 +10,7 @@ from wsurgery.experiments.cca import PRETRAINED_PAIR, RANDOM_PAIR, TO_INIT, Comp
 from wsurgery.experiments.claim_lines import Line
 from wsurgery.experiments.claims import Basis, Claim, NotJudged, judge
 from wsurgery.experiments.origins import source_units
-from wsurgery.experiments.runs import arm_order, arms_in, find_runs
+from wsurgery.experiments.runs import arm_order, arms_in, find_runs, require_one_split
 from wsurgery.experiments.summary import Arm, summarise, times
 from wsurgery.experiments.thresholds import Thresholds, read_thresholds, resolve
 from wsurgery.experiments.what_ran import WhatRan, what_ran
@@ -100,6 +100,7 @@ def read_report(
         arms = [arm for arm in sorted(there, key=arm_order) if arm != plateau]
     runs = find_runs(folder, arms, seeds)
     ends = find_runs(folder, [plateau], seeds) if plateau and runs else []
+    require_one_split([*runs, *ends])
     thresholds = resolve(asked, ends) if runs else Thresholds([auc for auc, _ in asked])
     found = summarise(runs, thresholds.tested)
     compared = find_comparisons(folder, list(found), comparisons, seeds)

@@ -45,13 +45,14 @@ class Run:
         folder: where it is.
         arm: what was trained: the name of the folder, or of its parent where the folder is a number.
         seed: that number, else empty.
-        auc: optimiser step → macro AUC on the validation split, 0 to 1, in the order of training.
+        auc: optimiser step → macro AUC on the split `split`, 0 to 1, in the order of training.
         loss: optimiser step → training loss.
         by_label: label → as `auc`, its AUC alone, where it is known.
         by_block: block → optimiser step → ‖W − W₀‖ / ‖W₀‖ over its parameters, W₀ those that training began with, where it
             is known; the blocks in the order in which data meets them.
         stopped: the macro AUC, 0 to 1, at which training was to stop, and did; None where it ended otherwise.
         loss_name: what `loss` is, in words; empty where nobody knows.
+        split: on which it was evaluated as it was trained.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Run:
     by_block: dict[str, dict[int, float]] = field(default_factory=dict)
     stopped: float | None = None
     loss_name: str = ""
+    split: str = "valid"
 
     def of(self, label: str) -> "Run":
         """Return the run with the AUC of one of `by_label` in place of the macro AUC."""
@@ -186,13 +188,15 @@ def read_run(folder: Path) -> Run:
     numbered = resolved.name.isdecimal()
     arm = (resolved.parent if numbered else resolved).name
     try:
-        settings = read_config(folder / "config.json")["settings"]
+        config = read_config(folder / "config.json")
     except FileNotFoundError:
-        settings = {}
+        config = {}
+    settings, data = (each if isinstance(each := config.get(key), dict) else {} for key in ("settings", "data"))
     until = settings.get("until_auc")
     stopped = stopped_at(auc, until if isinstance(until, int | float) else None)
     seed = resolved.name if numbered else ""
-    return Run(folder, arm, seed, auc, loss, by_label, by_block, stopped, loss_in_words(settings))
+    split = str(data.get("eval_split", "valid"))
+    return Run(folder, arm, seed, auc, loss, by_label, by_block, stopped, loss_in_words(settings), split)
 
 
 def _by_name(logged: Iterable[tuple[int, Mapping[str, float | None]]]) -> dict[str, dict[int, float]]:
@@ -297,6 +301,18 @@ def require_alike(runs: Sequence[Run]) -> None:
                         f"runs of {printable(run.arm)} are not alike: {printable(key)} is {a} in {printable(str(first.folder))} "
                         f"and {b} in {printable(str(run.folder))}: train one of them again, or move it to an arm of its own"
                     )
+
+
+def require_one_split(runs: Iterable[Run]) -> None:
+    """Check that the AUCs along training are of the same split in all runs.
+
+    Raises:
+        UsageError: they are not.
+    """
+    splits = {run.split: run for run in runs}
+    if len(splits) > 1:
+        each = " and ".join(f"of {printable(run.arm)} on {printable(split)}" for split, run in splits.items())
+        raise UsageError(f"the AUCs along training are {each}: show them one by one, or train one again")
 
 
 def _decided(run: Path) -> dict[str, Any] | None:

@@ -106,10 +106,16 @@ def draw_curves(
     _draw_lines(axes, curves, metric, line_styles(arms), markers=40)
     _draw_thresholds(axes, thresholds)
     axes.set_xlabel("optimiser steps")
-    axes.set_ylabel("macro AUC, validation split" if metric == "auc" else _loss_label(runs))
+    axes.set_ylabel(f"macro AUC, {_split(runs)}" if metric == "auc" else _loss_label(runs))
     add_title(figure, networks_of_runs(run.folder for run in runs))
     add_legend(figure, axes, band_caption(runs, smooth=smooth))
     return figure
+
+
+def _split(runs: Sequence[Run]) -> str:
+    """Name the split of the AUCs of runs that have one."""
+    name = runs[0].split
+    return f"{'validation' if name == 'valid' else plain_text(name)} split"
 
 
 def _loss_label(runs: Sequence[Run]) -> str:

@@ -8,7 +8,7 @@ from wsurgery.checkpoint.opening import of_run, which_of_run
 from wsurgery.devices import choose_device, on_device, threads_used
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.experiments.comparison import Aucs, Steps, as_json, compare_aucs, compare_steps, pairs_of, units_of
-from wsurgery.experiments.runs import Run, read_seeds
+from wsurgery.experiments.runs import Run, read_seeds, require_one_split
 from wsurgery.models import load
 from wsurgery.models.own import Model
 from wsurgery.processes import ALONE
@@ -116,6 +116,7 @@ def compare_runs(
         raise UsageError(f"--{which} is for --data: a predictions.csv is of the checkpoint that eval was given")
     runs_a, runs_b = read_seeds(Path(a)), read_seeds(Path(b))
     runs = [*runs_a, *runs_b]
+    require_one_split(runs)
     steps = compare_steps(runs_a, runs_b, threshold)
     pairs, _ = pairs_of(runs_a, runs_b)
     if data is None:

@@ -115,6 +115,7 @@ def train(
                 "validation": validation.digest,
                 **asdict(training.rendering),
                 **({"fold": training.fold} if training.fold else {}),
+                **({"eval_split": eval_split} if eval_split != "valid" else {}),
             },
             "labels": list(training.label_names),
             "device": device.type,
