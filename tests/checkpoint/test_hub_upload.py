@@ -14,6 +14,7 @@ from safetensors.numpy import save, save_file
 from tests.conftest import peak_memory
 from tests.faults import Proxy
 from tests.hub import HubServer
+from wsurgery.checkpoint import hub_upload
 from wsurgery.checkpoint.hub_upload import HubUpload, exists
 from wsurgery.checkpoint.output_folder import open_folder_output
 from wsurgery.checkpoint.shards import INDEX
@@ -355,3 +356,12 @@ def test_memory_does_not_grow_with_the_file(hub, tmp_path):
         save_file({f"l{i}.weight": rng.normal(size=(1000, 1250)).astype("f4") for i in range(count)}, path)
         peaks.append(peak_memory("scale", path, "--by", 2, "-o", f"hf://org/net/{count}.safetensors"))
     assert peaks[1] < peaks[0] + 20e6
+
+
+def test_where_descriptors_have_no_names_what_waits_is_a_file_that_goes(monkeypatch):
+    monkeypatch.setattr(hub_upload, "_DESCRIPTORS", "/nowhere")
+    file, name = hub_upload._temporary()
+    with file:
+        file.write(b"waits")
+        assert Path(name).read_bytes() == b"waits"
+    assert not Path(name).exists()

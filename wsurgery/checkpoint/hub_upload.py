@@ -134,7 +134,6 @@ class HubUpload(RemoteOutput):
             return
         from huggingface_hub import CommitOperationAdd, HfApi
 
-        self._file.flush()
         self.operation = CommitOperationAdd(path_in_repo=self.path, path_or_fileobj=self._name)
         if self._commit.described is None and self.path.endswith(".safetensors") and "/" not in self.path:
             self._file.seek(0)
