@@ -32,7 +32,8 @@ class Server(ThreadingHTTPServer):
     """A web server of the files in a folder that counts what it sends.
 
     Attributes:
-        quirk: what it does wrong: `no-ranges`, `drops` (each answer after 300 kB), `crumbs` (each answer after a byte),
+        quirk: what it does wrong: `no-ranges`, `forgets` (it knows the range that begins the file alone), `drops` (each
+            answer after 300 kB), `crumbs` (each answer after a byte),
             `dead` (each answer at once), `busy` (the first two answers are 503), `replaces` (another ETag with each
             answer), `drips` (a byte every hundredth of a second), or a header that is sent as it is (`Name: value`).
         token: the Authorization header that it wants.
@@ -81,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         size = file.stat().st_size
         start, end, status, headers = 0, size, 200, {"ETag": '"x"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if asked and server.quirk != "no-ranges":
+        if asked and server.quirk != "no-ranges" and not (server.quirk == "forgets" and int(asked[1])):
             start, end, status = int(asked[1]), min(int(asked[2]) + 1, size), 206
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
             if start >= size:
@@ -306,6 +307,15 @@ def test_a_server_without_ranges_is_refused_at_once(web, wsurgery, tmp_path):
     assert b"download it" in done.stderr
     time.sleep(0.1)
     assert web.sent < 20 * MB  # what lies in the buffers of sockets
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_forgets_ranges_is_refused_and_not_read_from_the_beginning(web, wsurgery, tmp_path):
+    save_file({"w": np.arange(5_000, dtype=np.float32)}, web.root / "model.safetensors")  # the second range ends it
+    web.quirk = "forgets"
+    done = wsurgery("scale", f"{web.url}/model.safetensors", "--by", 1, "-o", tmp_path / "out", check=False)
+    assert done.returncode == 1
+    assert b"whole files only" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
