@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tests.conftest import small_resnet, watching_imports
 from wsurgery.checkpoint import open_checkpoint
@@ -308,6 +308,13 @@ def test_a_server_without_ranges_is_refused_at_once(web, wsurgery, tmp_path):
     time.sleep(0.1)
     assert web.sent < 20 * MB  # what lies in the buffers of sockets
     assert not (tmp_path / "out").exists()
+
+
+def test_a_small_file_of_a_server_without_ranges_is_read_whole(web, wsurgery, tmp_path):
+    save_file({"w": np.arange(500, dtype=np.float32)}, web.root / "model.safetensors")
+    web.quirk = "no-ranges"
+    wsurgery("scale", f"{web.url}/model.safetensors", "--by", 2, "-o", tmp_path / "out")
+    np.testing.assert_array_equal(load_file(tmp_path / "out")["w"], 2 * np.arange(500, dtype=np.float32))
 
 
 def test_a_server_that_forgets_ranges_is_refused_and_not_read_from_the_beginning(web, wsurgery, tmp_path):
