@@ -211,6 +211,15 @@ def test_an_upload_that_ends_while_others_are_removed_is_no_error(bucket):
         raise UsageError("enough")
 
 
+@pytest.mark.parametrize("size", [0, 1, 80_000_000_000, 5 << 40])
+def test_parts_are_as_many_as_a_store_takes_and_no_larger_than_that_needs(size, bucket):
+    """https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html: 10,000 of 5 MiB to 5 GiB, of an object of 5 TiB."""
+    part = upload.Upload(f"s3://{bucket.own}/large", size=size)._part
+    assert 5 << 20 <= part <= 5 << 30
+    assert -(-size // part) <= 10_000
+    assert part <= max(16 << 20, size // 9_000 + (1 << 20))
+
+
 def test_who_loses_an_upload_to_somebody_who_cleans_is_told_so(bucket, proxy):
     proxy.set((404, "NoSuchUpload"), "partNumber=2&", 100)  # as S3 answers, and moto by a status of 500
     with (
