@@ -310,6 +310,18 @@ def test_a_server_without_ranges_is_refused_at_once(web, wsurgery, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_who_closes_it_leaves_no_thread_that_reads_ahead(web):
+    save_file({f"w{i}": np.zeros(100_000, np.float32) for i in range(20)}, web.root / "model.safetensors")
+    with open_checkpoint(f"{web.url}/model.safetensors") as checkpoint:
+        assert checkpoint.read(checkpoint.tensors["w0"])
+        pool = checkpoint.stream._pool
+        assert pool._threads
+    deadline = time.monotonic() + 30
+    while any(thread.is_alive() for thread in pool._threads) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(thread.is_alive() for thread in pool._threads)
+
+
 def test_a_small_file_of_a_server_without_ranges_is_read_whole(web, wsurgery, tmp_path):
     save_file({"w": np.arange(500, dtype=np.float32)}, web.root / "model.safetensors")
     web.quirk = "no-ranges"

@@ -188,6 +188,14 @@ def test_a_size_that_is_none_is_one_line(words):
         parse_size(words, "--shard-size")
 
 
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1/0", "1", "/3", "1/", "-1/3", "1/x", "1.0/3", f"1/{'9' * 30}", "²/3"])
+def test_a_part_that_is_none_is_refused(part, resnet, invoke, tmp_path):
+    refused = invoke("scale", resnet, "--by", 2, "-o", f"{tmp_path}/out/", f"--part={part}", check=False)
+    assert refused.exit_code == 2
+    assert "write it as K/N, from 1/N to N/N" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_folder_that_one_stands_in_is_recorded_by_its_name(sharded, wsurgery):
     wsurgery("scale", ".", "--by", 2, "-o", "../dot", cwd=sharded)
     shown = json.loads(wsurgery("log", sharded.parent / "dot", "--json").stdout)
