@@ -185,6 +185,13 @@ def test_an_input_that_ends_early_fails_every_later_command_and_leaves_no_file(k
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_that_is_opened_to_be_written_over_is_written_from_its_beginning(resnet, shell, tmp_path):
+    shell("wsurgery scale resnet.safetensors --by 2 > new; printf xyz > over", tmp_path)
+    done = shell("wsurgery scale resnet.safetensors --by 2 1<> over", tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "over").read_bytes() == (tmp_path / "new").read_bytes()
+
+
 def test_a_redirected_output_is_taken_back_on_failure(resnet, shell, tmp_path):
     (tmp_path / "cut").write_bytes(resnet.read_bytes()[:-10])
     done = shell("cat cut | wsurgery meanvar > out", tmp_path)

@@ -15,6 +15,9 @@ from timm.models.resnet import Bottleneck, ResNet
 
 import wsurgery
 import wsurgery.models  # timm knows the CBR family
+from wsurgery.checkpoint import TensorInfo
+from wsurgery.checkpoint.writer import write_checkpoint
+from wsurgery.errors import WsurgeryError
 from wsurgery.operations.alignment import exact_products
 
 NETWORKS = {
@@ -244,3 +247,12 @@ def test_bad_input_ends_in_one_line(tmp_path, invoke, monkeypatch):
         assert said in done.stderr
         assert done.stderr.splitlines()[-1].startswith(f"wsurgery {words[0]}: ")
         assert not (tmp_path / "out").exists()
+
+
+def test_elements_smaller_than_a_byte_are_refused(tmp_path):
+    path = tmp_path / "packed"
+    tensors = [(TensorInfo(f"{i}.weight", "F4", (8, 8), 0, 0).placed(0), bytes(32)) for i in range(3)]
+    write_checkpoint(path, tensors, {})
+    with pytest.raises(WsurgeryError, match=r"0\.weight is F4, whose elements are smaller than a byte"):
+        wsurgery.open(path).permute(seed=1).write(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -63,6 +63,16 @@ def test_one_changed_element_in_the_last_chunk_is_found(tmp_path):
     assert found.relative_l2 == pytest.approx(2 / np.sqrt(a.size), rel=1e-12)
 
 
+@pytest.mark.parametrize("size", [5, 100_000])
+def test_the_cosine_of_opposites_is_minus_one(size):
+    x = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    y = np.roll(x, 1) - 2 * x
+    assert difference(x.tobytes(), (-x).tobytes(), "F32").cosine == pytest.approx(-1)
+    expected = np.dot(x.astype(float), y) / np.linalg.norm(x.astype(float)) / np.linalg.norm(y.astype(float))
+    assert expected < -0.5
+    assert difference(x.tobytes(), y.tobytes(), "F32").cosine == pytest.approx(expected)
+
+
 def test_a_nan_with_equal_bits_is_equal_and_another_is_not():
     a = np.array([np.nan, np.inf, 3, 4], np.float32)
     same = between(a, a, "F32")
