@@ -136,6 +136,28 @@ def test_every_convolution_that_meets_the_image_is_adapted(name, network, invoke
     timm.create_model(name, in_chans=5).load_state_dict(state, strict=True)
 
 
+@pytest.mark.parametrize(("old", "new"), [(3, 1), (1, 3)])
+def test_where_timm_names_two_convolutions_that_meet_the_image_both_are_adapted(old, new, invoke, tmp_path):
+    """And of one channel those that are depthwise in the same block are left."""
+    torch.manual_seed(0)
+    network = timm.create_model("repvgg_a0", in_chans=old, num_classes=2)
+    first = [f"{name}.weight" for name in network.pretrained_cfg["first_conv"]]
+    assert len(first) == 2
+    weights = (
+        {**network.state_dict(), "stem.aside.weight": torch.randn(48, 1, 3, 3)} if old == 1 else network.state_dict()
+    )
+    entry = {"name": "repvgg_a0", "num_classes": 2, "in_chans": old, "pretrained_cfg": network.pretrained_cfg}
+    metadata = {"wsurgery": json.dumps({"architecture": entry, "log": []}, default=list)}
+    save_file(dict(weights), tmp_path / "x", metadata)
+    invoke("adapt", tmp_path / "x", "--in-chans", new, "-o", tmp_path / "y")
+    made = load_file(tmp_path / "y")
+    for name, x in weights.items():
+        expected = (
+            adapt_input_conv(new, x) if name in first and new == 1 else x.repeat(1, 3, 1, 1) / 3 if name in first else x
+        )
+        torch.testing.assert_close(made[name], expected)
+
+
 def test_a_pipe_a_dry_run_and_a_replay(network, invoke, shell, tmp_path):
     line = (
         "wsurgery init resnet18 --width 0.1 --num-classes 3 | wsurgery adapt --in-chans 1 > out"

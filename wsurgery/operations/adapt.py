@@ -204,9 +204,10 @@ def _for_channels(shapes: Mapping[str, Shape], in_chans: int, architecture: Mapp
     ]
     if channels == 0:
         raise UsageError(f"{printable(first)} reads no channels: there is nothing to adapt")
-    if channels == 1 < len(found) and first == architecture.get("pretrained_cfg", {}).get("first_conv", "") + ".weight":
-        found = [first]
-    if channels == 1 < len(found):
+    named = _named(architecture)
+    if channels == 1 < len(found) and first in named:
+        found = [name for name in found if name in named]
+    elif channels == 1 < len(found):
         names = " and ".join(map(printable, found[:2]))
         raise UsageError(f"{names} read one channel each: nothing tells which meets the image and which is depthwise")
     if isinstance(base, int) and 0 < base < channels:  # it reads several pixels at once
@@ -224,11 +225,17 @@ def _for_channels(shapes: Mapping[str, Shape], in_chans: int, architecture: Mapp
         yield name, (out, in_chans, *kernel), partial(adapt_channels, in_chans=in_chans)
 
 
+def _named(architecture: Mapping[str, Any]) -> list[str]:
+    """Name the weights that timm says meet the image: of RepVGG's stem two, of most networks one, or none."""
+    said = architecture.get("pretrained_cfg", {}).get("first_conv") or ()
+    return [f"{name}.weight" for name in ([said] if isinstance(said, str) else said)]
+
+
 def _meets_the_image(shapes: Mapping[str, Shape], blocks: Mapping[str, str], architecture: Mapping[str, Any]) -> str:
     """Name the first convolution: what timm calls so, one of 1 to 4 channels, or that whose input no other one makes."""
-    named = f"{architecture.get('pretrained_cfg', {}).get('first_conv', '')}.weight"
-    if len(shapes.get(named, ())) == 4:
-        return named
+    for name in _named(architecture):
+        if len(shapes.get(name, ())) == 4:
+            return name
     try:
         return first_convolution(shapes, blocks)
     except UsageError:
