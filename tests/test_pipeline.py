@@ -244,6 +244,7 @@ def test_the_arrays_are_the_users_own(here):
         (lambda a: a.state_dict(threads="2"), UsageError, "threads '2'"),
         (lambda a: wsurgery.open({1: np.ones(2)}), UsageError, "1 is no name"),
         (lambda a: wsurgery.open({"__metadata__": np.ones(2)}), UsageError, "is no name"),
+        (lambda a: wsurgery.open({"\ud800": np.ones(2)}), UsageError, "is no name"),
         (lambda a: wsurgery.open({"w": np.array(["x"])}), WsurgeryError, "w: .*<U1"),
         (lambda a: wsurgery.open({"w": torch.ones(2), "epoch": 3}), WsurgeryError, "epoch is a int"),
         (lambda a: wsurgery.open({"w": torch.ones(2).to_sparse()}), WsurgeryError, "w is a sparse"),

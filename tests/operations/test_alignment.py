@@ -249,6 +249,17 @@ def test_bad_input_ends_in_one_line(tmp_path, invoke, monkeypatch):
         assert not (tmp_path / "out").exists()
 
 
+def test_running_statistics_do_not_decide_who_matches(tmp_path):
+    """They may be of other images, and are as large as they like."""
+    a = made("resnet", tmp_path / "a")
+    permuted = wsurgery.open(a).permute(seed=3)
+    state = permuted.state_dict()
+    rng = np.random.default_rng(0)
+    others = {n: rng.normal(0, 1e3, x.shape).astype(x.dtype) for n, x in state.items() if n.endswith("running_mean")}
+    back = wsurgery.open({**state, **others}).align(to=a).state_dict()
+    assert all(back[n].tobytes() == x.tobytes() for n, x in load_file(a).items() if n not in others)
+
+
 def test_elements_smaller_than_a_byte_are_refused(tmp_path):
     path = tmp_path / "packed"
     tensors = [(TensorInfo(f"{i}.weight", "F4", (8, 8), 0, 0).placed(0), bytes(32)) for i in range(3)]

@@ -57,6 +57,14 @@ def test_each_group_is_gaussian_with_its_own_mean_and_variance(per, groups, shap
         assert min(p) > 1e-4 / len(p)
 
 
+def test_two_groups_are_two():
+    x = np.concatenate([np.full((1, 500), 3.0), np.random.default_rng(0).normal(-50, 1, (1, 500))]).astype(np.float32)
+    y = meanvar(x, random=STREAM, per="filter")
+    np.testing.assert_array_equal(y[0], 3)
+    assert abs(y[1].mean() + 50) < 0.5
+    assert 0.7 < y[1].std() < 1.4
+
+
 @pytest.mark.parametrize("shape", [(50,), (64, 1, 5, 5)])
 def test_one_group_is_the_whole_tensor(shape):
     x = np.random.default_rng(0).normal(2, 3, shape).astype(np.float32)
