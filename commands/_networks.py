@@ -33,23 +33,26 @@ def fits(architecture: dict[str, Any], shapes: Shapes) -> bool:
         return False
 
 
-def doubt(architecture: dict[str, Any], shapes: Shapes, who: str, *, builds: bool = True) -> str:
-    """Say why a network is not recorded that a stranger's file or the sizes tell.
+def believed(
+    architecture: dict[str, Any], shapes: Shapes, who: str, says: list[str], *, builds: bool = True
+) -> dict[str, Any] | None:
+    """Return a network that a stranger's file or the sizes tell, or None, and why, where these are not its tensors.
 
     Args:
         architecture: the network.
         shapes: tensor name → shape.
         who: what tells it, `config.json`.
+        says: what is to be said, to which the reason is added.
         builds: whether timm is asked, which takes seconds; else only networks are known that need no torch.
-
-    Returns:
-        A line; nothing where the tensors are the network's own, or that is not known.
     """
     try:
         wrong = misfit(architecture, shapes, builds=builds)
     except WsurgeryError as error:
         wrong = str(error)
-    return f"not recorded as {printable(architecture['name'])}, which it is by {who}: {wrong}" if wrong else ""
+    if not wrong:
+        return architecture
+    says.append(f"not recorded as {printable(architecture['name'])}, which it is by {who}: {wrong}")
+    return None
 
 
 def misfit(architecture: dict[str, Any], shapes: Shapes, *, builds: bool = True) -> str | None:

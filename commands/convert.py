@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from wsurgery.commands._networks import doubt, fits, require_fit
+from wsurgery.commands._networks import believed, fits, require_fit
 from wsurgery.commands._shared import key_value
 from wsurgery.plugin import Argument, InputFile, Option, Result, UsageError, edit
 
@@ -81,15 +81,14 @@ def convert(
         state, names = converted.state, converted.names
         architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=arch)
         known = timm_names(state) if keep_names and (arch or config) else names
-        doubts = []
+        doubts: list[str] = []
         if arch is not None and architecture is not None and "model" not in architecture:
             if known.architecture and known.architecture[0] == arch:
                 architecture["args"] = {**known.architecture[1], **architecture["args"]}
             architecture["args"] = {**architecture["args"], **dict(map(key_value, arg or []))}
             require_fit(architecture, known.shapes)
         elif architecture is not None and architecture != state.history.architecture:
-            doubts.append(doubt(architecture, known.shapes, "config.json"))
-            architecture = None if doubts[-1] else architecture
+            architecture = believed(architecture, known.shapes, "config.json", doubts)
         if architecture is None:
             known_name, known_args = names.architecture or ("", {})
             said = (
@@ -99,9 +98,8 @@ def convert(
             architecture = next((one for one in said if fits(one, names.shapes)), None)
         if architecture is None and names.architecture is not None:
             architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
-            doubts.append(doubt(architecture, names.shapes, "its names and sizes"))
-            architecture = None if doubts[-1] else architecture
+            architecture = believed(architecture, names.shapes, "its names and sizes", doubts)
         stem = Path(file.partition("?")[0]).stem if file else "stdin"  # a query may be secret
         beside = model_folder(Path(file), renamed=set(names.pieces) != set(state.tensors)) if file else None
         result = converted.result(architecture, inputs=[state.source], name=f"{stem}.converted", beside=beside)
-        return replace(result, says=[*result.says, *filter(None, doubts)])
+        return replace(result, says=[*result.says, *doubts])

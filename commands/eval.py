@@ -99,7 +99,7 @@ def eval(
         images = studies.Images(
             data, split=split, image_size=image_size, skip_bad=skip_bad, bad_list=bad_list, say=say, processes=processes
         )
-        for checkpoint, own in zip(checkpoints, models_for(checkpoints, model), strict=True):
+        for i, (checkpoint, own) in enumerate(zip(checkpoints, models_for(checkpoints, model), strict=True)):
             result = studies.evaluate(
                 checkpoint,
                 data=images,
@@ -119,7 +119,7 @@ def eval(
             if not processes.is_first:
                 continue
             if beside:
-                with AtomicFile(Path(checkpoint).with_name(beside), force=force) as stream:
+                with AtomicFile(targets[i], force=force) as stream:
                     stream.write(dumps(result, indent=2).encode() + b"\n")
             if json:
                 typer.echo(dumps(result, indent=2))

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from wsurgery.commands._networks import doubt
+from wsurgery.commands._networks import believed
 from wsurgery.errors import printable
 from wsurgery.plugin import Argument, Option, Result, UsageError, edit
 
@@ -79,17 +79,15 @@ def fetch(
     ) as converted:
         state, names = converted.state, converted.names
         architecture = choose_architecture(names.shapes, recorded=state.history.architecture, config=config, arch=None)
-        doubts = []
+        doubts: list[str] = []
         if known is None and architecture is not None and architecture != state.history.architecture:
-            doubts.append(doubt(architecture, names.shapes, "config.json", builds=False))
-            architecture = None if doubts[-1] else architecture
+            architecture = believed(architecture, names.shapes, "config.json", doubts, builds=False)
         settings: dict[str, Any] = pretrained_settings(read_config(path, "preprocessor_config.json")) if repo else {}
         if architecture is None and known:
             architecture, settings = describe_architecture(known.architecture, names.shapes), known.settings
         elif architecture is None and names.architecture:
             architecture = describe_architecture(names.architecture[0], names.shapes, names.architecture[1])
-            doubts.append(doubt(architecture, names.shapes, "its names and sizes", builds=False))
-            architecture = None if doubts[-1] else architecture
+            architecture = believed(architecture, names.shapes, "its names and sizes", doubts, builds=False)
         if architecture and settings:
             architecture = {"pretrained_cfg": settings, **architecture}
         if known and architecture:
@@ -103,4 +101,4 @@ def fetch(
             recorded={"name": known_as, "revision": pinned or None, "offline": None},
         )
         called = [f"{printable(name)} is {known_as}"] if known and name != known_as else []
-        return replace(result, says=[*called, *result.says, *filter(None, doubts)])
+        return replace(result, says=[*called, *result.says, *doubts])

@@ -54,14 +54,14 @@ def describe_architecture(
 ) -> Architecture:
     """Return the entry of the metadata for a network of timm's `name`, its sizes read off the tensors.
 
+    `num_classes` is the number of rows of the head's last weight (0: no head), `in_chans` the channels that the first
+    convolution meets; it is left out where no convolution meets the image.
+
     Args:
         name: of the network.
         shapes: tensor name → shape.
         args: what it is made with besides.
         blocks: tensor name → block, where a map of the user's own says it.
-
-    `num_classes` is the number of rows of the head's last weight (0: no head), `in_chans` the channels that the first
-    convolution meets; it is left out where no convolution meets the image.
     """
     blocks = block_map(shapes) if blocks is None else blocks
     heads = last_weights(shapes, blocks)

@@ -233,13 +233,16 @@ def merge_repeats(
     ones = np.zeros_like(known)
     np.add.at(known, image, ~np.isnan(labels))
     np.add.at(ones, image, labels == 1)
-    with np.errstate(invalid="ignore"):
-        share = ones / known
-    merged = np.where(known > 0, share > 0 if how == "any" else share >= 0.5, np.nan).astype(np.float32)
-    if exclusive and how == "majority":
-        most = ones == ones.max(axis=1, keepdims=True)
-        merged = np.where(known > 0, most, np.nan).astype(np.float32)
-        merged[most.sum(axis=1) > 1] = np.nan
+    one_class = exclusive and how == "majority"
+    if one_class:
+        yes = ones == ones.max(axis=1, keepdims=True)
+    elif how == "majority":
+        yes = 2 * ones >= known
+    else:
+        yes = ones > 0
+    merged = np.where(known > 0, yes, np.nan).astype(np.float32)
+    if one_class:
+        merged[yes.sum(axis=1) > 1] = np.nan
     disagree = int(((ones > 0) & (ones < known)).any(axis=1).sum())
     joined = f"{len(keys) - len(rows)} rows were joined with others of their images, of which {disagree} disagree: {how} counts"
     return rows, merged, (joined,) if len(rows) < len(keys) else ()

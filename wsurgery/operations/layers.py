@@ -20,8 +20,7 @@ def image_convolution(checkpoint: Checkpoint) -> str:
     Raises:
         UsageError: as `first_convolution`.
     """
-    own = History.of(checkpoint).blocks
-    blocks = Selection(block_map=own).place(checkpoint.tensors) if own else None
+    blocks = Selection(block_map=History.of(checkpoint).blocks or None).place(checkpoint.tensors)
     try:
         return first_convolution({name: tensor.shape for name, tensor in checkpoint.tensors.items()}, blocks)
     except UsageError as error:

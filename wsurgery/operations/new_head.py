@@ -16,13 +16,7 @@ from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
 
-_CLASSIFIERS = (
-    ["classifier"],
-    ["fc"],
-    ["head"],
-    ["last_linear"],
-    ["logits"],
-)  # of several outputs, who has the classes
+_CLASSIFIERS = {"classifier", "fc", "head", "last_linear", "logits"}  # who of several outputs has the classes
 
 
 def new_head(
@@ -56,7 +50,7 @@ def new_head(
             f"{', '.join(_distinct(blocks))})"
         )
     if classes is None:
-        named = [tensor for tensor in weights if tensor.name.split(".")[-2:-1] in _CLASSIFIERS]
+        named = [tensor for tensor in weights if tensor.name.rpartition(".")[0].rpartition(".")[2] in _CLASSIFIERS]
         classes = (named or weights)[-1].shape[0]
     classifiers = {tensor.name.rpartition(".")[0]: tensor for tensor in weights if tensor.shape[0] == classes}
     if not classifiers:
