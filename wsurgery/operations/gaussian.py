@@ -10,13 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 1 << 15  # pairs at a time: what is in work stays in the second-level cache
 _LOG_OF_SQUARE = [
     -4 / (2 * k + 1) for k in range(4)
 ]  # -2 ln m = -4 atanh((m - 1) / (m + 1)); next term below 1e-7 of it
 _TWICE_SINE = [2 * (-1) ** k / math.factorial(2 * k + 1) for k in range(5)]  # up to 45 degrees; next term below 1e-8
-_ROOT_HALF = int(np.float32(math.sqrt(0.5)).view(np.int32))
-_ONE, _QUARTER, _HALF = np.float32(1), np.float32(0.25), np.float32(0.5)
+_COEFFICIENTS = [np.array(pair, np.float32)[:, None] for pair in zip([*_LOG_OF_SQUARE, 0], _TWICE_SINE, strict=True)]
+_ROOT_HALF = np.float32(math.sqrt(0.5)).view(np.int32)
+_TOO_HIGH, _FRACTION, _FIRST_BIT = _ROOT_HALF + np.int32(32 << 23), np.int32((1 << 23) - 1), np.uint32(1 << 31)
+_LOG_2, _EIGHTH_TURN = np.float32(-2 * math.log(2)), np.float32(math.pi / 4 / 2**31)
+_QUARTER, _HALF, _ONE, _FOUR = map(np.float32, (0.25, 0.5, 1, 4))
 
 
 def float32_normal(generator: np.random.Generator, out: NDArray[np.float32]) -> None:
@@ -26,14 +28,11 @@ def float32_normal(generator: np.random.Generator, out: NDArray[np.float32]) -> 
     half the array apart.
     """
     half = -(-out.size // 2)
-    words = generator.integers(1 << 64, size=half, dtype=np.uint64).view(np.uint32)
-    scratch = np.empty((4, min(half, _BLOCK)), np.float32)
-    for start in range(0, half, _BLOCK):
-        stop = min(start + _BLOCK, half)
-        x, y = _pairs(words[start:stop], words[half + start : half + stop], scratch[:, : stop - start])
-        out[start:stop] = x
-        rest = out[half + start : half + stop]
-        rest[...] = y[: rest.size]
+    words = generator.integers(1 << 64, size=half, dtype=np.uint64).view(np.uint32).reshape(2, half)
+    if out.size % 2:
+        out[...] = _pairs(words, np.empty((2, half), np.float32)).reshape(-1)[:-1]
+    else:
+        _pairs(words, out.reshape(2, half))
 
 
 def float32_normals(words: NDArray[np.uint64], sizes: Sequence[int]) -> NDArray[np.float32]:
@@ -49,7 +48,7 @@ def float32_normals(words: NDArray[np.uint64], sizes: Sequence[int]) -> NDArray[
     pairs = words[own].view(np.uint32)  # a generator's words, as 32 bits: the radii of its pairs, then their angles
     number, half = _counted(halves), np.repeat(halves, halves)  # of each pair in its generator
     first = np.repeat(2 * (np.cumsum(halves) - halves), halves) + number
-    x, y = _pairs(pairs[first], pairs[first + half], np.empty((4, first.size), np.float32))
+    x, y = _pairs(pairs[np.stack([first, first + half])], np.empty((2, first.size), np.float32))
     drawn = np.empty(counts.sum(), np.float32)
     place = np.repeat(np.cumsum(counts) - counts, halves) + number
     drawn[place] = x
@@ -63,57 +62,60 @@ def _counted(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
-def _pairs(
-    radius: NDArray[np.uint32], angle: NDArray[np.uint32], scratch: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Turn n random words of each kind, which are overwritten, into n pairs that lie in `scratch`, (4, n)."""
-    square, a, b, c = scratch
+def _pairs(words: NDArray[np.uint32], out: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn random words, (2, n), which are overwritten, into n pairs of numbers: `out`, (2, n).
+
+    All at once, and what both rows need in one call: between calls threads wait for each other, which takes longer than
+    what leaves the second-level cache.
+    """
+    radius, angle = words
+    work, result = np.empty((2, *words.shape), np.float32)
     # square = -2 ln u for u = radius / 2^32 = m 2^e, with m from sqrt(1/2) to sqrt(2): exact where u is next to 1.
     radius |= np.uint32(1)
-    a[...] = radius
-    bits, exponent = a.view(np.int32), b.view(np.int32)
-    bits -= np.int32(_ROOT_HALF + (32 << 23))
+    fraction, quarter_turns = out
+    fraction[...] = radius
+    bits, exponent = fraction.view(np.int32), work[0].view(np.int32)
+    bits -= _TOO_HIGH
     np.right_shift(bits, 23, out=exponent)
-    bits &= np.int32((1 << 23) - 1)
-    bits += np.int32(_ROOT_HALF)
-    np.copyto(b, exponent, casting="unsafe")
-    b *= np.float32(-2 * math.log(2))
-    np.add(a, _ONE, out=c)
-    a -= _ONE
-    a /= c
-    np.multiply(a, a, out=c)
-    _polynomial(_LOG_OF_SQUARE, c, out=square)
-    square *= a
-    square += b
+    bits &= _FRACTION
+    bits += _ROOT_HALF
+    powers = radius.view(np.float32)
+    np.copyto(powers, exponent, casting="unsafe")
+    powers *= _LOG_2
+    np.add(fraction, _ONE, out=work[0])
+    fraction -= _ONE
+    fraction /= work[0]
     # t = 2 sin(v/2) for v uniform within 90 degrees of 0: cos v = 1 - t²/2, sin v = t sqrt(1 - t²/4).
-    np.left_shift(angle, 1, out=a.view(np.uint32))
-    np.copyto(b, a.view(np.int32), casting="unsafe")
-    b *= np.float32(math.pi / 4 / 2**31)
-    np.multiply(b, b, out=c)
-    _polynomial(_TWICE_SINE, c, out=a)
-    a *= b
-    np.multiply(a, a, out=b)
-    b *= _QUARTER
-    np.subtract(_ONE, b, out=c)
-    c *= square
-    np.sqrt(c, out=c)
-    a *= c
-    np.subtract(_HALF, b, out=b)
-    square *= np.float32(4)
-    np.sqrt(square, out=square)
-    b *= square
+    np.left_shift(angle, 1, out=work[0].view(np.uint32))
+    np.copyto(quarter_turns, work[0].view(np.int32), casting="unsafe")
+    quarter_turns *= _EIGHTH_TURN
+    np.multiply(out, out, out=work)
+    _polynomials(work, out=result)
+    result *= out
+    square, t = result
+    square += powers
+    x, y = out
+    np.multiply(t, t, out=y)
+    y *= _QUARTER
+    np.subtract(_ONE, y, out=work[0])
+    work[0] *= square
+    np.multiply(square, _FOUR, out=work[1])
+    np.sqrt(work, out=work)
+    np.multiply(t, work[0], out=x)
+    np.subtract(_HALF, y, out=y)
+    y *= work[1]
     # The other half of the circle: the first bit of the angle is the cosine's sign.
-    angle &= np.uint32(1 << 31)
-    sign = b.view(np.uint32)
+    angle &= _FIRST_BIT
+    sign = y.view(np.uint32)
     sign ^= angle
-    return a, b
+    return out
 
 
-def _polynomial(coefficients: Sequence[float], x: NDArray[np.float32], *, out: NDArray[np.float32]) -> None:
-    """Evaluate c0 + c1 x + c2 x² + … by Horner's rule."""
-    *lower, highest = coefficients
-    np.multiply(x, np.float32(highest), out=out)
+def _polynomials(x: NDArray[np.float32], *, out: NDArray[np.float32]) -> None:
+    """Evaluate c0 + c1 x + c2 x² + …, of each row its own, by Horner's rule."""
+    *lower, highest = _COEFFICIENTS
+    np.multiply(x, highest, out=out)
     for coefficient in lower[:0:-1]:
-        out += np.float32(coefficient)
+        out += coefficient
         out *= x
-    out += np.float32(lower[0])
+    out += lower[0]

@@ -22,7 +22,8 @@ def sample(x: Array, *, random: RandomStream, run: Map = map) -> Array:
 
     def fill(chunk: int) -> None:
         part = result[chunk_slice(chunk)]
-        part[...] = flat[random.generator(chunk).integers(flat.size, size=part.size)]
+        # A mode writes where it shall, and takes half of the time of an index, which looks at each number twice.
+        flat.take(random.generator(chunk).integers(flat.size, size=part.size), out=part, mode="wrap")
 
     for_each_chunk(run, fill, flat.size)
     return result.reshape(x.shape)

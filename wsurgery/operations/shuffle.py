@@ -7,6 +7,7 @@ from wsurgery.operations.kernels import layout
 from wsurgery.operations.random_streams import CHUNK, RandomStream, chunk_slice, chunks
 
 _AXES = {"filter": "out", "position": "space"}
+_SORTED = 1 << 16  # elements that are sorted at once, of tensors that are not huge: their order stays in the cache
 
 
 def shuffle(x: Array, *, random: RandomStream, run: Map = map, within: str | None = None) -> Array:
@@ -33,38 +34,41 @@ def shuffle(x: Array, *, random: RandomStream, run: Map = map, within: str | Non
     if groups > 1:
         return _by_group(flat.reshape(before, groups, inner), random, run).view(x.dtype).reshape(x.shape)
     if flat.size <= CHUNK:
-        result = flat.copy()
-        random.generator(0).shuffle(result)
-        return result.view(x.dtype).reshape(x.shape)
+        mixed = _widened(flat)
+        random.generator(0).shuffle(mixed)
+        return mixed.astype(flat.dtype).view(x.dtype).reshape(x.shape)
 
     buckets = 2 * len(chunks(flat.size))
-    key = "u4" if buckets * CHUNK <= 1 << 32 else "u8"
-    places: Array = np.arange(CHUNK, dtype=key)
-    firsts: Array = np.arange(buckets, dtype=key) * CHUNK
+    key = np.uint8 if buckets <= 1 << 8 else np.uint16 if buckets <= 1 << 16 else np.uint32  # the first two by radix
+    firsts = np.arange(buckets, dtype=key)
+    at_once = _SORTED if key is np.uint8 else CHUNK  # the pieces grow with the square of the size
+    scattered, result = np.empty_like(flat), np.empty_like(flat)
 
-    def scatter(chunk: int) -> tuple[Array, Array]:
-        part = flat[chunk_slice(chunk)]
-        where = random.generator(chunk, "bucket").integers(buckets, size=part.size, dtype=np.uint32)
-        # Sorted with their places, as numpy does by vector instructions: sorting places by bucket takes five times as long.
-        order: Array = where.astype(key) * CHUNK | places[: part.size]
-        order.sort()
-        counts = np.diff(order.searchsorted(firsts), append=part.size)
-        return part.take((order & (CHUNK - 1)).astype(np.intp), mode="clip"), counts
+    def scatter(chunk: int) -> list[Array]:
+        start, bounds = chunk * CHUNK, []
+        where = random.generator(chunk, "bucket").integers(buckets, size=flat[chunk_slice(chunk)].size, dtype=np.uint32)
+        for mine in np.split(where.astype(key), range(at_once, where.size, at_once)):
+            order, some = mine.argsort(kind="stable"), slice(start, start + mine.size)
+            flat[some].take(order, out=scattered[some], mode="clip")
+            bounds.append(start + np.append(mine.take(order).searchsorted(firsts), mine.size))
+            start += mine.size
+        return bounds
 
-    parts = list(run(scatter, chunks(flat.size)))
-    counts = np.array([count for _, count in parts])  # (chunks, buckets)
-    starts = np.concatenate([np.zeros((len(parts), 1), np.int64), counts.cumsum(1)], 1)
-    ends = np.concatenate([[0], counts.sum(0).cumsum()])
-    result = np.empty_like(flat)
+    bounds = np.array([each for some in run(scatter, chunks(flat.size)) for each in some])  # (parts, buckets + 1)
+    ends = (bounds - bounds[:, :1]).sum(0)
 
     def gather(bucket: int) -> None:
-        mine = result[ends[bucket] : ends[bucket + 1]]
-        pieces = [part[starts[i, bucket] : starts[i, bucket + 1]] for i, (part, _) in enumerate(parts)]
-        np.concatenate(pieces, out=mine)
-        random.generator(bucket, "within").shuffle(mine)
+        mixed = _widened(np.concatenate([scattered[a:b] for a, b in bounds[:, bucket : bucket + 2].tolist()]))
+        random.generator(bucket, "within").shuffle(mixed)
+        result[ends[bucket] : ends[bucket + 1]] = mixed
 
     list(run(gather, range(buckets)))
     return result.view(x.dtype).reshape(x.shape)
+
+
+def _widened(x: Array) -> Array:
+    """Return a copy, of unsigned integers as those of 8 bytes: numpy moves only these without a call for each."""
+    return x.astype(np.uint64) if x.dtype.kind == "u" else x.copy()
 
 
 def _by_group(x: Array, random: RandomStream, run: Map) -> Array:
@@ -76,7 +80,7 @@ def _by_group(x: Array, random: RandomStream, run: Map) -> Array:
     def fill(number: int) -> None:
         part = slice(number * at_once, (number + 1) * at_once)
         rows = x[:, part].swapaxes(0, 1)
-        mixed = random.generator(number, "group").permuted(rows.reshape(len(rows), -1), axis=1)
+        mixed = random.generator(number, "group").permuted(_widened(rows.reshape(len(rows), -1)), axis=1)
         result[:, part] = mixed.reshape(rows.shape).swapaxes(0, 1)
 
     list(run(fill, range(-(-groups // at_once))))
