@@ -43,10 +43,11 @@ def recalibrate_bn(
     """
     import torch
 
-    from wsurgery.anatomy.roles import BATCH_NORM_STATISTICS
+    from wsurgery.buffers import BATCH_NORM_STATISTICS
     from wsurgery.checkpoint.spool import spooled
     from wsurgery.data.dataset import load_dataset
     from wsurgery.data.sources import portable_name
+    from wsurgery.devices import threads_used
     from wsurgery.models import as_checkpoint
     from wsurgery.models.load import load_checkpoint
     from wsurgery.training.recalibration import recalibrate
@@ -64,7 +65,8 @@ def recalibrate_bn(
         skip_bad=skip_bad,
         trained=rendering_of(trained),
     )
-    recalibrate(network, few, device=torch.device("cpu"))
+    with threads_used(None):  # which is as many as the command was told to use
+        recalibrate(network, few, device=torch.device("cpu"))
     made = as_checkpoint(network.state_dict(), checkpoint.label)
     statistics = {
         name for name in again.tensors if name.rpartition(".")[2] in BATCH_NORM_STATISTICS and name in made.tensors

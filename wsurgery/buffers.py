@@ -1,8 +1,9 @@
-"""What a network computes from its settings and keeps in floating point: frequencies, masks, ranges of values."""
+"""What a network keeps and does not train: statistics, and what it computes from its settings, frequencies, masks, ranges."""
 
 import re
 from collections.abc import Sequence
 
+BATCH_NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _NAMES = re.compile(r"\w*inv_freq|\w+_mask|tril|masked_bias|relative_coords_table|(?:in|out)put_(?:min|max)")
 _SPECTRAL = re.compile(r"weight_[uv]|_[uv]")  # the vectors of a spectral norm
 

@@ -200,6 +200,15 @@ def test_onnx_initialisers_are_read(tmp_path):
     onnx.save(onnx.load(tmp_path / "x.onnx"), tmp_path / "y.onnx", save_as_external_data=True, size_threshold=0)
     with pytest.raises(WsurgeryError, match=r"keeps conv1\.weight in another file"):
         read_all(tmp_path / "y.onnx")
+    sparse = onnx.helper.make_sparse_tensor(
+        onnx.numpy_helper.from_array(np.ones(2, np.float32), "thin"),
+        onnx.numpy_helper.from_array(np.array([1, 5])),
+        [9],
+    )
+    graph = onnx.helper.make_graph([], "g", [], [], graph.initializer, sparse_initializer=[sparse])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "sparse.onnx")
+    with pytest.raises(WsurgeryError, match=r"sparse\.onnx keeps thin sparse: save"):
+        read_all(tmp_path / "sparse.onnx")
     (tmp_path / "z.onnx").write_bytes(b"nothing")
     with pytest.raises(WsurgeryError, match=r"z\.onnx"):
         read_all(tmp_path / "z.onnx")

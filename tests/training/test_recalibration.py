@@ -179,6 +179,27 @@ def wsurgery_in(wsurgery: Callable[..., object]) -> Callable[..., bytes]:
     return run
 
 
+def test_the_network_computes_in_as_many_threads_as_the_command_was_told(invoke, fundus: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "class Own(torch.nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        with open(__file__ + '.threads', 'a') as file:\n"
+        "            file.write(f'{torch.get_num_threads()} ')\n"
+        "        return super().forward(x)\n"
+        "def build():\n"
+        "    body = torch.nn.BatchNorm2d(3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()\n"
+        "    return Own(*body, torch.nn.Linear(3, 5))\n"
+    )
+    model, before = f"{tmp_path / 'own.py'}:build", torch.get_num_threads()
+    invoke("init", "--model", model, "-o", tmp_path / "a.safetensors")
+    (tmp_path / "own.py.threads").unlink(missing_ok=True)
+    given = ["recalibrate-bn", tmp_path / "a.safetensors", "--model", model, "--data", fundus, "--images", 4]
+    invoke(*given, "--threads", 3, "-o", tmp_path / "b.safetensors")
+    assert set((tmp_path / "own.py.threads").read_text().split()) == {"3"}
+    assert torch.get_num_threads() == before
+
+
 def test_a_history_with_images_in_it_is_not_run_again(invoke, fundus: str, tmp_path: Path) -> None:
     invoke("init", "resnet18", "--width", 0.1, "--num-classes", 5, "-o", tmp_path / "a.safetensors")
     invoke("recalibrate-bn", tmp_path / "a.safetensors", "--data", fundus, "-o", tmp_path / "b.safetensors")

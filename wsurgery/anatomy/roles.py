@@ -9,10 +9,9 @@ from functools import lru_cache
 from typing import Protocol
 
 from wsurgery.anatomy.blocks import first_convolution
-from wsurgery.buffers import is_buffer
+from wsurgery.buffers import BATCH_NORM_STATISTICS, is_buffer
 from wsurgery.errors import UsageError
 
-BATCH_NORM_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 BATCH_NORM_PARTS = ("weight", "bias", *BATCH_NORM_STATISTICS)
 ROLES = (
     "conv", "depthwise", "linear", "batch_norm", "norm", "embedding", "position", "token", "layer_scale", "bias",

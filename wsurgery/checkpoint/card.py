@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from wsurgery import __version__
-from wsurgery.buffers import is_buffer
+from wsurgery.buffers import BATCH_NORM_STATISTICS, is_buffer
 from wsurgery.checkpoint.opening import is_run
 from wsurgery.checkpoint.provenance import History, Record, as_pipeline, packages
 from wsurgery.checkpoint.reader import Checkpoint
@@ -21,7 +21,6 @@ LICENCES = ("license", "modelspec.license")  # entries of the metadata
 _HUB = re.compile(r"hf://([^/@]+/[^/@]+)")
 _OF_RUN = ("best.safetensors", "last.safetensors")
 _MAX_METRICS = 1 << 24  # bytes
-_MEASURED = ("running_mean", "running_var", "num_batches_tracked")  # by batch norm
 # Which the hub takes for a licence in a card's front matter: https://huggingface.co/docs/hub/repositories-licenses
 _LISTED = """
     afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
@@ -66,7 +65,9 @@ def model_card(
     parameters = sum(
         prod(tensor.shape)
         for part, tensor in ((name.rpartition(".")[2], tensor) for name, tensor in checkpoint.tensors.items())
-        if tensor.dtype.startswith(("F", "BF", "C")) and part not in _MEASURED and not is_buffer(part, tensor.shape)
+        if tensor.dtype.startswith(("F", "BF", "C"))
+        and part not in BATCH_NORM_STATISTICS
+        and not is_buffer(part, tensor.shape)
     )
     architecture = (history.architecture or {}).get("name")
     about = [

@@ -80,13 +80,16 @@ def open_onnx(path: Path, label: str) -> Iterator[Opened]:
         As `open_hdf5`.
 
     Raises:
-        WsurgeryError: it is damaged, has no initialisers, or one that is in another file.
+        WsurgeryError: it is damaged, has no initialisers, or one that is sparse or in another file.
         ModuleNotFoundError: onnx is not there.
     """
     import onnx
 
     with one_line_errors(label):
         graph = onnx.load(str(path), load_external_data=False).graph
+        for sparse in graph.sparse_initializer:
+            name = printable(sparse.values.name)
+            raise WsurgeryError(f"keeps {name} sparse: save the network with a dense initialiser in its place")
         held = {each.name: each for each in graph.initializer}
         for name, each in held.items():
             if each.data_location == onnx.TensorProto.EXTERNAL:

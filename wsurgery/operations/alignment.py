@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from wsurgery.anatomy.roles import BATCH_NORM_STATISTICS
 from wsurgery.anatomy.symmetries import Group, Symmetry
+from wsurgery.buffers import BATCH_NORM_STATISTICS
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import BITS, is_float
 from wsurgery.checkpoint.provenance import History

@@ -6,8 +6,8 @@ from math import prod
 from typing import Any
 
 from wsurgery.anatomy import Selection, role_map
-from wsurgery.anatomy.roles import BATCH_NORM_STATISTICS
 from wsurgery.anatomy.scales import scales
+from wsurgery.buffers import BATCH_NORM_STATISTICS
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.opening import STDIN
 from wsurgery.checkpoint.provenance import History
