@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
 from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
-from wsurgery.operations.cast import cast, overflow_count
+from wsurgery.operations.cast import cast, overflow_count, round_once
 from wsurgery.operations.counterparts import COUNTER, seen_as, under_names_of, untied
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import chunk_slice, for_each_chunk
@@ -21,6 +23,8 @@ from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit, copy
 
 _REMEDY = "leave it out with --except if the two are to differ there"
 _SUM_TOLERANCE = 1e-6  # weights typed with six digits
+_ZERO = -0.0  # which keeps the sign of what is added to it
+_BLOCK = 1 << 16  # elements in float64 at a time: what is in work stays in the second-level cache
 
 
 def parse_weights(text: str | None) -> list[float] | None:
@@ -62,37 +66,29 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
     sources, chosen, history, says = matched(sources, selection)
     first = sources[0]
     (lead, lead_weight), *rest = [pair for pair in zip(sources, weights, strict=True) if pair[1]]
+    weights = [lead_weight, *(weight for _, weight in rest)]
     of_both_signs = min(weights) < 0
 
-    def read(name: str) -> Iterator[tuple[Array, float]]:
-        for source, weight in rest:
-            yield source.read_array(name), weight
-
     def combine(x: Array, run: Map, *, tensor: TensorInfo) -> Array:
-        def parts() -> Iterator[tuple[Array, float]]:
-            yield x, lead_weight
-            yield from read(tensor.name)
+        def others() -> Iterator[Array]:
+            return (source.read_array(tensor.name) for source, _ in rest)
 
-        total = weighted_sum(parts(), shape=x.shape, run=run)
+        result, lost = weighted_sum(chain([x], others()), weights, dtype=numpy_dtype(tensor.dtype), run=run)
         if of_both_signs and np.isinf(x).any():
-            alike = np.isinf(x)
-            for other, _ in read(tensor.name):
-                alike &= x == other
-            total[alike] = x[alike]  # 2 ∞ - ∞, as of a mask, is no number
-        result = cast(total, dtype=numpy_dtype(tensor.dtype), run=run)
-        overflows.note(tensor.name, overflow_count(total, result, run=run), result.dtype)
+            alike = reduce(np.logical_and, (x == other for other in others()), np.isinf(x))
+            result[alike] = cast(x[alike], dtype=result.dtype)  # 2 ∞ - ∞, as of a mask, is no number
+        overflows.note(tensor.name, lost, result.dtype)
         return result
 
     def several(x: Array, tensors: Sequence[tuple[str, int]], *, dtype: str) -> Array | None:
-        others = [(_end_to_end(source, [name for name, _ in tensors]), weight) for source, weight in rest]
-        alike = [(other, weight) for other, weight in others if other is not None]
+        others = [_end_to_end(source, [name for name, _ in tensors]) for source, _ in rest]
+        alike = [other for other in others if other is not None]
         if len(alike) < len(others):
             return None
         if of_both_signs and np.isinf(x).any():
             return None
-        total = weighted_sum([(x, lead_weight), *alike], shape=x.shape)
-        result = cast(total, dtype=numpy_dtype(dtype))
-        return None if overflow_count(total, result) else result
+        result, lost = weighted_sum([x, *alike], weights, dtype=numpy_dtype(dtype))
+        return None if lost else result
 
     overflows = Overflows()
     of_dtype = {tensor.dtype: partial(several, dtype=tensor.dtype) for tensor in first.tensors.values()}
@@ -135,30 +131,57 @@ def matched(
     return seen, chosen, history, says
 
 
-def weighted_sum(parts: Iterable[tuple[Array, float]], *, shape: tuple[int, ...], run: Map = map) -> Array:
-    """Sum tensors times weights, in float64.
+def weighted_sum(
+    tensors: Iterable[Array], weights: Sequence[float], *, dtype: "np.dtype[Any]", run: Map = map
+) -> tuple[Array, int]:
+    """Sum tensors times weights, in float64, and round once.
 
     Args:
-        parts: tensors, floating point, all of `shape`, each with its weight; taken one at a time.
-        shape: their shape.
+        tensors: at least one, floating point, all of one shape; taken one at a time, but for the last two.
+        weights: one a tensor.
+        dtype: of the result.
         run: `map` over chunks.
+
+    Returns:
+        The sum in their shape, and how many of its elements the dtype has no finite number for.
     """
-    total = np.empty(shape)
-    total.fill(-0.0)  # the zero that keeps the sign of what is added to it
-    for x, weight in parts:
-        _accumulate(total.reshape(-1), x.reshape(-1), weight, run)
-    return total
+    left = iter(tensors)
+    total: Array | None = None
+    for weight, x in zip(weights[:-2], left, strict=False):
+        total = np.full(x.size, _ZERO) if total is None else total
+        _accumulate(total, x.reshape(-1), weight, run)
+    last = list(zip(weights[-2:], left, strict=True))
+    shape = last[0][1].shape
+    result, lost = np.empty(math.prod(shape), dtype), []
+
+    def finish(chunk: int) -> None:
+        part = chunk_slice(chunk)
+        for start in range(part.start, min(part.stop, result.size), _BLOCK):
+            rounded = result[start : min(start + _BLOCK, part.stop)]
+            some = slice(start, start + rounded.size)
+            sums = np.full(rounded.size, _ZERO) if total is None else total[some]
+            for weight, x in last:
+                _add(sums, x.reshape(-1)[some], weight)
+            rounded[...] = round_once(sums, result.dtype)
+            lost.append(overflow_count(sums, rounded))
+
+    for_each_chunk(run, finish, result.size)
+    return result.reshape(shape), sum(lost)
 
 
 def _accumulate(total: Array, x: Array, weight: float, run: Map) -> None:
     def add(chunk: int) -> None:
         part = chunk_slice(chunk)
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = x[part].astype(np.float64)
-            values *= weight
-            total[part] += values
+        _add(total[part], x[part], weight)
 
     for_each_chunk(run, add, x.size)
+
+
+def _add(sums: Array, x: Array, weight: float) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = x.astype(np.float64)
+        values *= weight
+        sums += values
 
 
 def _end_to_end(source: Checkpoint, names: Sequence[str]) -> Array | None:
