@@ -1,7 +1,7 @@
 """`wsurgery recalibrate-bn`."""
 
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from wsurgery.commands._shared import ModelOption
 from wsurgery.plugin import (
@@ -16,6 +16,9 @@ from wsurgery.plugin import (
     copies,
     edit,
 )
+
+if TYPE_CHECKING:
+    from wsurgery.operations.overflows import Overflows
 
 
 @edit()
@@ -48,8 +51,10 @@ def recalibrate_bn(
     from wsurgery.data.dataset import load_dataset
     from wsurgery.data.sources import portable_name
     from wsurgery.devices import threads_used
+    from wsurgery.errors import printable
     from wsurgery.models import as_checkpoint
     from wsurgery.models.load import load_checkpoint
+    from wsurgery.operations.overflows import Overflows
     from wsurgery.training.recalibration import recalibrate
     from wsurgery.training.recorded import record_of, rendering_of
 
@@ -66,7 +71,7 @@ def recalibrate_bn(
         trained=rendering_of(trained),
     )
     with threads_used(None):  # which is as many as the command was told to use
-        recalibrate(network, few, device=torch.device("cpu"))
+        unreached = recalibrate(network, few, device=torch.device("cpu"))
     made = as_checkpoint(network.state_dict(), checkpoint.label)
     statistics = {
         name for name in again.tensors if name.rpartition(".")[2] in BATCH_NORM_STATISTICS and name in made.tensors
@@ -74,16 +79,21 @@ def recalibrate_bn(
 
     def measured(tensor: TensorInfo) -> TensorEdit:
         origin = made.tensors[tensor.name]
-        compute = partial(_cast, dtype=tensor.dtype) if tensor.dtype != origin.dtype else None
+        compute = partial(_cast, tensor=tensor, overflows=overflows) if tensor.dtype != origin.dtype else None
         return TensorEdit(tensor, made, origin, compute)
 
+    overflows = Overflows()
     edits = [measured(each.tensor) if each.tensor.name in statistics else each for each in copies(again)]
-    said = f"{len(few.images):,} images, digest {few.digest[:12]}"
-    return Result(edits, History.of(checkpoint), recorded={"data": portable_name(data, few.rendering)}, says=[said])
+    says = [f"{len(few.images):,} images, digest {few.digest[:12]}"]
+    if unreached:
+        says.append(
+            f"{printable(unreached[0])} (and {len(unreached) - 1} more) is reached by no image, and stays as it was"
+        )
+    recorded = {"data": portable_name(data, few.rendering)}
+    return Result(edits, History.of(checkpoint), recorded=recorded, says=says, warns=overflows.warnings)
 
 
-def _cast(x: Array, run: Map, *, dtype: str) -> Array:
+def _cast(x: Array, run: Map, *, tensor: TensorInfo, overflows: "Overflows") -> Array:
     from wsurgery.checkpoint.dtypes import numpy_dtype
-    from wsurgery.operations.cast import cast
 
-    return cast(x, dtype=numpy_dtype(dtype), run=run)
+    return overflows.cast(tensor.name, x, dtype=numpy_dtype(tensor.dtype), run=run)

@@ -185,6 +185,12 @@ PATCHES = ("patch_embed.proj.weight", (8, 3, 16, 16))
         (tensors(PATCHES), ["--img-size", "64x"], 2, "height and width as 224x320"),
         (tensors(PATCHES), ["--img-size", 0], 2, "--img-size 0"),
         (tensors(PATCHES), ["--img-size", 64], 2, "no table of positions"),
+        *(
+            (tensors(PATCHES, (name, (8, 196))), ["--img-size", 64], 1, f"{name} (8, 196) depends")
+            for name in (  # of Mixer, ResMLP and gMLP
+                "blocks.0.mlp_tokens.fc1.weight", "blocks.0.linear_tokens.weight", "blocks.0.mlp_channels.gate.proj.weight",
+            )
+        ),
         (tensors(PATCHES, ("pos_embed", (1, 16, 8))), ["--img-size", 9], 2, "a patch of 16 pixels"),
         (tensors(PATCHES, ("pos_embed", (1, 15, 8))), ["--img-size", 64], 1, "pos_embed (1, 15, 8) depends"),
         (tensors(PATCHES, ("blocks.0.attn.rel_pos_h", (27, 8))), ["--img-size", 64], 1, "rel_pos_h (27, 8) depends"),

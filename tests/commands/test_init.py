@@ -132,6 +132,16 @@ def test_open_branches_are_the_same_draws_with_norms_at_the_identity(arch, invok
     assert len(closed) == {"resnet18": 8, "resnet26": 8, "resnetv2_50": 0, "efficientnet_lite0": 0}[arch]
 
 
+def test_open_branches_leave_response_norms_alone(invoke, tmp_path):
+    """ConvNeXt V2's, whose weights of 0 let all through: they close nothing."""
+    given = ["init", "convnextv2_atto", "--num-classes", 3]
+    invoke(*given, "-o", tmp_path / "own")
+    invoke(*given, "--no-zero-init-last", "-o", tmp_path / "opened")
+    own, opened = load_file(tmp_path / "own"), load_file(tmp_path / "opened")
+    assert any(name.endswith("grn.weight") and not own[name].any() for name in own)
+    assert all((own[name] == opened[name]).all() for name in own)
+
+
 RED, SMALL = ("--mean", "0.7,0.2,0.1", "--std", "0.1,0.3,0.9"), ("--threads", 1, "--device", "cpu")
 
 

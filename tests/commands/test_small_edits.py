@@ -162,6 +162,33 @@ def test_running_statistics_change_only_when_they_are_chosen(command, invoke, re
     assert (load_file(tmp_path / "z")["bn1.running_var"] == 4 * before["bn1.running_var"]).all()
 
 
+@pytest.mark.parametrize(
+    "command", ["average a b --weights 1.5,-0.5", "lerp a b --t -0.5", "merge b --base a --method task --lambda -0.5"]
+)
+def test_no_sum_makes_a_running_variance_negative(command, invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, variance in (("a", 1), ("b", 4)):
+        norm = {f"bn.{part}": np.full(2, variance, np.float32) for part in ("weight", "running_mean", "running_var")}
+        save_file(norm, name)
+    refused = invoke(*command.split(), "-o", "c", check=False)
+    assert refused.exit_code == 1
+    assert "bn.running_var is a running variance and would become negative: leave it out" in refused.stderr
+    invoke(*command.split(), "--except", "*running_var", "-o", "c")
+    made = load_file("c")
+    assert (made["bn.weight"] == 1.5 * 1 - 0.5 * 4).all()
+
+
+@pytest.mark.parametrize("command", ["transfuse a --into b --upto conv1", "transfuse a --into b --only *"])
+def test_what_the_receiving_type_does_not_reach_is_said(command, invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.array([1e6, -7e4, 1, np.inf], np.float32)
+    save_file({"conv1.weight": x}, "a")
+    save_file({"conv1.weight": np.zeros(4, np.float16)}, "b")
+    said = invoke(*command.split(), "-o", "c").stderr
+    assert "2 finite values in 1 tensors became infinite, first in conv1.weight: F16" in said
+    assert load_file("c")["conv1.weight"].tolist() == [np.inf, -np.inf, 1, np.inf]
+
+
 def test_a_second_noise_is_another_one(invoke, resnet, tmp_path):
     invoke("add-noise", resnet, "--std", 1, "-o", tmp_path / "1")
     invoke("add-noise", tmp_path / "1", "--std", 1, "-o", tmp_path / "2")

@@ -102,6 +102,47 @@ def test_each_image_counts_the_same_in_batches_of_any_size(size: int, network: n
     torch.testing.assert_close(bn1.running_var.double(), of_batches, rtol=0.2, atol=1e-6)
 
 
+class Shared(nn.Module):
+    """One norm for images of two sizes, and one that no image reaches but in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.auxiliary = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.shared(x) + self.shared(3 * x[:, :, ::2, ::2] + 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return (self.auxiliary(y) if self.training else y).mean((2, 3))
+
+
+@pytest.mark.parametrize("size", [60, 20])
+def test_a_norm_of_several_inputs_has_what_torch_finds_and_one_of_none_stays(size: int, dataset: Dataset) -> None:
+    network = Shared()
+    with torch.no_grad():
+        network.auxiliary.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        network.auxiliary.running_var.fill_(5)
+        network.auxiliary.num_batches_tracked.fill_(500)
+    before = statistics(network)
+    assert recalibrate(network, dataset, device=CPU, batch_size=size) == ["auxiliary"]
+    found = statistics(network)
+    network.auxiliary = nn.BatchNorm2d(3)
+    network.shared.reset_running_stats()
+    update_bn(batches(network, dataset, size), network)
+    for name, expected in statistics(network.shared).items():
+        torch.testing.assert_close(found[f"shared.{name}"], expected, rtol=1e-5, atol=1e-6)
+    for name, x in found.items():
+        assert name.startswith("shared") or torch.equal(x, before[name]), name
+
+
+def test_variances_that_the_files_type_does_not_reach_are_said(invoke, fundus: str, tmp_path: Path) -> None:
+    invoke("init", "resnet18", "--width", 0.1, "--num-classes", 5, "-o", tmp_path / "a")
+    invoke("scale", tmp_path / "a", "--only", "conv1.weight", "--by", 3000, "-o", tmp_path / "b")
+    invoke("cast", tmp_path / "b", "--to", "fp16", "-o", tmp_path / "c")
+    said = invoke("recalibrate-bn", tmp_path / "c", "--data", fundus, "--images", 20, "-o", tmp_path / "d").stderr
+    infinite = {name: np.isinf(x).sum() for name, x in load_file(tmp_path / "d").items() if np.isinf(x).any()}
+    assert set(infinite) == {"bn1.running_var"}
+    assert f"{infinite['bn1.running_var']} finite values in 1 tensors became infinite, first in bn1.running_var" in said
+
+
 def test_between_two_networks_it_is_repair(network: nn.Module, dataset: Dataset) -> None:
     """Jordan et al. 2022: the activations have the endpoints' means and standard deviations, interpolated."""
     torch.manual_seed(0)

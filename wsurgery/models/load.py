@@ -265,7 +265,8 @@ def open_branches(network: nn.Module) -> None:
     timm's `zero_init_last` (Goyal et al. 2017, section 5.1). A network that has none stays as it is.
     """
     for module in network.modules():
-        if "norm" in type(module).__name__.lower():
+        kind = type(module).__name__.lower()
+        if "norm" in kind and "response" not in kind:  # ConvNeXt V2's, at 0, lets all through
             for name, parameter in module.named_parameters(recurse=False):
                 if name == "weight" and not parameter.any():
                     nn.init.ones_(parameter)

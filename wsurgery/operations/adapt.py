@@ -26,6 +26,7 @@ _OF_THE_GRID = re.compile(r"(.*\.)?(blocks\.\d+\.attn|rel_pos_bias)\.relative_po
 _OF_A_WINDOW = re.compile(r"(?:.*\.)?layers\.(\d+)\.blocks\.\d+\.attn\.relative_position_bias_table")  # Swin
 _PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 _ANY_SIZE = "freqs"  # learned frequencies of rotary positions
+_MIXES_POSITIONS = re.compile(r".*(?:(?:mlp|linear)_tokens\..*|\.gate\.proj\.)weight")  # Mixer's, ResMLP's, gMLP's
 _RESAMPLES_ITSELF = "merger."  # Qwen3-VL's bare vision tower
 _RECOMPUTED = ("relative_position_index", "attn_mask")
 
@@ -252,6 +253,8 @@ def _for_size(checkpoint: Checkpoint, img_size: Sides, old_size: Sides | None) -
     """Find the tables of positions."""
     tensors, roles = checkpoint.tensors, role_map(checkpoint.tensors)
     tables = [tensor for name, tensor in tensors.items() if roles[name] == "position" and not name.endswith(_ANY_SIZE)]
+    if mixing := next((tensor for name, tensor in tensors.items() if _MIXES_POSITIONS.fullmatch(name)), None):
+        raise WsurgeryError(_unknown(mixing, img_size))
     if not tables or any(_RESAMPLES_ITSELF in name for name in tensors):
         raise UsageError(
             f"{checkpoint.label} has no table of positions for images of one size: there is nothing to adapt"
@@ -294,10 +297,14 @@ def _for_size(checkpoint: Checkpoint, img_size: Sides, old_size: Sides | None) -
                 biases = partial(resample_biases, extra=extra, window=sides, old=old)
                 yield name, (math.prod(_offsets(sides)) + extra, shape[1]), biases
                 continue
-        raise WsurgeryError(
-            f"{printable(name)} {shape} depends on the size of the image in a way that adapt does not know: make the "
-            f"network with wsurgery init ARCH --arg img_size={_as_argument(img_size)}, and transfuse all but this into it"
-        )
+        raise WsurgeryError(_unknown(table, img_size))
+
+
+def _unknown(tensor: TensorInfo, img_size: Sides) -> str:
+    return (
+        f"{printable(tensor.name)} {tensor.shape} depends on the size of the image in a way that adapt does not know: make "
+        f"the network with wsurgery init ARCH --arg img_size={_as_argument(img_size)}, and transfuse all but this into it"
+    )
 
 
 def _as_argument(sides: Sides) -> str:

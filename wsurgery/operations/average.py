@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from itertools import chain
 from typing import Any
@@ -20,6 +21,7 @@ from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import chunk_slice, for_each_chunk
 from wsurgery.operations.scaled import require_unscaled
 from wsurgery.operations.tensor_edit import Result, Separable, TensorEdit, copy
+from wsurgery.operations.tensors import not_negative
 
 _REMEDY = "leave it out with --except if the two are to differ there"
 _SUM_TOLERANCE = 1e-6  # weights typed with six digits
@@ -57,7 +59,8 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
 
     Raises:
         UsageError: there are more or fewer weights than sources, or they do not sum to 1.
-        WsurgeryError: a selected tensor is not in every source, or not with the same shape.
+        WsurgeryError: a selected tensor is not in every source, or not with the same shape. When it is computed: a running
+            variance would become negative.
     """
     if len(weights) != len(sources):
         raise UsageError(f"{len(sources)} checkpoints and {len(weights)} weights: give each checkpoint one")
@@ -100,8 +103,16 @@ def weighted_sum_edits(sources: Sequence[Checkpoint], weights: Sequence[float], 
         origin = lead.tensors[tensor.name]
         is_copy = not rest and lead_weight == 1 and origin.dtype == tensor.dtype
         compute = Separable(partial(combine, tensor=tensor), ((of_dtype[tensor.dtype], tensor.name),))
-        edits.append(TensorEdit(tensor, lead, origin, None if is_copy else compute))
+        one = TensorEdit(tensor, lead, origin, None if is_copy else compute)
+        edits.append(checked(one) if of_both_signs else one)
     return Result(edits, history, says=says, warns=overflows.warnings)
+
+
+def checked(edit: TensorEdit) -> TensorEdit:
+    """Return the edit of a tensor, refused if that is a running variance and would become negative."""
+    if edit.compute is None or not edit.tensor.name.endswith("running_var"):
+        return edit
+    return replace(edit, compute=not_negative(edit.compute))
 
 
 def matched(

@@ -27,9 +27,7 @@ def cast_edits(checkpoint: Checkpoint, dtype: str, *, selection: Selection) -> R
     target = numpy_dtype(dtype)
 
     def convert(x: Array, run: Map, *, name: str) -> Array:
-        result = cast(x, dtype=target, run=run)
-        overflows.note(name, overflow_count(x, result, run=run), target)
-        return result
+        return overflows.cast(name, x, dtype=target, run=run)
 
     def several(x: Array, tensors: Sequence[tuple[str, int]]) -> Array | None:
         result = cast(x, dtype=target)

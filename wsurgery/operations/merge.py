@@ -8,7 +8,6 @@ takes from the angle between them how far to go from the base; `slerp` needs no 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from threading import Lock
 
@@ -21,13 +20,12 @@ from wsurgery.checkpoint.spool import spooled
 from wsurgery.cores import cores
 from wsurgery.errors import UsageError, WsurgeryError
 from wsurgery.operations.arrays import Array, Map
-from wsurgery.operations.average import matched, weighted_sum_edits
+from wsurgery.operations.average import checked, matched, weighted_sum_edits
 from wsurgery.operations.cast import overflow_count, round_once
 from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_streams import CHUNK, RandomStream, chunks, for_each_chunk
 from wsurgery.operations.ranks import magnitude_keys, of_ranks
 from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
-from wsurgery.operations.tensors import not_negative
 
 # What each method takes beside weights, with its default.
 SETTINGS: Mapping[str, Mapping[str, float]] = {
@@ -82,8 +80,7 @@ def merge_edits(
         given = list(sources)
     elif method == "task":
         scaled = [settings["lambda_"] * weight for weight in weights]
-        result = weighted_sum_edits([*sources, base], [*scaled, 1 - math.fsum(scaled)], selection=selection)
-        return replace(result, tensors=[_checked(each) for each in result.tensors])
+        return weighted_sum_edits([*sources, base], [*scaled, 1 - math.fsum(scaled)], selection=selection)
     else:
         given = [*sources, base]
     if method == "ties":
@@ -113,7 +110,7 @@ def merge_edits(
 
     names = {tensor.name for tensor in merged}
     edits = [
-        _checked(TensorEdit(tensor, first, tensor, partial(combine, tensor=tensor)))
+        checked(TensorEdit(tensor, first, tensor, partial(combine, tensor=tensor)))
         if tensor.name in names
         else copy(tensor, first)
         for tensor in first.tensors.values()
@@ -138,12 +135,6 @@ def _weights(method: str, count: int, weights: Sequence[float] | None) -> Sequen
     if method == "ties" and min(weights) <= 0:
         raise UsageError("--weights: above 0 with --method ties, which takes their mean")
     return weights
-
-
-def _checked(edit: TensorEdit) -> TensorEdit:
-    if edit.compute is None or not edit.tensor.name.endswith("running_var"):
-        return edit
-    return replace(edit, compute=not_negative(edit.compute))
 
 
 class _Once:

@@ -8,6 +8,8 @@ from wsurgery.errors import printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from wsurgery.operations.arrays import Array, Map
+
 _NO_INFINITY = ("F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 
@@ -21,6 +23,14 @@ class Overflows:
         """Note how many there are in a tensor of a type; computed again, it has as many."""
         if count:
             self._counts[tensor] = count, dtype_name(dtype)
+
+    def cast(self, tensor: str, x: "Array", *, dtype: "np.dtype[Any]", run: "Map" = map) -> "Array":
+        """Convert a tensor to another floating-point type, and note what it does not reach."""
+        from wsurgery.operations.cast import cast, overflow_count
+
+        result = cast(x, dtype=dtype, run=run)
+        self.note(tensor, overflow_count(x, result, run=run), dtype)
+        return result
 
     def warnings(self) -> list[str]:
         """Say it, in at most one line."""

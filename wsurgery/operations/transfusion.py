@@ -15,8 +15,8 @@ from wsurgery.checkpoint.dtypes import BITS, is_float, numpy_dtype
 from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Compute, Map
-from wsurgery.operations.cast import cast
 from wsurgery.operations.counterparts import COUNTER, under_names_of, untied
+from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.resampling import RESAMPLINGS, constant, resampling
@@ -41,16 +41,16 @@ def transfuse_into(source: Checkpoint, into: Checkpoint, *, selection: Selection
     chosen = selection.names(into.tensors, beside=source.tensors)
     counterparts = under_names_of(into.tensors, chosen, source)
     _require_counterparts(counterparts, selection, chosen, source, into)
-    edits = []
+    edits, overflows = [], Overflows()
     for tensor in into.tensors.values():
         origin = counterparts.get(tensor.name)
         if tensor.name not in chosen or origin is None:
             edits.append(copy(tensor, into))
             continue
-        compute = None if origin.dtype == tensor.dtype else _conversion(origin, tensor.dtype)
+        compute = None if origin.dtype == tensor.dtype else _conversion(origin, tensor, overflows)
         edits.append(TensorEdit(tensor, source, origin, compute))
     taken = {origin.name for name, origin in counterparts.items() if name in chosen}
-    return Result(edits, history, says=[*says, *_other_blocks(source, selection, taken)])
+    return Result(edits, history, says=[*says, *_other_blocks(source, selection, taken)], warns=overflows.warnings)
 
 
 def _other_blocks(source: Checkpoint, selection: Selection, taken: set[str]) -> Iterator[str]:
@@ -108,12 +108,13 @@ def _random(x: Array, run: Map, *, role: str, fan_in: int, random: RandomStream)
     return random_init(x, role=role, fan_in=fan_in, random=random, run=run)
 
 
-def _conversion(origin: TensorInfo, dtype: str) -> Compute:
+def _conversion(origin: TensorInfo, tensor: TensorInfo, overflows: Overflows) -> Compute:
+    dtype = tensor.dtype
     if not (is_float(origin.dtype) and is_float(dtype)) or min(BITS[origin.dtype], BITS[dtype]) < 8:
         raise WsurgeryError(
             f"{printable(origin.name)} is {origin.dtype} in the source and {dtype} in --into: add --except"
         )
-    return lambda x, run: cast(x, dtype=numpy_dtype(dtype), run=run)
+    return lambda x, run: overflows.cast(tensor.name, x, dtype=numpy_dtype(dtype), run=run)
 
 
 def _fan_in(tensor: TensorInfo, tensors: Mapping[str, Described]) -> int:

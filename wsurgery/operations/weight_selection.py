@@ -16,8 +16,8 @@ from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
 from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Map
-from wsurgery.operations.cast import cast
 from wsurgery.operations.counterparts import under_names_of
+from wsurgery.operations.overflows import Overflows
 from wsurgery.operations.tensor_edit import Result, TensorEdit
 
 
@@ -43,8 +43,11 @@ def select_weights(fresh: Result, larger: Checkpoint) -> Result:
             "takes a larger network of the same family"
         )
     _require_larger(tensors, chosen, larger)
+    overflows = Overflows()
     edits = [
-        TensorEdit(edit.tensor, larger, chosen[edit.tensor.name], partial(_selected, tensor=edit.tensor))
+        TensorEdit(
+            edit.tensor, larger, chosen[edit.tensor.name], partial(_selected, tensor=edit.tensor, overflows=overflows)
+        )
         if edit.tensor.name in chosen
         else edit
         for edit in fresh.tensors
@@ -55,7 +58,7 @@ def select_weights(fresh: Result, larger: Checkpoint) -> Result:
         says.append(
             f"{printable(missing[0])} (and {len(missing) - 1} more below the head) is not in {larger.label}: drawn"
         )
-    return replace(fresh, tensors=edits, says=[*fresh.says, *says])
+    return replace(fresh, tensors=edits, says=[*fresh.says, *says], warns=overflows.warnings)
 
 
 def evenly_spaced(size: int, count: int) -> Array:
@@ -65,10 +68,12 @@ def evenly_spaced(size: int, count: int) -> Array:
     return np.rint(np.arange(count) * (size - 1) / max(count - 1, 1)).astype(np.intp)
 
 
-def _selected(x: Array, run: Map, *, tensor: TensorInfo) -> Array:
+def _selected(x: Array, run: Map, *, tensor: TensorInfo, overflows: Overflows) -> Array:
     picked = x[np.ix_(*map(evenly_spaced, x.shape, tensor.shape))] if x.ndim else x
     dtype = numpy_dtype(tensor.dtype)
-    return cast(np.ascontiguousarray(picked), dtype=dtype, run=run) if is_float(tensor.dtype) else picked.astype(dtype)
+    if not is_float(tensor.dtype):
+        return picked.astype(dtype)
+    return overflows.cast(tensor.name, np.ascontiguousarray(picked), dtype=dtype, run=run)
 
 
 def _require_larger(tensors: Mapping[str, TensorInfo], chosen: Mapping[str, TensorInfo], larger: Checkpoint) -> None:
