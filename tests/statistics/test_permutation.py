@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN, correlation, holm, in_all, sign_flip, verdict
+from wsurgery.statistics.permutation import EXACT, NOT_SHOWN, SHOWN, correlation, holm, in_all, sign_flip, verdict
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
@@ -17,6 +17,35 @@ def test_sign_flip_counts_every_pattern_of_signs(n: int) -> None:
         signs = np.array(list(product([1, -1], repeat=n)))
         expected = float(np.mean(signs @ np.abs(differences) >= sum(differences)))
         assert sign_flip(differences).p == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("a", "b", "p"), [
+    ([9502, 9505, 9504, 9504, 9502, 9502, 9507], [9497, 9504, 9503, 9506, 9500, 9501, 9504], 9 / 128),
+    ([9502, 9505, 9504, 9504, 9502], [9502, 9505, 9504, 9504, 9502], 1),
+])  # fmt: skip
+def test_sums_that_tie_but_for_rounding_are_counted(a: list[int], b: list[int], p: float) -> None:
+    assert sign_flip([x / 10_000 - y / 10_000 for x, y in zip(a, b, strict=True)]).p == p
+
+
+@pytest.mark.parametrize("unit", [900, 2_500, 10_000])
+def test_differences_of_aucs_have_the_p_of_their_integers(unit: int) -> None:
+    rng = np.random.default_rng(unit)
+    for n in (5, 6, 7, 8) * 50:
+        a = rng.integers(int(0.95 * unit), int(0.95 * unit) + 8, n)
+        b = a - rng.integers(-2, 6, n)
+        sums = np.array(list(product([1, -1], repeat=n))) @ (a - b)
+        differences = [x / unit - y / unit for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+        assert sign_flip(differences).p == np.mean(sums >= (a - b).sum())
+
+
+def test_of_many_pairs_signs_are_drawn() -> None:
+    differences = np.random.default_rng(0).integers(-40, 60, 30)
+    ways = {0: 1}  # sum → patterns of signs that have it
+    for x in differences.tolist():
+        ways = {s: ways.get(s - x, 0) + ways.get(s + x, 0) for s in {t + y for t in ways for y in (x, -x)}}
+    expected = sum(count for total, count in ways.items() if total >= differences.sum()) / 2**30
+    assert 0.01 < expected < 0.5
+    assert sign_flip(differences.tolist()).p == pytest.approx(expected, abs=4 * (expected / EXACT) ** 0.5)
 
 
 def test_all_layers_hold_only_if_the_weakest_does() -> None:
