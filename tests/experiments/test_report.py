@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file, save_file
+from scipy.integrate import trapezoid
 
 from wsurgery.errors import UsageError
-from wsurgery.experiments.claim_lines import read_claims
+from wsurgery.experiments.claim_lines import Line, read_claims
 from wsurgery.experiments.report import as_json, read_report
+from wsurgery.figures.tables import arms_note
 
 FAST = [{0: 0.5, 20: 0.92, 40: 0.95}, {0: 0.5, 20: 0.8, 40: 0.94}]
 SLOW = [{0: 0.5, 20: 0.6, 40: 0.7}, {0: 0.5, 20: 0.55, 40: 0.65}]
@@ -40,6 +42,31 @@ def test_the_numbers_are_those_of_the_files(experiment: Path) -> None:
     assert verdicts["Transfer"].endswith("suggestive: every seed agrees")
     assert [len(arm["cca_init"]) for arm in data["arms"]] == [2] * 4
     assert set(verdicts) == {"Transfer", "Pretrained", "The", "Two", "That"}
+
+
+def test_runs_of_different_lengths_are_compared_as_far_as_each_of_them_went(
+    make_experiment: Callable[..., Path],
+) -> None:
+    curve = {0: 0.5, 20: 0.7, 40: 0.9, 60: 0.95, 80: 0.97}
+    stopped = {step: auc for step, auc in curve.items() if step <= 40}
+    slower = {step: 0.5 + (auc - 0.5) / 2 for step, auc in curve.items()}
+    root = make_experiment({"random": [slower] * 2, "long": [curve] * 2, "short": [stopped, curve]}, bare=True)
+    lines = [Line("faster", (arm, "random"), {}, arm, "") for arm in ("long", "short")]
+    lines.append(Line("faster", ("short", "long"), {}, "each other", ""))
+    report = read_report(root, threshold="0.9", claims=lines)
+    arms = {arm["arm"]: arm["mean_auc_along_training"] for arm in as_json(report)["arms"]}
+    assert {found["up_to_step"] for found in arms.values()} == {40}
+    assert arms["short"]["values"] == arms["long"]["values"] == pytest.approx([0.7, 0.7])
+    assert arms["random"]["values"] == pytest.approx([0.6, 0.6])
+    assert "Mean along training is up to step 40, the last that all runs have." in arms_note(report)
+    full = (trapezoid([*curve.values()]) - trapezoid([*slower.values()])) / 4
+    long, short, each_other = (claim.evidence for claim in report.claims)
+    assert f"Mean AUC along training: {full:+.3f}." in long
+    assert f"Mean AUC along training, as far as both of a seed went: {(0.1 + full) / 2:+.3f}." in short
+    assert "as far as both of a seed went: +0.000." in each_other
+    alike = read_report(root, threshold="0.9", arms=["random", "long"])
+    assert as_json(alike)["arms"][0]["mean_auc_along_training"]["up_to_step"] == 80
+    assert "Mean along training is" not in arms_note(alike)
 
 
 def test_the_baseline_is_random_or_the_first_or_the_chosen(experiment: Path) -> None:

@@ -112,8 +112,13 @@ def test_noise_alone_passes_sooner_the_more_often_it_is_looked_at_but_not_three_
 def test_the_area_is_the_integral_of_the_curve_over_the_steps() -> None:
     steps, values = [0, 5, 20, 25], [0.5, 0.7, 0.8, 0.75]
     expected = trapezoid(values, steps) / 25
-    assert Run(Path("x"), "x", "1", dict(zip(steps, values, strict=True)), {}).area == pytest.approx(expected)
-    assert Run(Path("x"), "x", "1", {7: 0.6}, {}).area == 0.6
+    run = Run(Path("x"), "x", "1", dict(zip(steps, values, strict=True)), {})
+    assert run.area(25) == pytest.approx(expected)
+    for last in range(1, 26):
+        up_to = np.linspace(0, last, last + 1)
+        assert run.area(last) == pytest.approx(trapezoid(np.interp(up_to, steps, values), up_to) / last)
+    assert run.area(0) == 0.5
+    assert Run(Path("x"), "x", "1", {7: 0.6}, {}).area(7) == 0.6
 
 
 @pytest.mark.parametrize(

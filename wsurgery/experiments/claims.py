@@ -216,18 +216,22 @@ def _ratio(a: Arm, b: Arm, basis: Basis) -> str:
 
 
 def _speed(a: Arm, b: Arm, basis: Basis, of: str = "") -> str:
-    """Say by how much A is faster: steps at the threshold, the ratio at the others, and the area under the curve."""
+    """Say by how much A is faster: steps at the threshold, the ratio at the others, and the areas under both curves."""
     thresholds = basis.thresholds
     bound = ", as if who never passed had at the next step" if any(map(any, late(a, b))) else ""
     ratio = times(a, b, basis.units, named=True)
     ratio = ratio if ratio == NEITHER else f"{ratio} times as many{bound}"
     beside = ", ".join(f"{times(a.at(auc), b.at(auc), basis.units)} at {auc:g}" for auc in thresholds.others)
-    seeds = {run.seed: run.area for run in b.runs}
-    areas = {run.seed: run.area - seeds[run.seed] for run in a.runs if run.seed in seeds}
+    others = {run.seed: run for run in b.runs}
+    pairs = [(run, others[run.seed]) for run in a.runs if run.seed in others]
+    lasts = [min(x.last_step, y.last_step) for x, y in pairs]
+    areas = {x.seed: x.area(last) - y.area(last) for (x, y), last in zip(pairs, lasts, strict=True)}
+    cut = any(x.last_step != y.last_step for x, y in pairs)
+    along = f"Mean AUC along training{', as far as both of a seed went' if cut else ''}"
     return (
         f"Steps to a validation AUC of {thresholds.tested:g}{of}, by seed: {a.steps_in_words()} with {a.name}, "
         f"{b.steps_in_words()} with {b.name}; {ratio}{f'; {beside}' if beside else ''}. "
-        f"Mean AUC along training: {signed(basis.independent(areas), named=True)}."
+        f"{along}: {signed(basis.independent(areas), named=True)}."
     )
 
 

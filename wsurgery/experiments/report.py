@@ -14,6 +14,7 @@ from wsurgery.experiments.runs import arm_order, arms_in, find_runs, require_one
 from wsurgery.experiments.summary import Arm, summarise, times
 from wsurgery.experiments.thresholds import Thresholds, read_thresholds, resolve
 from wsurgery.experiments.what_ran import WhatRan, what_ran
+from wsurgery.statistics.spread import spread
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class Report:
     def thresholds(self) -> Thresholds:
         """The validation macro AUCs that steps are counted to."""
         return self.basis.thresholds
+
+    @property
+    def last_of_all(self) -> int:
+        """The last step that all runs of the page have come to."""
+        return min(run.last_step for arm in self.arms.values() for run in arm.runs)
+
+    def areas(self, arm: Arm) -> list[float]:
+        """Return the mean AUC along training up to `last_of_all`, 0 to 1, of each run of an arm."""
+        return [run.area(self.last_of_all) for run in arm.runs]
 
     def against_baseline(self, arm: Arm, threshold: float | None = None) -> str:
         """Say how many times the baseline's steps an arm takes; empty where there is none, or it is the arm."""
@@ -139,7 +149,11 @@ def as_json(report: Report) -> dict[str, Any]:
                 "test_macro_auc": {"values": arm.test_auc, **(arm.test_spread._asdict() if arm.test_spread else {})},
                 "baseline": _baseline_json(arm),
                 "valid_macro_auc": {"values": arm.last_auc, **arm.valid_spread._asdict()},
-                "mean_auc_along_training": {"values": [run.area for run in arm.runs], **arm.area_spread._asdict()},
+                "mean_auc_along_training": {
+                    "up_to_step": report.last_of_all,
+                    "values": (areas := report.areas(arm)),
+                    **spread(areas)._asdict(),
+                },
                 "steps_to_threshold": arm.steps,
                 "steps_to": {f"{auc:g}": arm.at(auc).steps for auc in report.thresholds.aucs},
                 "watched_until": [run.last_start for run in arm.runs],
@@ -178,7 +192,7 @@ def _comparison_json(comparison: Comparison) -> dict[str, Any]:
             {
                 "layer": layer,
                 "values": list(comparison.values(layer).values()),
-                **(spread._asdict() if (spread := comparison.spread(layer)) else {}),
+                **(found._asdict() if (found := comparison.spread(layer)) else {}),
                 "floor": floors.get(layer),
                 "ceiling": ceilings.get(layer),
             }

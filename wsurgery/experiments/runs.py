@@ -80,12 +80,18 @@ class Run:
         """The last step from which on enough evaluations are known: until there a run was watched that never passed."""
         return list(self.auc)[-in_a_row(len(self.auc))]
 
-    @property
-    def area(self) -> float:
-        """The area under the curve of `auc` over the steps, by their number: the mean AUC along training, 0 to 1."""
-        steps, values = list(self.auc), list(self.auc.values())
-        between = (np.add(values[:-1], values[1:])) / 2
-        return float(np.average(between, weights=np.diff(steps))) if len(steps) > 1 else values[0]
+    def area(self, last: int) -> float:
+        """Return the area under the curve of `auc` over the steps up to `last`, by their number: the mean AUC along training.
+
+        Runs are compared up to a step that each has come to: the longer one trains, the higher the mean.
+
+        Args:
+            last: at most `last_step`. Between evaluations the curve is straight.
+        """
+        steps = [*(step for step in self.auc if step < last), last]
+        values = np.interp(steps, list(self.auc), list(self.auc.values()))
+        between = (values[:-1] + values[1:]) / 2
+        return float(np.average(between, weights=np.diff(steps)) if len(steps) > 1 else values[0])
 
     def steps_to(self, threshold: float) -> int | None:
         """Return the step from which three evaluations in a row have at least `threshold`; None (censored) if none.

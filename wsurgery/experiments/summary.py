@@ -54,11 +54,6 @@ class Arm:
         """`last_auc` over the seeds."""
         return spread(self.last_auc)
 
-    @property
-    def area_spread(self) -> Spread:
-        """The mean AUC along training over the seeds."""
-        return spread([run.area for run in self.runs])
-
     def at(self, threshold: float) -> "Arm":
         """Return the arm with its steps counted to a threshold."""
         return replace(self, steps=[run.steps_to(threshold) for run in self.runs])

@@ -24,7 +24,7 @@ from wsurgery.figures.style import INK, PAGE_WIDTH, inline_svg, line_styles, mar
 from wsurgery.figures.tables import arms_note, notes_of, speed_rows
 from wsurgery.figures.titles import networks_of_runs
 from wsurgery.statistics.permutation import NOT_SHOWN, SHOWN
-from wsurgery.statistics.spread import Spread
+from wsurgery.statistics.spread import Spread, spread
 
 _FILTER_ARMS = ("random", "transfer", "meanvar", "gabor")
 # A cell that begins with a number and is no sentence, of our tables or of Markdown's: it stays on one line.
@@ -129,7 +129,8 @@ def _arm_table(report: Report) -> str:
     for arm in report.arms.values():
         name = f"{_swatch(arm.name, styles[arm.name])}{text(arm.name)}<small>{text(arm.origin)}</small>"
         seeds = ", ".join(run.seed for run in arm.runs)
-        rows.append([name, text(seeds), *map(_two_lines, (arm.test_spread, arm.valid_spread, arm.area_spread))])
+        accuracy = (arm.test_spread, arm.valid_spread, spread(report.areas(arm)))
+        rows.append([name, text(seeds), *map(_two_lines, accuracy)])
     head, *steps = speed_rows(report)
     page = _table(headings, rows)
     page += _table(head, [[text(name), text(by_seed), *map(_on_two_lines, ratios)] for name, by_seed, *ratios in steps])

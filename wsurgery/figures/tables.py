@@ -16,7 +16,7 @@ from wsurgery.experiments.summary import LEVEL, in_words
 from wsurgery.experiments.what_ran import WhatRan
 from wsurgery.statistics.bootstrap import samples_in_words
 from wsurgery.statistics.permutation import ALPHA
-from wsurgery.statistics.spread import SD_FROM
+from wsurgery.statistics.spread import SD_FROM, spread
 
 Rows = list[list[str]]  # the head first
 ARMS_NOTE = (
@@ -54,6 +54,8 @@ def arms_note(report: Report) -> str:
         said.append(f"Claims are tested at {thresholds.tested:g}.")
     if any(run.stopped is not None for arm in report.arms.values() for run in arm.runs):
         said.append("A run that --until-auc stopped is taken to stay above what it had reached.")
+    if any(run.last_step > report.last_of_all for arm in report.arms.values() for run in arm.runs):
+        said.append(f"Mean along training is up to step {report.last_of_all}, the last that all runs have.")
     said += baseline_notes(report.arms.values())
     sources = len(set(units.values()))
     if 1 < sources < len(units):
@@ -69,7 +71,7 @@ def table_rows(report: Report) -> Rows:
     """Return the table of arms in words: their accuracy."""
     rows = [["arm", "seeds", "test macro AUC", "valid. AUC at end", "mean along training"]]
     for arm in report.arms.values():
-        accuracy = [in_words(each) for each in (arm.test_spread, arm.valid_spread, arm.area_spread)]
+        accuracy = [in_words(each) for each in (arm.test_spread, arm.valid_spread, spread(report.areas(arm)))]
         rows.append([printable(arm.name, 40), f"{len(arm.runs)}", *accuracy])
     return rows
 
