@@ -241,8 +241,18 @@ def test_with_its_own_initialisation(finished, fundus, invoke, fresh, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(finished, fundus, invoke, torchrun, tmp_path):
-    given = [finished / "init.safetensors", finished / "last.safetensors", "--data", fundus, "--split", "train"]
+@pytest.mark.parametrize("patients", [None, 2])  # of two in a row, half of the images are rolled to the other process
+def test_two_processes_find_what_one_finds(patients, finished, fundus, invoke, torchrun, tmp_path):
+    data = tmp_path / "data.csv"
+    invoke("data", "make", fundus, "-o", data)
+    if patients:
+        head, *rows = [line.split(",") for line in data.read_text().splitlines()]
+        patient, split = head.index("patient"), head.index("split")
+        rows = [row for row in rows if row[split] == "train"]
+        for i, row in enumerate(rows):
+            row[patient] = f"p{i * patients // len(rows)}"
+        data.write_text("".join(f"{','.join(row)}\n" for row in [head, *rows]))
+    given = [finished / "init.safetensors", finished / "last.safetensors", "--data", data, "--split", "train"]
     given += ["-d", 3, "--repeats", 3, "--threads", 1, "--device", "cpu", "--metric", "mean_cca,unbiased_cka"]
     given += ["--image-size", 320]  # four batches
     one = json.loads(invoke("cca", *given, "--json").stdout)

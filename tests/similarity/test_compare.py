@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from wsurgery.errors import UsageError
+from wsurgery.similarity import compare as compare_module
 from wsurgery.similarity import protocol
 from wsurgery.similarity.activations import Layout
 from wsurgery.similarity.compare import compare
@@ -65,12 +66,33 @@ def test_all_rows_and_channels_agree_with_the_data_itself(images, rows):
     assert [(layer.c_a, layer.c_b, layer.dead_a) for layer in found] == [(6, 6, 0), (9, 9, 0)]
 
 
-def test_the_floor_is_of_the_images_rolled_by_one(images):
+@pytest.mark.parametrize("batch", [5, 64])
+@pytest.mark.parametrize(("patients", "shift"), [
+    (None, 1),
+    (["a"] * 35 + ["b"] * 35, 34),  # of the next images 68 in 70 are of one patient, 34 on 2
+    (["a"] * 7 * 9 + ["b"] * 7, 7),  # never so few as one in 20: the fewest
+    (["a"] * 70, 1),
+    ([*"ab"] * 35, 1),
+    ([patient for patient in "abcde" for _ in range(14)], 1),  # 65 in 70
+])  # fmt: skip
+def test_the_floor_is_of_the_images_rolled_by_one_or_to_other_patients(images, patients, shift, batch, monkeypatch):
+    monkeypatch.setattr(compare_module, "_WIDEST_BATCH", batch)
     a, b = Small(1), Small(2)
     in_a, in_b = activations(a, images), activations(b, images)
-    for layer in compare(a, b, images, channels="all", p=10**6):
-        expected = oracle(in_a[layer.layer], np.roll(in_b[layer.layer], -1, axis=0))
+    for layer in compare(a, b, images, channels="all", p=10**6, patients=patients):
+        expected = oracle(in_a[layer.layer], np.roll(in_b[layer.layer], -shift, axis=0))
         assert layer.floor == pytest.approx(expected, abs=1e-6)
+
+
+def test_patients_are_those_of_the_images_that_were_drawn(images):
+    options = {"d": 3, "repeats": 2, "layers": ["block1"]}
+    patients = ["a"] * 35 + ["b"] * 35
+    drawn = np.sort(protocol.generator(0, "", 0, "pool").permutation(70)[:50])
+    (found,) = compare(Small(1), Small(2), images, n_images=50, patients=patients, **options)
+    (own,) = compare(Small(1), Small(2), images[drawn], patients=[patients[i] for i in drawn], **options)
+    (without,) = compare(Small(1), Small(2), images, n_images=50, **options)
+    assert (found.value, found.floor) == (own.value, own.floor) == (without.value, own.floor)
+    assert without.floor != found.floor
 
 
 def test_networks_of_different_widths_and_grids_meet_at_the_same_places(images):
@@ -261,7 +283,7 @@ def test_rows_are_gathered_without_waiting_for_the_device():
     plan = plan_layer(
         "x", "x", layout, layout, p=128, d=6, pool=16, channels="independent", rows="spatial", metrics=METRICS
     )
-    layer = LayerSample(plan, range(3), channels="independent", seed=0, metrics=METRICS, groups=4)
+    layer = LayerSample(plan, range(3), channels="independent", seed=0, metrics=METRICS, groups=4, shift=1)
     for start in (0, 8):
         layer.update(start, torch.empty(8, plan.k, 20, device="meta"), torch.empty(8, 2 * plan.k, 20, device="meta"))
     moments = (*layer.draws._groups, layer.draws._rolled)

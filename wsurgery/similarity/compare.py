@@ -24,7 +24,7 @@ from wsurgery.similarity.activations import Cells, Layout, layer_modules, probe,
 from wsurgery.similarity.metrics import check_metrics
 from wsurgery.similarity.protocol import GROUPS, Channels, enough_threads, generator
 from wsurgery.similarity.results import LayerSimilarity, summarise
-from wsurgery.similarity.sampling import LayerSample, Plan, Rows, draw_passes, plan_layer
+from wsurgery.similarity.sampling import LayerSample, Plan, Rows, draw_passes, plan_layer, shift_for_floor
 
 _BATCH_PIXELS = 32 * 224 * 224
 _WIDEST_BATCH = 64  # images
@@ -46,6 +46,7 @@ def compare(
     groups: int = GROUPS,
     matrix: bool = False,
     seed: int = 0,
+    patients: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
     processes: Processes = ALONE,
 ) -> list[LayerSimilarity]:
@@ -77,6 +78,8 @@ def compare(
         matrix: compare every layer of A with every layer of B, from the same pass over the images. The ceiling of a pair
             is A's layer against itself.
         seed: of all draws.
+        patients: (n,), of each image, where they are known. For the floor each image of A meets in B the next one; or, with
+            `spatial` rows and where nearly all of these are of one patient, one so far from it that hardly any are.
         device: where the networks run, and the moments are gathered in float64, unless it has none (mps). Correlations are
             computed on the CPU.
         processes: those that share the images, batch by batch.
@@ -110,8 +113,9 @@ def compare(
             for in_a, in_b in pairs
         ]
         passes = draw_passes(
-            plans, pool, repeats=repeats, channels=channels, rows=rows, seed=seed, metrics=metrics, groups=groups
-        )
+            plans, pool, repeats=repeats, channels=channels, rows=rows, seed=seed, metrics=metrics, groups=groups,
+            shift=shift_for_floor([patients[i] for i in pool]) if patients and rows == "spatial" else 1,
+        )  # fmt: skip
         with Progress(sum(len(order) for order, _ in passes) // processes.count, "images") as progress:
             progress.wanted &= processes.rank == 0
             for order, samples in passes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Literal
 
@@ -28,6 +28,7 @@ from wsurgery.similarity.protocol import (
 Rows = Literal["spatial", "whole"]
 
 _FEW_IMAGES = 8
+_NEARLY_ALL, _HARDLY_ANY = 0.95, 0.05  # of the pairs of images for the floor, are of one patient
 
 
 @dataclass(frozen=True)
@@ -107,18 +108,27 @@ class LayerSample:
     """One layer in one pass over images: its draws, and the moments of the rows that have been seen.
 
     The rows of A are paired with those of B at the same positions of the same image, and, for the floor, with those of
-    B at the same positions of the next image (the last with the first).
+    B at the same positions of the image that comes `shift` later (the last ones with the first).
 
     Attributes:
         plan: what is taken.
+        shift: below the number of images, where there is more than one.
         draws: of channels.
         varying_a, varying_b: which of all channels vary.
     """
 
     def __init__(
-        self, plan: Plan, repeats: range, *, channels: Channels, seed: int, metrics: Sequence[str], groups: int
+        self,
+        plan: Plan,
+        repeats: range,
+        *,
+        channels: Channels,
+        seed: int,
+        metrics: Sequence[str],
+        groups: int,
+        shift: int,
     ) -> None:
-        self.plan = plan
+        self.plan, self.shift = plan, shift
         c, d = (plan.a.channels, plan.b.channels), (plan.d_a, plan.d_b)
         groups = usable_groups(groups, units=plan.n, rows=plan.k, channels=plan.fewest)
         self.draws = Draws(plan.layer, c, d, repeats, channels=channels, seed=seed, metrics=metrics, groups=groups)
@@ -126,16 +136,17 @@ class LayerSample:
         cells, rng = self._grid[0] * self._grid[1], generator(seed, plan.layer, 0, "positions")
         self._positions = np.stack([rng.choice(cells, plan.k, replace=False, shuffle=False) for _ in range(plan.n)])
         self._columns = torch.from_numpy(self.draws.columns_a), torch.from_numpy(self.draws.columns_b)
-        self._first_b = self._last_a = torch.zeros(0)
+        self._firsts_b: list[Tensor] = []
+        self._last_a = torch.zeros(0)
         self.varying_a, self.varying_b = Varying(), Varying()
 
     def cells(self, start: int, stop: int) -> tuple[Cells, Cells]:
         """Return where to look in images `start` to `stop` (or the plan's last), as cells of A and of B.
 
-        In A at each image's positions, (n, k); in B also at those of the image before it, (n, 2k).
+        In A at each image's positions, (n, k); in B also at those of the image `shift` before it, (n, 2k).
         """
         here = np.arange(start, min(stop, self.plan.n))
-        own, before = self._positions[here], self._positions[here - 1]
+        own, before = self._positions[here], self._positions[here - self.shift]
         both = np.concatenate([own, before], axis=1)
         return cells_at(own, self._grid, self.plan.a), cells_at(both, self._grid, self.plan.b)
 
@@ -153,22 +164,25 @@ class LayerSample:
         for i in np.unique(group).tolist():
             own = slice(*np.searchsorted(group, [i, i + 1]))
             self.draws.add_paired(_rows(a[own], b[own, :k]), i)
-        at_previous = b[:, k:]
-        if len(self._last_a):
-            self._roll(torch.cat([self._last_a, a[:-1]]), at_previous)
-        else:
-            self._first_b = at_previous[:1]
-            self._roll(a[:-1], at_previous[1:])
-        self._last_a = a[-1:]
+        waiting = torch.cat([self._last_a, a]) if len(self._last_a) else a
+        alone = min(
+            self.shift - len(self._last_a), len(b)
+        )  # those of B whose partner is at the end, or in another process
+        if alone:
+            self._firsts_b.append(b[:alone, k:])
+        if alone < len(b):
+            self._roll(waiting[: len(b) - alone], b[alone:, k:])
+        self._last_a = waiting[-self.shift :]
 
     def close(self, processes: Processes) -> None:
-        """Pair the last image of A with the first of B, unless it is the only one; bring all to the first process.
+        """Pair the last images of A with the first of B, unless there is but one; bring all to the first process.
 
-        With several processes, the image that follows the last one of a process is the first one of the next.
+        With several processes, the images that follow the last ones of a process are the first ones of the next.
         """
-        firsts = [first for first in processes.from_next(self._first_b.cpu()) if len(first)]
+        firsts = [first for some in processes.from_next([first.cpu() for first in self._firsts_b]) for first in some]
         if self.plan.n > 1 and len(self._last_a):
-            self._roll(self._last_a, firsts[0].to(self._last_a.device))
+            partners = torch.cat(firsts)[self.shift - len(self._last_a) : self.shift]
+            self._roll(self._last_a, partners.to(self._last_a.device))
         self.draws.gather(processes)
         for name in ("varying_a", "varying_b"):
             setattr(self, name, getattr(self, name).gathered())
@@ -189,11 +203,12 @@ def draw_passes(
     seed: int,
     metrics: Sequence[str],
     groups: int,
+    shift: int,
 ) -> list[tuple[Cells, list[LayerSample]]]:
     """Draw the passes over the images in `pool`, (n,): for each, the images in order and a sample for each layer.
 
     With `spatial` rows one pass serves as many repeats as memory allows, on the same rows; with `whole` each has its
-    own, and a layer takes the first images. There are fewer groups rather than more passes.
+    own, and a layer takes the first images. There are fewer groups rather than more passes. `shift` is that of the floor.
     """
     sizes = [((x.a.channels, x.b.channels), (x.d_a, x.d_b)) for x in plans]
     at_once = repeats_at_once(sizes, repeats) if rows == "spatial" else 1
@@ -205,13 +220,21 @@ def draw_passes(
         most = max(plan.n for plan in plans)
         orders = [pool[generator(seed, "", r, "images").permutation(len(pool))[:most]] for r in range(repeats)]
         served = [range(r, r + 1) for r in range(repeats)]
-    return [
-        (
-            order,
-            [LayerSample(x, which, channels=channels, seed=seed, metrics=metrics, groups=groups) for x in plans],
-        )
-        for order, which in zip(orders, served, strict=True)
-    ]
+    sample = partial(LayerSample, channels=channels, seed=seed, metrics=metrics, groups=groups, shift=shift)
+    return [(order, [sample(x, which) for x in plans]) for order, which in zip(orders, served, strict=True)]
+
+
+def shift_for_floor(patients: Sequence[str]) -> int:
+    """Return by how many of the images, whose patients these are, B is rolled for the floor.
+
+    It is 1, unless nearly all images would then meet one of the same patient: so floors stay as they were published. Else it
+    is the smallest, up to 512, at which hardly any do, or, where there is none, that at which the fewest do.
+    """
+    people = np.unique(np.asarray(patients), return_inverse=True)[1]
+    shares = [float(np.mean(people == np.roll(people, -shift))) for shift in range(1, min(len(people), 513))]
+    if not shares or shares[0] <= _NEARLY_ALL:
+        return 1
+    return 1 + next((i for i, share in enumerate(shares) if share <= _HARDLY_ANY), int(np.argmin(shares)))
 
 
 def _rows(*sides: Tensor) -> AnyRows:

@@ -71,6 +71,7 @@ def compare_checkpoints(
                 dataset.images,
                 layers=layers,
                 n_images=images,
+                patients=dataset.patients if dataset.has_patients else None,
                 device=where,
                 processes=processes,
                 **arguments,
