@@ -162,6 +162,20 @@ def test_whole_rows_are_of_as_few_images_as_give_p(images):
     assert any("only 4 images" in note for note in conv1.notes)
 
 
+def test_few_images_are_noted_with_what_gives_more(images):
+    def few(images=images, **options):
+        (layer,) = compare(Small(1), Small(2), images, d=3, layers=["conv1"], repeats=2, **options)
+        return [note.partition("use ")[2] for note in layer.notes if "images, so the spread is large" in note]
+
+    of_p, of_images = "a larger -p, or --rows spatial", "more images (--images, where the data have more)"
+    assert few(rows="whole", p=500) == [of_p]
+    assert few(rows="whole", p=5000) == few(rows="spatial", p=500) == []
+    for rows in ("whole", "spatial"):
+        for too_few in ({"n_images": 6}, {"images": images[:6]}):
+            assert few(rows=rows, p=5000, **too_few) == [of_images]
+        assert few(rows=rows, p=5000, n_images=12) == []
+
+
 def test_the_order_of_images_and_random_state_do_not_matter(images):
     a, b = Small(1), Small(2)
     torch.manual_seed(0)

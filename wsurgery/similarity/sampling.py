@@ -98,9 +98,8 @@ def plan_layer(
     )
     notes = few_rows(n * k, max(d_a, d_b), "more images (--images, -p)")
     if n < _FEW_IMAGES:
-        notes.append(
-            f"only {n} images, so the spread is large: use more images (--images), a larger -p, or --rows spatial"
-        )
+        more = "a larger -p, or --rows spatial" if n < pool else "more images (--images, where the data have more)"
+        notes.append(f"only {n} images, so the spread is large: use {more}")
     return Plan(layer, layer_a, layer_b, a, b, n, k, d_a, d_b, need, notes)
 
 
