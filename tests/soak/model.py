@@ -228,7 +228,11 @@ def _average(state: State, edit: Edit, chosen: set[str], result: Expected) -> No
         with np.errstate(all="ignore"):
             for x, weight in parts:
                 total = total + in_float64(x) * weight
-        result.tensors[name] = computed(rounded(total, first.dtype), first.dtype)
+        y = rounded(total, first.dtype)
+        extrapolates = min(weight for _, weight in parts) < 0
+        if extrapolates and name.endswith("running_var") and (y.astype(np.float64) < 0).any():
+            raise Refused
+        result.tensors[name] = computed(y, first.dtype)
 
 
 def _layers(state: State, edit: Edit, chosen: set[str], kinds: tuple[str, ...]) -> dict[str, Tensor]:
