@@ -9,6 +9,7 @@ import torch
 from wsurgery.data.dataset import Dataset
 from wsurgery.errors import UsageError
 from wsurgery.models import create
+from wsurgery.training.flags import Flags
 from wsurgery.training.optimisation import has_fused, make_optimizer
 from wsurgery.training.settings import PRESETS, Settings
 from wsurgery.training.trainer import Trainer
@@ -39,6 +40,13 @@ def test_chexperts_learning_rate_rises_for_5_epochs_and_falls_at_30_60_and_90():
         peak / 1000,
     )
     assert used == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_rate_falls_at_each_epoch_whatever_order_they_are_named_in():
+    settings = Flags(epochs=5, batch_size=4, lr=1.0, decay_epochs="4,1,3", eval_every=1).settings(Settings())
+    used = [entry["lr"] for entry in loop(settings, n=8).entries() if "lr" in entry]
+    epochs = np.arange(5 * 2) // 2
+    assert used == pytest.approx([0.1 ** sum(epoch >= at for at in (4, 1, 3)) for epoch in epochs], rel=1e-9)
 
 
 def test_chexperts_optimiser_is_sgd_with_momentum():

@@ -185,7 +185,7 @@ def _epochs(text: str) -> tuple[int, ...]:
         return ()
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise UsageError(f"--decay-epochs {printable(text)}: write it as 30,60,90, or none")
-    return tuple(map(int, text.split(",")))
+    return tuple(sorted(map(int, text.split(","))))  # as timm takes them
 
 
 def _pairs(option: str, text: str, example: str) -> tuple[tuple[str, float], ...]:
