@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -172,6 +174,33 @@ def test_a_state_that_is_cut_or_no_state_is_one_line_and_the_whole_one_goes_on(t
     (stopped / "resume.pt").write_bytes(whole)
     assert train(stopped).exit_code == 0
     assert json.loads((stopped / "metrics.json").read_text())["steps"] == 12
+
+
+# Trains with no room for a file of more than N bytes, as on a disk that is full.
+NO_ROOM = """
+import resource, signal, sys
+limit = int(sys.argv.pop(1))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+from wsurgery.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("missing", [1, 30, 10_000])
+def test_a_full_disk_leaves_the_older_state_which_goes_on(missing, train, stopped, finished, fresh, fundus):
+    """One byte too few, too: torch takes the last piece of the archive for written, however much of it was."""
+    before = (stopped / "resume.pt").read_bytes()
+    words = ["train", fresh, "--data", fundus, "-o", stopped, *TRAINING]
+    limit = (finished / "resume.pt").stat().st_size - missing
+    done = subprocess.run([sys.executable, "-c", NO_ROOM, *map(str, (limit, *words))], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"wsurgery train: {stopped}/resume.pt: File too large"
+    assert "Traceback" not in done.stderr
+    assert (stopped / "resume.pt").read_bytes() == before
+    assert train(stopped).exit_code == 0
+    for name in ("last", "best"):
+        assert (stopped / f"{name}.safetensors").read_bytes() == (finished / f"{name}.safetensors").read_bytes()
 
 
 def test_shards_and_results_beside_a_checkpoint_are_not_written_through_links(

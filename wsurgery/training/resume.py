@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import msgspec
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from wsurgery.checkpoint.dtypes import numpy_dtype
+from wsurgery.checkpoint.sink import write_all
 from wsurgery.errors import WsurgeryError, printable
 from wsurgery.foreign.pickles import DTYPES, TorchFile
 from wsurgery.foreign.stored import StoredTensor
@@ -51,7 +52,26 @@ def write_state(
     }
     if average is not None:
         state["average"] = average.state_dict()
-    torch.save(_plain(state), stream)
+    try:
+        torch.save(_plain(state), cast(BinaryIO, _Whole(stream)))
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch ends the archive, which fails likewise
+            raise error.__context__ from None
+        raise
+
+
+class _Whole:
+    """An unbuffered stream for torch, which does not look how much of a piece was written."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, data: bytes | memoryview) -> int:
+        write_all(self._stream, data)
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """There is nothing that waits."""
 
 
 def _plain(value: Any) -> Any:
