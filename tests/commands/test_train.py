@@ -83,6 +83,16 @@ def test_a_network_for_grey_images_trains_on_the_grey_of_colours(invoke, fundus,
     assert not before["block1.conv.weight"].equal(after["block1.conv.weight"])
 
 
+def test_a_network_of_other_channels_is_told_what_helps_and_that_helps(invoke, fundus, tmp_path):
+    invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", 5, "--in-chans", 4, "-o", tmp_path / "x")
+    given = ["--data", fundus, *TRAINING]
+    refused = invoke("train", tmp_path / "x", *given, "-o", tmp_path / "run", check=False)
+    assert refused.exit_code == 1
+    assert refused.stderr.rstrip().endswith("; wsurgery adapt --in-chans 3 has it take them")
+    invoke("adapt", tmp_path / "x", "--in-chans", 3, "-o", tmp_path / "y")
+    invoke("train", tmp_path / "y", *given, "-o", tmp_path / "run")
+
+
 def test_a_head_that_does_not_fit_names_both_numbers(invoke, fundus, tmp_path):
     invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", 7, "-o", tmp_path / "x")
     refused = invoke("train", tmp_path / "x", "--data", fundus, "-o", tmp_path / "run", *TRAINING, check=False)

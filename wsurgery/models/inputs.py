@@ -51,9 +51,13 @@ def run(network: Callable[[Tensor], Output], images: Tensor) -> Output:
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         theirs = located(error, _is_somebodys)
+        other_channels = f"but got {c} channels" in reason  # as torch's convolutions say it
+        remedy = (
+            f"wsurgery adapt --in-chans {c} has it take them" if other_channels else "--image-size changes their size"
+        )
         raise WsurgeryError(
-            f"the network does not take images of {h} × {w} with {c} channels: {theirs or printable(reason)}; --image-size "
-            f"changes their size{', --debug shows the traceback' if theirs else ''}"
+            f"the network does not take images of {h} × {w} with {c} channels: {theirs or printable(reason)}; {remedy}"
+            f"{', --debug shows the traceback' if theirs else ''}"
         ) from error
 
 
