@@ -274,6 +274,21 @@ def test_runs_on_folds_of_the_same_patients_are_an_arm(tmp_path: Path) -> None:
         find_runs(tmp_path)
 
 
+@pytest.mark.parametrize(("spec", "alike"), [("here/m.csv", True), ("synthetic:fundus?contrast=1", False)])
+def test_seeds_of_the_same_rows_are_an_arm_wherever_they_lay_but_not_other_drawings(
+    spec: str, alike: bool, tmp_path: Path
+) -> None:
+    for k, said in ((1, spec), (2, spec.replace("here", "there").replace("=1", "=2"))):
+        file = a_run(tmp_path / "runs" / "random" / f"{k}", seed=k) / "config.json"
+        data = {"spec": said, "train": "a", "validation": "b"}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "data": data}))
+    if alike:
+        assert [run.seed for run in find_runs(tmp_path)] == ["1", "2"]
+    else:
+        with pytest.raises(UsageError, match=r"not alike: data \(spec\) is "):
+            find_runs(tmp_path)
+
+
 def test_a_run_from_before_there_was_a_setting_has_its_default(tmp_path: Path) -> None:
     configs = [a_run(tmp_path / "runs" / "random" / f"{k}", seed=k) / "config.json" for k in (1, 2)]
     data = {"train": "a", "validation": "b"}

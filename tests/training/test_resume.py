@@ -10,9 +10,11 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.conftest import TRAINING
 from wsurgery.data.dataset import load_dataset
+from wsurgery.data.sources import make_data, open_data
 from wsurgery.ending import ASKING
 from wsurgery.errors import WsurgeryError
 from wsurgery.training import interruption
@@ -265,6 +267,33 @@ def test_a_run_that_a_longer_one_does_not_pass_through_is_not_lengthened(finishe
     assert "an evaluation after step 6" in refused(odd, "--steps", 12, "--eval-every", 4)
     (run / "resume.pt").unlink()
     assert "no resume.pt" in refused(run, "--steps", 16, "--eval-every", 4)
+
+
+def test_a_run_goes_on_wherever_its_weights_and_data_lie_now(finished, invoke, fresh, fundus, tmp_path):
+    make_data(fundus, tmp_path / "data", threads=1)
+    shutil.copy(fresh, tmp_path / "fresh.safetensors")
+    words = [*TRAINING, "-o", tmp_path / "run", "--data"]
+    invoke("train", tmp_path / "fresh.safetensors", *words, tmp_path / "data" / "manifest.csv", "--steps", 8)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "manifest.csv").rename(tmp_path / "moved" / "images.csv")
+    (tmp_path / "fresh.safetensors").rename(tmp_path / "first.safetensors")
+    invoke("train", tmp_path / "first.safetensors", *words, tmp_path / "moved" / "images.csv")
+    once, moved = (load_file(folder / "last.safetensors") for folder in (finished, tmp_path / "run"))
+    assert all(torch.equal(once[name], value) for name, value in moved.items())
+
+
+def test_drawn_data_are_other_data_where_their_specification_is(invoke, tmp_path):
+    """Textures of any size have the same rows."""
+    data = [f"synthetic:textures?n=60&size={size}" for size in (16, 32)]
+    labels = [open_data(spec).where("train").digest for spec in data]
+    assert labels[0] == labels[1]
+    classes = len(open_data(data[0]).label_names)
+    invoke("init", "cbr_tiny", "--width", 0.05, "--num-classes", classes, "-o", tmp_path / "x")
+    words = ["train", tmp_path / "x", "-o", tmp_path / "run", "--steps", 1, "--threads", 1, "--data"]
+    invoke(*words, data[0])
+    refused = invoke(*words, data[1], check=False)
+    assert refused.exit_code == 2
+    assert "was begun with other data" in refused.stderr
 
 
 @pytest.mark.parametrize(

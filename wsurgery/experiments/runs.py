@@ -14,7 +14,7 @@ from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.similarity.metric_names import MEAN_CCA
 from wsurgery.statistics.bootstrap import Sample
 from wsurgery.training.baseline_names import Name
-from wsurgery.training.run_folder import loss_in_words, read_config
+from wsurgery.training.run_folder import are_drawn, loss_in_words, read_config
 from wsurgery.training.run_log import in_a_row, read_log, require_auc, steps_to, stopped_at
 from wsurgery.untrusted import parse_json, read_regular
 
@@ -330,6 +330,8 @@ def _decided(run: Path) -> dict[str, Any] | None:
     settings = {key: value for key, value in config["settings"].items() if key != "seed"}
     data = config.get("data")
     parts = {f"data ({key})": value for key, value in data.items()} if isinstance(data, dict) else {}
+    if isinstance(data, dict) and not are_drawn(data):
+        parts.pop("data (spec)", None)  # where they lie
     if fold := str(parts.get("data (fold)", "")):
         parts = {key: value for key, value in parts.items() if key not in _OWN_OF_FOLD}
         parts["data (folds)"] = fold.rpartition("/")[2]

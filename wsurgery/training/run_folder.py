@@ -9,6 +9,7 @@ from typing import Any
 
 from wsurgery.checkpoint import AtomicFile, Checkpoint
 from wsurgery.data.rendering import Rendering
+from wsurgery.data.sources import SCHEMES
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.training.run_log import LogEntry, read_log, steps_to, stopped_at
 from wsurgery.training.settings import Settings
@@ -77,6 +78,12 @@ def _begun_so(run: Path, settled: Path, as_read: Entry) -> Settings | None:
     if length != {key: as_read["settings"][key] for key in length} and _is_length(length):
         shorter = Settings(**length)
         before["settings"] = {**before["settings"], **{key: as_read["settings"][key] for key in length}}
+    for key, called, digests in (("init", "name", ("digest",)), ("data", "spec", ("train", "validation"))):
+        known, now = before.get(key), as_read[key]
+        if not isinstance(known, dict) or are_drawn(known) or are_drawn(now):
+            continue
+        if all(known.get(each) == now[each] for each in digests):
+            before[key] = {**known, called: now[called]}  # wherever it lies
     for key in {**as_read, **before}:
         if as_read.get(key) != before.get(key):
             raise OtherRun(
@@ -84,6 +91,11 @@ def _begun_so(run: Path, settled: Path, as_read: Entry) -> Settings | None:
                 f"({_changes(before.get(key), as_read.get(key))})"
             )
     return shorter
+
+
+def are_drawn(data: Mapping[str, Any]) -> bool:
+    """Whether a configuration's `data` are drawn: what they look like is in their specification, and not in a digest of rows."""
+    return str(data.get("spec")).partition(":")[0] in SCHEMES
 
 
 def _is_length(length: Entry) -> bool:
