@@ -1,9 +1,10 @@
 """The training loop: from an edited checkpoint to a run folder, step by step reproducible.
 
-A run folder holds `config.json` (the resolved settings and the digests of the inputs), `init.safetensors` (as training
-began), `log.jsonl`, `last.safetensors`, `best.safetensors` (highest macro AUC), `resume.pt` and, at the end,
-`metrics.json`. The order of images and their augmentation are functions of (seed, epoch, step) alone, so a run that is
-cut off goes on where it was and ends with the same bytes: on a CPU with as many threads, on a CUDA device with `deterministic`.
+A run folder holds `config.json` (the resolved settings, and the digests of the weights and of the data's rows, not of its
+pixels), `init.safetensors` (as training began), `log.jsonl`, `last.safetensors`, `best.safetensors` (highest macro AUC),
+`resume.pt` and, at the end, `metrics.json`. The order of images and their augmentation are functions of (seed, epoch, step)
+alone, so a run that is cut off goes on where it was and, its images unchanged, ends with the same bytes: on a CPU with as
+many threads, on a CUDA device with `deterministic`.
 """
 
 import json
