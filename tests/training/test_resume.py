@@ -253,10 +253,10 @@ def test_a_run_that_a_longer_one_does_not_pass_through_is_not_lengthened(finishe
     shutil.copytree(finished, run)
     words = ["--batch-size", 8, "--lr", 0.01, "--device", "cpu", "--threads", 1]
 
-    def refused(folder, *more):
+    def refused(folder, *more, status=2):
         before = content(folder)
         done = invoke("train", fresh, "--data", fundus, "-o", folder, *words, *more, check=False)
-        assert done.exit_code == 2
+        assert done.exit_code == status
         assert content(folder) == before
         return done.stderr.splitlines()[-1]
 
@@ -265,8 +265,23 @@ def test_a_run_that_a_longer_one_does_not_pass_through_is_not_lengthened(finishe
     odd = tmp_path / "odd"
     invoke("train", fresh, "--data", fundus, "-o", odd, *words, "--steps", 6, "--eval-every", 4)
     assert "an evaluation after step 6" in refused(odd, "--steps", 12, "--eval-every", 4)
-    (run / "resume.pt").unlink()
-    assert "no resume.pt" in refused(run, "--steps", 16, "--eval-every", 4)
+    for name in ("resume.pt", "best.safetensors"):
+        (run / name).rename(tmp_path / name)
+        assert f"is finished and has no {name}" in refused(run, "--steps", 16, "--eval-every", 4)
+        (run / name).write_bytes(b"PK")
+        assert name in refused(run, "--steps", 16, "--eval-every", 4, status=1)
+        (tmp_path / name).replace(run / name)
+    invoke("train", fresh, "--data", fundus, "-o", run, *words, "--steps", 16, "--eval-every", 4)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_lengthened(train_killed, invoke, fresh, fundus, tmp_path):
+    run, long = tmp_path / "run", [*TRAINING, "--steps", 16]
+    assert train_killed(run, kill_at=4) == -signal.SIGKILL
+    assert (run / "resume.pt").exists()
+    assert not (run / "best.safetensors").exists()
+    for folder in (run, tmp_path / "long"):
+        invoke("train", fresh, "--data", fundus, "-o", folder, *long)
+    assert content(run) == content(tmp_path / "long")
 
 
 def test_a_run_goes_on_wherever_its_weights_and_data_lie_now(finished, invoke, fresh, fundus, tmp_path):

@@ -141,18 +141,21 @@ def train(
     }
     before = replace(history, architecture=architecture)
 
-    def record_best() -> None:
+    def read_state() -> Callable[[], None]:
         path = run / "best.safetensors"
         best = copied(loop.evaluated, loop.group)
+        loop.resume(run, has_state=True)
+        if not path.exists():  # killed before its first: `publish` writes it
+            return lambda: None
         with open_checkpoint(path) as checkpoint:
             load_into(best, checkpoint)
-        save(best.state_dict(), before.then({**record, "output": path.name}), path, force=True)
+        return lambda: save(best.state_dict(), before.then({**record, "output": path.name}), path, force=True)
 
     if shorter is not None:
         length = replace(settings, steps=shorter.steps, epochs=shorter.epochs).length(len(training.images))
         every = settings.eval_every or length.epoch_steps
         lengthen = partial(lengthen_folder, run, config, steps=loop.steps, before=length.steps, every=every, anew=anew)
-        processes.in_first(lambda: lengthen(record_best=record_best))
+        processes.in_first(lambda: lengthen(read_state=read_state))
     finished = run / "metrics.json"
 
     def read_finished() -> Entry | None:

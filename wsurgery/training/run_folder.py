@@ -109,7 +109,7 @@ def lengthen_folder(
     steps: int,
     before: int,
     every: int,
-    record_best: Callable[[], None],
+    read_state: Callable[[], Callable[[], None]],
     anew: bool = False,
 ) -> None:
     """Let a run go on to another length, as if it had been begun with it.
@@ -120,11 +120,12 @@ def lengthen_folder(
         steps: that it has.
         before: steps that the run was begun with.
         every: steps between evaluations.
-        record_best: writes `best.safetensors` again, with the record of the longer run.
+        read_state: reads what the longer run would go on with, and returns what writes `best.safetensors` again, with its record.
         anew: replace a run that would not become what one of that length is.
 
     Raises:
         OtherRun: it would not, and `anew` is not given.
+        WsurgeryError: what `read_state` raises; nothing is changed then.
     """
     try:
         _require_passed_through(run, steps=steps, before=before, every=every)
@@ -133,8 +134,9 @@ def lengthen_folder(
             raise
         _clear(run)
     else:
+        record_best = read_state() if (run / "resume.pt").exists() else None
         (run / "metrics.json").unlink(missing_ok=True)  # first: whatever comes between, it is not the longer run's end
-        if (run / "resume.pt").exists():
+        if record_best is not None:
             record_best()
     write_json(run / "config.json", json.loads(json.dumps(config)))
 
@@ -145,8 +147,9 @@ def _require_passed_through(run: Path, *, steps: int, before: int, every: int) -
         raise OtherRun(
             f"{said} was begun with other settings: {_OTHERWISE} (it has {before} steps, and {steps} are fewer)"
         )
-    if (run / "metrics.json").exists() and not (run / "resume.pt").exists():
-        raise OtherRun(f"{said} is finished and has no resume.pt, from which a longer run would go on: {_OTHERWISE}")
+    for name in ("resume.pt", "best.safetensors"):
+        if (run / "metrics.json").exists() and not (run / name).exists():
+            raise OtherRun(f"{said} is finished and has no {name}, with which a longer run would go on: {_OTHERWISE}")
     log = run / "log.jsonl"
     ended = log.exists() and any(entry["step"] == before and "macro_auc" in entry for entry in read_log(log))
     if steps > before and before % every and ended:
