@@ -175,6 +175,26 @@ def test_a_run_that_is_stopped_after_every_step_ends_with_the_same_bytes(args, m
     assert content(tmp_path / "stopped") == content(tmp_path / "unbroken")
 
 
+def test_a_signal_after_the_loss_has_left_the_numbers_keeps_the_state_before(fresh, fundus, tmp_path):
+    settings = Settings(steps=9, epochs=None, batch_size=8, lr=1e30, optimizer="momentum", eval_every=9)
+    data = [load_dataset(fundus, split=split) for split in ("train", "valid")]
+    state = tmp_path / "run" / "resume.pt"
+
+    def run(signals):
+        train(
+            fresh, state.parent, *data, settings, data=fundus, arguments=[], device=torch.device("cpu"),
+            signalled=iter(signals).__next__,
+        )  # fmt: skip
+
+    with pytest.raises(Interrupted):
+        run([signal.SIGTERM])
+    begun = state.read_bytes()
+    for signals in ([0, 0, 0, 0, signal.SIGTERM], [0] * 10):
+        with pytest.raises(WsurgeryError, match=r"^the loss is (nan|inf) at step \d: try a lower --lr$"):
+            run(signals)
+        assert state.read_bytes() == begun
+
+
 def test_a_signal_is_noted_and_only_a_later_ctrl_c_is_another(monkeypatch):
     def earlier(number, frame):
         raise KeyError(number)

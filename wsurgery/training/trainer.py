@@ -210,6 +210,7 @@ class Trainer:
                 if late is not None:
                     yield late()
                 self.progress.losses += self._means(losses)()
+                _require_finite(self.progress.losses, self.progress.step)
                 return
             losses.append(self._step(self.progress.step))
             self.progress.step += 1
@@ -228,9 +229,7 @@ class Trainer:
             losses, began = [], time.monotonic()
 
     def _entry(self, step: int, means: Callable[[], tuple[float, ...]], rate: float) -> Entry:
-        loss = float(torch.tensor([*self.progress.losses, *means()]).mean())
-        if not math.isfinite(loss):
-            raise WsurgeryError(f"the loss is {loss} at step {step}: try a lower --lr")
+        loss = _require_finite([*self.progress.losses, *means()], step)
         self.progress.losses = ()
         return {
             "step": step,
@@ -360,6 +359,18 @@ class Trainer:
             self.progress.best_auc, self.progress.best_step, self.progress.stale = mean, entry["step"], 0
         others = {f"{name}_auc": auc for name, auc in more.items()}
         return {**entry, "auc": aucs, "macro_auc": mean, **top1, **others, **moved}
+
+
+def _require_finite(losses: Sequence[float], step: int) -> float:
+    """Return the mean of the losses up to a step, 0 of none.
+
+    Raises:
+        WsurgeryError: it is not finite.
+    """
+    loss = float(torch.tensor(losses).mean()) if losses else 0.0
+    if not math.isfinite(loss):
+        raise WsurgeryError(f"the loss is {loss} at step {step}: try a lower --lr")
+    return loss
 
 
 def copied(network: nn.Module, group: object) -> nn.Module:
