@@ -3,11 +3,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import TRAINING
+from wsurgery.data.manifest import write_manifest
+from wsurgery.data.sources import open_data
 
 
 def settings(run):
@@ -108,6 +112,40 @@ def test_a_patient_on_both_sides_is_refused(invoke, fresh, fundus, tmp_path):
     refused = invoke("train", fresh, *given, check=False)
     assert refused.exit_code == 1
     assert "in both training and validation: split by patient" in refused.stderr
+
+
+@pytest.fixture
+def one_sided(fundus, tmp_path):
+    """Data of which every label has one value in split `valid`."""
+    manifest = open_data(fundus)
+    labels = manifest.labels.copy()
+    labels[np.array(manifest.splits) == "valid"] = [0, 0, 1, np.nan, 0]
+    paths = tuple(str(manifest.root.absolute() / name) for name in manifest.paths)
+    write_manifest(replace(manifest, labels=labels, paths=paths), tmp_path / "m.csv")
+    return tmp_path / "m.csv"
+
+
+def test_a_split_without_an_auc_is_said_before_the_run_and_by_who_reads_it(one_sided, invoke, fresh, tmp_path):
+    run = tmp_path / "run"
+    given = ["train", fresh, "--data", one_sided, *TRAINING]
+    done = invoke(*given, "-o", run)
+    said = "no label has both classes in split valid, so there is no AUC, and best.safetensors stays that of step 0"
+    assert done.stderr.count(said) == 1
+    assert done.stderr.index(said) < done.stderr.index("step 4")
+    with safe_open(run / "best.safetensors", "pt") as best, safe_open(run / "init.safetensors", "pt") as init:
+        assert all(best.get_tensor(name).equal(init.get_tensor(name)) for name in init.keys())  # noqa: SIM118
+    refused = invoke("curves", run, "-o", tmp_path / "curves.png", check=False)
+    assert refused.exit_code == 1
+    assert "log.jsonl holds evaluations without an AUC" in refused.stderr
+    assert said[:40] not in invoke(*given, "--eval-split", "test", "-o", tmp_path / "other").stderr
+
+
+@pytest.mark.parametrize("rule", [["--patience", 3], ["--until-auc", 0.9]])
+def test_a_rule_that_needs_an_auc_is_refused_where_there_is_none(rule, one_sided, invoke, fresh, tmp_path):
+    refused = invoke("train", fresh, "--data", one_sided, *TRAINING, *rule, "-o", tmp_path / "run", check=False)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "so there is no AUC for --patience or --until-auc: choose another --eval-split" in refused.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_in_one_line(invoke, fresh, fundus, tmp_path):

@@ -147,6 +147,7 @@ def test_the_area_is_the_integral_of_the_curve_over_the_steps() -> None:
             "line 1 is not what wsurgery writes: Expected `float` >= 0",
         ),
         ([{"step": 5, "loss": 0.5}], "no evaluation yet"),
+        ([{"step": 0, "macro_auc": None}, {"step": 5, "loss": 0.5}], "no label had both classes"),
     ],
 )
 def test_a_broken_log_is_one_line_that_names_file_and_line(tmp_path: Path, records: list[object], said: str) -> None:

@@ -178,7 +178,8 @@ def read_run(folder: Path) -> Run:
     """Read the log of a run, finished or not.
 
     Raises:
-        WsurgeryError: there is no log, a line of it is broken, or it holds no evaluation; or the config.json is damaged.
+        WsurgeryError: there is no log, a line of it is broken, or it holds no evaluation, or no AUC; or the config.json is
+            damaged.
     """
     path = folder / "log.jsonl"
     if not path.is_file():
@@ -186,6 +187,11 @@ def read_run(folder: Path) -> Run:
     entries = read_log(path)
     auc = {entry["step"]: value for entry in entries if (value := entry.get("macro_auc")) is not None}
     loss = {entry["step"]: value for entry in entries if (value := entry.get("loss")) is not None}
+    if not auc and any("macro_auc" in entry for entry in entries):
+        raise WsurgeryError(
+            f"{printable(str(path))} holds evaluations without an AUC, for no label had both classes: train with another "
+            "--eval-split"
+        )
     if not auc:
         raise WsurgeryError(f"{printable(str(path))} holds no evaluation yet: wait, or train with --eval-every")
     by_label = _by_name((entry["step"], entry.get("auc", {})) for entry in entries)

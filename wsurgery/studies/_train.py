@@ -14,7 +14,7 @@ from torch import nn
 
 from wsurgery.data.dataset import Dataset, load_dataset, report_skipped
 from wsurgery.devices import choose_device, choose_precision, deterministic, memory_errors, on_device, threads_used
-from wsurgery.errors import UsageError
+from wsurgery.errors import UsageError, printable
 from wsurgery.models.own import Model
 from wsurgery.operations.declaration import Parameter
 from wsurgery.processes import ALONE, Processes
@@ -142,6 +142,12 @@ def train(
             report_skipped({"train": training.skipped, eval_split: validation.skipped}, say, bad_list)
             if not training.has_patients:
                 say("data has no patients: the split cannot be checked by patient")
+        if not ((validation.labels == 1).any(0) & (validation.labels == 0).any(0)).any():
+            lacks = f"no label has both classes in split {printable(eval_split)}, so there is no AUC"
+            if settings.patience is not None or settings.until_auc is not None:
+                processes.refuse(UsageError(f"{lacks} for --patience or --until-auc: choose another --eval-split"))
+            if processes.is_first:
+                say(f"{lacks}, and best.safetensors stays that of step 0: choose another --eval-split")
         steps = settings.length(len(training.images)).steps
         remedy = f"use a smaller --batch-size (now {settings.batch_size // processes.count}) or --image-size"
         stack.enter_context(memory_errors(where, remedy))
