@@ -11,6 +11,8 @@ from tests.conftest import TRAINING
 from wsurgery.data.dataset import load_dataset
 from wsurgery.data.sources import make_data, open_data
 from wsurgery.experiments.runs import read_run
+from wsurgery.experiments.summary import Arm
+from wsurgery.experiments.what_ran import what_ran
 from wsurgery.models import load
 from wsurgery.statistics.auc import auc_per_label, macro
 from wsurgery.training.predict import predict
@@ -174,8 +176,16 @@ def test_evaluation_on_a_part_is_on_its_first_patients_alone(most, invoke, fresh
 
 def test_a_batch_larger_than_the_data_is_all_of_it(invoke, fresh, fundus, tmp_path):
     given = ["--data", fundus, "--subset", 6, "--epochs", 2, "--batch-size", 32, "--threads", 1]
-    invoke("train", fresh, *given, "-o", tmp_path / "run")
+    done = invoke("train", fresh, *given, "-o", tmp_path / "run")
     assert read_log(tmp_path / "run")[-1]["step"] == 2
+    n = len(open_data(fundus).where("train").subset(6))
+    assert done.stderr.count(f"a batch of 32 is more than the {n} images to train on: each step takes all\n") == 1
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["environment"]["batch_size"] == n
+    assert (
+        json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["batch_size"] == 32
+    )  # goes on as asked
+    (training,) = what_ran({"x": Arm("x", [read_run(tmp_path / "run")], [None], [None])}).facts["training"]
+    assert f"batch size {n}, epochs 2" in training
 
 
 def test_predict_puts_each_modules_mode_back(finished, fundus):

@@ -58,7 +58,7 @@ def what_ran(arms: Mapping[str, Arm]) -> WhatRan:
         ],
         "network": [_network(history) for history in histories.values()],
         "images as the network sees them": [_images(history) for history in histories.values()],
-        "training": [_settings(config) for config in configs],
+        "training": [_settings(config, e) for config, e in zip(configs, environments, strict=True)],
         "steps taken": [f"{run.last_step:,}" for run in runs],
         "versions": [_listed(e, "wsurgery", "torch", "python") for e in environments],
         "machine": [_machine(e) for e in environments],
@@ -129,8 +129,12 @@ def _images(history: History) -> str:
     )
 
 
-def _settings(config: Mapping[str, Any]) -> str:
+def _settings(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     settings, usual = config.get("settings", {}), vars(Settings())
+    used = {
+        key: environment[key] for key in ("batch_size",) if key in environment
+    }  # fewer than were asked for, perhaps
+    settings = {key: used.get(key, value) for key, value in settings.items()}
     shown = [key for key in _ALWAYS if settings.get(key) is not None]
     shown += [
         key for key in settings if key not in (*_OWN, *_ALWAYS) and settings[key] not in (usual.get(key), [], None)

@@ -148,8 +148,12 @@ def train(
                 processes.refuse(UsageError(f"{lacks} for --patience or --until-auc: choose another --eval-split"))
             if processes.is_first:
                 say(f"{lacks}, and best.safetensors stays that of step 0: choose another --eval-split")
-        steps = settings.length(len(training.images)).steps
-        remedy = f"use a smaller --batch-size (now {settings.batch_size // processes.count}) or --image-size"
+        batch_size, _, steps = settings.length(len(training.images))
+        if batch_size < settings.batch_size and processes.is_first:
+            say(
+                f"a batch of {settings.batch_size} is more than the {batch_size} images to train on: each step takes all"
+            )
+        remedy = f"use a smaller --batch-size (now {batch_size // processes.count}) or --image-size"
         stack.enter_context(memory_errors(where, remedy))
         stack.enter_context(deterministic(settings.deterministic))
         stack.enter_context(held(output, processes, say))

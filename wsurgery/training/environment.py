@@ -12,8 +12,10 @@ from wsurgery.processes import Processes
 from wsurgery.statistics.bootstrap import Sample
 
 
-def environment(device: torch.device, processes: Processes, training: Dataset, validation: Dataset) -> dict[str, Any]:
-    """Return versions, machine and the sizes of the splits, for `metrics.json`."""
+def environment(
+    device: torch.device, processes: Processes, training: Dataset, validation: Dataset, *, batch_size: int
+) -> dict[str, Any]:
+    """Return versions, machine, the sizes of the splits and the images that a step took, for `metrics.json`."""
     return {
         "wsurgery": __version__,
         "torch": torch.__version__,
@@ -24,6 +26,7 @@ def environment(device: torch.device, processes: Processes, training: Dataset, v
         "processes": processes.count,
         "training": _sample(training)._asdict(),
         "validation": _sample(validation)._asdict(),
+        "batch_size": batch_size,
     }
 
 

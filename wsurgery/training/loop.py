@@ -215,7 +215,7 @@ def train(
 
     def finish() -> Entry:
         metrics = summarise(run / "log.jsonl", until_auc=settings.until_auc) | {
-            "environment": environment(device, processes, training, validation)
+            "environment": environment(device, processes, training, validation, batch_size=loop.batch_size)
         }
         if not loop.ended:
             loop.ended = True
