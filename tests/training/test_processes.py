@@ -151,14 +151,14 @@ SYNCHRONISED = """
 import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
-from timm.utils import ModelEmaV3
 from torch import nn
+from wsurgery.training.moving_average import MovingAverage
 from wsurgery.training.trainer import copied
 
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 group = dist.new_group(backend="gloo")
 plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), BatchNormAct2d(4).eval())
-before, average = list(plain.state_dict(keep_vars=True).items()), ModelEmaV3(plain, decay=0.5)
+before, average = list(plain.state_dict(keep_vars=True).items()), MovingAverage(plain, 0.5)
 network = convert_sync_batchnorm(plain, group)
 after = list(network.state_dict(keep_vars=True).items())
 assert all(name == other and x is y for (name, x), (other, y) in zip(before, after, strict=True))
@@ -167,8 +167,8 @@ start = {name: x.detach().clone() for name, x in after}
 with torch.no_grad():
     for _, x in after:
         x.add_(1)
-average.update(network)
-for name, x in average.module.state_dict().items():
+average.update(network, is_first=False)
+for name, x in average.network.state_dict().items():
     torch.testing.assert_close(x, start[name] + (0.5 if x.is_floating_point() else 1))
 copy = copied(network, group)
 assert copy[1].process_group is copy[2].process_group is group

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from timm.layers import convert_sync_batchnorm
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,6 +29,7 @@ from wsurgery.training.evaluation import aucs_of, top1_accuracy
 from wsurgery.training.feed import Feed, Indices
 from wsurgery.training.graph import Graphed
 from wsurgery.training.layer_rates import lr_scales
+from wsurgery.training.moving_average import MovingAverage
 from wsurgery.training.optimisation import (
     freeze,
     make_optimizer,
@@ -98,10 +98,10 @@ class Trainer:
             weights = positive_weights(settings.pos_weight, training.label_names, training.labels)
             self.pos_weight = torch.from_numpy(weights).to(device)
         self.scheduler = make_scheduler(self.optimizer, settings, epoch_steps=self.epoch_steps)
-        self.average = ModelEmaV3(self.model, decay=settings.ema) if settings.ema is not None else None
+        self.average = MovingAverage(self.model, settings.ema) if settings.ema is not None else None
         if settings.sync_bn and processes.count > 1:  # after the average, which copies the network: see `copied`
             self.model = convert_sync_batchnorm(self.model, self.group)  # type: ignore[no-untyped-call]
-        self.evaluated = self.model if self.average is None else self.average.module
+        self.evaluated = self.model if self.average is None else self.average.network
         self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
         all_used = self._try()
         if processes.count > 1:  # the same in each: with it they exchange more
@@ -172,7 +172,7 @@ class Trainer:
                 state,
                 network=self.model,
                 optimizer=self.optimizer,
-                average=self.average and self.evaluated,
+                average=self.evaluated if self.average is not None else None,
                 steps=self.steps,
                 log_bytes=log.stat().st_size if log.exists() else 0,
             )
@@ -189,7 +189,7 @@ class Trainer:
                 stream,
                 network=self.model,
                 optimizer=self.optimizer,
-                average=self.average and self.evaluated,
+                average=self.evaluated if self.average is not None else None,
                 progress=self.progress,
                 log_bytes=None if self.ended else (run / "log.jsonl").stat().st_size,
             )
@@ -314,7 +314,7 @@ class Trainer:
             for parameter, zero in self.kept_zeros:
                 parameter.masked_fill_(zero, 0)
         if self.average is not None:
-            self.average.update(self.model, step=self.taking + 1)  # which counts for the first step only
+            self.average.update(self.model, is_first=self.taking == 0)
         return loss.detach()
 
     def _move(self) -> None:
