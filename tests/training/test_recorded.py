@@ -1,6 +1,7 @@
 """What a network was trained on travels with its checkpoint."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -137,6 +138,48 @@ def test_labels_are_matched_by_name(finished, invoke, fundus, tmp_path):
     assert list(found) == ["severe", "mild", "proliferative", "none", "moderate"]
     assert (tmp_path / "p.csv").read_text().startswith("path,patient,severe,mild,proliferative,none,moderate,")
     assert done.stderr == ""
+
+
+def test_training_goes_on_with_each_output_for_its_own_label_whatever_order_a_table_has(
+    finished, invoke, fundus, tmp_path
+):
+    init, runs = tmp_path / "init.safetensors", {}
+    shutil.copy(finished / "best.safetensors", init)
+    plain = relabelled(fundus, tmp_path / "plain.csv")
+    turned = relabelled(fundus, tmp_path / "turned.csv", order=[3, 1, 4, 0, 2])
+    for data in (plain, turned):
+        runs[data] = tmp_path / f"run-{data.stem}"
+        done = invoke("train", init, "--data", data, "-o", runs[data], *TRAINING, "--pos-weight", "mild=2")
+        assert "was trained on" not in done.stderr
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in runs.values()]
+    without_speed = [[{**entry, "images_per_second": 0} for entry in log] for log in logs]
+    assert without_speed[0] == without_speed[1]
+    assert logs[0][0]["macro_auc"] == json.loads((finished / "metrics.json").read_text())["best"]["macro_auc"]
+    once, other = (load_file(run / "last.safetensors") for run in runs.values())
+    assert all(torch.equal(once[name], value) for name, value in other.items())
+    found = [found_by(invoke, run, "--data", data, *SMALL) for data in runs for run in runs.values()]
+    assert all(each == pytest.approx(found[0], rel=1e-12) for each in found)
+
+
+def test_training_says_of_other_labels_that_they_take_the_outputs(finished, invoke, fundus, tmp_path):
+    mixed = relabelled(fundus, tmp_path / "mixed.csv", names=("mild", "none", "c", "d", "e"))
+    given = ["--data", mixed, *TRAINING]
+    done = invoke("train", finished / "best.safetensors", *given, "-o", tmp_path / "run")
+    said = "was trained on none, mild, moderate, severe, proliferative; its outputs are for mild, none, c, d, e now"
+    assert done.stderr.count(said) == 1
+    invoke("new-head", finished / "best.safetensors", "--num-classes", 5, "-o", tmp_path / "new")
+    assert "was trained on" not in invoke("train", tmp_path / "new", *given, "-o", tmp_path / "other").stderr
+
+
+def test_training_says_of_other_images_what_they_were(run, invoke, shell, fundus, tmp_path):
+    given = ["train", run / "best.safetensors", "--data", fundus, *TRAINING]
+    said = "was trained on images of 16 pixels a side, and meets images of 32"
+    assert invoke(*given, "-o", tmp_path / "a").stderr.count(said) == 1
+    assert "was trained on" not in invoke(*given, "--image-size", 16, "-o", tmp_path / "b").stderr
+    words = map(str, ["--data", fundus, *TRAINING])
+    piped = shell(f"cat {shlex.quote(str(given[1]))} | wsurgery train - {shlex.join(words)} -o piped", tmp_path)
+    assert piped.returncode == 0
+    assert piped.stderr.decode().count(f"standard input {said}") == 1
 
 
 def test_labels_that_the_network_does_not_know_are_left_out(finished, invoke, fundus, tmp_path):

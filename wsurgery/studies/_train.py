@@ -182,6 +182,7 @@ def train(
             anew=anew,
             report=report,
             processes=processes,
+            say=say,
         )
     return Trained(output, metrics)
 

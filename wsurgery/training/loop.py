@@ -33,6 +33,7 @@ from wsurgery.processes import ALONE, Processes
 from wsurgery.training.environment import environment
 from wsurgery.training.interruption import Interrupted, signals_ignored, signals_noted
 from wsurgery.training.predictions import require_exclusive
+from wsurgery.training.recorded import Say, in_order_of, record_of, say_other_images
 from wsurgery.training.run_folder import Entry, claim_folder, lengthen_folder, summarise, write_json
 from wsurgery.training.run_log import read_metrics
 from wsurgery.training.settings import Settings
@@ -58,13 +59,14 @@ def train(
     report: Callable[[Entry], None] = lambda entry: None,
     processes: Processes = ALONE,
     signalled: Callable[[], int] | None = None,
+    say: Say = lambda line: None,
 ) -> Entry:
     """Train a checkpoint, or go on with a run that was cut off, or that ended and is to be longer.
 
     Args:
         init: the checkpoint to start from: a file, a folder of shards, a URL, `-` for standard input, or what opens one.
         run: the run folder, made if it is missing.
-        training: images to learn from.
+        training: images to learn from. Labels that the checkpoint was trained on are put in its order, here and below.
         validation: images to evaluate on.
         settings: what to do.
         data: the data specification, for the record.
@@ -79,6 +81,7 @@ def train(
         processes: which train together; the first one writes the folder.
         signalled: returns the number of a signal that asks the run to end, 0 if none came. Default: those of
             `wsurgery.ending.ASKING` do, once it has begun.
+        say: told, in the first process, where the checkpoint was trained on other images or labels than these.
 
     Returns:
         What `metrics.json` holds: `steps`, `best` and `last` (each with `step` and `macro_auc`), and `steps_to_auc`
@@ -100,6 +103,10 @@ def train(
             assert architecture is not None
             network = create_for(checkpoint, architecture, model=model)
             see_as_trained(network, trained_on(history.log))
+        trained, tell = record_of(network), say if processes.is_first else lambda line: None
+        say_other_images(checkpoint.label, trained, training, tell)
+        training = in_order_of(checkpoint.label, trained, training, tell)
+        validation = in_order_of(checkpoint.label, trained, validation, lambda line: None)
         described = describe_input(checkpoint, history, flows=True)
         digest = described["header"] if "header" in described else described["blake3"].result()
         _require_fit(network, training, validation)

@@ -39,6 +39,27 @@ def say_other_images(source: str, trained: TrainedOn | None, dataset: Dataset, s
         say(f"{printable(source)} was trained on images {printable(before)}, and meets images {printable(after)}")
 
 
+def in_order_of(source: str, trained: TrainedOn | None, dataset: Dataset, say: Say) -> Dataset:
+    """Return a data set with its labels in the order of the outputs of a network that is to be trained on.
+
+    Where labels of other names take the place of as many that the network was trained on, it is said.
+
+    Args:
+        source: what messages call the network.
+        trained: what it was trained on; None: its outputs are for the labels as they come.
+        dataset: n images with their labels.
+        say: takes a message for people.
+    """
+    if trained is None or len(trained.labels) != len(dataset.label_names) or trained.labels == dataset.label_names:
+        return dataset
+    own, names = trained.labels, dataset.label_names
+    if set(own) != set(names):
+        called, there = (printable(", ".join(some), 200) for some in (own, names))
+        say(f"{printable(source)} was trained on {called}; its outputs are for {there} now, in this order")
+        return dataset
+    return replace(dataset, labels=dataset.labels[:, [names.index(name) for name in own]], label_names=own)
+
+
 def match_labels(
     source: str, trained: TrainedOn | None, dataset: Dataset, logits: NDArray[np.float32], say: Say
 ) -> tuple[Dataset, NDArray[np.float32]]:
