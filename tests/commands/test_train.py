@@ -114,6 +114,27 @@ def test_a_patient_on_both_sides_is_refused(invoke, fresh, fundus, tmp_path):
     assert "in both training and validation: split by patient" in refused.stderr
 
 
+def test_validation_images_are_of_the_size_of_those_to_train_on(invoke, fresh, fundus, tmp_path):
+    """Drawn twice: small to train on, and large. The log is held against that of a run which is told the size."""
+    small, large = (open_data(f"synthetic:fundus?n=120&size={size}") for size in (16, 32))
+    assert (small.splits, small.patients) == (large.splits, large.patients)
+    of_train = np.array(small.splits) == "train"
+    paths = tuple(
+        str((drawn.root / path).absolute())
+        for drawn, path in ((small if yes else large, path) for path, yes in zip(small.paths, of_train, strict=True))
+    )
+    labels = np.where(of_train[:, None], small.labels, large.labels)
+    write_manifest(replace(small, paths=paths, labels=labels), tmp_path / "m.csv")
+    logs = []
+    for name, more in (("a", []), ("b", ["--image-size", 16])):
+        invoke("train", fresh, "--data", tmp_path / "m.csv", *TRAINING, "-o", tmp_path / name, *more)
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        logs.append([{**json.loads(line), "images_per_second": 0} for line in lines])
+        shown = json.loads(invoke("log", tmp_path / name / "best.safetensors", "--json").stdout)
+        assert shown[-1]["trained_on"]["image_size"] == 16
+    assert logs[0] == logs[1]
+
+
 @pytest.fixture
 def one_sided(fundus, tmp_path):
     """Data of which every label has one value in split `valid`."""

@@ -48,3 +48,37 @@ def test_the_digest_is_of_the_rows_used():
 def test_an_empty_split_lists_the_others():
     with pytest.raises(UsageError, match="'dev': there are test, train, valid"):
         load_dataset(SPEC, split="dev")
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Images of which no two have a size, each of a patient of its own, and two tables of them, one without splits."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(40):
+        side, split = (20 + i, "train") if i % 4 else (8 + i, "valid")
+        Image.fromarray(rng.integers(0, 256, (side, side + 3, 3), dtype=np.uint8)).save(tmp_path / f"{i:02}.png")
+        rows.append((f"{i:02}.png", f"p{i}", split, str(i % 2)))
+    text = ["path,patient,split,ill", *map(",".join, rows)]
+    (tmp_path / "splits.csv").write_text("\n".join(text) + "\n")
+    text = ["path,patient,ill", *(f"{path},{patient},{ill}" for path, patient, _, ill in rows)]
+    (tmp_path / "folds.csv").write_text("\n".join(text) + "\n")
+    return tmp_path
+
+
+def test_subsets_and_folds_of_a_table_have_images_of_one_size(mixed):
+    spec = str(mixed / "splits.csv")
+    subsets = [load_dataset(spec, split="train", subset=n) for n in (1, 2, 4, 8, 16, 30)]
+    assert {dataset.images.shape[1] for dataset in subsets} == {21}
+    assert len({dataset.paths[0] for dataset in subsets}) > 1
+    folds = [load_dataset(f"{mixed / 'folds.csv'}?fold={k}/5", split="train") for k in range(1, 6)]
+    assert {dataset.images.shape[1] for dataset in folds} == {8}
+    assert {dataset.paths[0] for dataset in folds} > {"00.png"}  # which two of them do not train on
+
+
+def test_a_subset_whose_images_are_there_needs_no_others(mixed):
+    spec = str(mixed / "splits.csv")
+    part = load_dataset(spec, split="train", subset=8, image_size=16)
+    for path in set(load_dataset(spec, split="train", image_size=16).paths) - set(part.paths):
+        (mixed / path).unlink()
+    assert load_dataset(spec, split="train", subset=8).paths == part.paths

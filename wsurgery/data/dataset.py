@@ -106,7 +106,7 @@ def load_dataset(
     Args:
         spec: a manifest, or `scheme:argument?key=value`.
         split: None for all splits together.
-        image_size: pixels a side. None: the shorter side of the first image.
+        image_size: pixels a side. None: the shorter side of the first image, of the split or of all folds, in whatever subset.
         subset: only as many whole patients as it takes for this many images; smaller subsets are part of larger ones.
         at_most: a subset likewise, and all images where there are no more.
         skip_bad: leave out what cannot be read, instead of raising.
@@ -124,15 +124,18 @@ def load_dataset(
         fit = own.fit if "fit" in said else trained.fit
         window = own.window if "window" in said or own.window != DEFAULT.window else trained.window
         manifest = replace(manifest, rendering=Rendering(fit, window))
+    whole = manifest
     if split is not None:
         manifest = manifest.where(split)
+        whole = whole if whole.fold else manifest
     if subset is not None:
         manifest = manifest.subset(subset)
     if at_most is not None and at_most < len(manifest):
         manifest = manifest.subset(at_most)
     skipped: dict[str, str] = {}
     try:
-        size = image_size or native_size(manifest, skip_bad=skip_bad)
+        # Of what is drawn from, whose images need not all be there: parts of one table have one size.
+        size = image_size or native_size(whole, skip_bad=skip_bad or len(manifest) < len(whole))
         if skip_bad:
             images, manifest, skipped = decode_readable(manifest, size, threads=threads)
         else:

@@ -135,9 +135,13 @@ def train(
         arguments += own.words()
         arguments += ["--precision", settings.precision] if settings.precision != "fp32" else []
 
-        load = partial(load_dataset, data, image_size=settings.image_size, skip_bad=skip_bad)
-        training = load_once(partial(load, split="train", subset=settings.subset), processes)
-        validation = load_once(partial(load, split=eval_split, at_most=settings.eval_subset), processes)
+        load = partial(load_dataset, data, skip_bad=skip_bad)
+        size = settings.image_size
+        training = load_once(partial(load, split="train", image_size=size, subset=settings.subset), processes)
+        size = training.images.shape[1]
+        validation = load_once(
+            partial(load, split=eval_split, image_size=size, at_most=settings.eval_subset), processes
+        )
         if processes.is_first:
             report_skipped({"train": training.skipped, eval_split: validation.skipped}, say, bad_list)
             if not training.has_patients:

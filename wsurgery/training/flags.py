@@ -98,7 +98,9 @@ class Flags:
     contrast: Annotated[
         float | None, typer.Option(min=0, max=1, help="Change the contrast by at most this share. Default: 0.2.")
     ] = None
-    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side. Default: the images' own.")] = None
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels a side. Default: those of the first image's shorter side.")
+    ] = None
     subset: Annotated[int | None, typer.Option(min=1, help="Train on N images, in whole patients.")] = None
     eval_every: Annotated[
         int | None, typer.Option(min=1, metavar="STEPS", help="Evaluate this often. Default: once an epoch.")

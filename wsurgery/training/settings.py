@@ -21,7 +21,7 @@ class Settings:
         weight_decay: as the optimiser takes it.
         warmup_epochs: epochs in which the learning rate rises from 0.
         decay_epochs: epochs at which the learning rate is divided by 10.
-        image_size: side of the square image in pixels; None is the images' own.
+        image_size: side of the square image in pixels, of all splits; None is the shorter side of the first image to train on.
         subset: number of training images, in whole patients; None is all.
         eval_subset: number of images to evaluate on at most, in whole patients; None is all of the split.
         eval_every: steps between evaluations; None is once an epoch.
