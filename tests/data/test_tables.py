@@ -407,6 +407,19 @@ def test_the_same_rows_as_pythons_reader(read):
     assert f"line {text.getvalue().count(chr(10)) + 1}:" in str(error.value)
 
 
+def test_a_quote_that_is_not_closed_takes_no_rows_with_it(read):
+    """Whatever follows: the row in which the quote stands is named, by the line in which it begins."""
+    note = "path,split,note,ill\n{}b.png,test,clear,1\nc.png,test,{},0\n"
+    for last in ("clear", '"as said"', '"2 cm'):  # none that closes it, one that seems to, one more
+        for before, line in (("", 2), ('0.png,train,"two\nlines",1\n', 4)):
+            text = note.format(f'{before}a.png,train,"15 cm mass,1\n', last)
+            with pytest.raises(WsurgeryError, match=rf"m\.csv: line {line}: .*quote") as error:
+                read(text, labels="ill")
+            assert "\n" not in str(error.value)
+    inside = read(note.format('a.png,train,15" mass,1\n0.png,train,"b ""q"" c",1\n', 'b "q" c'), labels="ill")
+    assert inside.metadata["note"] == ('15" mass', 'b "q" c', "clear", 'b "q" c')
+
+
 def test_a_table_that_is_not_there():
     with pytest.raises(UsageError, match=r"nowhere\.csv: there is no such file"):
         open_data("nowhere.csv?path=a")

@@ -166,8 +166,9 @@ def _read_text(file: Path, encoding: str) -> Table:
         first = next(lines, "")
         bare = re.sub(r'"[^"]*"', "", first)
         separator = max(SEPARATORS, key=bare.count)
-        reader = csv.reader(chain([first], lines), delimiter=separator, skipinitialspace=True)
-        names = [plain_cell(name.strip()) for name in next(reader, [])]
+        reader = csv.reader(chain([first], lines), delimiter=separator, skipinitialspace=True, strict=True)
+        rows = _whole_rows(reader)
+        names = [plain_cell(name.strip()) for name in next(rows, ([], 0))[0]]
         _check_columns(len(names))
         kept = [i for i, name in enumerate(names) if not _NAMELESS.fullmatch(name)]
         last = max(kept, default=-1) + 1  # fields after it say nothing
@@ -176,7 +177,7 @@ def _read_text(file: Path, encoding: str) -> Table:
         memo: dict[str, str] = {}  # short values come often, and are kept once
         cells = _FREE_CELLS + 100 * file.stat().st_size
         table = Table(file, dict.fromkeys((names[i] for i in kept), ()), separator, ends)
-        for block in _blocks(_rows(reader, table, len(names), last, ends)):
+        for block in _blocks(_rows(rows, table, len(names), last, ends)):
             for values, i in zip(columns, kept, strict=True):
                 stripped = (plain_cell(row[i].strip()) for row in block)
                 values.extend(memo.setdefault(value, value) if len(value) < 8 else value for value in stripped)
@@ -188,12 +189,28 @@ def _read_text(file: Path, encoding: str) -> Table:
     return replace(table, columns={names[i]: values for i, values in zip(kept, columns, strict=True)})
 
 
-def _rows(reader: Iterator[list[str]], table: Table, n: int, last: int, ends: list[int]) -> Iterator[list[str]]:
+def _whole_rows(reader: Iterator[list[str]]) -> Iterator[tuple[list[str], int]]:
+    """The rows of csv's reader, each with the line in which it ends; a quote that is never closed would take all that follow."""
+    end = 0
+    try:
+        for row in reader:
+            end = reader.line_num  # type: ignore[attr-defined]
+            yield row, end
+    except csv.Error as error:
+        raise WsurgeryError(
+            f"line {end + 1}: a row begins here that does not end ({error}): a field that begins with a quote ends with "
+            'one, before a separator, and has each quote in it twice, as in "say ""a""": mend it, or take the quote out'
+        ) from None
+
+
+def _rows(
+    whole: Iterator[tuple[list[str], int]], table: Table, n: int, last: int, ends: list[int]
+) -> Iterator[list[str]]:
     """The rows that hold something, each with its `n` fields; the number of its line goes to `ends`."""
-    for row in reader:
+    for row, end in whole:
         if not any(row):
             continue
-        ends.append(reader.line_num)  # type: ignore[attr-defined]
+        ends.append(end)
         if len(row) != n:
             if len(row) < last or any(row[n:]):
                 raise table.wrong(f"there are {len(row)} fields and {n} columns{table.described}", len(ends) - 1)
