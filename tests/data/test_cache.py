@@ -195,7 +195,11 @@ def saved(tmp_path, image, name, size=8, **options):
     return decode(manifest, size)[0].astype(int)
 
 
-def test_an_image_is_turned_as_its_exif_says(tmp_path):
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [("png", {}), ("tif", {}), ("tif", {"compression": "tiff_lzw"}), ("webp", {"lossless": True})],
+)
+def test_an_image_is_turned_as_its_exif_says(tmp_path, suffix, options):
     """The eight orientations of the Exif standard: the same picture, stored in eight ways, comes out as one."""
     upright = np.zeros((8, 8, 3), np.uint8)
     upright[:4, :4], upright[:4, 4:], upright[4:, :4] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -206,8 +210,19 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path):
     for orientation, pixels in stored.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
-        decoded = saved(tmp_path, Image.fromarray(np.ascontiguousarray(pixels)), f"{orientation}.png", exif=exif)
-        np.testing.assert_array_equal(decoded, upright)
+        image, name = Image.fromarray(np.ascontiguousarray(pixels)), f"{orientation}.{suffix}"
+        np.testing.assert_array_equal(saved(tmp_path, image, name, exif=exif, **options), upright)
+
+
+def test_a_tiff_that_is_not_square_and_of_16_bits_is_turned_once(tmp_path):
+    upright = np.repeat(np.arange(12, dtype=np.uint16)[:, None], 8, axis=1) * 5957  # 0 to 65527
+    for turns, orientation in enumerate((1, 6, 3, 8)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for depth, pixels in ((16, upright), (8, (upright >> 8).astype(np.uint8))):
+            image = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)))
+            decoded = saved(tmp_path, image, f"{orientation}-{depth}.tif", exif=exif)
+            assert abs(decoded[..., 1] - (upright[2:10] / 257)).max() <= 1  # the centred square
 
 
 def test_broken_exif_breaks_no_image(tmp_path):

@@ -31,7 +31,7 @@ from wsurgery.untrusted import open_own, open_regular, parse_json, read_regular,
 AHEAD = 256  # images in memory between decoding and writing
 AHEAD_BYTES = 1 << 26  # and bytes of those that come from archives as they are
 MAX_BAD = 1 << 26  # bytes of the list of images that cannot be read
-REVISION = 5  # to be raised when the same images come out as other pixels
+REVISION = 6  # to be raised when the same images come out as other pixels
 
 Loaded = Path | NDArray[np.uint8] | WsurgeryError  # a file, pixels from an archive, or what is wrong with them
 DecodeOne = Callable[[Loaded], bytes | WsurgeryError]

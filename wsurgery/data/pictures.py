@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -136,10 +136,12 @@ def to_square(image: Image.Image, image_size: int, rendering: Rendering) -> byte
     A JPEG is scaled down by the decoder itself as long as twice the wanted size is left, as in Pillow's `thumbnail`: a
     photograph is decoded in a third of the time.
     """
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:
-        orientation = None  # Exif may be broken where the image is not
+    orientation = None
+    if image.format == "TIFF":
+        image.load()  # which turns it
+    else:
+        with suppress(Exception):  # Exif may be broken where the image is not
+            orientation = image.getexif().get(_ORIENTATION)
     image, fit = _to_8_bits(image, rendering.window), rendering.fit
     drafted = image.draft(None, (2 * image_size, 2 * image_size))
     _, _, width, height = drafted[1] if drafted else (0, 0, *image.size)  # not whole numbers in a draft
