@@ -361,6 +361,23 @@ def test_one_path_written_in_two_ways_is_there_twice(read):
             read(f"path,patient,ill\nim/0.png,p1,1\n{other},p2,0\n")
 
 
+def test_an_image_is_one_however_its_path_goes_there(read, tmp_path):
+    """As train and test it is refused, with the line; with repeats= its rows are joined under the first spelling."""
+    (tmp_path / "im").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "im" / "0.png")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    for other in ("x/../im/0.png", f"{tmp_path}/im/0.png", f"{tmp_path}/x/../im/0.png", f"../{tmp_path.name}/im/0.png"):
+        for first, second in (("im/0.png", other), (other, "im/0.png")):
+            text = f"path,split,ill\n{first},train,1\n{second},test,0\n"
+            for name in ("m.csv", "link/m.csv"):
+                with pytest.raises(WsurgeryError, match=r"line 3: path '.*im/0\.png' is there twice, first in line 2"):
+                    read(text, name)
+            joined = read(text.replace(",test,", ",train,"), repeats="any")
+            assert (joined.paths, joined.patients, joined.labels.tolist()) == ((first,), (first,), [[1]])
+    apart = ("im/0.png", "../im/0.png", "im/../0.png", "0.png/x.png")  # are four
+    assert read("path,ill\n" + "".join(f"{path},1\n" for path in apart)).paths == apart
+
+
 def test_files_without_a_suffix_are_found_by_their_whole_names(read, tmp_path):
     for name in ("p1/IM0001", "p2/IM0001", "p2/1.2.840.7", "p3/7.png", "p3/7", "p3/7.txt"):
         path = tmp_path / "scans" / name

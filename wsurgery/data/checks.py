@@ -1,10 +1,11 @@
 """What has to be so of a manifest that somebody else's code made."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from wsurgery.data.manifest import Manifest
+from wsurgery.data.manifest import Manifest, one_spelling
 from wsurgery.errors import printable
 
 
@@ -25,7 +26,7 @@ def manifest_fault(manifest: Manifest) -> str | None:
     for name, column in {"patients": manifest.patients, "splits": manifest.splits, **manifest.metadata}.items():
         if len(column) != n:
             return f"has {len(column)} values in {printable(name)} for {n} paths"
-    if twice := _first_repeated(manifest.paths):
+    if twice := _first_repeated(one_spelling(Path(manifest.root), manifest.paths)):
         return f"has the path {printable(twice)!r} twice"
     split_of: dict[str, str] = {}
     for patient, split in zip(manifest.patients, manifest.splits, strict=True):

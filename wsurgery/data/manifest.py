@@ -10,6 +10,7 @@ A label is 0, 1 or empty, which means unknown. What else is known of an image st
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -162,8 +163,8 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
 
     Raises:
         WsurgeryError: a missing column, no labels or columns that could be labels or not, no rows, a value that is not a
-            label, a path that is empty or comes twice, a patient in two splits, an image that is not there. It names the
-            file, the row, and for columns the separator and all columns.
+            label, a path that is empty or comes twice, however it is spelled, a patient in two splits, an image that is not
+            there. It names the file, the row, and for columns the separator and all columns.
         UsageError: a suffix that is no table's, or a key or value that is not there.
     """
     given = given or {}
@@ -204,6 +205,7 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
     paths = [_plain(value) for value in table[path]]
     if "" in paths:
         raise table.wrong("the path is empty", paths.index(""))
+    paths = one_spelling(file.parent, paths)
     patients = [""] * len(table) if patient is None else list(map(known, table[patient]))
     patients = [person or image for person, image in zip(patients, paths, strict=True)]
     splits = ["train"] * len(table) if split is None else [split_name(name) for name in table[split]]
@@ -261,6 +263,13 @@ def _plain(path: str) -> str:
     """A path as it is written nowhere else: of ./a.png, .//a.png and a.png two would be two images."""
     path = path.replace("\\", "/")
     return PurePosixPath(path).as_posix() if "./" in path or "//" in path else path
+
+
+def one_spelling(root: Path, paths: Sequence[str]) -> list[str]:
+    """Paths of images, (n,), with the first spelling of each that is there in several, as x/../a.png or from / on."""
+    top = root.resolve()
+    first: dict[str, str] = {}
+    return [first.setdefault(os.path.normpath(os.path.join(top, path)), path) for path in paths]
 
 
 def _rendering_of(table: Table) -> dict[str, str]:
