@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from wsurgery.data.manifest import Manifest, read_manifest, summarise, write_manifest
+from wsurgery.data.sources import make_manifest
 from wsurgery.errors import UsageError, WsurgeryError
 
 
@@ -30,6 +32,26 @@ def written(tmp_path):
         return file
 
     return write
+
+
+@pytest.mark.parametrize(
+    "path", ["0.png", "x/../0.png", "../set/0.png", "x/y/../../../set/0.png", "{top}/set/x/../0.png"]
+)
+@pytest.mark.parametrize("folder", ["set", ".", "elsewhere/far"])
+def test_a_patient_that_is_not_known_is_so_from_every_folder(tmp_path, path, folder):
+    """And subsets, which go by patients' names, are those of the table."""
+    for name in ("set/x/y", folder):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8)).save(tmp_path / "set" / "0.png")
+    Image.new("L", (8, 8)).save(tmp_path / "set" / "1.png")
+    for patient in ("", "p7"):
+        text = f"path,patient,ill\n{path.format(top=tmp_path)},{patient},1\n1.png,,0\n"
+        (tmp_path / "set" / "m.csv").write_text(text)
+        table = read_manifest(tmp_path / "set" / "m.csv")
+        make_manifest(str(tmp_path / "set" / "m.csv"), tmp_path / folder / "made.csv", force=True)
+        made = read_manifest(tmp_path / folder / "made.csv")
+        assert (table.has_patients, made.has_patients) == (bool(patient), bool(patient))
+        assert made.patients == table.patients
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

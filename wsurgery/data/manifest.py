@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -149,9 +150,16 @@ class Manifest:
 
 
 def are_known(patients: Sequence[str], paths: Sequence[str]) -> bool:
-    """Whether any of some patients is known: one that is not has the image's path, or the end of it."""
+    """Whether any of some patients is known: one that is not has the image's path, or the end of it.
+
+    The path may have been written anew since, from another folder: what leads up, and down and up again, does not count.
+    """
     rows = zip(paths, patients, strict=True)
-    return any(path != patient and not path.endswith(f"/{patient}") for path, patient in rows)
+    return any(path != patient and not f"/{_end(path)}".endswith(f"/{_end(patient)}") for path, patient in rows)
+
+
+def _end(path: str) -> str:
+    return re.sub(r"^(\.\./)+", "", posixpath.normpath(path)) if ".." in path else path
 
 
 def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifest:
