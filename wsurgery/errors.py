@@ -1,9 +1,10 @@
 """The errors that a user can cause, each one line: what is wrong, where, what to do; and text that others wrote, made safe."""
 
+import csv
 import json
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -81,6 +82,18 @@ def table_cell(text: str) -> str:
 def plain_cell(cell: str) -> str:
     """Return the text of which `table_cell` made a cell."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+class _Lines(list[str]):
+    def write(self, line: str) -> None:
+        self.append(f"{line[:-2]}\n")
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Write rows as CSV whose lines end in \\n; a cell with a line break of any kind is quoted."""
+    lines = _Lines()
+    csv.writer(lines, lineterminator="\r\n").writerows(rows)  # before 3.13 it quotes only the breaks that are in it
+    return "".join(lines)
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")

@@ -1,5 +1,6 @@
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from wsurgery.data.dataset import report_skipped
 from wsurgery.data.manifest import Manifest, read_manifest, summarise, write_manifest
 from wsurgery.data.sources import make_manifest
 from wsurgery.errors import UsageError, WsurgeryError
@@ -295,3 +297,20 @@ def test_text_that_a_spreadsheet_takes_for_a_formula_is_none_in_the_file_and_com
     with (tmp_path / "m.csv").open(newline="") as stream:
         cells = [cell for row in csv.reader(stream) for cell in row]
     assert [cell for cell in cells if cell.startswith(("=", "@", "+", "-"))] == ["-1", "-1"]
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_line_breaks_in_a_cell_come_back_and_every_reader_has_the_same_rows(tmp_path, end):
+    notes = tuple(f"two{end}lines {i}" for i in range(4))
+    manifest = replace(manifest_of([f"p{end}{i}" for i in range(4)]), metadata={f"a{end}note": notes})
+    write_manifest(manifest, tmp_path / "m.csv")
+    found = read_manifest(tmp_path / "m.csv")
+    assert (found.patients, found.metadata) == (manifest.patients, manifest.metadata)
+    np.testing.assert_array_equal(found.labels, manifest.labels)
+    with (tmp_path / "m.csv").open(newline="", encoding="utf-8") as stream:
+        header, *rows = csv.reader(stream, strict=True)
+    assert header[-1] == f"meta:a{end}note"
+    assert [row[-1] for row in rows] == [*notes]
+    report_skipped({"train": {f"a{end}.png": "gone"}}, print, tmp_path / "bad.csv")
+    with (tmp_path / "bad.csv").open(newline="", encoding="utf-8") as stream:
+        assert [*csv.reader(stream, strict=True)] == [["split", "path", "reason"], ["train", f"a{end}.png", "gone"]]

@@ -1,7 +1,5 @@
 """A data set in memory, as training, evaluation and comparison take it."""
 
-import csv
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from wsurgery.data.cache import decode, decode_readable, native_size
 from wsurgery.data.manifest import are_known
 from wsurgery.data.rendering import DEFAULT, Rendering
 from wsurgery.data.sources import open_data, said_rendering
-from wsurgery.errors import UsageError, WsurgeryError, printable, table_cell
+from wsurgery.errors import UsageError, WsurgeryError, csv_text, printable, table_cell
 from wsurgery.untrusted import open_regular
 
 _COLUMNS = "split", "path", "reason"
@@ -76,13 +74,10 @@ def report_skipped(
     path = Path(file)
     if path.exists() and not _is_list(path):
         raise UsageError(f"{printable(str(path))} exists, and is no list of images: choose another name")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for split, images in skipped.items():
-        writer.writerows([split, table_cell(name), table_cell(reason)] for name, reason in images.items())
+    listed = ((split, name, reason) for split, images in skipped.items() for name, reason in images.items())
+    text = csv_text([_COLUMNS, *(map(table_cell, row) for row in listed)])
     with AtomicFile(path, force=True) as stream:
-        write_all(stream, text.getvalue().encode())
+        write_all(stream, text.encode())
 
 
 def _is_list(path: Path) -> bool:

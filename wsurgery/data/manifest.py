@@ -7,8 +7,6 @@
 A label is 0, 1 or empty, which means unknown. What else is known of an image stands behind the labels, as `meta:…`.
 """
 
-import csv
-import io
 import json
 import os
 import posixpath
@@ -39,7 +37,7 @@ from wsurgery.data.rendering import DEFAULT, Rendering
 from wsurgery.data.rendering import KEYS as RENDERING_KEYS
 from wsurgery.data.splits import rank_patients
 from wsurgery.data.table import Table, read_table
-from wsurgery.errors import UsageError, printable, table_cell
+from wsurgery.errors import UsageError, csv_text, printable, table_cell
 
 FIXED = ("path", "patient", "split")
 META = "meta:"  # before the name of a column that is no label
@@ -382,20 +380,17 @@ def write_manifest(manifest: Manifest, file: Path) -> None:
     Raises:
         UsageError: another suffix.
     """
-    rows = zip(manifest.patients, manifest.paths, strict=True)
-    patients = ["" if patient == path else patient for patient, path in rows]
+    pairs = zip(manifest.patients, manifest.paths, strict=True)
+    patients = ["" if patient == path else patient for patient, path in pairs]
     labels = [["" if np.isnan(x) else str(int(x)) for x in column] for column in manifest.labels.T]
     rendering = {f"image_{key}": (value,) * len(manifest) for key, value in manifest.rendering.keys.items()}
     metadata = {**manifest.metadata, **rendering}
     header = [*FIXED, *manifest.label_names, *(META + name for name in metadata)]
     beside = list(metadata.values())
     if _is_csv(file):
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(map(table_cell, header))
         texts = [map(table_cell, column) for column in (manifest.paths, patients, manifest.splits)]
-        writer.writerows(zip(*texts, *labels, *(map(table_cell, column) for column in beside), strict=True))
-        data = text.getvalue().encode()
+        rows = zip(*texts, *labels, *(map(table_cell, column) for column in beside), strict=True)
+        data = csv_text([map(table_cell, header), *rows]).encode()
     else:
         import pyarrow as pa
         import pyarrow.parquet

@@ -1,7 +1,6 @@
 """What a network says of each image, as `eval --predictions` writes it."""
 
 import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from wsurgery.checkpoint import AtomicFile
 from wsurgery.data.dataset import Dataset
 from wsurgery.data.grades import referable
 from wsurgery.data.manifest import are_known
-from wsurgery.errors import WsurgeryError, plain_cell, printable, table_cell
+from wsurgery.errors import WsurgeryError, csv_text, plain_cell, printable, table_cell
 from wsurgery.untrusted import short_lines
 
 
@@ -119,17 +118,15 @@ def write_predictions(path: Path, found: Predictions, *, force: bool = False) ->
     with np.errstate(over="ignore"):  # exp of a large number is infinite, and the probability 0
         probabilities = 1 / (1 + np.exp(-found.scores))
     columns = [*range(found.count)], [*range(found.count, len(found.names))]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     header = [[f"{kind}{found.names[i]}" for i in some] for some in columns for kind in ("", "p_", "logit_")]
-    writer.writerow(["path", "patient", *map(table_cell, chain(*header))])
+    rows: list[list[object]] = [["path", "patient", *map(table_cell, chain(*header))]]
     table = zip(found.paths, found.patients, found.labels, probabilities, found.scores, strict=True)
     for path_of, patient, labels, *numbers in table:
         known = ["" if np.isnan(label) else int(label) for label in labels]
         cells = [[row[i] for i in some] for some in columns for row in (known, *numbers)]
-        writer.writerow([table_cell(path_of), table_cell(patient), *chain(*cells)])
+        rows.append([table_cell(path_of), table_cell(patient), *chain(*cells)])
     with AtomicFile(path, force=force) as stream:
-        stream.write(text.getvalue().encode())
+        stream.write(csv_text(rows).encode())
 
 
 def read_predictions(path: Path) -> Predictions:
