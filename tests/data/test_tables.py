@@ -5,6 +5,7 @@ import gzip
 import io
 import re
 from pathlib import Path
+from statistics import multimode
 
 import numpy as np
 import pyarrow as pa
@@ -312,6 +313,33 @@ def test_of_classes_the_majority_is_one_or_none(read, tmp_path):
     assert joined.label_names == ("no", "yes")
     np.testing.assert_array_equal(joined.labels, [[0, 1], [1, 0], nan, [1, 0], nan])
     assert "5 rows were joined with others of their images, of which 3 disagree: majority counts" in joined.notes
+
+
+def test_the_majority_is_of_the_classes_whatever_labels_they_become(read):
+    """Of Python's modes: one, several that become the same label, or several that do not, and then none is known."""
+    rng = np.random.default_rng(0)
+    rows = [(f"{i}.png", grade) for i in range(80) for grade in rng.choice(["0", "1", "2", ""], rng.integers(1, 7))]
+    text = "path,patient,split,grade\n" + "".join(f"{name},{name},train,{grade}\n" for name, grade in rows)
+    grades = {name: [grade for other, grade in rows if other == name and grade] for name, _ in rows}
+    modes = [{int(mode) for mode in multimode(of)} for of in grades.values()]
+
+    def expected(label):
+        said = [{label(mode) for mode in some} for some in modes]
+        return np.array([values.pop() if len(values) == 1 else np.nan for values in said])
+
+    keys = {"class": "grade", "repeats": "majority"}
+    ill = read(text, **keys, positive="1,2")
+    np.testing.assert_array_equal(ill.labels[:, 0], expected(lambda grade: float(grade > 0)))
+    plain, ordinal = (read(text, **keys, **more) for more in ({}, {"ordinal": "true"}))
+    known = ~np.isnan(expected(float))
+    assert 0 < known.sum() < len(known)
+    for found in (plain, ordinal):
+        np.testing.assert_array_equal(np.isnan(found.labels), ~known[:, None].repeat(found.labels.shape[1], axis=1))
+    np.testing.assert_array_equal(plain.labels[known].argmax(1), expected(float)[known])
+    np.testing.assert_array_equal(ordinal.labels[known].sum(1), expected(float)[known])
+    any_ill = read(text, **{**keys, "repeats": "any"}, positive="1,2").labels[:, 0]
+    said = [max((float(grade > "0") for grade in of), default=np.nan) for of in grades.values()]
+    np.testing.assert_array_equal(any_ill, said)
 
 
 def test_labels_that_were_guessed_are_said_so(read, tmp_path):

@@ -1,6 +1,7 @@
 """Labels as tables write them: 0 and 1 in many words, classes of which one is the image's, and lists of findings."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
@@ -213,7 +214,7 @@ def finding_labels(
 
 
 def merge_repeats(
-    keys: Sequence[str], labels: NDArray[np.float32], how: str, *, exclusive: bool = False
+    keys: Sequence[str], labels: NDArray[np.float32], how: str, *, classes: Sequence[str] = ()
 ) -> tuple[list[int], NDArray[np.float32], tuple[str, ...]]:
     """Join the rows of one image.
 
@@ -221,7 +222,8 @@ def merge_repeats(
         keys: (n,) the image.
         labels: (n, k): 0, 1, or NaN for unknown.
         how: a label of the image is 1 where `any` of its known rows says so, or at least half, the `majority`.
-        exclusive: the labels are classes, of which the `majority` is one, or unknown where several have as many rows.
+        classes: (n,) the class that each row's labels are of, empty where it is not known. The `majority` has the labels of
+            the class of most rows, and unknown ones where several have as many, and not all of them the same labels.
 
     Returns:
         The first row of each of the m images, their labels, (m, k), and what is to be said of rows that were joined.
@@ -233,19 +235,31 @@ def merge_repeats(
     ones = np.zeros_like(known)
     np.add.at(known, image, ~np.isnan(labels))
     np.add.at(ones, image, labels == 1)
-    one_class = exclusive and how == "majority"
-    if one_class:
-        yes = ones == ones.max(axis=1, keepdims=True)
-    elif how == "majority":
-        yes = 2 * ones >= known
+    if classes and how == "majority":
+        merged = _of_most(image.tolist(), classes, labels, len(rows))
     else:
-        yes = ones > 0
-    merged = np.where(known > 0, yes, np.nan).astype(np.float32)
-    if one_class:
-        merged[yes.sum(axis=1) > 1] = np.nan
+        yes = 2 * ones >= known if how == "majority" else ones > 0
+        merged = np.where(known > 0, yes, np.nan).astype(np.float32)
     disagree = int(((ones > 0) & (ones < known)).any(axis=1).sum())
     joined = f"{len(keys) - len(rows)} rows were joined with others of their images, of which {disagree} disagree: {how} counts"
     return rows, merged, (joined,) if len(rows) < len(keys) else ()
+
+
+def _of_most(
+    image: Sequence[int], classes: Sequence[str], labels: NDArray[np.float32], n_images: int
+) -> NDArray[np.float32]:
+    counts = [Counter[str]() for _ in range(n_images)]
+    row_of: dict[str, int] = {}
+    for row, (i, name) in enumerate(zip(image, classes, strict=True)):
+        if name:
+            row_of.setdefault(name, row)
+            counts[i][name] += 1
+    merged = np.full((n_images, labels.shape[1]), np.nan, np.float32)
+    for i, count in enumerate(counts):
+        most = [labels[row_of[name]] for name, times in count.items() if times == max(count.values())]
+        if most and all(np.array_equal(most[0], other) for other in most):
+            merged[i] = most[0]
+    return merged
 
 
 def plain_number(text: str) -> str:

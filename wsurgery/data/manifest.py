@@ -186,7 +186,7 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
         raise table.wrong("there are no rows")
     notes: tuple[str, ...] = ()
     names: Sequence[str]
-    ordinal = False
+    values: list[str] = []
     if one_class is None:
         if "path" in given and not keys["labels"]:
             notes = ("no key says the labels: each column of 0, 1, -1 or nothing is one; labels=A,B chooses",)
@@ -222,8 +222,7 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
     if keys["repeats"]:
         how = choose(scheme, "repeats", keys["repeats"], ("any", "majority"))
         _check_repeats(table, paths, {"split": splits, "patient": patients})
-        exclusive = one_class is not None and len(names) > 1 and not ordinal
-        rows, labels, joined = merge_repeats(paths, labels, how, exclusive=exclusive)
+        rows, labels, joined = merge_repeats(paths, labels, how, classes=values)
         notes += joined
         table = table.take(rows)
         paths, patients, splits = ([column[row] for row in rows] for column in (paths, patients, splits))
