@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from wsurgery.data.cache import cache_folder, decode, decode_readable, native_size
 from wsurgery.data.dataset import load_dataset
-from wsurgery.data.manifest import Manifest, write_manifest
+from wsurgery.data.manifest import Manifest, read_manifest, write_manifest
 from wsurgery.data.pictures import FORMATS
 from wsurgery.errors import UsageError, WsurgeryError
 
@@ -474,3 +474,24 @@ def test_an_image_that_the_system_does_not_give_is_not_left_out(tmp_path):
             decoded(manifest, 8)
         assert error.value.filename == str(tmp_path / "1.png")
     assert not [*cache_folder().glob("images/*.bad")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much memory a process may have is set on Linux")
+def test_an_image_for_which_memory_lacked_once_is_not_left_out(tmp_path, cache):
+    """Where it is there again, so is the image."""
+    write_manifest(manifest_of(tmp_path, [np.zeros((8000, 8000), np.uint8), noise(8, 8)]), tmp_path / "m.csv")
+    script = f"""
+import resource, sys
+from pathlib import Path
+import numpy, PIL.Image
+from wsurgery.__main__ import main
+import wsurgery.data.cache, wsurgery.data.sources
+here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (here + 150 * 2**20,) * 2)
+sys.argv[1:] = ["data", "cache", {str(tmp_path / "m.csv")!r}, "--image-size", "8", "--skip-bad", "--threads", "1"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (1, ["wsurgery data cache: out of memory"])
+    assert not list(cache.rglob("*.bad"))
+    assert len(decode_readable(read_manifest(tmp_path / "m.csv"), 8)[0]) == 2

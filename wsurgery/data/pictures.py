@@ -59,6 +59,7 @@ def open_picture(path: Path, window: str) -> Iterator[Image.Image]:
     Raises:
         WsurgeryError: it is missing, no picture, too large or damaged; so it is too if what is done with it fails.
         OSError: it cannot be read for a reason that is not its own, such as a right that is missing or a server that is away.
+        MemoryError: there is too little memory for it now.
         ModuleNotFoundError: it is DICOM, and pydicom is not installed.
     """
     try:
@@ -73,7 +74,7 @@ def open_picture(path: Path, window: str) -> Iterator[Image.Image]:
                         "scale it down first"
                     )
                 yield image
-    except (WsurgeryError, ModuleNotFoundError):
+    except (WsurgeryError, ModuleNotFoundError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise WsurgeryError(
