@@ -220,11 +220,55 @@ def test_an_enhanced_file_of_one_frame_is_as_one_that_says_it_itself(tmp_path, g
 
 
 @pytest.mark.parametrize(
-    "empty", [{"WindowCenter": None, "WindowWidth": None}, {"RescaleSlope": None, "WindowCenter": 5}]
+    "empty",
+    [
+        {"WindowCenter": None, "WindowWidth": None},
+        {"RescaleSlope": None, "WindowCenter": 5},
+        {"RescaleSlope": None, "RescaleIntercept": None},
+        {"RescaleSlope": None, "RescaleIntercept": -1024},
+        {"VOILUTFunction": None, "WindowCenter": 128, "WindowWidth": 256},  # of which 0 to 255 come out
+        {"PixelPaddingValue": None, "PixelPaddingRangeLimit": None},
+    ],
 )
 def test_what_is_there_and_empty_is_not_there(tmp_path, empty):
     dicom(tmp_path / "a.dcm", noise(), **empty)
     np.testing.assert_array_equal(grey(tmp_path / "a.dcm"), noise())
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"WindowWidth": 0},
+        {"WindowWidth": [0.8, 400]},
+        {"WindowWidth": -3, "VOILUTFunction": "LINEAR_EXACT"},
+        {"WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
+    ],
+)
+def test_a_window_of_a_width_that_there_is_not_is_none(tmp_path, window):
+    pixels = noise(4096, dtype=np.uint16)
+    dicom(tmp_path / "a.dcm", pixels, BitsStored=12, WindowCenter=[40, 40], **window)
+    span = (pixels - pixels.min()) / np.ptp(pixels) * 255
+    assert abs(grey(tmp_path / "a.dcm") - span).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("window", ["span", "-600:1500"])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+def test_padding_may_be_a_range(tmp_path, window, dtype):
+    """PS3.3, C.7.5.1.1.2: from one value to the other, both among them, whichever is the greater."""
+    pixels = noise(1000, (24, 24), dtype) + dtype(3000)
+    first, last = (-2000, -1990) if dtype is np.int16 else (60_000, 60_010)
+    pixels[0, :3] = first, last, first + 4
+    inside = np.full(pixels.shape, True)
+    inside[0, :3] = False
+    pixels[1, :2] = first - 1, last + 1
+    rest = pixels[inside].astype(float) * 0.25 - 100
+    low, high = (rest.min(), rest.max()) if window == "span" else (-600, 1500)
+    expected = np.zeros(pixels.shape)
+    expected[inside] = np.clip((rest - low) / (high - low), 0, 1) * 255
+    for value, limit in ((first, last), (last, first)):
+        said = {"PixelPaddingValue": value, "PixelPaddingRangeLimit": limit}
+        dicom(tmp_path / f"{value}.dcm", pixels, RescaleSlope=0.25, RescaleIntercept=-100, **said)
+        assert abs(shown(tmp_path / f"{value}.dcm", window, 24)[..., 0] - expected).max() <= 0.5 + 1e-9
 
 
 def encapsulated(width, height, marker=0xF7, bits=8, times=1):
@@ -245,7 +289,7 @@ def encapsulated(width, height, marker=0xF7, bits=8, times=1):
         ({"kind": "YBR_PARTIAL_420"}, "has the photometric interpretation YBR_PARTIAL_420, which is not read"),
         ({"kind": "RGB"}, "has 1 channels in RGB"),
         ({"BitsAllocated": 1, "BitsStored": 1}, "has 1 bits a channel in MONOCHROME2"),
-        ({"RescaleSlope": 0, "RescaleIntercept": 5, "WindowCenter": 1, "WindowWidth": 0}, "Window Width must be"),
+        ({"RescaleSlope": 0, "RescaleIntercept": 5, "WindowCenter": 1, "WindowWidth": 9, "VOILUTFunction": "ODD"}, "'ODD'"),
         ({"syntax": MPEG2MPML}, "has the transfer syntax MPEG2 .*, which pydicom cannot decode"),
         ({"syntax": JPEGBaseline8Bit, "PixelData": encapsulated(9, 8)}, "says 8 x 8 pixels, and what is in it 9 x 8 pixels"),
         ({"syntax": RLELossless, "Rows": 8000, "Columns": 8000, "PixelData": encapsulate([bytes(64)])}, "as RLE"),

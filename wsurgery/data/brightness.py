@@ -27,7 +27,7 @@ def to_8_bits(
     *,
     possible: tuple[float, float],
     own: Own | None = None,
-    padding: int | None = None,
+    padding: tuple[int, int] | None = None,
     inverted: bool = False,
 ) -> NDArray[np.uint8]:
     """Map grey values to 0 to 255, linearly between two of them or as the file says.
@@ -38,14 +38,18 @@ def to_8_bits(
         window: as of `Rendering`.
         possible: the least and the greatest value that there can be.
         own: the file's own mapping of values to 0 to 255, if it has one.
-        padding: the stored value of what lies outside of the picture. It becomes black.
+        padding: the first and the last stored value of what lies outside of the picture, in either order. It becomes black.
         inverted: the least value is white.
 
     Returns:
         uint8 (h, w). In an image of one value it is the least.
     """
     stored = pixels.view(f"u{pixels.itemsize}")
-    outside = None if padding is None else padding % (1 << 8 * pixels.itemsize)
+    outside = np.zeros(len(values), bool)
+    if padding is not None:
+        levels = levels_of(pixels.dtype)
+        low, high = sorted(levels[value % len(levels)] for value in padding)
+        outside = (levels >= low) & (levels <= high)
     if window == "auto" and own is not None:
         greys = own(values)
     else:
@@ -60,22 +64,20 @@ def to_8_bits(
     table = np.rint(np.clip(greys, 0, 255)).astype(np.uint8)
     if inverted:
         table = 255 - table
-    if outside is not None:
-        table[outside] = 0
+    table[outside] = 0
     mapped: NDArray[np.uint8] = table[stored]
     return mapped
 
 
 def _occurring(
-    stored: NDArray[np.integer], values: Floats, outside: int | None, quantiles: tuple[float, float]
+    stored: NDArray[np.integer], values: Floats, outside: NDArray[np.bool_], quantiles: tuple[float, float]
 ) -> tuple[float, float]:
     """The values of an image below which two parts of its pixels are."""
     counts = np.zeros(len(values), np.int64)
     flat = stored.ravel()
     for start in range(0, flat.size, _BLOCK):
         counts += np.bincount(flat[start : start + _BLOCK], minlength=len(values))
-    if outside is not None:
-        counts[outside] = 0
+    counts[outside] = 0
     order = np.argsort(values, kind="stable")
     below = np.cumsum(counts[order])
     if not below[-1]:

@@ -28,7 +28,7 @@ _SCAN = 0xDA  # the marker behind which the first scan begins
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _HEADER = (
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration",
-    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
     "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
     *(f"{colour}PaletteColorLookupTable{part}" for colour in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")),
@@ -185,6 +185,9 @@ def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
 def _greys(pixels: NDArray[np.integer], dataset: "Dataset", window: str) -> NDArray[np.uint8]:
     from pydicom.pixels import apply_modality_lut
 
+    for key in ("RescaleSlope", "RescaleIntercept"):
+        if key in dataset and _is_empty(dataset, key):
+            delattr(dataset, key)
     levels = levels_of(pixels.dtype)
     values = np.asarray(apply_modality_lut(levels, dataset), np.float64)
     if not np.isfinite(values).all():
@@ -192,20 +195,28 @@ def _greys(pixels: NDArray[np.integer], dataset: "Dataset", window: str) -> NDAr
     half = 1 << int(dataset.get("BitsStored") or dataset.BitsAllocated) - 1
     least, greatest = (-half, half - 1) if pixels.dtype.kind == "i" else (0, 2 * half - 1)
     possible = values[(levels >= least) & (levels <= greatest)]
-    padding = dataset.get("PixelPaddingValue")
+    padding, limit = (dataset.get(f"PixelPadding{what}") for what in ("Value", "RangeLimit"))
     return to_8_bits(
         pixels,
         values,
         window,
         possible=(float(possible.min()), float(possible.max())),
         own=_own_window(dataset),
-        padding=None if padding is None else int(padding),
+        padding=None if padding is None else (int(padding), int(padding if limit is None else limit)),
         inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
     )
 
 
+def _is_empty(dataset: "Dataset", key: str) -> bool:
+    """Whether an element is not there, or there without a value."""
+    return dataset.get(key) in (None, "")
+
+
 def _own_window(dataset: "Dataset") -> Own | None:
-    """The file's first window, or its table of values of interest, which goes before; None where it has neither."""
+    """The file's first window, or its table of values of interest, which goes before; None where it has neither.
+
+    A width that DICOM does not allow is no window.
+    """
     from pydicom import Dataset
     from pydicom.pixels import apply_voi, apply_windowing
 
@@ -218,13 +229,16 @@ def _own_window(dataset: "Dataset") -> Own | None:
             return np.asarray(apply_voi(inside, dataset), np.float64) * (255 / ((1 << bits) - 1))
 
         return by_table
-    if any(dataset.get(key) in (None, "") for key in ("WindowCenter", "WindowWidth")):  # or there, and empty
+    if _is_empty(dataset, "WindowCenter") or _is_empty(dataset, "WindowWidth"):
         return None
+    width = float(np.atleast_1d(dataset.WindowWidth)[0])
+    if width <= 0 or (width < 1 and (dataset.get("VOILUTFunction") or "LINEAR").upper() == "LINEAR"):
+        return None  # PS3.3, C.11.2.1.2.1 and C.11.2.1.3: there is no such window
     # Of a picture of 8 bits that is not rescaled, so that 0 to 255 come out.
     plain = Dataset()
     plain.PhotometricInterpretation, plain.BitsStored, plain.PixelRepresentation = "MONOCHROME2", 8, 0
     for key in ("WindowCenter", "WindowWidth", "VOILUTFunction"):
-        if key in dataset:
+        if not _is_empty(dataset, key):
             plain[key] = dataset[key]
 
     def by_window(values: Floats) -> Floats:
