@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from wsurgery.data.archive import MAX_PIXELS, ArchiveReader, split_path
 from wsurgery.data.brightness import levels_of, to_8_bits
@@ -30,7 +32,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BITS, _PHOTOMETRIC = 0x0102, 0x0106  # TIFF's tags; the second is 0 where the least value is white
+# TIFF's tags. The photometric interpretation is 0 where the least value is white.
+_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 0x0102, 0x0103, 0x0106, 0x011C, 0x0153
+_UNPACKED, _APART, _SIGNED = 1, 2, 2  # values of the second, the fourth and the last
 
 
 def shorter_side(path: Path) -> int:
@@ -97,14 +101,38 @@ def read_square(path: Path, image_size: int, rendering: Rendering) -> bytes:
     """The pixels of an image file as a square: see `to_square`.
 
     Raises:
-        As `open_picture`; and it has more than 16 bits a channel.
+        As `open_picture`; and it has more than 16 bits a channel, or is of a kind that Pillow misreads.
     """
     with open_picture(path, rendering.window) as image:
         if image.mode.startswith(("I", "F")) and _type_of(image) is None:
             raise WsurgeryError(
                 f"{printable(str(path))} has more than 16 bits a channel: convert it to 16 or 8 bits first"
             )
+        if misread := _misread(image):
+            raise WsurgeryError(f"{printable(str(path))} {misread}")
         return to_square(image, image_size, rendering)
+
+
+def _misread(image: Image.Image) -> str | None:
+    """Say of a picture that Pillow opens and has other values of than the file what it is, and what to do."""
+    if isinstance(image, PngImageFile):
+        if image.tile and image.tile[0][3] == "LA;16B":  # the upper 8 bits of a grey are left
+            return "is grey of 16 bits with opacity, which is not read: save it without opacity"
+    elif isinstance(image, TiffImageFile):
+        tags = image.tag_v2
+        bits, signed = max(_all(tags.get(_BITS, 1))), _SIGNED in _all(tags.get(_SAMPLE_FORMAT, 1))
+        unpacked = tags.get(_COMPRESSION, _UNPACKED) == _UNPACKED
+        if bits > 8 and len(image.getbands()) > 1 and tags.get(_PLANES) == _APART and unpacked:
+            return f"has colours of {bits} bits in planes of their own, which are not read: save it with PlanarConfiguration 1"
+        if signed and bits <= 8:
+            return "has signed values of 8 bits, which are not read: save them as unsigned, or of 16 bits"
+        if signed and not unpacked and tags.prefix == b"MM":
+            return "has signed values, big-endian and compressed, which are not read: save it uncompressed or little-endian"
+    return None
+
+
+def _all(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _type_of(image: Image.Image) -> tuple[type[np.integer], int] | None:
