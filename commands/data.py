@@ -100,15 +100,35 @@ def data_make(
         alone = "" if manifest.has_patients else f": {ALONE}"
         say(f"{output}: {len(manifest)} images, {len(set(manifest.patients))} patients{alone}")
         labels = f"labels: {printable(', '.join(manifest.label_names), 1000)}"
-        absent = [name for name in ("train", "valid") if name not in manifest.splits]
-        parts = " and ".join(f"{name}=0.15" for name in ("valid", "test") if name not in manifest.splits)
-        remedy = "split=COLUMN says it" + (f", or {parts} for patients held out" if "train" in manifest.splits else "")
-        lacks = [f"no image is in the split {name}, which train needs: {remedy}" for name in absent]
-        for note in (labels, *manifest.notes, *lacks, f"images: {manifest.rendering.described}"):
+        for note in (labels, *manifest.notes, *_lacks(manifest, spec), f"images: {manifest.rendering.described}"):
             say(note)
         return
     made = make_data(spec, output, force=force, threads=threads)
     say(f"{output / 'manifest.csv'}" if made else f"{output / 'manifest.csv'} is there already: nothing to do")
+
+
+def _lacks(manifest: "Manifest", spec: str) -> list[str]:
+    """Say which splits of a study no image is in, and how there would be some."""
+    from math import ceil
+
+    from wsurgery.data.manifest import DRAWN
+    from wsurgery.data.table import is_table
+
+    needed = {"train": "which train needs", "valid": "which train needs", "test": "which eval takes"}
+    absent = [name for name in needed if name not in manifest.splits]
+    drawn = any(note.startswith(DRAWN) for note in manifest.notes)
+    parts = ["valid", "test"] if drawn else [name for name in absent if name != "train"]
+    pairs = zip(manifest.patients, manifest.splits, strict=True)
+    n = len({patient for patient, split in pairs if drawn or split == "train"})  # of these some can be held out
+    part = max(0.15, ceil(100 / max(n, 1)) / 100)
+    held_out = f"{' and '.join(f'{name}={part:g}' for name in parts)} for patients held out" if n > len(parts) else ""
+    if drawn:
+        remedy = held_out or f"{n} patients are too few for train, valid and test"
+    elif is_table(spec.partition("?")[0]):
+        remedy = "split=COLUMN says it" + (f", or {held_out}" if held_out and parts else "")
+    else:
+        remedy = "valid= and test= say a larger part of the patients, where the data has no such split"
+    return [f"no image is in the split {name}, {needed[name]}: {remedy}" for name in absent]
 
 
 @command

@@ -203,19 +203,49 @@ def test_any_table(run, tmp_path):
     assert (refused.exit_code, "name a .csv or .parquet" in refused.stderr) == (2, True)
 
 
-@pytest.mark.parametrize(("values", "absent"), [("012", ["train", "valid"]), (["train", "test"], ["valid"])])
-def test_make_says_which_split_training_will_miss(values, absent, run, tmp_path):
+@pytest.mark.parametrize(
+    ("values", "absent"),
+    [("012", ["train", "valid", "test"]), (["train", "test"], ["valid"]), (["train"], ["valid", "test"])],
+)
+def test_make_says_which_split_a_study_will_miss(values, absent, run, tmp_path):
     rows = "".join(f"{i}.png,{values[i % len(values)]},{i % 2}\n" for i in range(12))
     (tmp_path / "t.csv").write_text("path,split,ill\n" + rows)
     for i in range(12):
         (tmp_path / f"{i}.png").touch()
     said = run("make", tmp_path / "t.csv", "-o", tmp_path / "m.csv").stderr
-    assert [line.split(",")[0].split()[-1] for line in said.splitlines() if "which train needs" in line] == absent
-    remedies = re.findall(r"or (\S+=0\.15) for patients held out", said)
-    assert remedies == (["valid=0.15"] if values == ["train", "test"] else [])
+    assert re.findall(r"no image is in the split (\w+), which", said) == absent
+    remedies = set(re.findall(r"or (\S+=.*) for patients held out", said))
+    part = 0.15 if len(absent) == 2 else 0.17  # a sixth of six
+    assert remedies == ({" and ".join(f"{name}={part}" for name in absent)} if "train" in values else set())
     for remedy in remedies:  # as it is printed
-        again = run("make", f"{tmp_path / 't.csv'}?{remedy}", "-o", tmp_path / "again.csv")
-        assert (again.exit_code, "which train needs" in again.stderr) == (0, False)
+        again = run("make", f"{tmp_path / 't.csv'}?{remedy.replace(' and ', '&')}", "-o", tmp_path / "again.csv")
+        assert (again.exit_code, "no image is in" in again.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("column", ["", "train"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 30])
+def test_of_few_patients_what_came_out_is_said_and_the_remedy_helps(n, column, run, tmp_path):
+    for i in range(n):
+        (tmp_path / f"{i}.png").touch()
+    split = ",split" if column else ""
+    rows = "".join(f"{i}.png,p{i},{i % 2}{column and ',' + column}\n" for i in range(n))
+    (tmp_path / "t.csv").write_text(f"path,patient,ill{split}\n{rows}")
+    spec = tmp_path / "t.csv"
+    for _ in range(2):
+        said = run("make", spec, "-o", tmp_path / "m.csv", "--force").stderr
+        splits = json.loads(run("show", tmp_path / "m.csv", "--json").stdout)["splits"]
+        assert re.findall(r"no image is in the split (\w+),", said) == [
+            name for name in ("train", "valid", "test") if name not in splits
+        ]
+        valid, test = (splits.get(name, {"patients": 0})["patients"] for name in ("valid", "test"))
+        if not column:
+            assert f"no column says the splits: of {n} patients {valid} go to valid, {test} to test\n" in said
+        remedy = re.search(r"(valid=\S+) and (test=\S+) for patients held out", said)
+        assert (remedy is not None) == (n > 2 and len(splits) < 3)
+        if remedy is None:
+            break
+        spec = f"{tmp_path / 't.csv'}?{remedy[1]}&{remedy[2]}"
+    assert n < 3 or len(splits) == 3
 
 
 def test_make_of_a_drawn_set_as_a_manifest(run, tmp_path):

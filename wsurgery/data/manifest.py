@@ -44,6 +44,7 @@ META = "meta:"  # before the name of a column that is no label
 FOLD = "fold"  # the column, after META, that says in each row alike which fold of the patients is tested: K/N
 RENDERING = f"{META}image_"  # before that of one that says, in each row alike, how all images are rendered
 MAX_SPLITS = 1000
+DRAWN = "no column says the splits"  # begins a note, where patients were held out
 KEYS = {
     "path": "path", "patient": "patient", "split": "split", "labels": "", "uncertain": "ignore", "blank": "ignore",
     "class": "", "positive": "", "ordinal": "false", "order": "", "images": "", "repeats": "", "encoding": "", **SPLITS,
@@ -240,12 +241,12 @@ def read_manifest(file: Path, given: Mapping[str, str] | None = None) -> Manifes
         )
     if split is None:
         splits = hold_out(scheme, splits, patients, keys, given)
-        parts = (
-            f"fold {keys['fold']}"
-            if keys["fold"]
-            else f"{keys['valid']} of the patients are valid, {keys['test']} test"
-        )
-        notes += (f"no column says the splits: {parts}",)
+        count = {
+            name: len({who for who, where in zip(patients, splits, strict=True) if where == name}) for name in SPLITS
+        }
+        fold = f"fold {keys['fold']}, " if keys["fold"] else ""
+        drawn = f"{fold}of {len(set(patients))} patients {count['valid']} go to valid, {count['test']} to test"
+        notes += (f"{DRAWN}: {drawn}",)
     elif given.keys() & {"valid", "test", "fold"}:
         splits = hold_out(scheme, splits, patients, {**keys, **dict.fromkeys(("valid", "test"), "0"), **given}, given)
     rendering = _rendering_of(table)
