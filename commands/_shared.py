@@ -170,7 +170,9 @@ class SurgeryOutput(Output):
     ] = None
     group: Annotated[
         str | None,
-        typer.Option("--part", metavar="K/N", help="With -o DIR/: write the K-th of N groups of shards only."),
+        typer.Option(
+            "--part", metavar="K/N", help="With -o DIR/, not where IN is: write the K-th of N groups of shards only."
+        ),
     ] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and write nothing.")] = False
 

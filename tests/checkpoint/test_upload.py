@@ -87,6 +87,19 @@ def test_parts_of_a_folder_make_the_whole_and_a_store_feeds_a_store(bucket, resn
     assert stored(bucket, "licensed/LICENSE") == b"mine"
 
 
+def test_a_part_is_not_written_into_a_folder_that_it_reads(bucket, invoke, tmp_path):
+    sharded(tmp_path / "in", 2)
+    invoke("push", tmp_path / "in", f"s3://{bucket.own}/nets/")
+    before = {name: stored(bucket, f"nets/{name}") for name in (INDEX, "model-00001-of-00002.safetensors")}
+    for source in ("", "model-00001-of-00002.safetensors"):
+        given = ["scale", f"s3://{bucket.own}/nets/{source}", "--by", 2, "--part", "1/2", "--force"]
+        done = invoke(*given, "-o", f"s3://{bucket.own}/nets/", check=False)
+        assert done.exit_code == 2
+        assert "is read by all parts, and --part would write beside it, or over it: name another folder" in done.stderr
+    assert {name: stored(bucket, f"nets/{name}") for name in before} == before
+    invoke(*given, "-o", f"s3://{bucket.own}/other/")
+
+
 def test_what_is_there_is_replaced_only_with_force(bucket, resnet, wsurgery):
     address = f"s3://{bucket.own}/nets/a"
     wsurgery("scale", resnet, "--by", 2, "-o", address)

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -132,6 +133,25 @@ def test_new_shards_stay_alone_in_their_folder(resnet, invoke, tmp_path):
     assert tensors_of(out).keys() == load_file(resnet).keys()
     invoke("scale", out, "--by", 2, "-o", f"{out}/", "--shard-size", "90kB", "--force")  # its own input
     assert tensors_of(out).keys() == load_file(resnet).keys()
+
+
+@pytest.mark.parametrize("edit", [["scale", "--by", 2], ["convert", "--keep-names"]])
+def test_a_part_is_not_written_into_a_folder_that_it_reads(edit, sharded, resnet, invoke, tmp_path):
+    """Other parts have not read it yet."""
+    out = tmp_path / "out"
+    shutil.copytree(sharded, out)
+    (tmp_path / "link").symlink_to(out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for target in (out, tmp_path / "link"):
+        for size in ([], ["--shard-size", "30kB"]):
+            done = invoke(*edit, out, "-o", f"{target}/", *size, "--part", "1/2", "--force", check=False)
+            assert done.exit_code == 2
+            assert (
+                "is read by all parts, and --part would write beside it, or over it: name another folder" in done.stderr
+            )
+    done = invoke(*edit, resnet, "-o", f"{out}/", "--shard-size", "30kB", "--part", "1/2", "--force", check=False)
+    assert "would stay beside the new shards: name another folder, or remove it first" in done.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_an_empty_name_is_no_folder(resnet, invoke, tmp_path, monkeypatch):

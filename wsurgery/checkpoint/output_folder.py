@@ -1,5 +1,6 @@
 """A folder of shards that is written, on a disk or in a store: shards, settings and licence, and the index last."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,26 +16,64 @@ from wsurgery.untrusted import read_regular
 _OWN = 64  # files that a process has open beside its shards: inputs, libraries, the companions
 
 
-def other_weights(folder: Path, shards: Iterable[str], *, force: bool) -> list[Path]:
+def other_weights(folder: Path, shards: Iterable[str], *, force: bool, part: bool = False) -> list[Path]:
     """Return the weights in a folder that new shards do not replace, and that must go when these are there.
 
     A reader that looks for `model.safetensors` first would take it for the new ones, and one without an index cannot tell
     shards of two counts apart. Weights under a name of their own (`model.fp16.safetensors`) are none of them.
 
+    Args:
+        folder: where the shards will be.
+        shards: the names of all, of other parts too.
+        force: whether others may go.
+        part: whether others write the other shards: then nothing goes, which they may not have read yet.
+
     Raises:
-        UsageError: there are some, and `force` is off.
+        UsageError: there are some, and they may not go.
     """
     new = set(shards)
     stems = {"model"} | {match[1] for name in new if (match := SHARD.fullmatch(name))}
     there = names_in(folder, (".safetensors",)) if folder.is_dir() else []
     old = [name for name in there if name == WHOLE or ((match := SHARD.fullmatch(name)) and match[1] in stems)]
     others = [folder / name for name in old if name not in new]
-    if others and not force:
+    if others and (part or not force):
+        remedy = "remove it first" if part else "add --force to remove it"
         raise UsageError(
-            f"{printable(str(others[0]))} is there, and would stay beside the new shards: name another folder, or add "
-            "--force to remove it"
+            f"{printable(str(others[0]))} is there, and would stay beside the new shards: name another folder, or {remedy}"
         )
     return others
+
+
+def require_elsewhere(folder: Path | str, read: Iterable[Path | str]) -> None:
+    """Require that a part of the shards goes to another folder than what is read lies in: other parts read it, too.
+
+    Args:
+        folder: where to, or its URL.
+        read: files and folders, or their URLs.
+
+    Raises:
+        UsageError: it is one of theirs.
+    """
+    for each in read:
+        if isinstance(folder, str):
+            same = isinstance(each, str) and _place(each) == _place(folder)
+        else:
+            own = None if isinstance(each, str) else each if each.is_dir() else each.parent
+            same = own is not None and folder.is_dir() and os.path.samefile(own, folder)
+        if same:
+            raise UsageError(
+                f"{printable(str(each))} is read by all parts, and --part would write beside it, or over it: name another folder"
+            )
+
+
+def _place(address: str) -> tuple[str, ...]:
+    """Return a folder in a store, or that of a file, in one way of writing it."""
+    if address.startswith("hf://"):
+        repo, branch, path = split_url(address)
+        name = path.rpartition("/")[2]
+        folder = path.removesuffix(name) if name.endswith((".safetensors", ".json")) else path
+        return repo, branch or "main", folder.rstrip("/")
+    return (address.rpartition("/")[0],)
 
 
 @contextmanager

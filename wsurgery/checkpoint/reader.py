@@ -50,11 +50,13 @@ class Checkpoint:
         path: the file or the folder of shards, or None for standard input and for a URL.
         name: the last part of the path or URL, None for standard input.
         url: where a remote one was read, without secrets; else None.
+        address: by which a remote one was named, secrets and all; else None.
         seekable: whether tensors can be read in any order.
         file_state: of the file when it was opened, None if it is none.
     """
 
     url: str | None = None
+    address: str | None = None
     file_state: FileState | None = None
     _users = 1  # whoever opened it, and each that did again: the last one's `rest` closes it
 

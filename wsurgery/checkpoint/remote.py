@@ -526,7 +526,12 @@ def open_remote(url: str) -> Checkpoint:
         OSError: it cannot be reached.
         WsurgeryError: it is not a safetensors file, or broken.
     """
-    place = _place(url)
+    checkpoint = _open(_place(url))
+    checkpoint.address = url
+    return checkpoint
+
+
+def _open(place: RemoteObject) -> Checkpoint:
     if not place.is_folder:
         return RemoteCheckpoint(place, place)
     index = place.beside(INDEX)

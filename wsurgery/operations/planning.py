@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +153,16 @@ class Planned(Made, Unmade):
     def by_name(self) -> dict[str, TensorEdit]:
         """Its edits by the name of the tensor."""
         return {edit.tensor.name: edit for edit in self.edits}
+
+    def places(self) -> Iterator[Path | str]:
+        """Yield the files, folders and addresses that it is made from; one may come again."""
+        if self.beside is not None:
+            yield self.beside.path
+        for source in self.inputs:
+            if isinstance(source, Planned):
+                yield from source.places()
+            elif place := original(source).address or original(source).path:
+                yield place
 
     def header_digest(self) -> "HeaderDigest":
         """Give BLAKE3 of the header, which is known when the digests of the inputs are."""

@@ -21,7 +21,7 @@ from wsurgery.checkpoint.companions import companions
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.hub_api import is_repo
-from wsurgery.checkpoint.output_folder import folder_made, open_folder_output, other_weights
+from wsurgery.checkpoint.output_folder import folder_made, open_folder_output, other_weights, require_elsewhere
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.reader import SMALL
 from wsurgery.checkpoint.shards import INDEX, ShardedCheckpoint, format_index, part_of, split_by_size
@@ -150,7 +150,8 @@ def rewrite(
 
     Raises:
         WsurgeryError: an input ends early, or an operation cannot work on a tensor.
-        UsageError: the output exists and `force` is off, or its folder holds other weights; see `other_weights`.
+        UsageError: the output exists and `force` is off, its folder holds other weights (see `other_weights`), or of a part it
+            is an input's.
         OSError: a store cannot be reached.
     """
     threads = workers(threads)
@@ -163,9 +164,12 @@ def rewrite(
     infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
     with ExitStack() as stack:
         others: list[Path] = []
+        part = output.part is not None
+        if part:
+            require_elsewhere(output.path, planned.places())
         if isinstance(output.path, Path):
-            others = other_weights(output.path, shards, force=force)
-            stack.enter_context(folder_made(output.path, keep=output.part is not None))
+            others = other_weights(output.path, shards, force=force, part=part)
+            stack.enter_context(folder_made(output.path, keep=part))
         beside = _beside(planned, output, force=force)
         if isinstance(output.path, Path):
             for name in (INDEX, *chosen, *beside):
@@ -176,14 +180,14 @@ def rewrite(
             index=format_index(infos),
             beside=beside,
             force=force,
-            part=output.part is not None,
+            part=part,
         ) as streams:
             for name, stream in streams.items():
                 _write(shards[name], planned.history, stream, threads, lambda: None)
                 settle(stream)  # so that afterwards all appear within a moment
             planned.finish()
         for path in others:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _size(edits: Sequence[TensorEdit]) -> int:
