@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import threading
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -161,8 +162,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
             return self.answer(403)
         if what == "preupload":
+            ignored = self.server.models[model][branch][1].get(".gitignore", b"").decode().split()
             modes = [
-                {"path": x["path"], "uploadMode": "regular" if _is_small(x["path"]) else "lfs", "shouldIgnore": False}
+                {
+                    "path": x["path"],
+                    "uploadMode": "regular" if _is_small(x["path"]) else "lfs",
+                    "shouldIgnore": any(fnmatch(x["path"], pattern) for pattern in ignored),
+                }
                 for x in json.loads(body)["files"]
             ]
             return self.say({"files": modes})

@@ -292,6 +292,18 @@ def test_what_the_hub_refuses_is_not_asked_again_and_its_own_words_are_said(path
     assert files(here) == {}
 
 
+@pytest.mark.parametrize("ignored", ["*.safetensors", "LICENSE"])
+def test_what_gitignore_leaves_out_is_said_and_nothing_is_written(ignored, hub, resnet, wsurgery, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(resnet.read_bytes())
+    (tmp_path / "model" / "LICENSE").write_text("mine")
+    hub.push("org/net", {".gitignore": ignored.encode()})
+    done = wsurgery("push", tmp_path / "model", "hf://org/net", check=False)
+    assert done.returncode == 1
+    assert b": .gitignore of this model leaves it out: mend that, or name the file otherwise\n" in done.stderr
+    assert (list(files(hub)), hub.commits) == ([".gitignore"], [])
+
+
 @OF_HTTPX
 @pytest.mark.parametrize(("typed", "written"), [("MIT", "mit"), ("Ours, of 2024", "other")])
 def test_a_card_has_a_licence_that_the_hub_takes(typed, written, here):

@@ -140,6 +140,10 @@ class HubUpload(RemoteOutput):
             self._commit.described, self._commit.copied = Checkpoint(self._file, None), self.copied  # type: ignore[arg-type]
         send = HfApi().preupload_lfs_files
         asked(self.label, send, self.repo, [self.operation], revision=self.branch, writing=True)  # tries by itself
+        if self.operation._should_ignore:  # huggingface_hub leaves it out of the commit, and says nothing
+            raise HubError(
+                f"{self.label}: .gitignore of this model leaves it out: mend that, or name the file otherwise"
+            )
         if self.operation.path_or_fileobj == b"":  # as huggingface_hub leaves what it has sent
             self.close()
 
