@@ -391,6 +391,25 @@ def test_an_address_that_is_none_is_one_line_without_secrets(address, words, buc
     assert SECRET.encode() not in done.stderr
 
 
+def test_a_version_of_an_object_is_refused_and_not_taken_for_another(bucket, resnet, invoke):
+    address = f"s3://{bucket.own}/nets/a"
+    invoke("push", resnet, address)
+    old = f"{address}?versionId=OLD"
+    for given in (
+        ["show", old],
+        ["show", f"{address}/?versionId=OLD"],
+        ["push", resnet, old],
+        ["push", "--clean", old],
+    ):
+        done = invoke(*given, check=False)
+        assert done.exit_code == 2
+        assert (
+            "?versionId=OLD: versions of an object have no address here: copy that one to a name of its own"
+            in done.stderr
+        )
+    assert bucket.find(f"{bucket.own}/") == [f"{bucket.own}/nets/a"]
+
+
 def test_nothing_of_the_credentials_is_recorded(bucket, resnet, wsurgery):
     wsurgery("scale", resnet, "--by", 2, "-o", f"s3://{bucket.own}/nets/a")
     wsurgery("scale", f"s3://{bucket.own}/nets/a", "--by", 2, "-o", f"s3://{bucket.own}/nets/b")

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from wsurgery.checkpoint.hub_api import split_url
 from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, WHOLE, ShardedCheckpoint, parse_index
-from wsurgery.checkpoint.upload import as_os_error
+from wsurgery.checkpoint.upload import as_os_error, require_no_version
 from wsurgery.errors import UsageError, printable, redacted
 
 if TYPE_CHECKING:
@@ -352,6 +352,7 @@ class S3:
         if "@" in url.removeprefix("s3://").partition("/")[0]:
             shown = printable(without_secrets(url))
             raise UsageError(f"{shown}: no key stands in the address: set AWS_PROFILE or AWS_ACCESS_KEY_ID")
+        require_no_version(url)
 
         self._store = s3fs.S3FileSystem()
         self._url = url

@@ -276,7 +276,22 @@ def place_of(url: str) -> dict[str, str]:
     bucket, _, key = url.removeprefix("s3://").partition("/")
     if not (url.startswith("s3://") and bucket and key) or "@" in bucket:
         raise UsageError(f"{printable(url)}: write it as s3://bucket/name, with no key of yours in it")
+    require_no_version(url)
     return {"Bucket": bucket, "Key": key}
+
+
+def require_no_version(url: str) -> None:
+    """Refuse `?versionId=`, which s3fs would leave out, and a store take for a part of the name.
+
+    Raises:
+        UsageError: it is there.
+    """
+    key, version, _ = url.partition("?versionId=")
+    if version:
+        raise UsageError(
+            f"{printable(url)}: versions of an object have no address here: copy that one to a name of its own, or write "
+            f"{printable(key)}"
+        )
 
 
 def connect() -> Any:
