@@ -216,6 +216,18 @@ def test_parts_that_run_at_once_write_one_index(here):
 
 
 @OF_HTTPX
+def test_outputs_that_are_open_at_once_are_commits_of_their_own(here, large):
+    """As of two threads: whoever has left one finds it there, and another that fails takes nothing along."""
+    with pytest.raises(ValueError, match="enough"), HubUpload("hf://org/net/a.safetensors") as mine:
+        mine.write(large.read_bytes())
+        with HubUpload("hf://org/net/b.safetensors") as other:
+            other.write(large.read_bytes())
+        assert files(here)["b.safetensors"] == large.read_bytes()
+        raise ValueError("enough")
+    assert files(here).keys() == {"README.md", "b.safetensors"}
+
+
+@OF_HTTPX
 @pytest.mark.parametrize(
     "moment", ["model_info", pytest.param("create_commit", marks=pytest.mark.slow)], ids=["before", "after"]
 )
@@ -346,6 +358,18 @@ def test_whoever_is_ended_leaves_nothing(number, hub, large, tmp_path, monkeypat
         said = process.stderr.read()
     assert b"Traceback" not in said
     assert (files(hub), hub.commits, list((tmp_path / "tmp").iterdir())) == ({}, [], [])
+
+
+@pytest.mark.slow
+def test_shards_that_are_more_than_may_be_open_raise_the_limit(hub, tmp_path):
+    path = tmp_path / "many.safetensors"
+    save_file({f"l{i:03}.weight": np.ones(100, np.float32) for i in range(80)}, path)
+    script = "import resource; most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; "
+    script += "resource.setrlimit(resource.RLIMIT_NOFILE, (64, most)); from wsurgery.__main__ import main; main()"
+    given = ["scale", str(path), "--by", "2", "--shard-size", "400", "--threads", "1", "-o", "hf://org/net"]
+    done = subprocess.run([sys.executable, "-c", script, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(files(hub)) == 82
 
 
 def test_a_full_disk_names_the_folder_and_the_remedy(hub, large):

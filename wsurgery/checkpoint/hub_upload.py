@@ -31,11 +31,18 @@ _LONGEST_WAIT = 16.0  # seconds
 _PATIENCE = 60.0  # seconds after which an attempt is the last, where the hub keeps each waiting
 
 
-class _Commit:
-    """What appears together: the files of a branch that are open at a time."""
+class Commit:
+    """What appears together: the files that are opened with it, when the last of them is left.
+
+    Attributes:
+        repo: the model.
+        branch: of it.
+        removed: the names of files that go in it, as far as they are there.
+    """
 
     def __init__(self, repo: str, branch: str) -> None:
         self.repo, self.branch = repo, branch
+        self.removed: list[str] = []
         self.opened = 0
         self.failed = False
         self.files: dict[str, HubUpload] = {}  # that are whole, by name
@@ -43,23 +50,21 @@ class _Commit:
         self.described: Checkpoint | None = None  # the first of the model's own: what a card is written from
 
 
-_commits: dict[tuple[str, str], _Commit] = {}
-
-
 class HubUpload(RemoteOutput):
-    """Context manager that writes a file of a model. It appears when it, and those open beside it, are left without an error.
+    """Context manager that writes a file of a model. It appears when it, and those of its commit, are left without an error.
 
     Attributes:
         label: its address.
         operation: huggingface_hub's, once the file is on its way.
     """
 
-    def __init__(self, url: str, *, force: bool = False) -> None:
+    def __init__(self, url: str, *, force: bool = False, commit: Commit | None = None) -> None:
         """Ask whether it exists.
 
         Args:
             url: `hf://org/repo[@branch]/path`.
             force: whether what is there is replaced.
+            commit: of which it is a file. Default: one of its own.
 
         Raises:
             UsageError: it exists and `force` is off, or it is no address.
@@ -73,10 +78,10 @@ class HubUpload(RemoteOutput):
             raise UsageError(f"{self.label} exists: add --force to overwrite it")
         self.operation: Any = None
         self._file: IO[bytes] | None = None
+        self._commit = commit or Commit(self.repo, self.branch)
 
     def __enter__(self) -> "HubUpload":
         self._file, self._name = _temporary()
-        self._commit = _commits.setdefault((self.repo, self.branch), _Commit(self.repo, self.branch))
         self._commit.opened += 1
         return self
 
@@ -99,8 +104,6 @@ class HubUpload(RemoteOutput):
             if commit.failed or not commit.opened:
                 for file in commit.files.values():
                     file.close()
-            if not commit.opened:
-                del _commits[self.repo, self.branch]
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Take in bytes, and return how many: all.
@@ -227,7 +230,7 @@ def _licence(model: str) -> str | None:
     return None
 
 
-def _card(commit: _Commit) -> list[Any]:
+def _card(commit: Commit) -> list[Any]:
     """Write the model card that goes with a commit, if one does."""
     from huggingface_hub import CommitOperationAdd
 
@@ -238,9 +241,9 @@ def _card(commit: _Commit) -> list[Any]:
     return [CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=card.encode())]
 
 
-def _send(commit: _Commit) -> None:
+def _send(commit: Commit) -> None:
     """Make the commit. It is made again when another came between, or when it is not there after its answer was lost."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationDelete, HfApi
 
     label, api = f"hf://{commit.repo}@{commit.branch}", HfApi()
     operations = [file.operation for file in commit.files.values()]
@@ -249,9 +252,10 @@ def _send(commit: _Commit) -> None:
     again = False
     for wait in _waits():
         head = _ask(label, api.model_info, commit.repo, revision=commit.branch, timeout=30).sha
-        there = _there(commit.repo, commit.branch, [*commit.files, _CARD])
+        there = _there(commit.repo, commit.branch, [*commit.files, *commit.removed, _CARD])
         if again and all(there.get(path) == _digest(file.operation) for path, file in commit.files.items()):
             return
+        removals = [CommitOperationDelete(path_in_repo=path) for path in commit.removed if path in there]
         if appeared := next((x for x in kept if there.get(x) not in (None, _digest(commit.files[x].operation))), None):
             raise UsageError(f"{label}/{printable(appeared)} appeared meanwhile: add --force to overwrite it")
         try:
@@ -259,7 +263,7 @@ def _send(commit: _Commit) -> None:
                 label,
                 api.create_commit,
                 commit.repo,
-                operations if _CARD in there else [*operations, *card],
+                [*operations, *removals, *([] if _CARD in there else card)],
                 commit_message=f"Written by wsurgery {__version__}",
                 revision=commit.branch,
                 parent_commit=head,

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsurgery.checkpoint.hub_api import split_url
 from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, SHARD, WHOLE, names_in
@@ -12,6 +13,9 @@ from wsurgery.checkpoint.sink import AppearedError, Sink, write_all
 from wsurgery.checkpoint.writer import open_output
 from wsurgery.errors import UsageError, printable
 from wsurgery.untrusted import read_regular
+
+if TYPE_CHECKING:
+    from wsurgery.checkpoint.hub_upload import Commit
 
 _OWN = 64  # files that a process has open beside its shards: inputs, libraries, the companions
 
@@ -122,16 +126,28 @@ def open_folder_output(
             raise UsageError(f"{label} is of other shards: name another folder, or add --force to overwrite it")
         return part
 
-    if any(isinstance(place(name), Path) for name in sizes):
+    where = place(INDEX)
+    if isinstance(where, Path) or where.startswith("hf://"):  # where shards wait in files
         _let_open(len(sizes))
+    commit = _commit(where)
     with ExitStack() as stack:  # left in reverse: the index, which makes a checkpoint of the shards, appears last
         if index is not None:
-            stack.enter_context(_small(place(INDEX), index, force=force, stays=same_index))
+            stack.enter_context(_small(place(INDEX), index, force=force, commit=commit, stays=same_index))
         for name, content in beside.items():
-            stack.enter_context(_small(place(name), content, force=force, stays=lambda: True))
+            stack.enter_context(_small(place(name), content, force=force, commit=commit, stays=lambda: True))
         yield {
-            name: stack.enter_context(open_output(place(name), force=force, size=size)) for name, size in sizes.items()
+            name: stack.enter_context(open_output(place(name), force=force, size=size, commit=commit))
+            for name, size in sizes.items()
         }
+
+
+def _commit(place: Path | str) -> "Commit | None":
+    """Begin what appears together where a file's place is on the hub."""
+    if isinstance(place, Path) or not place.startswith("hf://"):
+        return None
+    from wsurgery.checkpoint.hub_upload import Commit, place_of
+
+    return Commit(*place_of(place)[:2])
 
 
 def _let_open(count: int) -> None:
@@ -153,11 +169,13 @@ def _let_open(count: int) -> None:
 
 
 @contextmanager
-def _small(path: Path | str, content: bytes, *, force: bool, stays: Callable[[], bool]) -> Iterator[None]:
+def _small(
+    path: Path | str, content: bytes, *, force: bool, commit: "Commit | None", stays: Callable[[], bool]
+) -> Iterator[None]:
     """Write a file that is in memory, unless one is there that stays."""
     with ExitStack() as stack:
         try:
-            stream = stack.enter_context(open_output(path, force=force))
+            stream = stack.enter_context(open_output(path, force=force, commit=commit))
         except UsageError:
             if not stays():
                 raise

@@ -9,13 +9,16 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from wsurgery.checkpoint.header import TensorInfo, format_header
 from wsurgery.checkpoint.sink import AppearedError, GatheringWriter, RemoteOutput, Sink, write_all
 from wsurgery.ending import half_done
 from wsurgery.errors import UsageError, printable
 from wsurgery.untrusted import require_local
+
+if TYPE_CHECKING:
+    from wsurgery.checkpoint.hub_upload import Commit
 
 _DESCRIPTORS = "/proc/self/fd"
 _PIPE = 1 << 20  # bytes that a pipe holds, the most that Linux allows everyone: commands wait for each other less
@@ -191,13 +194,16 @@ def _name_full_disk(error: BaseException | None, output: str) -> None:
         error.filename = output
 
 
-def open_output(path: Path | str | None, *, force: bool = False, size: int = 0) -> AbstractContextManager[Sink]:
+def open_output(
+    path: Path | str | None, *, force: bool = False, size: int = 0, commit: "Commit | None" = None
+) -> AbstractContextManager[Sink]:
     """Open a file, an object in a store (a URL, as text), or standard output for None.
 
     Args:
         path: where to.
         force: whether what is there is replaced.
         size: bytes that will be written, or a little less: of these there are as many parts as a store takes.
+        commit: on the hub, that with which it appears. Default: one of its own.
 
     Raises:
         UsageError: it exists and `force` is off, standard output is a terminal, or a URL is of a kind that is not written.
@@ -205,7 +211,7 @@ def open_output(path: Path | str | None, *, force: bool = False, size: int = 0) 
     """
     if isinstance(path, str) and "://" in path:
         _require_written(path)
-        return _upload(path, size=size, force=force)
+        return _upload(path, size=size, force=force, commit=commit)
     path = None if path is None else Path(path)
     if path is not None and str(path) != "-":
         return AtomicFile(path, force=force)
@@ -214,14 +220,14 @@ def open_output(path: Path | str | None, *, force: bool = False, size: int = 0) 
     return StandardOutput()
 
 
-def _upload(url: str, *, size: int, force: bool) -> RemoteOutput:
+def _upload(url: str, *, size: int, force: bool, commit: "Commit | None") -> RemoteOutput:
     if url.startswith("s3://"):
         from wsurgery.checkpoint.upload import Upload
 
         return Upload(url, size=size, force=force)
     from wsurgery.checkpoint.hub_upload import HubUpload
 
-    return HubUpload(url, force=force)
+    return HubUpload(url, force=force, commit=commit)
 
 
 def _require_written(url: str) -> None:
