@@ -63,14 +63,19 @@ class HubServer(ThreadingHTTPServer):
         head, files = versions[branch]
         if lines[0]["value"].get("parentCommit", head) != head:
             return None
-        added = {}
+        added, removed = {}, set()
         for line in lines[1:]:
             value = line["value"]
+            if line["key"] == "deletedFile":
+                removed.add(value["path"])
+                continue
             small = line["key"] == "file"
             added[value["path"]] = base64.b64decode(value["content"]) if small else self.large[value["oid"]]
         self.commits.append((model, branch, sorted(added)))
         commit = hashlib.sha1(f"{head} {sorted(added)} {len(versions)}".encode()).hexdigest()
-        versions[branch] = versions[commit] = commit, {**files, **added}
+        kept = {name: data for name, data in files.items() if name not in removed}
+        assert len(kept) == len(files) - len(removed)  # the hub refuses to delete what is not there
+        versions[branch] = versions[commit] = commit, {**kept, **added}
         return commit
 
     def stop(self) -> None:

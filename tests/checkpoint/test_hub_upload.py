@@ -127,6 +127,33 @@ def test_push_copies_as_it_is_and_keeps_a_card(hub, resnet, wsurgery, tmp_path):
     )
 
 
+def test_a_whole_model_and_shards_do_not_stay_side_by_side(hub, resnet, large, wsurgery, tmp_path):
+    """Whoever reads gets what was written last: from the address, and by fetch into a folder."""
+
+    def digests():
+        wsurgery("fetch", "org/net", "-o", tmp_path / "fetched", "--force")
+        return {wsurgery("digest", place).stdout.split()[0] for place in ("hf://org/net", tmp_path / "fetched")}
+
+    wsurgery("push", resnet, "hf://org/net")
+    shards = ["scale", large, "--by", 1, "--shard-size", "5MB", "-o", "hf://org/net"]
+    for given in (shards, [*shards, "--part", "1/2", "--force"]):
+        done = wsurgery(*given, check=False)
+        assert done.returncode == 2
+        assert b"org/net/model.safetensors is there, and would stay beside the new weights: name another" in done.stderr
+    assert files(hub).keys() == {"README.md", "model.safetensors"}
+    wsurgery(*shards, "--force")
+    assert "model.safetensors" not in files(hub)
+    assert digests() == {wsurgery("digest", large).stdout.split()[0]}
+    both = {**files(hub), "model.safetensors": resnet.read_bytes()}
+    assert wsurgery("push", resnet, "hf://org/net", check=False).returncode == 2
+    wsurgery("push", resnet, "hf://org/net", "--force")
+    assert INDEX not in files(hub)
+    assert digests() == {wsurgery("digest", resnet).stdout.split()[0]}
+    assert len(hub.commits) == 3
+    hub.push("org/net", both)  # as others may leave it: one order for all
+    assert digests() == {wsurgery("digest", large).stdout.split()[0]}
+
+
 @pytest.mark.parametrize(
     ("fault", "what"),
     [

@@ -79,6 +79,25 @@ def test_parts_that_run_at_once_write_one_index_and_of_another_model_none(place)
         assert left(place.bucket) == []
 
 
+def test_a_whole_model_and_shards_do_not_stay_side_by_side_in_a_store(bucket, invoke, resnet, tmp_path):
+    target = f"s3://{bucket.own}/nets/"
+    invoke("push", resnet, target)
+    shards = ["scale", target, "--by", 2, "--shard-size", "300kB", "-o", target]  # its own input
+    done = invoke(*shards, check=False)
+    assert done.exit_code == 2
+    assert "would stay beside the new weights: name another folder, or add --force to remove it" in done.stderr
+    invoke(*shards, "--force")
+    assert stored(bucket, "nets/model.safetensors") is None
+    invoke("scale", resnet, "--by", 2, "-o", tmp_path / "twice")
+    assert invoke("diff", target, tmp_path / "twice", check=False).exit_code == 0
+    assert invoke("push", resnet, target, check=False).exit_code == 2
+    invoke("push", resnet, target, "--force")
+    assert stored(bucket, f"nets/{INDEX}") is None
+    assert invoke("diff", target, resnet, check=False).exit_code == 0
+    invoke(*shards, "--force")  # and of shards the index only
+    assert left(bucket) == []
+
+
 def test_a_part_does_not_replace_the_index_of_another_model(resnet, wsurgery, tmp_path):
     given = ["scale", resnet, "--by", 2, "--shard-size", "20kB", "-o", f"{tmp_path}/out/", "--part"]
     (tmp_path / "out").mkdir()

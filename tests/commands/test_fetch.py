@@ -268,7 +268,7 @@ def test_what_cannot_be_fetched_ends_in_one_line(hub, tmp_path):
         "org/nothing": "1: wsurgery fetch: org/nothing: the hub has no such model: check the name, or log in with ",
         "org/gated": f"1: wsurgery fetch: org/gated: it is gated: accept its terms on {hub.url}/org/gated, then log in",
         "org/name@v9": "1: wsurgery fetch: org/name@v9: the model has no such revision: name a branch, a tag or a commit",
-        "org/words": "1: wsurgery fetch: org/words has none of model.safetensors, ",
+        "org/words": "1: wsurgery fetch: org/words has none of model.safetensors.index.json, ",
         "org/torn": "1: wsurgery fetch: org/torn lacks b.safetensors, which its index names",
         "org/out": "1: wsurgery fetch: org/out: model.safetensors.index.json names ../../b.safetensors: a shard is a file",
         "org/list": "1: wsurgery fetch: org/list: model.safetensors.index.json is not an index",

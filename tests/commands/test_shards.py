@@ -126,7 +126,7 @@ def test_new_shards_stay_alone_in_their_folder(resnet, invoke, tmp_path):
     scale = ["scale", resnet, "--by", 2, "-o", f"{out}/", "--shard-size", "30kB"]
     done = invoke(*scale, check=False)
     assert done.exit_code == 2
-    assert "model-00001-of-00099.safetensors is there, and would stay beside the new shards" in done.stderr
+    assert "model-00001-of-00099.safetensors is there, and would stay beside the new weights" in done.stderr
     assert sorted(path.name for path in out.iterdir()) == before
     invoke(*scale, "--force")
     (out / "model.fp16.safetensors").unlink()  # another model's, by its name
@@ -150,7 +150,7 @@ def test_a_part_is_not_written_into_a_folder_that_it_reads(edit, sharded, resnet
                 "is read by all parts, and --part would write beside it, or over it: name another folder" in done.stderr
             )
     done = invoke(*edit, resnet, "-o", f"{out}/", "--shard-size", "30kB", "--part", "1/2", "--force", check=False)
-    assert "would stay beside the new shards: name another folder, or remove it first" in done.stderr
+    assert "would stay beside the new weights: name another folder, or remove it first" in done.stderr
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 

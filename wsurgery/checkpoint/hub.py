@@ -16,7 +16,8 @@ from wsurgery.checkpoint.provenance import Record
 from wsurgery.checkpoint.shards import INDEX, WHOLE, read_shard_names
 from wsurgery.errors import WsurgeryError, printable
 
-_WEIGHTS = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first that there is, is taken
+# The first that there is, is taken; an index before a whole file, as in a folder here and at a URL.
+_WEIGHTS = (INDEX, WHOLE, "pytorch_model.bin", "pytorch_model.bin.index.json")
 _CONFIGS = ("config.json", "preprocessor_config.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -62,8 +63,9 @@ def download(repo: str, revision: str | None = None, *, offline: bool = False, p
     """
     hush(progress=progress)
     model = _Model(repo, revision or "main", offline)
-    weights = next((path for name in _WEIGHTS if (path := model.get(name))), None)
+    weights = next((path for name in _WEIGHTS if (path := model.get(name, guess=True))), None)
     if weights is None:
+        model.get(WHOLE)  # offline it may be unknown
         raise WsurgeryError(f"{model.label} has none of {', '.join(_WEIGHTS)}: it is not a model that can be read here")
     sharded = weights.suffix == ".json"
     files = [weights]
@@ -91,16 +93,19 @@ class _Model:
         if not self.offline and not _COMMIT.fullmatch(revision):
             self._ask()
 
-    def get(self, name: str) -> Path | None:
-        """Return a file of the model in the cache, downloaded if need be; None if the model does not have it."""
+    def get(self, name: str, *, guess: bool = False) -> Path | None:
+        """Return a file of the model in the cache, downloaded if need be; None if the model does not have it.
+
+        Offline, what the cache does not know is an error, or by `guess` is taken for missing: others fill the cache, too.
+        """
         from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import RemoteEntryNotFoundError
 
         found = self._call(try_to_load_from_cache, name, revision=self.revision)
-        if found is None and self.offline:
+        if found is None and self.offline and not guess:
             where = printable(constants.HF_HUB_CACHE)
             raise WsurgeryError(f"{self.label}: {name} is not in the cache {where}: fetch it once while online")
-        if found is None:
+        if found is None and not self.offline:
             if not self.asked:
                 self._ask()
             try:

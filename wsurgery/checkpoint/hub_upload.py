@@ -37,7 +37,7 @@ class Commit:
     Attributes:
         repo: the model.
         branch: of it.
-        removed: the names of files that go in it, as far as they are there.
+        removed: the names of files that go in it, if they are there.
     """
 
     def __init__(self, repo: str, branch: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from wsurgery.checkpoint.hub_api import split_url
 from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, SHARD, WHOLE, names_in
 from wsurgery.checkpoint.sink import AppearedError, Sink, write_all
-from wsurgery.checkpoint.writer import open_output
+from wsurgery.checkpoint.writer import is_there, open_output
 from wsurgery.errors import UsageError, printable
 from wsurgery.untrusted import read_regular
 
@@ -40,12 +40,17 @@ def other_weights(folder: Path, shards: Iterable[str], *, force: bool, part: boo
     there = names_in(folder, (".safetensors",)) if folder.is_dir() else []
     old = [name for name in there if name == WHOLE or ((match := SHARD.fullmatch(name)) and match[1] in stems)]
     others = [folder / name for name in old if name not in new]
-    if others and (part or not force):
+    if others:
+        _require_may_go(others[0], force=force, part=part)
+    return others
+
+
+def _require_may_go(other: Path | str, *, force: bool, part: bool) -> None:
+    if part or not force:
         remedy = "remove it first" if part else "add --force to remove it"
         raise UsageError(
-            f"{printable(str(others[0]))} is there, and would stay beside the new shards: name another folder, or {remedy}"
+            f"{printable(str(other))} is there, and would stay beside the new weights: name another folder, or {remedy}"
         )
-    return others
 
 
 def require_elsewhere(folder: Path | str, read: Iterable[Path | str]) -> None:
@@ -106,6 +111,8 @@ def open_folder_output(
 ) -> Iterator[dict[str, Sink]]:
     """Open a folder's shards, by name. All files appear when it is left without an error, the index last.
 
+    In a store a whole model and an index do not stay beside each other, or some read one and some the other.
+
     Args:
         place: where a file of the folder is, by its name.
         sizes: of each shard, in bytes, as `open_output` takes it.
@@ -115,8 +122,8 @@ def open_folder_output(
         part: whether others write the other shards, and the same index.
 
     Raises:
-        UsageError: a shard or an index is there, and `force` is off; of a part, an index that is not the same; or they are
-            more files than a process may hold open.
+        UsageError: a shard or an index is there, and `force` is off, or in a store other weights; of a part, an index that is
+            not the same; or they are more files than a process may hold open.
         OSError: a store cannot be reached.
     """
 
@@ -130,6 +137,13 @@ def open_folder_output(
     if isinstance(where, Path) or where.startswith("hf://"):  # where shards wait in files
         _let_open(len(sizes))
     commit = _commit(where)
+    name = INDEX if index is None else WHOLE
+    other = place(name)
+    goes = isinstance(other, str) and name not in sizes and is_there(other)
+    if goes:
+        _require_may_go(other, force=force, part=part)
+        if commit is not None:
+            commit.removed.append(split_url(str(other))[2])
     with ExitStack() as stack:  # left in reverse: the index, which makes a checkpoint of the shards, appears last
         if index is not None:
             stack.enter_context(_small(place(INDEX), index, force=force, commit=commit, stays=same_index))
@@ -139,6 +153,10 @@ def open_folder_output(
             name: stack.enter_context(open_output(place(name), force=force, size=size, commit=commit))
             for name, size in sizes.items()
         }
+    if goes and commit is None:
+        from wsurgery.checkpoint.upload import delete
+
+        delete(str(other))
 
 
 def _commit(place: Path | str) -> "Commit | None":

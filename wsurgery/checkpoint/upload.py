@@ -232,6 +232,15 @@ def exists(url: str) -> bool:
     return True
 
 
+def delete(url: str) -> None:
+    """Delete an object.
+
+    Raises:
+        OSError: no connection, or no permission.
+    """
+    call(connect(), printable(url), "delete_object", **place_of(url))
+
+
 def unfinished(url: str) -> list[Unfinished]:
     """Find the uploads to an object, or to what is in a folder (`s3://bucket/folder/`), that nobody completed.
 
