@@ -48,7 +48,7 @@ def convert(
     A network is recorded that config.json, a trainer, or names and shapes tell, if its tensors are those of timm's.
 
     The way back: -o FILE.pth, .pt or .bin writes what torch.load reads with weights_only=True, -o FILE.npz what numpy.load
-    reads, of any input, with the names that it has here (--keep-names leaves them alone).
+    reads, of any input, as files here and not in a store, with the names that it has here (--keep-names leaves them alone).
 
     Example: wsurgery convert efficientnet-lite0-57934424.pth -o lite0.safetensors
 

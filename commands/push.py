@@ -74,6 +74,7 @@ def _copy(checkpoint: "Checkpoint", target: str, *, force: bool) -> list[str]:
     from wsurgery.checkpoint.shards import INDEX, WHOLE, ShardedCheckpoint, format_index
     from wsurgery.checkpoint.sink import Sink, settle
     from wsurgery.checkpoint.writer import is_there
+    from wsurgery.operations.rewrite import require_own_format
 
     def size(each: "Checkpoint") -> int:
         return sum(tensor.nbytes for tensor in each.tensors.values())
@@ -85,6 +86,7 @@ def _copy(checkpoint: "Checkpoint", target: str, *, force: bool) -> list[str]:
         each.rest()
 
     if not target.endswith("/"):
+        require_own_format(target)
         with open_output(target, force=force, size=size(checkpoint)) as stream:
             copy(checkpoint, stream)
         return [target]

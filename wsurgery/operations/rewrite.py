@@ -114,12 +114,27 @@ def destination(
         return Folder(path, None if shard_size is None else parse_size(str(shard_size), "--shard-size"), like, part)
     if shard_size or part:
         raise UsageError("--shard-size and --part need a folder: -o DIR/")
-    if output is not None and (ending := Path(output).suffix) not in exports and ending.lower() in _OTHERS:
+    if output is None:
+        return None
+    if "://" in output:  # where nobody exports to
+        require_own_format(output)
+        return output
+    if Path(output).suffix not in exports:
+        require_own_format(output)
+    return Path(output)
+
+
+def require_own_format(output: str) -> None:
+    """Refuse the name of another format for what is written as safetensors.
+
+    Raises:
+        UsageError: it ends so.
+    """
+    if Path(output).suffix.lower() in _OTHERS:
         raise UsageError(
             f"{printable(output)}: what is written is safetensors: end its name in .safetensors; wsurgery convert writes "
-            ".pth, .pt, .bin and .npz, too"
+            ".pth, .pt, .bin and .npz, too, as files here"
         )
-    return output if output is None or "://" in output else Path(output)
 
 
 def parse_size(size: str, option: str) -> int:
