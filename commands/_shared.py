@@ -207,7 +207,8 @@ def write_surgery(planned: "Planned", output: SurgeryOutput, *, exports: bool = 
             export(planned, target, force=output.force, threads=output.threads)
             say(f"a {target.suffix} has no place for the history and the architecture")
         else:
-            rewrite(planned, target, force=output.force, threads=output.threads)
+            for line in rewrite(planned, target, force=output.force, threads=output.threads):
+                say(line)
     for line in planned.warnings():
         say(line)
 

@@ -35,13 +35,14 @@ def push(
 ) -> None:
     """Copy a checkpoint as it is to a store; all commands that write checkpoints take such an address for -o, too.
 
-    To the hub, all files of a folder go in one commit, with a model card that the history writes unless there is a README.md.
+    To the hub, all files of a folder go in one commit, with its README.md, or a model card that the history writes where neither
+    it nor the model has one.
 
     An object appears when all of it is there, and what is interrupted is taken back. A process that was killed, or lost its
     connection for good, leaves an upload behind, which nobody sees and the store's owner pays for: --clean removes it. It
     removes uploads that are still going on, too.
 
-    Of a folder the shards, their index, the settings and the licence are copied.
+    Of a folder here the shards, their index, the settings and the licence are copied; of a URL the weights alone.
 
     Example: wsurgery push net.safetensors s3://bucket/nets/net.safetensors
 
@@ -69,7 +70,7 @@ def push(
 
 def _copy(checkpoint: "Checkpoint", target: str, *, force: bool) -> list[str]:
     from wsurgery.checkpoint import open_output
-    from wsurgery.checkpoint.companions import companions, model_folder
+    from wsurgery.checkpoint.companions import Companions, companions, left_behind, model_folder
     from wsurgery.checkpoint.output_folder import open_folder_output
     from wsurgery.checkpoint.shards import INDEX, WHOLE, ShardedCheckpoint, format_index
     from wsurgery.checkpoint.sink import Sink, settle
@@ -95,12 +96,17 @@ def _copy(checkpoint: "Checkpoint", target: str, *, force: bool) -> list[str]:
         shards = checkpoint.shards
         index = format_index({name: [x.placed(0) for x in shard.tensors.values()] for name, shard in shards.items()})
     model = model_folder(checkpoint.path)
-    beside = companions(model, lambda name: not force and is_there(target + name)) if model else {}
+    more = ["README.md"] if target.startswith("hf://") else []
+    beside, said = Companions({}, left_behind(checkpoint))
+    if model:
+        beside, said = companions(model, lambda name: not force and is_there(target + name), more=more)
     sizes = {name: size(shard) for name, shard in shards.items()}
     with open_folder_output(lambda name: target + name, sizes, index=index, beside=beside, force=force) as streams:
         for name, stream in streams.items():
             copy(shards[name], stream)
             settle(stream)
+    for line in said:
+        say(line)
     return [target + name for name in (*shards, *([] if index is None else [INDEX]), *beside)]
 
 

@@ -93,8 +93,8 @@ class Pipeline:
 
         with self._opened() as planned:
             target = destination(str(path), shard_size, part, like=planned.flows)
-            rewrite(planned, target, force=force, threads=threads)
-            for line in planned.warnings():
+            said = rewrite(planned, target, force=force, threads=threads)
+            for line in (*said, *planned.warnings()):
                 warnings.warn(line, stacklevel=2)
         return path if "://" in str(path) else Path(path)
 

@@ -55,3 +55,26 @@ def test_a_link_in_the_output_folder_is_not_followed(model, invoke, tmp_path):
     invoke("scale", model, "--by", 2, "-o", f"{out}/")
     assert (out / "config.json").is_symlink()
     assert not (tmp_path / "victim").exists()
+
+
+def test_a_link_out_of_the_input_folder_is_not_followed_but_for_the_cache_of_the_hub(model, invoke, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (model / "LICENSE").unlink()
+    (model / "LICENSE").symlink_to("../secret")
+    (model / "NOTICE").symlink_to("config.json")
+    said = invoke("cast", model, "--to", "bf16", "-o", f"{tmp_path}/out/").stderr
+    assert "LICENSE leads out of its folder, and does not go along: copy the file there" in said
+    assert names_in(tmp_path / "out") == {"config.json", "preprocessor_config.json", "tokenizer.json", "NOTICE"}
+    cache = tmp_path / "models--org--net"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "blobs" / "0123").write_text("theirs")
+    (cache / "snapshots").mkdir()
+    model.rename(cache / "snapshots" / "commit")
+    (cache / "snapshots" / "commit" / "COPYING").symlink_to("../../blobs/0123")
+    invoke("cast", cache / "snapshots" / "commit", "--to", "bf16", "-o", f"{tmp_path}/cached/")
+    assert (tmp_path / "cached" / "COPYING").read_text() == "theirs"
+    assert not (tmp_path / "cached" / "LICENSE").exists()
+    (cache / "blobs").rename(tmp_path / "elsewhere")
+    (cache / "blobs").symlink_to(tmp_path / "elsewhere")
+    invoke("cast", cache / "snapshots" / "commit", "--to", "bf16", "-o", f"{tmp_path}/linked/")
+    assert not (tmp_path / "linked" / "COPYING").exists()

@@ -255,6 +255,15 @@ def test_outputs_that_are_open_at_once_are_commits_of_their_own(here, large):
 
 
 @OF_HTTPX
+def test_settings_that_appear_meanwhile_are_left_alone(here):
+    given = {"index": None, "beside": {"LICENSE": b"ours", "config.json": b"{}"}, "force": False}
+    with open_folder_output("hf://org/net/{}".format, {"a": 1}, **given) as one:
+        one["a"].write(b"1")
+        here.push("org/net", {"LICENSE": b"theirs"})
+    assert files(here) == {"a": b"1", "LICENSE": b"theirs", "config.json": b"{}"}
+
+
+@OF_HTTPX
 @pytest.mark.parametrize(
     "moment", ["model_info", pytest.param("create_commit", marks=pytest.mark.slow)], ids=["before", "after"]
 )
@@ -329,6 +338,21 @@ def test_what_the_hub_refuses_is_not_asked_again_and_its_own_words_are_said(path
     assert str(told.value).isprintable()
     assert sum(path in line for line in here.proxy.seen) == 1
     assert files(here) == {}
+
+
+def test_a_card_of_ones_own_goes_along_and_from_an_address_the_weights_alone(hub, resnet, wsurgery, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(resnet.read_bytes())
+    for name in ("LICENSE", "README.md"):
+        (tmp_path / "model" / name).write_text("mine")
+    wsurgery("push", tmp_path / "model", "hf://org/net")
+    assert files(hub) == {"model.safetensors": resnet.read_bytes(), "LICENSE": b"mine", "README.md": b"mine"}
+    said = b"hf://org/net: settings and a licence that may lie there do not go along: copy them yourself\n"
+    hub.push("org/copy", {})
+    assert said in wsurgery("push", "hf://org/net", "hf://org/copy").stderr
+    assert files(hub, model="org/copy").keys() == {"model.safetensors", "README.md"}
+    assert said in wsurgery("scale", "hf://org/net", "--by", 2, "-o", f"{tmp_path}/out/").stderr
+    assert said not in wsurgery("scale", "hf://org/net", "--by", 2, "-o", tmp_path / "file").stderr
 
 
 @pytest.mark.parametrize("ignored", ["*.safetensors", "LICENSE"])

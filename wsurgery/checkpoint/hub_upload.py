@@ -38,11 +38,13 @@ class Commit:
         repo: the model.
         branch: of it.
         removed: the names of files that go in it, if they are there.
+        optional: the names of its own files that stay away if somebody else's appear.
     """
 
     def __init__(self, repo: str, branch: str) -> None:
         self.repo, self.branch = repo, branch
         self.removed: list[str] = []
+        self.optional: set[str] = set()
         self.opened = 0
         self.failed = False
         self.files: dict[str, HubUpload] = {}  # that are whole, by name
@@ -246,18 +248,20 @@ def _send(commit: Commit) -> None:
     from huggingface_hub import CommitOperationDelete, HfApi
 
     label, api = f"hf://{commit.repo}@{commit.branch}", HfApi()
-    operations = [file.operation for file in commit.files.values()]
     kept = [path for path, file in commit.files.items() if not file.force]
     card = [] if _CARD in commit.files else _card(commit)
     again = False
     for wait in _waits():
         head = _ask(label, api.model_info, commit.repo, revision=commit.branch, timeout=30).sha
         there = _there(commit.repo, commit.branch, [*commit.files, *commit.removed, _CARD])
-        if again and all(there.get(path) == _digest(file.operation) for path, file in commit.files.items()):
+        needed = {path: file for path, file in commit.files.items() if path not in commit.optional}
+        if again and all(there.get(path) == _digest(file.operation) for path, file in needed.items()):
             return
+        appeared = [x for x in kept if there.get(x) not in (None, _digest(commit.files[x].operation))]
+        if refused := next((x for x in appeared if x in needed), None):
+            raise UsageError(f"{label}/{printable(refused)} appeared meanwhile: add --force to overwrite it")
+        operations = [file.operation for path, file in commit.files.items() if path not in appeared]
         removals = [CommitOperationDelete(path_in_repo=path) for path in commit.removed if path in there]
-        if appeared := next((x for x in kept if there.get(x) not in (None, _digest(commit.files[x].operation))), None):
-            raise UsageError(f"{label}/{printable(appeared)} appeared meanwhile: add --force to overwrite it")
         try:
             asked(
                 label,

@@ -137,6 +137,8 @@ def open_folder_output(
     if isinstance(where, Path) or where.startswith("hf://"):  # where shards wait in files
         _let_open(len(sizes))
     commit = _commit(where)
+    if commit is not None:
+        commit.optional = {split_url(str(place(name)))[2] for name in beside}
     name = INDEX if index is None else WHOLE
     other = place(name)
     goes = isinstance(other, str) and name not in sizes and is_there(other)

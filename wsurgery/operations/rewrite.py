@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from wsurgery.checkpoint import Checkpoint, open_output
-from wsurgery.checkpoint.companions import companions
+from wsurgery.checkpoint.companions import Companions, companions, left_behind
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
 from wsurgery.checkpoint.hub_api import is_repo
@@ -156,12 +156,15 @@ def rewrite(
     *,
     force: bool = False,
     threads: int | None = None,
-) -> None:
+) -> list[str]:
     """Write what edits make, in its order, to a file, an object, a folder of shards or (None) standard output.
 
     Tensors that come from one stream must stand in its order. The result does not depend on `threads`. Each file appears
     whole or not at all; the shards of a folder all appear when the last one is written, their index after them, so that
     a folder may be its own input.
+
+    Returns:
+        What is to be said of it, for people.
 
     Raises:
         WsurgeryError: an input ends early, or an operation cannot work on a tensor.
@@ -173,7 +176,7 @@ def rewrite(
     if not isinstance(output, Folder):
         with open_output(output, force=force, size=_size(planned.edits)) as stream:
             _write(planned.edits, planned.history, stream, threads, planned.finish)
-        return
+        return []
     shards = output.shards(planned.edits)
     chosen = part_of(list(shards), output.part) if output.part else list(shards)
     infos = {name: [edit.tensor.placed(0) for edit in group] for name, group in shards.items()}
@@ -185,7 +188,7 @@ def rewrite(
         if isinstance(output.path, Path):
             others = other_weights(output.path, shards, force=force, part=part)
             stack.enter_context(folder_made(output.path, keep=part))
-        beside = _beside(planned, output, force=force)
+        beside, said = _beside(planned, output, force=force)
         if isinstance(output.path, Path):
             for name in (INDEX, *chosen, *beside):
                 refuse_link(output.path / name)
@@ -203,17 +206,23 @@ def rewrite(
             planned.finish()
         for path in others:
             path.unlink(missing_ok=True)
+    return said
 
 
 def _size(edits: Sequence[TensorEdit]) -> int:
     return sum(edit.tensor.nbytes for edit in edits)
 
 
-def _beside(planned: Planned, output: Folder, *, force: bool) -> dict[str, bytes]:
-    """Return what goes along into an output folder."""
+def _beside(planned: Planned, output: Folder, *, force: bool) -> Companions:
+    """Return what goes along into an output folder, and what is to be said of what does not."""
     model = planned.beside
-    if model is None or (isinstance(output.path, Path) and os.path.samefile(model.path, output.path)):
-        return {}
+    if model is None:
+        source = planned.flows
+        while isinstance(source, Planned):
+            source = source.flows
+        return Companions({}, left_behind(source))
+    if isinstance(output.path, Path) and os.path.samefile(model.path, output.path):
+        return Companions({}, [])
     renamed = any(edit.tensor.name != edit.origin.name for edit in planned.edits)
 
     def there(name: str) -> bool:
