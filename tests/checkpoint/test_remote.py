@@ -21,6 +21,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import small_resnet, watching_imports
+from tests.faults import Proxy
 from wsurgery.checkpoint import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -631,6 +632,98 @@ def test_s3_as_moto_has_it(moto, web, resnet, wsurgery, tmp_path, monkeypatch):
         content[-1] ^= 1
         send(f"{endpoint}/bucket/some/net.safetensors", bytes(content))
         assert b"was replaced by another file" in reader.communicate(b"\n", timeout=60)[1]
+
+
+class EvilStore(BaseHTTPRequestHandler):
+    """One object of zeros after its header; each answer goes on without end, or comes byte by byte."""
+
+    protocol_version = "HTTP/1.1"
+    content, drips, sent = b"", False, 0
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        cls = type(self)
+        start, end = (int(each) for each in self.headers["Range"].removeprefix("bytes=").split("-"))
+        part = cls.content[start : end + 1]
+        self.send_response(206)
+        self.send_header("ETag", '"x"')
+        self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(cls.content)}")
+        self.send_header("Content-Length", str(len(part) if cls.drips else 1 << 40))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            if cls.drips and start:
+                for i in range(len(part)):
+                    self.wfile.write(part[i : i + 1])
+                    time.sleep(0.01)
+                return
+            self.wfile.write(part)
+            cls.sent += len(part)
+            while not cls.drips:
+                self.wfile.write(bytes(1 << 16))
+                cls.sent += 1 << 16
+        self.close_connection = True
+
+
+@pytest.fixture
+def evil_store(monkeypatch):
+    """An S3 that sends too much, or too little: `drips` says which; and its object `s3://bucket/x`."""
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+    header = json.dumps({"w": {"dtype": "U8", "shape": [40 * MB], "data_offsets": [0, 40 * MB]}}).encode()
+    EvilStore.content, EvilStore.sent = len(header).to_bytes(8, "little") + header + bytes(40 * MB), 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), EvilStore)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "me"),
+        ("AWS_SECRET_ACCESS_KEY", "x"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    yield EvilStore
+    server.shutdown()
+    server.server_close()
+
+
+def test_of_an_answer_of_s3_without_end_no_more_is_read_than_was_asked_for(evil_store, monkeypatch):
+    monkeypatch.setattr(evil_store, "drips", False)
+    with open_checkpoint("s3://bucket/x") as checkpoint:
+        assert checkpoint.read(checkpoint.tensors["w"])[:] == bytes(40 * MB)
+    assert evil_store.sent < 100 * MB  # what was asked for, and what lies in buffers
+
+
+def test_an_s3_that_drips_is_given_up(evil_store, monkeypatch):
+    monkeypatch.setattr(evil_store, "drips", True)
+    monkeypatch.setattr("wsurgery.checkpoint.remote._PATIENCE", 0.3)
+    with (
+        open_checkpoint("s3://bucket/x") as checkpoint,
+        pytest.raises(OSError, match=r"the store sent less than 30 KiB in 0\.3 s: try again later"),
+    ):
+        checkpoint.read(checkpoint.tensors["w"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"), [(503, 3), ("lost", 3), *(pytest.param(each, 5, marks=pytest.mark.slow) for each in (429, 500))]
+)
+def test_what_a_store_fails_to_give_for_a_while_is_read_in_the_end(fault, times, moto, resnet, tmp_path, monkeypatch):
+    with Proxy(moto) as proxy:
+        pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
+        for name, value in (
+            ("AWS_ACCESS_KEY_ID", "me"),
+            ("AWS_SECRET_ACCESS_KEY", "x"),
+            ("AWS_DEFAULT_REGION", "us-east-1"),
+        ):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+        send(f"http://127.0.0.1:{moto}/reading")
+        send(f"http://127.0.0.1:{moto}/reading/x", resnet.read_bytes())
+        with open_checkpoint("s3://reading/x") as checkpoint:
+            proxy.set(fault, "GET", times)
+            (*_, last) = checkpoint.tensors.values()
+            assert bytes(checkpoint.read(last)) == resnet.read_bytes()[-last.nbytes :]
+        assert proxy.times <= 0
 
 
 def send(url: str, content: bytes = b"") -> None:

@@ -245,7 +245,7 @@ def test_who_loses_an_upload_to_somebody_who_cleans_is_told_so(bucket, proxy):
 
 @pytest.mark.parametrize("fault", [429, (429, "SlowDown"), 503])
 def test_one_of_us_asks_again_and_not_both(fault, bucket, proxy, monkeypatch):
-    monkeypatch.setattr(upload, "_ATTEMPTS", 3)
+    monkeypatch.setattr(upload, "ATTEMPTS", 3)
     proxy.set(fault, "partNumber", 100)
     with pytest.raises(OSError, match="nets/0"), ExitStack() as stack:
         begun(stack, bucket, 1)
@@ -266,7 +266,9 @@ def test_a_writer_without_credentials_is_told_to_set_them(bucket, resnet, wsurge
 
 
 def test_a_password_in_the_address_of_a_store_is_not_shown():
-    error = upload.as_os_error(ValueError(f'Could not connect to "http://me:{SECRET}@127.0.0.1:1/b"'), "s3://b/x")
+    error = upload.as_os_error(
+        ValueError(f'Could not connect to "http://me:{SECRET}@127.0.0.1:1/b"'), "s3://b/x", writing=True
+    )
     assert SECRET not in str(error)
     assert "127.0.0.1:1" in str(error)
 

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from wsurgery.checkpoint.hub_api import split_url
 from wsurgery.checkpoint.reader import Checkpoint
 from wsurgery.checkpoint.shards import INDEX, MAX_INDEX, WHOLE, ShardedCheckpoint, parse_index
-from wsurgery.checkpoint.upload import as_os_error, require_no_version
+from wsurgery.checkpoint.upload import ATTEMPTS, call, connect, place_of, require_no_version
 from wsurgery.errors import UsageError, printable, redacted
 
 if TYPE_CHECKING:
@@ -280,12 +280,32 @@ class _TooMuch(OSError):
     """A server that sends what nobody asked for."""
 
 
+class _Pace:
+    """How fast bytes come from a server; the time that others take does not count."""
+
+    def __init__(self) -> None:
+        self._waited, self._received = 0.0, 0
+
+    def took(self, seconds: float, n: int) -> None:
+        """Count a wait for `n` bytes.
+
+        Raises:
+            _TooSlow: they come, and next to none.
+        """
+        self._waited += seconds
+        self._received += n
+        if self._waited > _PATIENCE:
+            if self._received < _FEWEST and n:
+                raise _TooSlow
+            self._waited, self._received = 0.0, 0
+
+
 class _Paced(io.RawIOBase):
-    """What comes from a server: so many bytes, and as long as they come fast enough; the time that others take does not count."""
+    """What comes from a server: so many bytes, and as long as they come fast enough."""
 
     def __init__(self, stream: Any, most: int) -> None:
         self._stream, self._left = stream, most
-        self._waited, self._received = 0.0, 0
+        self._pace = _Pace()
 
     def readable(self) -> bool:
         """Say that it can be read."""
@@ -301,15 +321,10 @@ class _Paced(io.RawIOBase):
         """
         began = time.monotonic()
         n: int | None = self._stream.readinto(buffer)
-        self._waited += time.monotonic() - began
-        self._received += n or 0
         self._left -= n or 0
         if self._left < 0:
             raise _TooMuch
-        if self._waited > _PATIENCE:
-            if self._received < _FEWEST and n:
-                raise _TooSlow
-            self._waited, self._received = 0.0, 0
+        self._pace.took(time.monotonic() - began, n or 0)
         return n
 
     def close(self) -> None:
@@ -347,14 +362,11 @@ class S3:
     """An object in a bucket."""
 
     def __init__(self, url: str) -> None:
-        import s3fs
-
         if "@" in url.removeprefix("s3://").partition("/")[0]:
             shown = printable(without_secrets(url))
             raise UsageError(f"{shown}: no key stands in the address: set AWS_PROFILE or AWS_ACCESS_KEY_ID")
         require_no_version(url)
-
-        self._store = s3fs.S3FileSystem()
+        self._store = connect()
         self._url = url
         self.pinned = without_secrets(url)
         self.label = printable(self.pinned)
@@ -368,32 +380,70 @@ class S3:
         return S3(f"{self._url.rpartition('/')[0]}/{name}")
 
     def open(self) -> None:
-        """Find out the size."""
-        for _ in self.chunks(0, 0):
-            pass
+        """Find out the size, which comes with the first bytes."""
+        self.first = b"".join(self.chunks(0, _LEAST))
 
     def chunks(self, start: int, end: int) -> Iterator[bytes]:
-        """Give the bytes from `start` to `end`, in one piece: s3fs tries again by itself.
+        """Give the bytes from `start` to `end`, in pieces of what came in one answer.
 
         Raises:
             OSError: no connection, no permission, no such object, or the object was replaced.
         """
-        try:
-            with self._store.open(self._url, "rb", cache_type="none") as file:  # no range but ours
-                if file.details["type"] == "directory":
-                    raise FileNotFoundError
-                size, etag = file.size, file.details.get("ETag")
-                end = min(end, size)
-                if self.size >= 0 and (size, etag) != (self.size, self._etag):
-                    raise OSError(errno.EIO, _REPLACED)
-                self.size, self._etag = size, etag
-                file.seek(start)
-                data = file.read(end - start) if start < end else b""
-        except Exception as error:  # botocore's own, which are of no common kind
-            raise as_os_error(error, self.label) from None
-        if len(data) < end - start:
-            raise OSError(errno.EIO, f"ends at byte {start + len(data):,} of {size:,}: try again", self.label)
-        yield data
+        import asyncio  # which s3fs has imported, and takes a while where nothing else does
+
+        failures = 0
+        while True:
+            found = self._get(start, end)
+            end = min(end, self.size)
+            data = bytearray()
+            try:
+                receiving = _receive(found["Body"], end - start, data)
+                asyncio.run_coroutine_threadsafe(receiving, self._store.loop).result()
+                problem = "the connection dropped"
+            except _TooSlow:
+                problem = f"the store sent less than {_FEWEST >> 10} KiB in {_PATIENCE:g} s"
+                raise OSError(errno.EIO, f"{problem}: try again later", self.label) from None
+            except Exception as error:  # botocore's own, which are of no common kind
+                problem = f"the connection failed ({type(error).__name__})"
+            start += len(data)
+            yield bytes(data)
+            if start >= end:
+                return
+            failures = 1 if len(data) >= _FEWEST else failures + 1
+            if failures == ATTEMPTS:
+                raise OSError(errno.EIO, f"{problem} at byte {start:,}, {ATTEMPTS} times: try again", self.label)
+            time.sleep(min(2.0 ** (failures - 2), 16))
+
+    def _get(self, start: int, end: int) -> Any:
+        """Ask for bytes, and see that what is answered is of the object that was opened."""
+        wanted = f"bytes={start}-{end - 1}"
+        found = call(self._store, self.label, "get_object", writing=False, Range=wanted, **place_of(self._url))
+        given = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", found.get("ContentRange") or "")
+        size, etag = int(given[2]) if given else int(found["ContentLength"]), found.get("ETag")
+        if self.size >= 0 and (size, etag) != (self.size, self._etag):
+            problem = _REPLACED
+        elif int(given[1]) != start if given else start or size > end:
+            problem = "the store gives whole objects only, no ranges: download it, and name the file"
+        else:
+            self.size, self._etag = size, etag
+            return found
+        found["Body"].close()
+        raise OSError(errno.EIO, problem, self.label)
+
+
+async def _receive(body: Any, wanted: int, data: bytearray) -> None:
+    """Append what comes to `data`, as long as it comes fast enough, and no more than is wanted."""
+    pace = _Pace()
+    try:
+        while len(data) < wanted:
+            began = time.monotonic()
+            piece = await body.read(min(_CHUNK, wanted - len(data)))
+            pace.took(time.monotonic() - began, len(piece))
+            if not piece:
+                return
+            data += piece
+    finally:
+        body.close()
 
 
 class RemoteFile(io.RawIOBase):

@@ -26,8 +26,9 @@ _PART = 16 << 20
 _MOST_PARTS = 9_000  # of S3's 10,000
 _AT_ONCE = 4  # parts on their way
 _LAST_WORD = 5  # seconds to take all uploads back in
+_PASSING = (429, 500, 502, 503, 504)  # HTTP statuses that may be others a moment later
 _LONGEST_WAIT = 16.0  # seconds
-_ATTEMPTS = 8  # of a request that fails as if it could do better, with waits that double: a minute in all, at most
+ATTEMPTS = 8  # of a request that fails as if it could do better, with waits that double: a minute in all, at most
 
 
 class Unfinished(NamedTuple):
@@ -307,13 +308,20 @@ def connect() -> Any:
     """Return s3fs's file system, which finds the credentials."""
     import s3fs
 
-    store = s3fs.S3FileSystem(config_kwargs={"retries": {"mode": "standard", "total_max_attempts": _ATTEMPTS}})
+    store = s3fs.S3FileSystem(config_kwargs={"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}})
     store.retries = 1  # or those would be made again, too
     return store
 
 
-def call(store: Any, label: str, method: str, **given: Any) -> Any:
+def call(store: Any, label: str, method: str, *, writing: bool = True, **given: Any) -> Any:
     """Make a request, again and again if it fails as if it could do better.
+
+    Args:
+        store: as `connect` gives it.
+        label: what messages call the object.
+        method: botocore's.
+        writing: whether it is for an upload, which other remedies help.
+        **given: its arguments.
 
     Raises:
         FileNotFoundError: there is no such object or bucket.
@@ -330,13 +338,13 @@ def call(store: Any, label: str, method: str, **given: Any) -> Any:
         except Exception as error:  # botocore's own, which are of no common kind
             said = _response(error).get("ResponseMetadata", {})
             attempts += 1 + said.get("RetryAttempts", 0)  # botocore's own are among them
-            if said.get("HTTPStatusCode") != 429 or attempts >= _ATTEMPTS:
-                raise as_os_error(error, label, writing=True) from None
+            if said.get("HTTPStatusCode") != 429 or attempts >= ATTEMPTS:
+                raise as_os_error(error, label, writing=writing) from None
         time.sleep(wait)  # "too many requests", which botocore takes for no reason to wait unless its code says more
         wait = min(2 * wait, _LONGEST_WAIT)
 
 
-def as_os_error(error: Exception, label: str, *, writing: bool = False) -> OSError:
+def as_os_error(error: Exception, label: str, *, writing: bool) -> OSError:
     """Say what went wrong between here and a store. Other remedies help a writer than a reader."""
     name = str(_response(error).get("Error", {}).get("Code", ""))
     if name == "NoSuchUpload":
@@ -349,10 +357,14 @@ def as_os_error(error: Exception, label: str, *, writing: bool = False) -> OSErr
     if isinstance(error, PermissionError):
         expired = "your credentials have expired: renew them" if name == "ExpiredToken" else "access refused"
         return PermissionError(errno.EACCES, f"{expired}: check AWS_PROFILE or AWS_ACCESS_KEY_ID", label)
+    if name == "InvalidRange":
+        return OSError(errno.EIO, "it is empty, or was replaced while it was read", label)
     problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
     hint = ""
     if "credentials" in problem:
         hint = ": set AWS_PROFILE or AWS_ACCESS_KEY_ID" if writing else "; for a public bucket set FSSPEC_S3_ANON=true"
+    elif _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode") in _PASSING:
+        hint = ": try again later"
     return OSError(errno.EIO, printable(redacted(problem)) + hint, label)
 
 
