@@ -88,6 +88,18 @@ def test_models_of_the_hub_are_its_bases_and_a_licence_is_theirs_if_there_is_one
     assert front(card(tmp_path, licences=both, license="apache-2.0")).startswith("license: apache-2.0\n")
 
 
+@pytest.mark.parametrize("other", [{"name": "x", "blake3": "c" * 64}, {"name": "-", "header": "c" * 64, "log": []}])
+def test_a_licence_of_the_hub_is_of_what_was_read_from_one_model_alone(other, tmp_path):
+    both = {"org/a": "mit", "org/b": "gpl-3.0"}
+    flowed = {"command": "scale", "arguments": [], "version": "0", "inputs": [{"name": "-", "header": "b" * 64}]}
+    assert front(card(tmp_path, [LOG[0], flowed], both)).startswith("license: mit\n")
+    mixed = {**LOG[0], "inputs": [*LOG[0]["inputs"], other]}
+    assert "license:" not in front(card(tmp_path, [mixed, flowed], both))
+    assert "license:" not in front(card(tmp_path, [LOG[0], {**flowed, "inputs": [*flowed["inputs"], other]}], both))
+    piped = {**flowed, "inputs": [{"name": "-", "header": "b" * 64}, *LOG[0]["inputs"]]}  # nobody knows from where
+    assert "license:" not in front(card(tmp_path, [piped], both))
+
+
 @pytest.mark.parametrize("name", ["MIT", "Apache-2.0", "CC-BY-NC-SA-4.0", "llama3.1", "openrail++"])
 def test_a_licence_of_the_hubs_list_is_written_as_it_is_there(name, tmp_path):
     text = card(tmp_path, license=name)

@@ -48,7 +48,7 @@ def model_card(
     Args:
         checkpoint: the weights.
         name: of the model.
-        licences: of models of the hub that `sources` names, as the hub has them.
+        licences: of models of the hub that `sources` names, as the hub has them; it is one's own where nothing else was read.
         path: the file that it is a copy of; in the folder of a run, what the run says of itself is told. Default: its own.
 
     Raises:
@@ -57,7 +57,8 @@ def model_card(
     history, licences = History.of(checkpoint), licences or {}
     own = next((history.others[key] for key in LICENCES if key in history.others), None)
     models = sources(history)
-    known = own or (licences.get(models[0]) if len(models) == 1 else None)
+    alone = len(models) == 1 and set(_origins(history.log)) == set(models)
+    known = own or (licences.get(models[0]) if alone else None)
     listed = known.lower() if known and known.lower() in _LISTED.split() else "other"
     front = [f"license: {listed}"] if known else []
     if models:
@@ -160,6 +161,20 @@ def _inputs(log: Sequence[Record]) -> Iterator[Record]:
             yield from _inputs(given.get("log", []))
             if given.get("url") or given.get("blake3") or given.get("log"):
                 yield given
+
+
+def _origins(log: Sequence[Record]) -> Iterator[str | None]:
+    """Yield of each input that no log explains the model of the hub that it is of; None of one from elsewhere."""
+    for i, record in enumerate(log):
+        for given in record.get("inputs", []):
+            flowed = i > 0 and not (
+                given.get("url") or given.get("blake3") or "log" in given
+            )  # the records before say it
+            if given.get("log"):
+                yield from _origins(given["log"])
+            elif not flowed:
+                match = _HUB.match(str(given.get("url", "")))
+                yield match[1] if match else None
 
 
 def _row(given: Record, licences: Mapping[str, str]) -> str:

@@ -277,7 +277,7 @@ def remove(upload: Unfinished) -> bool:
     return True
 
 
-def place_of(url: str) -> dict[str, str]:
+def place_of(url: str) -> dict[str, Any]:
     """Return `Bucket` and `Key`.
 
     Raises:
