@@ -291,15 +291,17 @@ def test_a_commit_between_a_look_and_its_own_is_seen(moment, here, large, monkey
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("hf://org/none/x", "the hub has no such model: make it with `hf repo create org/none`"),
-        ("hf://org/net@none/x", "the model has no such branch: `hf repo branch create org/net BRANCH` makes one"),
+        ("hf://org/none/x", "the hub has no such model: make it on http://127.0.0.1:{port}/new, or log in with"),
+        ("hf://org/net@none/x", "the model has no such branch: HfApi().create_branch('org/net', branch='none') of"),
+        ("hf://datasets/org/x", "data sets, spaces and buckets hold no models: name one as hf://org/repo"),
+        ("hf://spaces/org/x/y", "data sets, spaces and buckets hold no models: name one as hf://org/repo"),
         ("hf://net", "write it as hf://org/repo"),
     ],
 )
 def test_an_address_that_is_none_is_one_line(address, words, hub, resnet, wsurgery):
     done = wsurgery("scale", resnet, "--by", 2, "-o", address, check=False)
     assert done.returncode in (1, 2)
-    assert words in done.stderr.decode()
+    assert words.replace("{port}", str(hub.proxy.server_port)) in done.stderr.decode()
     assert done.stderr.count(b"\n") == 1
 
 

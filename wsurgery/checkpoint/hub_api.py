@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 _URL = re.compile(r"hf://([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
+_NO_MODELS = ("datasets/", "spaces/", "buckets/")  # what huggingface_hub's own addresses begin with
 _PASSING = (408, 409, 412, 429, 500, 502, 503, 504)  # HTTP statuses that may be others a moment later
 _QUOTA = re.compile(r"storage|quota|limit|exceed", re.IGNORECASE)  # in what the hub says of a 403
 
@@ -39,6 +40,10 @@ def split_url(url: str) -> tuple[str, str | None, str]:
         UsageError: it is no such address.
     """
     match = _URL.fullmatch(url)
+    if match is not None and match[1].startswith(_NO_MODELS):
+        raise UsageError(
+            f"{printable(redacted(url))}: data sets, spaces and buckets hold no models: name one as hf://org/repo"
+        )
     if match is None:
         raise UsageError(
             f"{printable(redacted(url))}: write it as hf://org/repo, hf://org/repo@revision or hf://org/repo/path"
@@ -115,12 +120,12 @@ def asked(
         page = printable(f"{constants.ENDPOINT}/{repo}")
         problem = f"it is gated: accept its terms on {page}, then log in with `hf auth login` or HF_TOKEN"
     except RepositoryNotFoundError:
-        create = f"make it with `hf repo create {printable(repo)}`" if writing else "check the name"
+        create = f"make it on {printable(constants.ENDPOINT)}/new" if writing else "check the name"
         problem = f"the hub has no such model: {create}, or log in with `hf auth login` if it is private"
     except RevisionNotFoundError:
-        make = f"`hf repo branch create {printable(repo)} BRANCH` makes one"
+        call = f"HfApi().create_branch({printable(repo)!r}, branch={printable(str(options.get('revision')))!r})"
         problem = (
-            f"the model has no such branch: {make}"
+            f"the model has no such branch: {call} of huggingface_hub makes it"
             if writing
             else ("the model has no such revision: name a branch, a tag or a commit with --revision")
         )
