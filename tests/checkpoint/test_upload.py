@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -314,6 +315,37 @@ def test_whoever_is_ended_leaves_nothing_to_be_seen(number, bucket, large, wsurg
     assert found == {"removed": [lost._asdict()]}
     assert left(bucket) == []
     assert b"no unfinished upload" in wsurgery("push", "--clean", address).stderr
+
+
+@pytest.mark.parametrize("key", ["nets/it's a", "a" * 300])
+def test_who_is_ended_while_the_store_is_silent_is_told_what_lies_there(
+    key, bucket, proxy, large, wsurgery, shell, tmp_path
+):
+    command = [sys.executable, "-m", "wsurgery", "scale", "--by", "2", "-o", f"s3://{bucket.own}/{key}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(large.read_bytes()[:45_000_000])
+        process.stdin.flush()
+        while not upload.unfinished(f"s3://{bucket.own}/"):
+            assert process.poll() is None
+            time.sleep(0.05)
+        proxy.set("silent", "DELETE", 100)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read().decode()
+    assert process.returncode == 128 + signal.SIGTERM
+    proxy.set(None, "", 0)
+    (line,) = re.findall(
+        "^wsurgery: .*: parts lie there, which `(wsurgery push --clean .*)` removes$", said, re.MULTILINE
+    )
+    assert shell(line, tmp_path).returncode == 0  # as it is typed
+    assert upload.unfinished(f"s3://{bucket.own}/") == []
+
+
+def test_a_whole_bucket_is_cleaned(bucket, wsurgery):
+    with pytest.raises(UsageError), ExitStack() as stack:
+        begun(stack, bucket, 1)
+        assert b"removed an upload of" in wsurgery("push", "--clean", f"s3://{bucket.own}/").stderr
+        assert left(bucket) == []
+        raise UsageError
 
 
 def test_what_goes_on_after_its_last_tensor_is_not_pushed(bucket, resnet, wsurgery):

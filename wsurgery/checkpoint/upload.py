@@ -6,10 +6,12 @@ a header that holds digests which are known at its end, waits here, and is sent 
 
 import errno
 import io
+import os
+import shlex
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from hashlib import md5
@@ -26,6 +28,8 @@ _PART = 16 << 20
 _MOST_PARTS = 9_000  # of S3's 10,000
 _AT_ONCE = 4  # parts on their way
 _LAST_WORD = 5  # seconds to take all uploads back in
+_SILENCE = 1.0  # seconds without an answer after which nobody waits for the next one when a signal ends the process
+_LONGEST = 5000  # characters of an address: a key has 1,024 bytes
 _PASSING = (429, 500, 502, 503, 504)  # HTTP statuses that may be others a moment later
 _LONGEST_WAIT = 16.0  # seconds
 ATTEMPTS = 8  # of a request that fails as if it could do better, with waits that double: a minute in all, at most
@@ -63,7 +67,7 @@ class Upload(RemoteOutput):
             UsageError: it exists and `force` is off, or it is no address.
             OSError: no connection, or no permission.
         """
-        self.label = printable(url)
+        self.label, self.url = printable(url), url
         self._store, self._place = connect(), place_of(url)
         self._part = max(_PART, -(-size // _MOST_PARTS // (1 << 20)) * (1 << 20))
         self._new = {} if force else {"IfNoneMatch": "*"}
@@ -81,7 +85,7 @@ class Upload(RemoteOutput):
 
     def __enter__(self) -> "Upload":
         _open.append(self)
-        half_done[Upload] = _take_all_back
+        half_done[Upload] = _end
         return self
 
     def __exit__(
@@ -100,7 +104,7 @@ class Upload(RemoteOutput):
             self._left = True
             if all(upload._left for upload in _open):  # together, or each would wait for a store that does not answer
                 _take_all_back()
-                _name_lost([upload.label for upload in _open if upload._number is not None], error)
+                _name_lost(error)
                 _open.clear()
                 half_done.pop(Upload, None)
             self._store.invalidate_cache()
@@ -192,32 +196,43 @@ class Upload(RemoteOutput):
         return call(self._store, self.label, method, **self._place, **given)
 
 
-def _take_all_back() -> None:
+def _take_all_back(silence: float = _LAST_WORD) -> None:
     """Abort all that was not completed, at once, and wait no longer than somebody waits who ends this process."""
     import asyncio  # which s3fs has imported, and takes a while where nothing else does
 
-    begun = []
+    begun = {}
     for upload in list(_open):
         if upload._number is not None:
             request = upload._store._call_s3("abort_multipart_upload", UploadId=upload._number, **upload._place)
-            begun.append((upload, asyncio.run_coroutine_threadsafe(request, upload._store.loop)))
-    deadline = time.monotonic() + _LAST_WORD
-    for upload, answer in begun:
-        with suppress(Exception):
-            with suppress(FileNotFoundError):  # it is gone
-                answer.result(max(deadline - time.monotonic(), 0))
-            upload._number = None
+            begun[asyncio.run_coroutine_threadsafe(request, upload._store.loop)] = upload
+    deadline, waiting, answered = time.monotonic() + _LAST_WORD, set(begun), {None}
+    while waiting and answered and (left := deadline - time.monotonic()) > 0:
+        answered, waiting = wait(waiting, min(silence, left), FIRST_COMPLETED)
+        for answer in answered:
+            if not answer.cancelled() and isinstance(answer.exception(), (type(None), FileNotFoundError)):  # it is gone
+                begun[answer]._number = None
 
 
-def _name_lost(labels: list[str], error: BaseException | None) -> None:
-    """Have an error say how to remove the parts that lie in the store."""
-    if labels:
-        place = labels[0] if len(labels) == 1 else labels[0].rpartition("/")[0] + "/"
-        remedy = f"; parts lie there, which `wsurgery push --clean {place}` removes"
-        if isinstance(error, OSError):
-            error.strerror = f"{error.strerror}{remedy}"
-        elif isinstance(error, WsurgeryError):
-            error.args = (f"{error}{remedy}",)
+def _end() -> None:
+    """Take all back when a signal ends the process, and the main thread waits for a store."""
+    _take_all_back(_SILENCE)
+    _name_lost(None)
+
+
+def _name_lost(error: BaseException | None) -> None:
+    """Have an error say how to remove the parts that lie in the store; where none is shown, it is said at once."""
+    urls = [upload.url for upload in _open if upload._number is not None]
+    if not urls:
+        return
+    place = urls[0] if len(urls) == 1 else urls[0].rpartition("/")[0] + "/"
+    remedy = f"parts lie there, which `wsurgery push --clean {shlex.quote(printable(place, _LONGEST))}` removes"
+    if isinstance(error, OSError):
+        error.strerror = f"{error.strerror}; {remedy}"
+    elif isinstance(error, WsurgeryError):
+        error.args = (f"{error}; {remedy}",)
+    else:
+        with suppress(OSError):
+            os.write(2, f"wsurgery: {printable(place)}: {remedy}\n".encode())
 
 
 def exists(url: str) -> bool:
@@ -243,19 +258,18 @@ def delete(url: str) -> None:
 
 
 def unfinished(url: str) -> list[Unfinished]:
-    """Find the uploads to an object, or to what is in a folder (`s3://bucket/folder/`), that nobody completed.
+    """Find the uploads to an object, or to what is in a folder (`s3://bucket/folder/`, `s3://bucket/`), that nobody completed.
 
     Raises:
         OSError: no connection, or no permission.
     """
-    place = place_of(url)
-    bucket, key = place["Bucket"], place["Key"]
+    bucket, key = place_of(url, root=True).values()
     given: dict[str, str] = {}
     found = []
     while True:
         page = call(connect(), printable(url), "list_multipart_uploads", Bucket=bucket, Prefix=key, **given)
         for each in page.get("Uploads", []):
-            if key.endswith("/") or each["Key"] == key:
+            if not key or key.endswith("/") or each["Key"] == key:
                 begun = f"{each['Initiated']:%Y-%m-%d %H:%M}"
                 found.append(Unfinished(f"s3://{bucket}/{each['Key']}", each["UploadId"], begun))
         if not page.get("IsTruncated"):
@@ -277,14 +291,18 @@ def remove(upload: Unfinished) -> bool:
     return True
 
 
-def place_of(url: str) -> dict[str, Any]:
+def place_of(url: str, *, root: bool = False) -> dict[str, Any]:
     """Return `Bucket` and `Key`.
+
+    Args:
+        url: `s3://bucket/key`.
+        root: whether `s3://bucket/` is a folder, too.
 
     Raises:
         UsageError: it is no address of an object.
     """
     bucket, _, key = url.removeprefix("s3://").partition("/")
-    if not (url.startswith("s3://") and bucket and key) or "@" in bucket:
+    if not (url.startswith("s3://") and bucket and (key or (root and url.endswith("/")))) or "@" in bucket:
         raise UsageError(f"{printable(url)}: write it as s3://bucket/name, with no key of yours in it")
     require_no_version(url)
     return {"Bucket": bucket, "Key": key}
@@ -329,7 +347,7 @@ def call(store: Any, label: str, method: str, *, writing: bool = True, **given: 
         FileExistsError: the object exists, and was not to be replaced.
         OSError: another error.
     """
-    wait, attempts = 0.5, 0
+    pause, attempts = 0.5, 0
     while True:
         if "Body" in given:  # which an attempt has read
             given["Body"].seek(0)
@@ -340,8 +358,8 @@ def call(store: Any, label: str, method: str, *, writing: bool = True, **given: 
             attempts += 1 + said.get("RetryAttempts", 0)  # botocore's own are among them
             if said.get("HTTPStatusCode") != 429 or attempts >= ATTEMPTS:
                 raise as_os_error(error, label, writing=writing) from None
-        time.sleep(wait)  # "too many requests", which botocore takes for no reason to wait unless its code says more
-        wait = min(2 * wait, _LONGEST_WAIT)
+        time.sleep(pause)  # "too many requests", which botocore takes for no reason to wait unless its code says more
+        pause = min(2 * pause, _LONGEST_WAIT)
 
 
 def as_os_error(error: Exception, label: str, *, writing: bool) -> OSError:
