@@ -23,7 +23,8 @@ def push(
     target: Annotated[
         str | None,
         typer.Argument(
-            metavar="[URL]", help="s3://bucket/name, s3://bucket/folder/ for shards, hf://org/repo[@branch][/name]."
+            metavar="[URL]",
+            help="s3://bucket/name, s3://bucket/folder/ for shards, hf://org/repo[@branch][/name.safetensors].",
         ),
     ] = None,
     force: Force = False,

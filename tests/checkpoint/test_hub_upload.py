@@ -291,10 +291,17 @@ def test_a_commit_between_a_look_and_its_own_is_seen(moment, here, large, monkey
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("hf://org/none/x", "the hub has no such model: make it on http://127.0.0.1:{port}/new, or log in with"),
-        ("hf://org/net@none/x", "the model has no such branch: HfApi().create_branch('org/net', branch='none') of"),
+        (
+            "hf://org/none/x.safetensors",
+            "the hub has no such model: make it on http://127.0.0.1:{port}/new, or log in with",
+        ),
+        (
+            "hf://org/net@none/x.safetensors",
+            "the model has no such branch: HfApi().create_branch('org/net', branch='none') of",
+        ),
         ("hf://datasets/org/x", "data sets, spaces and buckets hold no models: name one as hf://org/repo"),
         ("hf://spaces/org/x/y", "data sets, spaces and buckets hold no models: name one as hf://org/repo"),
+        ("hf://org/net/hybrid", "is read as a folder's: end its name in .safetensors, or in / for a folder"),
         ("hf://net", "write it as hf://org/repo"),
     ],
 )
@@ -340,6 +347,24 @@ def test_what_the_hub_refuses_is_not_asked_again_and_its_own_words_are_said(path
     assert str(told.value).isprintable()
     assert sum(path in line for line in here.proxy.seen) == 1
     assert files(here) == {}
+
+
+def test_who_is_offline_is_told_what_to_unset(hub, resnet, wsurgery, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = wsurgery("push", resnet, "hf://org/net", check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith(b": unset HF_HUB_OFFLINE\n")
+
+
+def test_a_history_of_which_no_card_can_be_written_is_said_before_bytes_are_sent(hub, wsurgery, tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_file({"w": np.ones(3)}, path, {"wsurgery": "{"})
+    done = wsurgery("push", path, "hf://org/net", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"wsurgery push: hf://org/net/model.safetensors")
+    assert not any(method == "PUT" for method, _ in hub.asked)
+    hub.push("org/net", {"README.md": b"mine"})
+    wsurgery("push", path, "hf://org/net")
 
 
 def test_a_card_of_ones_own_goes_along_and_from_an_address_the_weights_alone(hub, resnet, wsurgery, tmp_path):

@@ -145,8 +145,9 @@ def asked(
             passes = isinstance(error, passing) or isinstance(cause, passing)
             passes = passes and not isinstance(cause, OfflineModeIsEnabled)
             reason = printable(redacted((str(cause) or type(cause).__name__).splitlines()[0]))
+            again = "unset HF_HUB_OFFLINE" if isinstance(cause, OfflineModeIsEnabled) else "run it again"
             problem = (
-                f"the upload to {where} failed ({reason}): run it again"
+                f"the upload to {where} failed ({reason}): {again}"
                 if writing
                 else (f"the download from {where} failed ({reason}): try again, or --offline for the cache")
             )

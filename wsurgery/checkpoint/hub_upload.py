@@ -46,10 +46,10 @@ class Commit:
         self.removed: list[str] = []
         self.optional: set[str] = set()
         self.opened = 0
+        self.names: set[str] = set()
         self.failed = False
         self.files: dict[str, HubUpload] = {}  # that are whole, by name
-        self.copied: Path | None = None
-        self.described: Checkpoint | None = None  # the first of the model's own: what a card is written from
+        self.card: list[Any] | None = None  # from the first of the model's own weights
 
 
 class HubUpload(RemoteOutput):
@@ -85,6 +85,7 @@ class HubUpload(RemoteOutput):
     def __enter__(self) -> "HubUpload":
         self._file, self._name = _temporary()
         self._commit.opened += 1
+        self._commit.names.add(self.path)
         return self
 
     def __exit__(
@@ -140,9 +141,10 @@ class HubUpload(RemoteOutput):
         from huggingface_hub import CommitOperationAdd, HfApi
 
         self.operation = CommitOperationAdd(path_in_repo=self.path, path_or_fileobj=self._name)
-        if self._commit.described is None and self.path.endswith(".safetensors") and "/" not in self.path:
-            self._file.seek(0)
-            self._commit.described, self._commit.copied = Checkpoint(self._file, None), self.copied  # type: ignore[arg-type]
+        if self._commit.card is None and self.path.endswith(".safetensors") and "/" not in self.path:
+            self._file.seek(0)  # and before the bytes, which may be many, are sent
+            described = Checkpoint(self._file, None, label=self.label)  # type: ignore[arg-type]
+            self._commit.card = _card(self._commit, described, self.copied)
         send = HfApi().preupload_lfs_files
         asked(self.label, send, self.repo, [self.operation], revision=self.branch, writing=True)  # tries by itself
         if self.operation._should_ignore:  # huggingface_hub leaves it out of the commit, and says nothing
@@ -232,14 +234,14 @@ def _licence(model: str) -> str | None:
     return None
 
 
-def _card(commit: Commit) -> list[Any]:
+def _card(commit: Commit, described: Checkpoint, copied: Path | None) -> list[Any]:
     """Write the model card that goes with a commit, if one does."""
     from huggingface_hub import CommitOperationAdd
 
-    if commit.described is None or _CARD in _there(commit.repo, commit.branch, [_CARD]):
+    if _CARD in commit.names or _CARD in _there(commit.repo, commit.branch, [_CARD]):
         return []
-    licences = {model: licence for model in sources(History.of(commit.described)) if (licence := _licence(model))}
-    card = model_card(commit.described, commit.repo.rpartition("/")[2], licences, path=commit.copied)
+    licences = {model: licence for model in sources(History.of(described)) if (licence := _licence(model))}
+    card = model_card(described, commit.repo.rpartition("/")[2], licences, path=copied)
     return [CommitOperationAdd(path_in_repo=_CARD, path_or_fileobj=card.encode())]
 
 
@@ -249,7 +251,6 @@ def _send(commit: Commit) -> None:
 
     label, api = f"hf://{commit.repo}@{commit.branch}", HfApi()
     kept = [path for path, file in commit.files.items() if not file.force]
-    card = [] if _CARD in commit.files else _card(commit)
     again = False
     for wait in _waits():
         head = _ask(label, api.model_info, commit.repo, revision=commit.branch, timeout=30).sha
@@ -267,7 +268,7 @@ def _send(commit: Commit) -> None:
                 label,
                 api.create_commit,
                 commit.repo,
-                [*operations, *removals, *([] if _CARD in there else card)],
+                [*operations, *removals, *([] if _CARD in there else commit.card or [])],
                 commit_message=f"Written by wsurgery {__version__}",
                 revision=commit.branch,
                 parent_commit=head,

@@ -205,9 +205,11 @@ def _take_all_back(silence: float = _LAST_WORD) -> None:
         if upload._number is not None:
             request = upload._store._call_s3("abort_multipart_upload", UploadId=upload._number, **upload._place)
             begun[asyncio.run_coroutine_threadsafe(request, upload._store.loop)] = upload
-    deadline, waiting, answered = time.monotonic() + _LAST_WORD, set(begun), {None}
-    while waiting and answered and (left := deadline - time.monotonic()) > 0:
+    deadline, waiting = time.monotonic() + _LAST_WORD, set(begun)
+    while waiting and (left := deadline - time.monotonic()) > 0:
         answered, waiting = wait(waiting, min(silence, left), FIRST_COMPLETED)
+        if not answered:
+            return
         for answer in answered:
             if not answer.cancelled() and isinstance(answer.exception(), (type(None), FileNotFoundError)):  # it is gone
                 begun[answer]._number = None
@@ -264,7 +266,7 @@ def unfinished(url: str) -> list[Unfinished]:
         OSError: no connection, or no permission.
     """
     bucket, key = place_of(url, root=True).values()
-    given: dict[str, str] = {}
+    given: dict[str, Any] = {}
     found = []
     while True:
         page = call(connect(), printable(url), "list_multipart_uploads", Bucket=bucket, Prefix=key, **given)

@@ -20,7 +20,7 @@ from wsurgery.checkpoint import Checkpoint, open_output
 from wsurgery.checkpoint.companions import Companions, companions, left_behind
 from wsurgery.checkpoint.dtypes import numpy_dtype
 from wsurgery.checkpoint.header import format_header
-from wsurgery.checkpoint.hub_api import is_repo
+from wsurgery.checkpoint.hub_api import is_repo, split_url
 from wsurgery.checkpoint.output_folder import folder_made, open_folder_output, other_weights, require_elsewhere
 from wsurgery.checkpoint.provenance import History
 from wsurgery.checkpoint.reader import SMALL
@@ -125,11 +125,15 @@ def destination(
 
 
 def require_own_format(output: str) -> None:
-    """Refuse the name of another format for what is written as safetensors.
+    """Refuse the name of another format for what is written as safetensors, and on the hub that of a folder.
 
     Raises:
         UsageError: it ends so.
     """
+    if output.startswith("hf://") and split_url(output)[2] and not output.endswith(".safetensors"):
+        raise UsageError(
+            f"{printable(output)} is read as a folder's: end its name in .safetensors, or in / for a folder"
+        )
     if Path(output).suffix.lower() in _OTHERS:
         raise UsageError(
             f"{printable(output)}: what is written is safetensors: end its name in .safetensors; wsurgery convert writes "
