@@ -368,8 +368,8 @@ class Pipeline:
         """Permute the hidden units at random, which changes no output of the network.
 
         Channels, heads of attention and the units within them, and hidden units of MLPs change places: in all tensors that know
-        them, batch norm's too. What a residual stream adds up is permuted as one. Inputs and outputs keep their order. It is for
-        ResNets, CBR, VGG, DenseNet, EfficientNet, ConvNeXt, Mixer, ViT and plain MLPs.
+        them, batch norm's too. What a residual stream adds up is permuted as one. Inputs and outputs keep their order, and so do
+        features where there is no head. It is for ResNets, CBR, VGG, DenseNet, EfficientNet, ConvNeXt, Mixer, ViT and plain MLPs.
 
         Example: wsurgery permute resnet50.safetensors --seed 1 > permuted.safetensors
         """

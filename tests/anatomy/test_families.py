@@ -58,7 +58,13 @@ NETWORKS = {
     "mlp": lambda: nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 32 * 32, 12), nn.ReLU(), nn.Linear(12, 9), nn.BatchNorm1d(9), nn.Linear(9, 7)
     ),
+    "projector": lambda: nn.Sequential(  # of SimCLR, BYOL and VICReg
+        nn.Flatten(), nn.Linear(3 * 32 * 32, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 7), nn.BatchNorm1d(7)
+    ),
 }  # fmt: skip
+HEADS = {
+    "wsurgery": '{"architecture": {"name": "vit_tiny", "num_classes": 7, "in_chans": 3, "args": {"num_heads": 3}}}'
+}
 # What keeps its place in each, beside the bias of the head and counters.
 STAYS = {
     "cifar": {"conv1", "bn1", "conv2", "bn2", "linear"},
@@ -80,10 +86,7 @@ def network(request, tmp_path):
             if name.endswith("running_var"):
                 value.abs_().add_(0.1)
     path = tmp_path / "a.safetensors"
-    metadata = {
-        "wsurgery": '{"architecture": {"name": "vit_tiny", "num_classes": 7, "in_chans": 3, "args": {"num_heads": 3}}}'
-    }
-    save_file(model.state_dict(), path, metadata=metadata)
+    save_file(model.state_dict(), path, metadata=HEADS)
     return request.param, model, path
 
 
@@ -105,6 +108,22 @@ def test_the_function_stays_and_the_weights_do_not(network):
         assert torch.equal(value.flatten().sort()[0], before[key].flatten().sort()[0])
         if value.numel() > 7 and value.unique().numel() > 7 and not STAYS.get(name, set()) & set(key.split(".")):
             assert not torch.equal(value, before[key]), key
+
+
+def test_features_without_a_head_keep_their_order(network):
+    """They are what the network puts out then."""
+    _, model, path = network
+    if not hasattr(model, "reset_classifier"):
+        pytest.skip("is not timm's")
+    model.reset_classifier(0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    save_file(before, path, metadata=HEADS)
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    after = wsurgery.open(path).permute(seed=1).state_dict(torch=True)
+    old, new = (logits(model, state, images) for state in (before, after))
+    assert old.std() > 1e-3
+    torch.testing.assert_close(new, old, rtol=1e-10, atol=1e-10)
+    assert any(not torch.equal(value, before[key]) for key, value in after.items())
 
 
 def test_a_shortcut_that_pads_with_zeros_keeps_the_residual_stream_where_it_is():

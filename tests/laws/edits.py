@@ -212,6 +212,8 @@ OF_EDITS: dict[str, list[Law]] = {
     "permute": [
         Law("The network's outputs are the same to 1e-10, in float64, and so are each tensor's sorted values.",
             "tests/anatomy/test_families.py::test_the_function_stays_and_the_weights_do_not"),
+        Law("Without a head, so are the features.",
+            "tests/anatomy/test_families.py::test_features_without_a_head_keep_their_order"),
         Law("Every order of a group's units may be drawn.",
             "tests/anatomy/test_families.py::test_every_permutation_of_a_group_may_be_drawn"),
         Law("`align` finds the way back, bit for bit.",

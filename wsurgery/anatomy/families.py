@@ -189,8 +189,9 @@ def _vit(network: Network) -> None:
             network.vector(f"{block}.{part}.gamma", stream)
     for norm in ("patch_embed.norm", "norm_pre", "norm", "fc_norm"):
         network.norm(norm, stream)
-    for head in ("head", "head_dist"):
-        network.head(head, stream)
+    network.head("head", stream)
+    if "head_dist.weight" in network:  # of a distilled one
+        network.head("head_dist", stream)
 
 
 def _attention(network: Network, module: str, stream: str) -> None:
@@ -206,9 +207,9 @@ def _attention(network: Network, module: str, stream: str) -> None:
         network.fix(keys, values)
         network.note("attention is left as it is: what kind it is, and of how many heads, is not recorded")
     normed = f"{module}.q_norm.weight" in network
+    network.fix(f"{module} norm")
     for norm in ("q_norm", "k_norm"):  # one for all heads
         network.norm(f"{module}.{norm}", f"{module} norm")
-    network.fix(f"{module} norm")
     network.blocks(module, heads or 1, {keys: normed, values: False})
 
 
@@ -238,8 +239,9 @@ def _mlp(network: Network) -> None:
     space = IMAGE
     for module in modules:
         if module in linear:
-            network.layer(module, space, CLASSES if module == linear[-1] else module)
-            space = module
+            out = CLASSES if module == linear[-1] else module
+            network.layer(module, space, out)
+            space = out
         else:
             network.batch_norm(module, space)
     network.note("the layers are taken for a chain, in the order of their numbers")

@@ -75,13 +75,18 @@ class Network:
         return sorted(found, key=lambda part: [int(number) for number in re.findall(r"\d+", part)])
 
     def place(self, name: str, *axes: Spaces) -> None:
-        """Say in which spaces the first axes of a tensor lie; a space that is new gets its size from it."""
+        """Say in which spaces the first axes of a tensor lie; a space that is new gets its size from it.
+
+        A vector makes no space whose units change places: what else goes along with it would not be known.
+        """
         shape = self.shapes.get(name, ())
         if len(shape) != len(axes) and not len(shape) > len(axes) == 2:  # a kernel's sides have no spaces
             raise self._unlike(name)
         self._axes[name] = [[each] if isinstance(each, str) else each for each in axes]
         for length, spaces in zip(shape, self._axes[name], strict=False):
             if len(spaces) == 1:
+                if len(axes) == 1 and spaces[0] not in self.sizes.keys() | self._fixed:
+                    raise self._unlike(name)
                 self.sizes.setdefault(spaces[0], length)
             if sum(self.sizes[space] for space in spaces) != length:
                 raise self._unlike(name)
@@ -141,9 +146,12 @@ class Network:
             self.layer(second, first, space)
 
     def head(self, module: str, space: Spaces) -> None:
-        """Place a classifier, if there is one."""
+        """Place the classifier; without one the features are what the network puts out, and keep their order."""
         if f"{module}.weight" in self:
             self.layer(module, space, CLASSES)
+        else:
+            self.fix(*([space] if isinstance(space, str) else space))
+            self.note("what the head would read is left as it is: there is none")
 
     def mlp(self, module: str, space: Spaces) -> None:
         """Place two layers, the first of which may make gates, too, and the norms between them."""
