@@ -1,9 +1,8 @@
 """`wsurgery new-head`."""
 
-from dataclasses import replace
 from typing import Annotated
 
-from wsurgery.plugin import Checkpoint, History, Option, RandomStream, Result, edit
+from wsurgery.plugin import Checkpoint, Option, RandomStream, Result, edit
 
 
 @edit()
@@ -15,10 +14,10 @@ def new_head(
 ) -> Result:
     """Replace the classifier by a fresh random one for another number of classes (the same number redraws it).
 
+    An embedding that is tied to the classifier stays, tied to it no longer.
+
     Example: wsurgery new-head resnet50.safetensors --num-classes 5 --seed 1 > five.safetensors
     """
     from wsurgery.operations.new_head import new_head
 
-    history = History.of(checkpoint)
-    made = new_head(checkpoint, architecture=history.architecture, num_classes=num_classes, random=random)
-    return replace(made, history=history.with_architecture(num_classes=num_classes))
+    return new_head(checkpoint, num_classes=num_classes, random=random)

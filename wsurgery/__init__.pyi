@@ -357,6 +357,8 @@ class Pipeline:
     ) -> Pipeline:
         """Replace the classifier by a fresh random one for another number of classes (the same number redraws it).
 
+        An embedding that is tied to the classifier stays, tied to it no longer.
+
         Example: wsurgery new-head resnet50.safetensors --num-classes 5 --seed 1 > five.safetensors
         """
 

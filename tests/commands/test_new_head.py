@@ -1,9 +1,12 @@
 """new-head on every kind of head that timm's networks have."""
 
+import json
+
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, load_model, save_file, save_model
 
 # The classifiers: a linear layer, a convolution of 1×1, two of a distilled transformer, one a branch, behind attention.
 KINDS = {
@@ -78,3 +81,61 @@ def test_timm_s_siglip_has_the_shapes_of_reset_classifier(invoke, tmp_path):
     assert {name: x.shape for name, x in network.state_dict().items()} == {name: x.shape for name, x in after.items()}
     before = load_file(tmp_path / "x")
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"head.weight", "head.bias"}
+
+
+LANGUAGE = {  # the file has GPT-2's table as that of the head, and T5's as that of the decoder
+    "GPT2": ("GPT2LMHeadModel", {"n_embd": 8, "n_head": 2, "n_layer": 2}),
+    "T5": ("T5ForConditionalGeneration", {"d_model": 8, "d_kv": 4, "num_heads": 2, "num_layers": 1, "d_ff": 16}),
+}
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_an_embedding_that_is_tied_to_the_head_stays(family, piped, invoke, shell, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    network, sizes = LANGUAGE[family]
+    model = getattr(transformers, network)(getattr(transformers, f"{family}Config")(vocab_size=50, **sizes))
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    save_model(model, tmp_path / "x")
+    if piped:
+        done = shell("cat x | wsurgery new-head --num-classes 5 > y", tmp_path)
+        said = done.stderr.decode()
+    else:
+        said = invoke("new-head", tmp_path / "x", "--num-classes", 5, "-o", tmp_path / "y").stderr
+    assert "is no longer tied to" in said
+    after = load_file(tmp_path / "y")
+    with safe_open(tmp_path / "y", "pt") as file:
+        aliases = {name: after[tensor] for name, tensor in file.metadata().items() if tensor in after}
+    assert aliases.keys().isdisjoint(after)
+    after |= aliases
+    for name, x in before.items():
+        if name == "lm_head.weight":
+            assert after[name].shape == (5, 8)
+        else:
+            assert torch.equal(after[name], x), name
+    assert after.keys() == before.keys()
+
+
+def test_two_classifiers_that_are_tied_stay_tied(invoke, tmp_path):
+    network = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, depth=1, embed_dim=24)
+    network.head_dist = network.head
+    save_model(network, tmp_path / "x")
+    said = invoke("new-head", tmp_path / "x", "--num-classes", 5, "-o", tmp_path / "y").stderr
+    assert "tied" not in said
+    network.reset_classifier(5)
+    network.head_dist = network.head
+    load_model(network, tmp_path / "y", strict=True)
+
+
+def test_what_was_frozen_with_the_head_is_frozen_under_its_own_name(invoke, tmp_path):
+    """And the fresh head is not."""
+    x = torch.ones(50, 8)
+    save_file(
+        {"lm_head.weight": x, "model.norm.weight": torch.ones(8)},
+        tmp_path / "x",
+        metadata={"model.embed.weight": "lm_head.weight"},
+    )
+    invoke("freeze-spec", tmp_path / "x", "--only", "model.embed.*", "-o", tmp_path / "frozen")
+    invoke("new-head", tmp_path / "frozen", "--num-classes", 5, "-o", tmp_path / "y")
+    with safe_open(tmp_path / "y", "pt") as file:
+        assert json.loads(file.metadata()["wsurgery"])["freeze"] == ["model.embed.*"]

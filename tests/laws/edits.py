@@ -208,6 +208,8 @@ OF_EDITS: dict[str, list[Law]] = {
             "tests/commands/test_new_head.py::test_only_the_classifiers_are_new_and_the_file_loads_strictly"),
         Law("Fresh weights have the scale of `torch.nn.Linear`.",
             "tests/commands/test_small_edits.py::test_new_head_has_the_scale_of_torchs_linear_layers"),
+        Law("An embedding that is tied to the classifier stays, bit for bit.",
+            "tests/commands/test_new_head.py::test_an_embedding_that_is_tied_to_the_head_stays"),
     ],
     "permute": [
         Law("The network's outputs are the same to 1e-10, in float64, and so are each tensor's sorted values.",

@@ -1,17 +1,26 @@
 """The weights of convolutions and linear layers, and which block of a checkpoint is its head."""
 
+from collections.abc import Mapping
+
 from wsurgery.anatomy import HEAD, Selection, first_convolution, role_map
 from wsurgery.anatomy.roles import LAYERS
-from wsurgery.checkpoint import Checkpoint
+from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.dtypes import is_float, numpy_dtype
 from wsurgery.checkpoint.provenance import History
 from wsurgery.errors import UsageError, WsurgeryError, printable
 
 
-def placed(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return tensor name → block name, by the block map in the history if it has a head, else by the rules."""
+def placed(checkpoint: Checkpoint, tied: Mapping[str, TensorInfo] | None = None) -> dict[str, str]:
+    """Return tensor name → block name, by the block map in the history if it has a head, else by the rules.
+
+    Args:
+        checkpoint: open.
+        tied: its tensors by other names, which the rules place, too; a user's map has no place for them.
+    """
     own = History.of(checkpoint).blocks
-    return Selection(block_map=own if own and HEAD in own else None).place(checkpoint.tensors)
+    if own and HEAD in own:
+        return Selection(block_map=own).place(checkpoint.tensors)
+    return Selection().place({**checkpoint.tensors, **(tied or {})})
 
 
 def image_convolution(checkpoint: Checkpoint) -> str:

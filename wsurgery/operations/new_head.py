@@ -1,37 +1,38 @@
 """A fresh classifier for another number of classes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from wsurgery.anatomy import role_map
+from wsurgery.anatomy import HEAD, role_map
 from wsurgery.anatomy.architecture import last_weights
 from wsurgery.anatomy.roles import LAYERS
 from wsurgery.checkpoint import Checkpoint, TensorInfo
+from wsurgery.checkpoint.provenance import History
+from wsurgery.checkpoint.spool import spooled
 from wsurgery.errors import UsageError, WsurgeryError, printable
 from wsurgery.operations.arrays import Array, Compute, Map
 from wsurgery.operations.layers import placed
+from wsurgery.operations.names import frozen_after
 from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
-from wsurgery.operations.tensor_edit import Result, TensorEdit, copy
+from wsurgery.operations.tensor_edit import Result, TensorEdit
 
 _CLASSIFIERS = {"classifier", "fc", "head", "last_linear", "logits"}  # who of several outputs has the classes
 
 
-def new_head(
-    checkpoint: Checkpoint, *, architecture: dict[str, Any] | None, num_classes: int, random: RandomStream
-) -> Result:
+def new_head(checkpoint: Checkpoint, *, num_classes: int, random: RandomStream) -> Result:
     """Replace the classifier, weight and bias, by a fresh one; copy everything else.
 
     The classifier is each weight (classes, …) of a linear layer or convolution in the block `head`, and the bias
     (classes,) beside it. Both are uniform in ±1/√fan_in, torch's default for linear layers. Several (a distilled
-    transformer's two, Inception's auxiliary one) are all replaced. Attention pooling is none.
+    transformer's two, Inception's auxiliary one) are all replaced. Attention pooling is none. What is tied to one, and stands
+    outside the head (an embedding), keeps the old values under its own name.
 
     Args:
-        checkpoint: the network.
-        architecture: as its history records it; `num_classes` there, or else the weight that is called as classifiers are, or
-            else the head's last, which feeds no other of it, tells which tensors have one row a class.
+        checkpoint: the network. `num_classes` in its history, or else the weight that is called as classifiers are, or else
+            the head's last, which feeds no other of it, tells which tensors have one row a class.
         num_classes: rows of the new tensors; the old number redraws them.
         random: the draws of this edit.
 
@@ -39,10 +40,15 @@ def new_head(
         UsageError: the network has no head, by its tensors or by the classes that are recorded.
         WsurgeryError: no weight of the head has a row for each of the recorded classes.
     """
-    blocks, roles = placed(checkpoint), role_map(checkpoint.tensors)
-    layers = {name: x.shape for name, x in checkpoint.tensors.items() if roles[name] in LAYERS}
-    weights = [checkpoint.tensors[name] for name in last_weights(layers, blocks)]
-    classes = (architecture or {}).get("num_classes")
+    history = History.of(checkpoint)
+    aliases = history.aliases(checkpoint.tensors)
+    tied = {alias: replace(checkpoint.tensors[name], name=alias) for alias, name in aliases.items()}
+    blocks = placed(checkpoint, tied)
+    tensors = {name: tensor for name, tensor in (checkpoint.tensors | tied).items() if name in blocks}
+    roles = role_map(tensors)
+    layers = {name: x.shape for name, x in tensors.items() if roles[name] in LAYERS}
+    weights = [tensors[name] for name in last_weights(layers, blocks)]
+    classes = (history.architecture or {}).get("num_classes")
     if not weights or classes == 0:
         raise UsageError(
             f"{checkpoint.label} has no head to replace: make a network that has one with wsurgery init ARCH --num-classes "
@@ -58,19 +64,49 @@ def new_head(
             f"{checkpoint.label} records {printable(str(classes))} classes, and no weight of its head has as many rows: "
             f"{printable(weights[-1].name)} is {weights[-1].shape}"
         )
-    edits = []
-    for tensor in checkpoint.tensors.values():
-        module, _, part = tensor.name.rpartition(".")
+    beside: dict[str, TensorInfo] = {}  # what is replaced → the weight of its layer
+    for name, tensor in tensors.items():
+        module, _, part = name.rpartition(".")
         weight = classifiers.get(module)
-        if weight is None or (tensor is not weight and (part != "bias" or tensor.shape != (classes,))):
-            edits.append(copy(tensor, checkpoint))
-            continue
-        fresh = replace(tensor, shape=(num_classes, *tensor.shape[1:])).placed(tensor.start)
-        edits.append(TensorEdit(fresh, checkpoint, tensor, _draw(fresh, weight, replace(random, tensor=tensor.name))))
+        if weight and (tensor is weight or (part == "bias" and tensor.shape == (classes,))):
+            beside[name] = weight
+    old, new = _names(checkpoint, aliases, {*beside}, blocks)
+    if any(old[name] for name in new):
+        checkpoint = spooled(checkpoint)  # one tensor is read twice
+    edits = []
+    for name, tensor in checkpoint.tensors.items():
+        if old[name]:
+            edits.append(TensorEdit(replace(tensor, name=old[name][0]), checkpoint, tensor))
+        if name in new:
+            fresh = replace(tensor, name=new[name][0], shape=(num_classes, *tensor.shape[1:])).placed(tensor.start)
+            weight = next(beside[each] for each in new[name] if each in beside)
+            draw = _draw(fresh, weight, replace(random, tensor=fresh.name))
+            edits.append(TensorEdit(fresh, checkpoint, tensor, draw))
+    ties = {alias: first for first, *more in filter(None, [*old.values(), *new.values()]) for alias in more}
+    history = replace(history, others={k: v for k, v in history.others.items() if k not in aliases} | ties)
+    if apart := {name: old[name][0] for name in new if old[name]}:
+        history = replace(history, freeze=frozen_after(history.freeze, {name: name for name in old} | apart))
+    says = [f"{printable(alias)} is no longer tied to {printable(new[name][0])}" for name in new for alias in old[name]]
     others = [tensor for tensor in weights if tensor.shape[0] != classes]
-    kept = ", ".join(f"{printable(tensor.name)} {tensor.shape}" for tensor in others)
-    says = [f"replaced {', '.join(map(printable, classifiers))}, and kept the other outputs: {kept}"] if others else []
-    return Result(edits, says=says)
+    if others:
+        kept = ", ".join(f"{printable(tensor.name)} {tensor.shape}" for tensor in others)
+        says.append(f"replaced {', '.join(map(printable, classifiers))}, and kept the other outputs: {kept}")
+    return Result(edits, history.with_architecture(num_classes=num_classes), says=says)
+
+
+def _names(
+    checkpoint: Checkpoint, aliases: Mapping[str, str], replaced: set[str], blocks: Mapping[str, str]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Say under which names each tensor stays, and under which it is new: what is replaced, or tied to that in the head."""
+    old = {name: [name] for name in checkpoint.tensors}
+    for alias, name in aliases.items():
+        old[name].append(alias)
+    new = {}
+    for name, names in old.items():
+        if not replaced.isdisjoint(names):
+            new[name] = [each for each in names if each in replaced or blocks.get(each) == HEAD]
+            old[name] = [each for each in names if each not in new[name]]
+    return old, new
 
 
 def _draw(fresh: TensorInfo, weight: TensorInfo, random: RandomStream) -> Compute:
