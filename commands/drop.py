@@ -11,4 +11,5 @@ def drop(checkpoint: Checkpoint, selection: Selection) -> Result:
     """
     from wsurgery.operations.names import subset
 
-    return subset(checkpoint, checkpoint.tensors.keys() - selection.names(checkpoint.tensors))
+    names = checkpoint.tensors.keys() | selection.aliases.keys()
+    return subset(checkpoint, names - selection.every_name(checkpoint.tensors))

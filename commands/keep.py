@@ -11,4 +11,4 @@ def keep(checkpoint: Checkpoint, selection: Selection) -> Result:
     """
     from wsurgery.operations.names import subset
 
-    return subset(checkpoint, selection.names(checkpoint.tensors))
+    return subset(checkpoint, selection.every_name(checkpoint.tensors))

@@ -122,3 +122,32 @@ def test_a_task_vector_is_added_by_weights(invoke, tmp_path, monkeypatch):
     invoke("average", "base", "one", "two", "--weights", "0.2,0.4,0.4", "-o", "made")
     base, one, two = (values.astype(float) for values in x)
     np.testing.assert_allclose(load_file("made")["w"], base + 0.4 * (one - base) + 0.4 * (two - base), rtol=1e-6)
+
+
+def every_name(path) -> dict[str, np.ndarray]:
+    """The tensors, each under all of its names."""
+    tensors = load_file(path)
+    return tensors | {alias: tensors[name] for alias, name in metadata(path).items() if name in tensors}
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["--blocks head", "--upto stem", f"--only {EMBEDDING}", "--only model.*", "--role norm", f"--except {EMBEDDING}"],
+)
+def test_what_keep_keeps_and_drop_leaves_are_together_the_whole(part, pair, invoke):
+    """A tied tensor stays under those of its names that are not dropped."""
+    invoke("keep", "tied", *part.split(), "-o", "kept")
+    invoke("drop", "tied", *part.split(), "-o", "left")
+    whole, kept, left = map(every_name, ("tied", "kept", "left"))
+    assert kept.keys().isdisjoint(left)
+    assert kept.keys() | left.keys() == whole.keys()
+    for name, value in (kept | left).items():
+        np.testing.assert_array_equal(value, whole[name])
+
+
+def test_a_head_that_is_dropped_leaves_the_embedding_that_was_tied_to_it(pair, invoke):
+    done = invoke("drop", "tied", "--blocks", "head", "-o", "made")
+    assert done.stderr == f"{EMBEDDING} stays: it was tied to {HEAD}, which goes\n"
+    np.testing.assert_array_equal(load_file("made")[EMBEDDING], pair)
+    assert HEAD not in load_file("made")
+    assert metadata("made") == {"format": "pt"}

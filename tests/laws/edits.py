@@ -117,6 +117,8 @@ OF_EDITS: dict[str, list[Law]] = {
             "tests/commands/test_small_edits.py::test_drop_and_keep_share_the_tensors_out_and_the_freeze_specification_follows"),
         Law("Joined again, the two are the input: tensors, metadata and what is frozen.",
             "tests/commands/test_join.py::test_what_was_taken_apart_is_joined_again"),
+        Law("So they do where tensors are tied: each under those of its names that stay.",
+            "tests/commands/test_counterparts.py::test_what_keep_keeps_and_drop_leaves_are_together_the_whole"),
     ],
     "fetch": [
         Law("A commit gives the same bytes after the model has changed, and from the cache without a network.",

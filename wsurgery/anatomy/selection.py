@@ -73,6 +73,17 @@ class Selection:
         aliases = self._aliases_in(tensors)
         return {aliases.get(name, name) for name in self._all_names(tensors, beside)}
 
+    def every_name(self, tensors: Mapping[str, Described]) -> set[str]:
+        """Return the selected names, those that are aliases of tied tensors among them.
+
+        Raises:
+            UsageError: as `names`.
+        """
+        chosen = self._all_names(tensors)
+        if self.block_map is not None:  # by which an alias goes with its tensor
+            chosen |= {alias for alias, name in self.aliases.items() if name in chosen}
+        return chosen
+
     def unselected_ties(self, tensors: Mapping[str, Described]) -> set[str]:
         """Return the aliases that are selected without the tensor that they are, or not selected with it."""
         chosen = self._all_names(tensors)

@@ -10,7 +10,7 @@ from wsurgery.anatomy.blocks import user_block_map
 from wsurgery.checkpoint import Checkpoint
 from wsurgery.checkpoint.provenance import KEY, History
 from wsurgery.errors import UsageError, WsurgeryError, printable
-from wsurgery.operations.tensor_edit import Result, copies
+from wsurgery.operations.tensor_edit import Result, TensorEdit, copies
 
 
 def new_names(names: Iterable[str], pattern: str, replacement: str, *, chosen: Collection[str]) -> dict[str, str]:
@@ -73,17 +73,36 @@ def renamed_history(
 
 
 def subset(checkpoint: Checkpoint, stays: Collection[str]) -> Result:
-    """Keep some tensors of a checkpoint.
+    """Keep some tensors of a checkpoint; a tied one under those of its names that stay.
+
+    Args:
+        checkpoint: open.
+        stays: names of tensors, and aliases of tied ones.
 
     Raises:
         UsageError: none is left.
     """
     if not stays:
         raise UsageError("that is every tensor: a checkpoint without tensors is of no use")
-    history, names = History.of(checkpoint), {name: name for name in checkpoint.tensors if name in stays}
-    aliases = {alias: alias for alias in history.aliases(checkpoint.tensors)}
-    edits = [edit for edit in copies(checkpoint) if edit.tensor.name in stays]
-    return Result(edits, renamed_history(history, checkpoint.tensors, names, aliases))
+    history = History.of(checkpoint)
+    aliases = history.aliases(checkpoint.tensors)
+    names: dict[str, str] = {}  # tensor → the first of its names that stays
+    for name in (*checkpoint.tensors, *aliases):
+        if name in stays:
+            names.setdefault(aliases.get(name, name), name)
+    edits = [
+        TensorEdit(replace(tensor, name=names[name]), checkpoint, tensor)
+        for name, tensor in checkpoint.tensors.items()
+        if name in names
+    ]
+    ties = {alias: names[name] for alias, name in aliases.items() if alias in stays and alias != names[name]}
+    others = {key: text for key, text in history.others.items() if key not in aliases} | ties
+    says = [
+        f"{printable(new)} stays: it was tied to {printable(old)}, which goes"
+        for old, new in names.items()
+        if old != new
+    ]
+    return Result(edits, replace(history, freeze=frozen_after(history.freeze, names), others=others), says=says)
 
 
 def frozen_after(globs: Collection[str], names: dict[str, str]) -> tuple[str, ...]:
