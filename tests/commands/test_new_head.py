@@ -7,6 +7,7 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
+from timm.models.volo import VOLO
 
 # The classifiers: a linear layer, a convolution of 1×1, two of a distilled transformer, one a branch, behind attention.
 KINDS = {
@@ -139,3 +140,50 @@ def test_what_was_frozen_with_the_head_is_frozen_under_its_own_name(invoke, tmp_
     invoke("new-head", tmp_path / "frozen", "--num-classes", 5, "-o", tmp_path / "y")
     with safe_open(tmp_path / "y", "pt") as file:
         assert json.loads(file.metadata()["wsurgery"])["freeze"] == ["model.embed.*"]
+
+
+def roberta(classes):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.RobertaConfig(
+        vocab_size=9,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        num_labels=classes,
+    )
+    return transformers.RobertaForSequenceClassification(config)
+
+
+SMALL = {"depth": 1, "embed_dim": 24}
+AS_WIDE = {  # as many classes as the head's hidden layer has units, or as the other classifier has inputs
+    "convnext": lambda n: timm.create_model("convnext_atto", num_classes=n, dims=(8, 8, 8, 8), head_hidden_size=24),
+    "deit": lambda n: timm.create_model("deit_tiny_distilled_patch16_224", num_classes=n, **SMALL),
+    "roberta": roberta,
+    "volo": lambda n: VOLO(
+        (2,), img_size=32, num_classes=n, embed_dims=(24,), num_heads=(2,), outlook_attention=(False,), downsamples=(False,)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", AS_WIDE)
+def test_a_hidden_layer_with_a_row_a_class_stays(name, recorded, invoke, tmp_path):
+    before = AS_WIDE[name](24).state_dict()
+    architecture = {"name": name, "num_classes": 24, "in_chans": 3, "args": {}}
+    metadata = {"wsurgery": json.dumps({"architecture": architecture})} if recorded else None
+    save_file(before, tmp_path / "x", metadata=metadata)
+    invoke("new-head", tmp_path / "x", "--num-classes", 7, "-o", tmp_path / "y")
+    after, wanted = load_file(tmp_path / "y"), AS_WIDE[name](7).state_dict()
+    assert {key: x.shape for key, x in after.items()} == {key: x.shape for key, x in wanted.items()}
+    assert all(torch.equal(x, before[key]) for key, x in after.items() if x.shape == before[key].shape)
+
+
+def test_where_the_names_do_not_tell_either_it_is_refused(invoke, tmp_path):
+    tensors = {f"classifier.{i}.weight": torch.randn(24, 24) for i in (0, 2)}
+    save_file({"layer1.0.conv1.weight": torch.ones(8, 3, 3, 3), **tensors}, tmp_path / "x")
+    done = invoke("new-head", tmp_path / "x", "--num-classes", 7, "-o", tmp_path / "y", check=False)
+    assert done.exit_code == 1
+    assert "classifier.0.weight (24, 24) may be the classifier, or feed classifier.2.weight (24, 24)" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "y").exists()

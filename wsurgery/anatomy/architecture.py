@@ -24,11 +24,22 @@ _MAX_CONFIG = 10_000_000  # bytes; those with the names of 22,000 classes have 1
 # Attention pooling stands in the head, and has no row a class: timm's, and whatever learns what it asks for (SigLIP's, AIMv2's).
 _POOLING, _ASKED = "attn_pool.", (".probe", ".latent", ".cls_token")
 
+CLASSIFIERS = {"classifier", "fc", "head", "last_linear", "logits"}  # who of several outputs has the classes
+_LAST = {
+    *CLASSIFIERS,
+    "aux_head",
+    "dist_head",
+    "head_dist",
+    "linear",
+    "out_proj",
+}  # who is the last of several of one width
+
 
 def last_weights(shapes: Shapes, blocks: Mapping[str, str]) -> list[str]:
     """Name the weights of the head that have a row a class: those whose rows no other weight of it takes as its input.
 
-    Names are sorted in a file, so that `classifier` may stand before the `pre_classifier` which feeds it.
+    Names are sorted in a file, so that `classifier` may stand before the `pre_classifier` which feeds it. Where each may feed
+    another by its shape, it is those that are called as the last ones are, or else all.
 
     Args:
         shapes: tensor name → shape.
@@ -46,7 +57,13 @@ def last_weights(shapes: Shapes, blocks: Mapping[str, str]) -> list[str]:
     last = [
         name for name in heads if takers[shapes[name][0]] == (shapes[name][0] == shapes[name][1])
     ]  # none but itself
-    return last or heads
+    return last or [name for name in heads if is_last(name)] or heads
+
+
+def is_last(name: str) -> bool:
+    """Whether a weight of the head is called as one that feeds no other of it."""
+    module = name.rpartition(".")[0]
+    return module.rpartition(".")[2] in _LAST and ".pre_logits." not in f".{module}"
 
 
 def describe_architecture(

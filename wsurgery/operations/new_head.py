@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from wsurgery.anatomy import HEAD, role_map
-from wsurgery.anatomy.architecture import last_weights
+from wsurgery.anatomy.architecture import CLASSIFIERS, is_last, last_weights
 from wsurgery.anatomy.roles import LAYERS
 from wsurgery.checkpoint import Checkpoint, TensorInfo
 from wsurgery.checkpoint.provenance import History
@@ -19,7 +19,10 @@ from wsurgery.operations.random_init import random_init
 from wsurgery.operations.random_streams import RandomStream
 from wsurgery.operations.tensor_edit import Result, TensorEdit
 
-_CLASSIFIERS = {"classifier", "fc", "head", "last_linear", "logits"}  # who of several outputs has the classes
+_INSTEAD = (
+    "make a network that has one with wsurgery init ARCH --num-classes {}, or init --model FILE.py:CALLABLE, and transfuse this "
+    "one into it"
+)
 
 
 def new_head(checkpoint: Checkpoint, *, num_classes: int, random: RandomStream) -> Result:
@@ -38,7 +41,7 @@ def new_head(checkpoint: Checkpoint, *, num_classes: int, random: RandomStream) 
 
     Raises:
         UsageError: the network has no head, by its tensors or by the classes that are recorded.
-        WsurgeryError: no weight of the head has a row for each of the recorded classes.
+        WsurgeryError: no weight of the head has a row for each of the recorded classes, or which of several it is, is not known.
     """
     history = History.of(checkpoint)
     aliases = history.aliases(checkpoint.tensors)
@@ -51,12 +54,11 @@ def new_head(checkpoint: Checkpoint, *, num_classes: int, random: RandomStream) 
     classes = (history.architecture or {}).get("num_classes")
     if not weights or classes == 0:
         raise UsageError(
-            f"{checkpoint.label} has no head to replace: make a network that has one with wsurgery init ARCH --num-classes "
-            f"{num_classes}, or init --model FILE.py:CALLABLE, and transfuse this one into it (its blocks are "
-            f"{', '.join(_distinct(blocks))})"
+            f"{checkpoint.label} has no head to replace: {_INSTEAD.format(num_classes)} "
+            f"(its blocks are {', '.join(_distinct(blocks))})"
         )
     if classes is None:
-        named = [tensor for tensor in weights if tensor.name.rpartition(".")[0].rpartition(".")[2] in _CLASSIFIERS]
+        named = [tensor for tensor in weights if tensor.name.rpartition(".")[0].rpartition(".")[2] in CLASSIFIERS]
         classes = (named or weights)[-1].shape[0]
     classifiers = {tensor.name.rpartition(".")[0]: tensor for tensor in weights if tensor.shape[0] == classes}
     if not classifiers:
@@ -64,6 +66,13 @@ def new_head(checkpoint: Checkpoint, *, num_classes: int, random: RandomStream) 
             f"{checkpoint.label} records {printable(str(classes))} classes, and no weight of its head has as many rows: "
             f"{printable(weights[-1].name)} is {weights[-1].shape}"
         )
+    for tensor in classifiers.values():
+        taker = next((each for each in weights if each is not tensor and each.shape[1] == tensor.shape[0]), None)
+        if taker and not is_last(tensor.name):
+            raise WsurgeryError(
+                f"{checkpoint.label}: {printable(tensor.name)} {tensor.shape} may be the classifier, or feed "
+                f"{printable(taker.name)} {taker.shape}: {_INSTEAD.format(num_classes)}, with --except for the classifier"
+            )
     beside: dict[str, TensorInfo] = {}  # what is replaced → the weight of its layer
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
