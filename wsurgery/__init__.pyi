@@ -568,6 +568,9 @@ class Pipeline:
     ) -> Pipeline:
         """Keep pretrained weights up to a block (or in any other part); take the rest from --into, or draw it fresh.
 
+        Fresh tensors are drawn by role, as timm draws its ResNets. For those of another network's own initialisation, take them from
+        --into: wsurgery init ARCH | wsurgery transfuse SOURCE --upto BLOCK.
+
         Example: wsurgery transfuse resnet50.safetensors --upto block2
 
         Example: wsurgery init resnet50 --num-classes 5 | wsurgery transfuse resnet50.safetensors --upto block2 > init.safetensors
@@ -778,6 +781,9 @@ def transfuse(
     block_map: str | Path | Mapping[str, str | Sequence[str]] | None = None,
 ) -> Pipeline:
     """Keep pretrained weights up to a block (or in any other part); take the rest from --into, or draw it fresh.
+
+    Fresh tensors are drawn by role, as timm draws its ResNets. For those of another network's own initialisation, take them from
+    --into: wsurgery init ARCH | wsurgery transfuse SOURCE --upto BLOCK.
 
     Example: wsurgery transfuse resnet50.safetensors --upto block2
 

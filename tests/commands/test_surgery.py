@@ -146,6 +146,25 @@ def test_fresh_tensors_are_distributed_as_those_of_init(wsurgery, tmp_path):
             assert fresh[name].std() == pytest.approx(value.std(), rel=5 / value.size**0.5)
 
 
+@pytest.mark.parametrize("name", ["nfnet", "xcit_nano_12_p16_224", "edgenext_xx_small"])
+def test_fresh_gains_and_temperatures_are_those_of_timm(name, wsurgery, tmp_path):
+    import timm
+    from safetensors.torch import save_file as save_torch
+    from timm.models.nfnet import NfCfg, NormFreeNet
+
+    if name == "nfnet":
+        network = NormFreeNet(NfCfg((1, 1, 1, 1), (16, 16, 16, 16), stem_chs=8, group_size=8, skipinit=True))
+    else:
+        network = timm.create_model(name)
+    save_torch(network.state_dict(), tmp_path / "x")
+    wsurgery("transfuse", tmp_path / "x", "--blocks", "head", "--rest", "random", "-o", tmp_path / "fresh")
+    fresh = load_file(tmp_path / "fresh")
+    gains = {key: x.numpy() for key, x in network.state_dict().items() if key.endswith(("gain", "temperature"))}
+    assert gains
+    for key, x in gains.items():
+        np.testing.assert_array_equal(fresh[key], x)
+
+
 def test_resampling_leaves_integers_and_single_elements_alone(wsurgery, tmp_path):
     tensors = {
         "a.weight": np.array([[3.5]], np.float32),

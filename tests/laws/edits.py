@@ -306,7 +306,9 @@ OF_EDITS: dict[str, list[Law]] = {
             "tests/commands/test_surgery.py::test_transfuse_takes_each_tensor_bit_for_bit_from_where_it_says"),
         Law("The network that receives may be piped in or named: the tensors are the same.",
             "tests/commands/test_surgery.py::test_transfuse_reads_what_is_piped_in_and_shapes_may_differ_above"),
-        Law("Fresh tensors have the standard deviations of `init`, and its zeros and ones.",
+        Law("Fresh tensors of a ResNet have the standard deviations of `init`, and its zeros and ones.",
             "tests/commands/test_surgery.py::test_fresh_tensors_are_distributed_as_those_of_init"),
+        Law("Fresh gains and temperatures are those of timm.",
+            "tests/commands/test_surgery.py::test_fresh_gains_and_temperatures_are_those_of_timm"),
     ],
 }  # fmt: skip

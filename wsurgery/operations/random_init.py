@@ -17,8 +17,8 @@ def random_init(x: Array, *, role: str, fan_in: int, random: RandomStream, run: 
 
     Convolutions are He-normal over fan_out (each group's for depthwise ones); linear layers and biases are uniform in
     ±1/√fan_in, torch's default, a bias without a weight zero; norms are the identity; layer scales are 1e-5; embeddings and
-    other tables are Gaussian with standard deviation 0.02; other vectors are ones; integers are kept, but for batch norm's
-    counter.
+    other tables are Gaussian with standard deviation 0.02; other vectors, a gain or temperature of (n, 1, 1) too, are ones, and
+    the gain of a skipped branch 0; integers are kept, but for batch norm's counter.
 
     Args:
         x: the tensor that is replaced, for its shape and dtype (and, for batch norm, the part it plays).
@@ -32,8 +32,8 @@ def random_init(x: Array, *, role: str, fan_in: int, random: RandomStream, run: 
         return batch_norm_identity(x, part=part)
     if role == "integer":
         return x
-    if role == "norm" or (role == "other" and x.ndim <= 1):
-        return np.full(x.shape, 0 if part in ("bias", "beta") else 1, x.dtype)
+    if role == "norm" or (role == "other" and x.size == max(x.shape, default=1)):
+        return np.full(x.shape, 0 if part in ("bias", "beta", "skipinit_gain") else 1, x.dtype)
     if role == "layer_scale":
         return np.full(x.shape, LAYER_SCALE, x.dtype)
     if role == "bias" and not fan_in:
