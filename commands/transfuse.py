@@ -45,7 +45,7 @@ def transfuse(
 ) -> Result:
     """Keep pretrained weights up to a block (or in any other part); take the rest from --into, or draw it fresh.
 
-    Fresh tensors are drawn by role, as timm draws its ResNets. For those of another network's own initialisation, take them from
+    Fresh tensors are drawn by role, as timm draws its ResNets. For another network's own initialisation take them from
     --into: wsurgery init ARCH | wsurgery transfuse SOURCE --upto BLOCK.
 
     Example: wsurgery transfuse resnet50.safetensors --upto block2

@@ -372,6 +372,7 @@ class Pipeline:
         Channels, heads of attention and the units within them, and hidden units of MLPs change places: in all tensors that know
         them, batch norm's too. What a residual stream adds up is permuted as one. Inputs and outputs keep their order, and so do
         features where there is no head. It is for ResNets, CBR, VGG, DenseNet, EfficientNet, ConvNeXt, Mixer, ViT and plain MLPs.
+        These are believed to be chains: no file shows a shortcut between their layers, or a norm without weights.
 
         Example: wsurgery permute resnet50.safetensors --seed 1 > permuted.safetensors
         """
@@ -568,7 +569,7 @@ class Pipeline:
     ) -> Pipeline:
         """Keep pretrained weights up to a block (or in any other part); take the rest from --into, or draw it fresh.
 
-        Fresh tensors are drawn by role, as timm draws its ResNets. For those of another network's own initialisation, take them from
+        Fresh tensors are drawn by role, as timm draws its ResNets. For another network's own initialisation take them from
         --into: wsurgery init ARCH | wsurgery transfuse SOURCE --upto BLOCK.
 
         Example: wsurgery transfuse resnet50.safetensors --upto block2
@@ -782,7 +783,7 @@ def transfuse(
 ) -> Pipeline:
     """Keep pretrained weights up to a block (or in any other part); take the rest from --into, or draw it fresh.
 
-    Fresh tensors are drawn by role, as timm draws its ResNets. For those of another network's own initialisation, take them from
+    Fresh tensors are drawn by role, as timm draws its ResNets. For another network's own initialisation take them from
     --into: wsurgery init ARCH | wsurgery transfuse SOURCE --upto BLOCK.
 
     Example: wsurgery transfuse resnet50.safetensors --upto block2

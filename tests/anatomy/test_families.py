@@ -189,6 +189,12 @@ def test_what_no_rule_knows_is_refused_by_name(change, words):
     assert "net" in str(caught.value)
 
 
+def test_what_may_be_an_embedding_is_refused_in_an_mlp():
+    network = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    with pytest.raises(WsurgeryError, match=r"0\.weight .* may be an embedding"):
+        wsurgery.open(network).permute(seed=1).state_dict()
+
+
 def test_every_permutation_of_a_group_may_be_drawn():
     """Of three units all six orders, about equally often."""
     tensors = {"0.weight": np.arange(6, dtype="f4").reshape(3, 2), "1.weight": np.ones((2, 3), "f4")}

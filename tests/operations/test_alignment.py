@@ -262,7 +262,7 @@ def test_running_statistics_do_not_decide_who_matches(tmp_path):
 
 def test_elements_smaller_than_a_byte_are_refused(tmp_path):
     path = tmp_path / "packed"
-    tensors = [(TensorInfo(f"{i}.weight", "F4", (8, 8), 0, 0).placed(0), bytes(32)) for i in range(3)]
+    tensors = [(TensorInfo(f"{i}.weight", "F4", (8, n), 0, 0).placed(0), bytes(4 * n)) for i, n in enumerate((4, 8, 8))]
     write_checkpoint(path, tensors, {})
     with pytest.raises(WsurgeryError, match=r"0\.weight is F4, whose elements are smaller than a byte"):
         wsurgery.open(path).permute(seed=1).write(tmp_path / "out")

@@ -236,6 +236,12 @@ def _mlp(network: Network) -> None:
     """A chain of linear layers by their numbers, `fc1`, `fc2` or `layers.0`, `layers.2`, with batch norms between them."""
     modules = network.numbered(r"\D*\d+")
     linear = [module for module in modules if len(network.shapes.get(f"{module}.weight", ())) == 2]
+    shape = network.shapes[f"{linear[0]}.weight"] if linear else ()
+    if len(set(shape)) == 1 and f"{linear[0]}.bias" not in network:
+        raise WsurgeryError(
+            f"{network.what}, {printable(linear[0])}.weight {shape} without a bias may be an embedding, whose rows are inputs: "
+            "what may be permuted is not known"
+        )
     space = IMAGE
     for module in modules:
         if module in linear:
