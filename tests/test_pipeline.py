@@ -32,7 +32,7 @@ METHODS = {
     "freeze-spec": ("A --upto block1", lambda a: a.freeze_spec(upto="block1")),
     "gabor": ("A", lambda a: a.gabor()),
     "keep": ("A --except '*.bias'", lambda a: a.keep(except_=["*.bias"])),
-    "lerp": ("A B --t 2", lambda a: a.lerp("B", t=2)),
+    "lerp": ("A B --t 0.25", lambda a: a.lerp("B", t=0.25)),
     "low-rank": ("A --energy 0.5", lambda a: a.low_rank(energy=0.5)),
     "meanvar": ("A --bn meanvar --seed 1", lambda a: a.meanvar(bn="meanvar", seed=1)),
     "merge": (
