@@ -80,7 +80,7 @@ def here(tmp_path, monkeypatch):
     save_file({"decoder.weight": small_resnet()["fc.weight"]}, "C")
     for seed, name in enumerate("DE"):
         rng = np.random.default_rng(seed)
-        save_file({f"{i}.weight": rng.normal(size=(9, 9)).astype("f4") for i in range(3)}, name)
+        save_file({f"{i}.weight": rng.normal(size=(9, 9 if i else 8)).astype("f4") for i in range(3)}, name)
     (tmp_path / "map.json").write_text('{"first": ["conv1.*", "bn1.*"], "body": ["layer*"], "last": ["fc.*"]}')
     torch.save({"state_dict": {name: torch.from_numpy(x) for name, x in small_resnet(2).items()}}, "net.pth")
     return tmp_path
