@@ -395,9 +395,9 @@ class S3:
         while True:
             found = self._get(start, end)
             end = min(end, self.size)
-            data = bytearray()
+            pieces: list[bytes] = []
             try:
-                receiving = _receive(found["Body"], end - start, data)
+                receiving = _receive(found["Body"], end - start, pieces)
                 asyncio.run_coroutine_threadsafe(receiving, self._store.loop).result()
                 problem = "the connection dropped"
             except _TooSlow:
@@ -405,8 +405,9 @@ class S3:
                 raise OSError(errno.EIO, f"{problem}: try again later", self.label) from None
             except Exception as error:  # botocore's own, which are of no common kind
                 problem = f"the connection failed ({type(error).__name__})"
+            data = b"".join(pieces)
             start += len(data)
-            yield bytes(data)
+            yield data
             if start >= end:
                 return
             failures = 1 if len(data) >= _FEWEST else failures + 1
@@ -431,17 +432,18 @@ class S3:
         raise OSError(errno.EIO, problem, self.label)
 
 
-async def _receive(body: Any, wanted: int, data: bytearray) -> None:
-    """Append what comes to `data`, as long as it comes fast enough, and no more than is wanted."""
+async def _receive(body: Any, wanted: int, pieces: list[bytes]) -> None:
+    """Append what comes to `pieces`, as long as it comes fast enough, and no more than is wanted."""
     pace = _Pace()
     try:
-        while len(data) < wanted:
+        while wanted:
             began = time.monotonic()
-            piece = await body.read(min(_CHUNK, wanted - len(data)))
+            piece = await body.read(min(_CHUNK, wanted))
             pace.took(time.monotonic() - began, len(piece))
             if not piece:
                 return
-            data += piece
+            pieces.append(piece)
+            wanted -= len(piece)
     finally:
         body.close()
 
@@ -512,12 +514,12 @@ class RemoteFile(io.RawIOBase):
             self._end = end
 
     def _read(self, start: int, end: int) -> bytes:
-        data = bytearray()
+        chunks = []
         for chunk in self.remote.chunks(start, end):
             if self.closed:
                 break
-            data += chunk
-        return bytes(data)
+            chunks.append(chunk)
+        return b"".join(chunks)  # of one, as from S3, itself
 
     def _forget(self) -> None:
         for _, _, data in self._ranges:
