@@ -45,19 +45,30 @@ def proxy(moto):
 
 
 @pytest.fixture
-def bucket(proxy, monkeypatch):
+def speaks_s3(monkeypatch):
+    """Makes a server of this machine, by its port, the one that S3 is."""
+    s3fs = pytest.importorskip("s3fs")
+
+    def at(port: int) -> None:
+        for name, value in (
+            ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}"),
+            ("AWS_ACCESS_KEY_ID", "me"),
+            ("AWS_SECRET_ACCESS_KEY", SECRET),
+            ("AWS_DEFAULT_REGION", "us-east-1"),
+        ):
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    return at
+
+
+@pytest.fixture
+def bucket(proxy, speaks_s3):
     """A bucket of this test's own, `s3://NAME/`, and s3fs's view of it."""
     import s3fs
 
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}"),
-        ("AWS_ACCESS_KEY_ID", "me"),
-        ("AWS_SECRET_ACCESS_KEY", SECRET),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
     proxy.set(None, "", 0)
-    s3fs.S3FileSystem.clear_instance_cache()
+    speaks_s3(proxy.server_port)
     store = s3fs.S3FileSystem()
     name = f"b{time.monotonic_ns()}"
     store.mkdir(name)

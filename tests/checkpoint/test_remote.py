@@ -667,21 +667,14 @@ class EvilStore(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def evil_store(monkeypatch):
+def evil_store(speaks_s3):
     """An S3 that sends too much, or too little: `drips` says which; and its object `s3://bucket/x`."""
-    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
     header = json.dumps({"w": {"dtype": "U8", "shape": [40 * MB], "data_offsets": [0, 40 * MB]}}).encode()
     EvilStore.content, EvilStore.sent = len(header).to_bytes(8, "little") + header + bytes(40 * MB), 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), EvilStore)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "me"),
-        ("AWS_SECRET_ACCESS_KEY", "x"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    speaks_s3(server.server_port)
     yield EvilStore
     server.shutdown()
     server.server_close()
@@ -707,16 +700,9 @@ def test_an_s3_that_drips_is_given_up(evil_store, monkeypatch):
 @pytest.mark.parametrize(
     ("fault", "times"), [(503, 3), ("lost", 3), *(pytest.param(each, 5, marks=pytest.mark.slow) for each in (429, 500))]
 )
-def test_what_a_store_fails_to_give_for_a_while_is_read_in_the_end(fault, times, moto, resnet, tmp_path, monkeypatch):
+def test_what_a_store_fails_to_give_for_a_while_is_read_in_the_end(fault, times, moto, resnet, speaks_s3):
     with Proxy(moto) as proxy:
-        pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
-        for name, value in (
-            ("AWS_ACCESS_KEY_ID", "me"),
-            ("AWS_SECRET_ACCESS_KEY", "x"),
-            ("AWS_DEFAULT_REGION", "us-east-1"),
-        ):
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_port}")
+        speaks_s3(proxy.server_port)
         send(f"http://127.0.0.1:{moto}/reading")
         send(f"http://127.0.0.1:{moto}/reading/x", resnet.read_bytes())
         with open_checkpoint("s3://reading/x") as checkpoint:

@@ -167,9 +167,8 @@ def _origins(log: Sequence[Record]) -> Iterator[str | None]:
     """Yield of each input that no log explains the model of the hub that it is of; None of one from elsewhere."""
     for i, record in enumerate(log):
         for given in record.get("inputs", []):
-            flowed = i > 0 and not (
-                given.get("url") or given.get("blake3") or "log" in given
-            )  # the records before say it
+            # The records before say what flowed.
+            flowed = i > 0 and not (given.get("url") or given.get("blake3") or "log" in given)
             if given.get("log"):
                 yield from _origins(given["log"])
             elif not flowed:

@@ -131,10 +131,8 @@ def _images(history: History) -> str:
 
 def _settings(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     settings, usual = config.get("settings", {}), vars(Settings())
-    used = {
-        key: environment[key] for key in ("batch_size",) if key in environment
-    }  # fewer than were asked for, perhaps
-    settings = {key: used.get(key, value) for key, value in settings.items()}
+    if "batch_size" in environment:  # fewer than were asked for, perhaps
+        settings = {**settings, "batch_size": environment["batch_size"]}
     shown = [key for key in _ALWAYS if settings.get(key) is not None]
     shown += [
         key for key in settings if key not in (*_OWN, *_ALWAYS) and settings[key] not in (usual.get(key), [], None)

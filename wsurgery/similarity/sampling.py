@@ -164,9 +164,8 @@ class LayerSample:
             own = slice(*np.searchsorted(group, [i, i + 1]))
             self.draws.add_paired(_rows(a[own], b[own, :k]), i)
         waiting = torch.cat([self._last_a, a]) if len(self._last_a) else a
-        alone = min(
-            self.shift - len(self._last_a), len(b)
-        )  # those of B whose partner is at the end, or in another process
+        # Those of B whose partner is at the end, or in another process.
+        alone = min(self.shift - len(self._last_a), len(b))
         if alone:
             self._firsts_b.append(b[:alone, k:])
         if alone < len(b):

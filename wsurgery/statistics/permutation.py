@@ -59,10 +59,7 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, Signific
         x: (n,), n at least 3, not all the same.
         y: (n,).
     """
-    from scipy.stats import (
-        permutation_test,
-        rankdata,
-    )  # takes a second, which training, which knows this module, need not
+    from scipy.stats import permutation_test, rankdata  # takes a second; training knows this module, too
 
     # Ranks are multiples of a half, so that sums of their products are exact, and equal ones compare as equal.
     ranks = rankdata(x), rankdata(y)
